@@ -1,0 +1,80 @@
+"""Averages the weights of the last epochs of a training run into one checkpoint without optimizer state."""
+
+import argparse
+import os
+import re
+import sys
+
+import torch
+from omegaconf import OmegaConf
+
+sys.path.insert(1, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", ".."))  # works uninstalled too
+
+from kd_plugin.errors import KDPluginError  # noqa: E402
+from kd_plugin.teachers.loading import count_parameters, read_checkpoint  # noqa: E402
+
+
+def last_epochs(save_dir, count):
+    """Paths of the `count` newest checkpointEPOCH.pt, oldest first."""
+    epochs = sorted(int(m.group(1)) for m in (re.match(r"checkpoint(\d+)\.pt$", n) for n in os.listdir(save_dir)) if m)
+    if len(epochs) < count:
+        raise KDPluginError(
+            f"{save_dir} has {len(epochs)} epoch checkpoints, --last asks for {count}. "
+            "Remedy: train with --keep-last-epochs at least that, or average fewer"
+        )
+    return [os.path.join(save_dir, f"checkpoint{epoch}.pt") for epoch in epochs[-count:]]
+
+
+def average(paths):
+    """The last file's contents with the mean of all files' weights, summed in float64 and kept in float32."""
+    sums = {}
+    for path in paths:
+        state = read_checkpoint(path)
+        weights = state["model"]
+        if sums and sums.keys() != weights.keys():
+            raise KDPluginError(f"{path}: its parameters are not those of {paths[0]}. Remedy: average one run only")
+        for name, value in weights.items():
+            value = value.double() if value.is_floating_point() else value
+            sums[name] = sums[name] + value if name in sums and value.is_floating_point() else value
+    means, tied = {}, {}
+    for name, value in sums.items():
+        mean = (value / len(paths)).float() if value.is_floating_point() else value
+        # Tied weights share memory, so that they are stored once; they must go on doing so.
+        twin = tied.setdefault((weights[name].data_ptr(), weights[name].shape), mean)
+        means[name] = twin if torch.equal(twin, mean) else mean
+    state["model"] = means
+    state["last_optimizer_state"] = None
+    if state.get("cfg") is not None:
+        # Plain containers, as fairseq saves them: safe reading refuses pickled configuration objects.
+        state["cfg"] = OmegaConf.to_container(state["cfg"], resolve=True, enum_to_str=True)
+    return state
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("save_dir", help="--save-dir of the run")
+    parser.add_argument("--last", type=int, required=True, metavar="N", help="how many epochs")
+    parser.add_argument("--output", required=True, help="checkpoint to write")
+    args = parser.parse_args()
+    if args.last < 1:
+        parser.error("--last must be at least 1")
+    try:
+        paths = last_epochs(args.save_dir, args.last)
+        state = average(paths)
+    except (KDPluginError, OSError) as error:
+        raise SystemExit(f"average_checkpoints.py: {error}") from error
+    partial = f"{args.output}.{os.getpid()}.part"
+    try:
+        with open(partial, "wb") as file:
+            torch.save(state, file)
+            os.fsync(file.fileno())
+        os.replace(partial, args.output)
+    finally:
+        if os.path.exists(partial):
+            os.remove(partial)
+    first, last = os.path.basename(paths[0]), os.path.basename(paths[-1])
+    print(f"{args.output}: mean of {len(paths)} ({first} to {last}), {count_parameters(state):,} parameters")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+# What prepare-multi30k.sh and prepare-iwslt14.sh share; sourced, not run.
+#
+#   begin OUT SRC TGT  makes $tmp, a temporary folder beside OUT, with an empty $tmp/raw
+#   (the caller fills $tmp/raw with SPLIT.LANG, one sentence a line: train, valid, test, test1, …)
+#   finish             makes the rest there and renames the folder to OUT: OUT is whole or absent
+#
+# Understood by both: SPM, DICT (an existing model and dictionary), VOCAB, WORKERS, PYTHON.
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+PYTHON=${PYTHON:-$(command -v python || command -v python3 || true)}
+SPM=${SPM:-}
+DICT=${DICT:-}
+VOCAB=${VOCAB:-4000}
+WORKERS=${WORKERS:-1}
+
+die() {
+    echo "${0##*/}: $*" >&2
+    exit 1
+}
+
+corpus() {
+    "$PYTHON" "$here/corpus.py" "$@"
+}
+
+# download URL FILE: a file that is already there is kept, a broken download leaves nothing
+download() {
+    [ -s "$2" ] && return 0
+    echo "downloading $1"
+    if command -v curl >/dev/null; then
+        curl --fail --location --silent --show-error --retry 3 --output "$2.part" "$1" || { rm -f "$2.part"; die "download failed: $1"; }
+    elif command -v wget >/dev/null; then
+        wget --quiet --tries 3 --output-document "$2.part" "$1" || { rm -f "$2.part"; die "download failed: $1"; }
+    else
+        die "neither curl nor wget found: download $1 yourself and pass the local copy"
+    fi
+    mv "$2.part" "$2"
+}
+
+begin() {
+    [ -n "$PYTHON" ] || die "no python on PATH"
+    command -v fairseq-preprocess >/dev/null || die "fairseq-preprocess not found: activate the environment fairseq is in"
+    [ -z "$DICT" ] || [ -n "$SPM" ] || die "DICT needs SPM, the sentencepiece model whose pieces it lists"
+    local file
+    for file in "$SPM" "$DICT"; do
+        [ -z "$file" ] || [ -f "$file" ] || die "no such file: $file"
+    done
+    out=${1%/} src=$2 tgt=$3
+    mkdir -p "$(dirname "$out")"
+    tmp=$(mktemp -d "$out.tmp.XXXXXX")
+    trap 'rm -rf "$tmp"' EXIT
+    trap 'exit 130' INT TERM
+    mkdir "$tmp/raw" "$tmp/spm"
+}
+
+finish() {
+    local tests file
+    # Recorded in OUT, to tell a finished folder from one made of something else.
+    {
+        echo "pair $src-$tgt"
+        echo "text $(corpus fingerprint "$tmp"/raw/*)"
+        if [ -n "$SPM" ]; then
+            echo "spm $(corpus fingerprint "$SPM" ${DICT:+"$DICT"})"
+        else
+            echo "vocab $VOCAB"
+        fi
+    } >"$tmp/prepared.txt"
+    if [ -e "$out" ]; then
+        cmp -s "$tmp/prepared.txt" "$out/prepared.txt" && { echo "$out is there already, from the same input"; return 0; }
+        die "$out exists and is from other input or settings: remove it, or set OUT to another folder"
+    fi
+
+    if [ -n "$SPM" ]; then
+        cp "$SPM" "$tmp/spm.model"
+    else
+        corpus train-spm "$tmp/spm.model" "$VOCAB" "$tmp/raw/train.$src" "$tmp/raw/train.$tgt"
+    fi
+    if [ -n "$DICT" ]; then
+        cp "$DICT" "$tmp/dict.txt"
+    else
+        corpus write-dict "$tmp/spm.model" "$tmp/dict.txt"
+    fi
+    chmod u+w "$tmp/spm.model" "$tmp/dict.txt"
+    corpus encode "$tmp/spm.model" "$tmp/dict.txt" "$tmp/raw" "$tmp/spm"
+
+    tests=
+    for file in "$tmp"/spm/test*."$src"; do
+        file=${file##*/}
+        tests=$tests${tests:+,}spm/${file%."$src"}
+    done
+    ( # inside the folder: names without spaces, and no temporary path in fairseq's log
+        cd "$tmp"
+        fairseq-preprocess --source-lang "$src" --target-lang "$tgt" --srcdict dict.txt --joined-dictionary \
+            --trainpref spm/train --validpref spm/valid --testpref "$tests" --destdir data-bin --workers "$WORKERS"
+    ) >"$tmp/preprocess.log" 2>&1 || { cat "$tmp/preprocess.log" >&2; die "fairseq-preprocess failed"; }
+    corpus check "$tmp/data-bin" "$tmp/raw" "$src-$tgt"
+    rm "$tmp/preprocess.log"
+    chmod 755 "$tmp"
+    # os.rename refuses a folder that has appeared meanwhile; mv would move into it.
+    "$PYTHON" -c 'import os, sys; os.rename(*sys.argv[1:])' "$tmp" "$out"
+    echo "ready: $out (data-bin, raw, spm.model, dict.txt)"
+}

@@ -1,0 +1,54 @@
+#!/usr/bin/env bash
+# A student taught by a teacher beside it, then the average of its last epochs. KD=0 trains the same student without
+# the teacher: same data order, seed, updates and settings, so that the two may be compared.
+#
+#   distill.sh DATA_BIN TEACHER SAVE_DIR [further fairseq-train flags]      → SAVE_DIR/averaged.pt
+#
+# TEACHER is a checkpoint, or several: a.pt:b.pt (see TEACHER_WEIGHTS). With KD=0 it is not read.
+# Each value below can be set from outside: `ALPHA=0.3 distill.sh …`. Run again after an interruption, it resumes.
+set -euo pipefail
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+[ $# -ge 3 ] || { echo "usage: ${0##*/} DATA_BIN TEACHER SAVE_DIR [further fairseq-train flags]" >&2; exit 2; }
+data=$1 teacher=$2 save_dir=$3
+shift 3
+
+KD=${KD:-1}
+ALPHA=${ALPHA:-0.5} # weighs the cross-entropy: 1 is plain training, 0 listens to the teacher alone
+TEMPERATURE=${TEMPERATURE:-1.0}
+TEACHER_WEIGHTS=${TEACHER_WEIGHTS:-} # of several teachers: 0.7,0.3
+ENCODER_LAYERS=${ENCODER_LAYERS:-2}
+DECODER_LAYERS=${DECODER_LAYERS:-2}
+DIM=${DIM:-64}
+FFN=${FFN:-128}
+HEADS=${HEADS:-4}
+DROPOUT=${DROPOUT:-0.1}
+LABEL_SMOOTHING=${LABEL_SMOOTHING:-0.1}
+LR=${LR:-0.005}
+WARMUP=${WARMUP:-2000}
+MAX_TOKENS=${MAX_TOKENS:-4096}
+UPDATE_FREQ=${UPDATE_FREQ:-1}
+MAX_EPOCH=${MAX_EPOCH:-38}
+AVERAGE=${AVERAGE:-8}
+SEED=${SEED:-1}
+# With KD=0 the plugin takes no part in the training; it lets torch >= 2.6 read fairseq's checkpoints when resuming.
+USER_DIR=${USER_DIR:-$(cd "$here/../../kd_plugin" && pwd)}
+
+if [ "$KD" = 0 ]; then
+    objective=(--task translation --criterion label_smoothed_cross_entropy)
+else
+    objective=(--task distillation_translation --teacher-path "$teacher"
+        --criterion kd_label_smoothed_cross_entropy --kd-alpha "$ALPHA" --kd-temperature "$TEMPERATURE")
+    [ -z "$TEACHER_WEIGHTS" ] || objective+=(--teacher-weights "$TEACHER_WEIGHTS")
+fi
+
+fairseq-train "$data" --user-dir "$USER_DIR" --save-dir "$save_dir" --seed "$SEED" \
+    "${objective[@]}" --label-smoothing "$LABEL_SMOOTHING" \
+    --arch transformer --share-all-embeddings --dropout "$DROPOUT" \
+    --encoder-layers "$ENCODER_LAYERS" --encoder-embed-dim "$DIM" --encoder-ffn-embed-dim "$FFN" --encoder-attention-heads "$HEADS" \
+    --decoder-layers "$DECODER_LAYERS" --decoder-embed-dim "$DIM" --decoder-ffn-embed-dim "$FFN" --decoder-attention-heads "$HEADS" \
+    --optimizer adam --adam-betas '(0.9, 0.98)' --lr "$LR" --lr-scheduler inverse_sqrt --warmup-updates "$WARMUP" \
+    --max-tokens "$MAX_TOKENS" --update-freq "$UPDATE_FREQ" --required-batch-size-multiple 1 --max-epoch "$MAX_EPOCH" \
+    --best-checkpoint-metric nll_loss --keep-last-epochs "$AVERAGE" --update-epoch-batch-itr True \
+    --log-format simple --log-interval 100 "$@"
+
+"${PYTHON:-python}" "$here/average_checkpoints.py" "$save_dir" --last "$AVERAGE" --output "$save_dir/averaged.pt"

@@ -1,0 +1,36 @@
+#!/usr/bin/env bash
+# Translates the test sets of a prepared folder and scores them: one row a test set, appended to a Markdown table.
+#
+#   evaluate.sh PREPARED CHECKPOINT [NAME]      e.g. evaluate.sh multi30k.en-de student/averaged.pt "student, KD"
+#
+# PREPARED is what prepare-*.sh made. Translations go to a folder CHECKPOINT.translations beside the checkpoint.
+# Variables: RESULTS (results.md), TESTS (all of PREPARED: "test test1"), BEAM, MAX_TOKENS, USER_DIR.
+set -euo pipefail
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+[ $# -ge 2 ] || { echo "usage: ${0##*/} PREPARED CHECKPOINT [NAME]" >&2; exit 2; }
+prepared=${1%/} checkpoint=$2 name=${3:-$2}
+
+RESULTS=${RESULTS:-results.md}
+BEAM=${BEAM:-5}
+MAX_TOKENS=${MAX_TOKENS:-4096}
+USER_DIR=${USER_DIR:-$(cd "$here/../../kd_plugin" && pwd)}
+
+[ -f "$prepared/prepared.txt" ] || { echo "${0##*/}: $prepared was not made by prepare-*.sh" >&2; exit 1; }
+[ -f "$checkpoint" ] || { echo "${0##*/}: no such checkpoint: $checkpoint" >&2; exit 1; }
+pair=$(sed -n 's/^pair //p' "$prepared/prepared.txt")
+src=${pair%-*} tgt=${pair#*-}
+TESTS=${TESTS:-$(cut -d' ' -f1 "$prepared/testsets.txt")}
+out=$checkpoint.translations
+mkdir -p "$out"
+
+for test in $TESTS; do
+    # Nothing is skipped: a multiple of 8 would drop the last sentences of a set in newer fairseq.
+    fairseq-generate "$prepared/data-bin" --user-dir "$USER_DIR" --task translation --source-lang "$src" --target-lang "$tgt" \
+        --path "$checkpoint" --gen-subset "$test" --beam "$BEAM" --remove-bpe sentencepiece \
+        --max-tokens "$MAX_TOKENS" --required-batch-size-multiple 1 --results-path "$out" >"$out/$test.log" 2>&1 || {
+        cat "$out/$test.log" >&2
+        exit 1
+    }
+    "${PYTHON:-python}" "$here/score.py" "$out/generate-$test.txt" --reference "$prepared/raw/$test.$tgt" --hypotheses "$out/$test.$tgt" \
+        --name "$name" --test-set "$(sed -n "s/^$test //p" "$prepared/testsets.txt")" --results "$RESULTS"
+done

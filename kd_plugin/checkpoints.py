@@ -1,0 +1,46 @@
+"""A student's checkpoint is an ordinary fairseq checkpoint: no plugin, teacher or teacher path is needed or named in it."""
+
+import argparse
+from dataclasses import fields
+from typing import Any, Dict
+
+from fairseq.criterions.label_smoothed_cross_entropy import LabelSmoothedCrossEntropyCriterionConfig
+from fairseq.tasks.translation import TranslationConfig
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from kd_plugin.models.student_transformer import STUDENT_ARCHITECTURES
+
+STOCK_TASK = "translation"
+STOCK_CRITERION = "label_smoothed_cross_entropy"
+
+
+def describe_as_stock(cfg: DictConfig, private_fields: Any) -> None:
+    """Change, in place, the configuration that fairseq's trainer writes into every checkpoint.
+
+    fairseq-generate, fairseq-validate, from_pretrained and converters build task, criterion and model from it, so
+    it names the stock ones that read the same model; every size of the architecture is already written out.
+
+    Args:
+        cfg: the root configuration that the trainer holds
+        private_fields: names of the plugin's own fields, which the command line also copies into cfg.model
+    """
+    with open_dict(cfg):
+        cfg.common.user_dir = None
+        cfg.task = _only(cfg.task, TranslationConfig, STOCK_TASK)
+        cfg.criterion = _only(cfg.criterion, LabelSmoothedCrossEntropyCriterionConfig, STOCK_CRITERION)
+        model = cfg.model
+        if isinstance(model, argparse.Namespace):
+            for name in list(vars(model)):
+                if name in private_fields:
+                    delattr(model, name)
+            model.user_dir, model.task, model.criterion = None, STOCK_TASK, STOCK_CRITERION
+            if model.arch in STUDENT_ARCHITECTURES:
+                model.arch = model._name = "transformer"
+        elif model.get("_name") in STUDENT_ARCHITECTURES:
+            model._name = "transformer"
+
+
+def _only(node: DictConfig, dataclass: type, name: str) -> Dict[str, Any]:
+    # a new node: fields of a structured one cannot be deleted
+    values = OmegaConf.to_container(node, resolve=True, enum_to_str=True)
+    return {**{field.name: values[field.name] for field in fields(dataclass) if field.name in values}, "_name": name}

@@ -1,0 +1,67 @@
+"""`kd-plugin VERB …`: a thin front; each verb's own module declares its options and does the work."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from typing import Dict, NamedTuple, Optional, Sequence
+
+from kd_plugin.errors import KDPluginError
+from kd_plugin.version import __version__
+
+
+class Verb(NamedTuple):
+    help: str
+    # The module is imported only when its verb is asked for. It defines `add_arguments(parser)`
+    # and `run(args) -> int`, the exit status.
+    module: str
+
+
+VERBS: Dict[str, Verb] = {
+    "doctor": Verb("check this installation and, on request, teacher files", "kd_plugin.doctor"),
+    "path": Verb('print the directory for --user-dir "$(kd-plugin path)"', "kd_plugin.cli"),
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """`path` takes no options."""
+
+
+def run(args: argparse.Namespace) -> int:
+    """`path`: the absolute directory of the package, alone on one line, for command substitution."""
+    print(os.path.dirname(os.path.abspath(__file__)))
+    return 0
+
+
+def build_parser(verb: Optional[str] = None) -> argparse.ArgumentParser:
+    """All verbs by name; the options of `verb` alone, so that no other verb's module is imported."""
+    parser = argparse.ArgumentParser(
+        prog="kd-plugin", description="Knowledge distillation in plain fairseq-train: the tools around the plugin."
+    )
+    parser.add_argument("--version", action="version", version=f"kd-plugin {__version__}")
+    subparsers = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    for name, row in VERBS.items():
+        subparser = subparsers.add_parser(name, help=row.help, description=row.help, allow_abbrev=False)
+        if name == verb:
+            module = importlib.import_module(row.module)
+            module.add_arguments(subparser)
+            subparser.set_defaults(run=module.run)
+    return parser
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """Exit status: 0 done, 1 a `KDPluginError` (or what the verb says), 2 wrong usage."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    verb = next((argument for argument in arguments if not argument.startswith("-")), None)
+    try:
+        args = build_parser(verb).parse_args(arguments)
+        return int(args.run(args))
+    except KDPluginError as error:
+        print(f"kd-plugin: error: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

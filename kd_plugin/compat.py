@@ -1,0 +1,190 @@
+"""What differs between the fairseq distributions and the torch and numpy versions, in one place."""
+
+import argparse
+import collections
+import contextlib
+import importlib.util
+import pickle
+import re
+import types
+from typing import Any, Callable, Dict, Iterator, List, Tuple
+from unittest import mock
+
+import numpy as np
+import torch
+
+from kd_plugin.errors import KDPluginError
+
+
+def _version(text: str) -> Tuple[int, ...]:
+    return tuple(int(number) for number in re.findall(r"\d+", text)[:2])
+
+
+TORCH_VERSION = _version(torch.__version__)
+# below, torch.load(weights_only=True) itself could be made to run code (CVE-2025-32434, CVE-2026-24747)
+TRUSTED_TORCH = (2, 10)
+# torch.serialization.safe_globals, the exact allow-list of weights_only, came with this version
+HAS_SAFE_GLOBALS = TORCH_VERSION >= (2, 5)
+# kept, because `fairseq_reads_safely` puts another in its place for a while
+_TORCH_LOAD = torch.load
+
+
+def require_fairseq() -> None:
+    """Raise KDPluginError with the remedy where no fairseq is installed."""
+    if importlib.util.find_spec("fairseq") is None:
+        raise KDPluginError(
+            "fairseq is not installed. Remedy: pip install 'kd-plugin[fairseq]' "
+            "(fairseq 0.12.2 below Python 3.11, fairseq-fixed 0.12.3.1 from 3.11)"
+        )
+
+
+def fairseq_distribution() -> str:
+    """`name:version` of the installed distribution that provides `import fairseq`."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    for name in ("fairseq-fixed", "fairseq"):
+        try:
+            return f"{name}:{version(name)}"
+        except PackageNotFoundError:
+            continue
+    import fairseq
+
+    return f"fairseq:{fairseq.__version__}"
+
+
+def _allowed_types() -> Dict[str, Any]:
+    """Everything beyond tensors and plain containers that a fairseq checkpoint holds, by its pickled name.
+
+    argparse.Namespace carries the flags of the run; the numpy entries appear once --eval-bleu logged its counts.
+    None of them runs code when it is rebuilt.
+    """
+    multiarray = np._core.multiarray if hasattr(np, "_core") else np.core.multiarray  # numpy 2 renamed it
+    allowed: Dict[str, Any] = {"argparse.Namespace": argparse.Namespace, "numpy.ndarray": np.ndarray}
+    allowed["numpy.dtype"] = np.dtype
+    for module in ("numpy.core.multiarray", "numpy._core.multiarray"):
+        allowed[f"{module}._reconstruct"] = multiarray._reconstruct
+        allowed[f"{module}.scalar"] = multiarray.scalar
+    for code in "?bhilqBHILQefd":
+        dtype_class = type(np.dtype(code))
+        allowed[f"{dtype_class.__module__}.{dtype_class.__name__}"] = dtype_class
+    return allowed
+
+
+def _safe_globals() -> List[Any]:
+    # (object, name) pairs are understood from torch 2.6 on; 2.5 derives the name itself
+    allowed = _allowed_types()
+    return [(value, name) for name, value in allowed.items()] if TORCH_VERSION >= (2, 6) else list(allowed.values())
+
+
+def allow_fairseq_checkpoints() -> None:
+    """Let stock fairseq load and resume fairseq checkpoints on torch >= 2.6, where weights_only is the default.
+
+    fairseq calls torch.load with no argument, so the exact types go onto torch's own allow-list; weights_only stays
+    on, and anything else in a file is still refused.
+    """
+    if HAS_SAFE_GLOBALS:
+        torch.serialization.add_safe_globals(_safe_globals())
+
+
+def load_safely(file: Any, map_location: Any = "cpu") -> Any:
+    """torch.load that never runs code from the file: weights_only with the exact allow-list of `_allowed_types`.
+
+    Raises pickle.UnpicklingError naming the first type that is not on the list.
+    """
+    if HAS_SAFE_GLOBALS:
+        with torch.serialization.safe_globals(_safe_globals()):
+            return _TORCH_LOAD(file, map_location=map_location, weights_only=True)
+    return _TORCH_LOAD(file, map_location=map_location, pickle_module=_restricted_pickle())
+
+
+@contextlib.contextmanager
+def fairseq_reads_safely() -> Iterator[None]:
+    """Inside, fairseq's own checkpoint reading goes through `load_safely`, on every torch version."""
+
+    def load(file: Any, map_location: Any = "cpu", **_: Any) -> Any:
+        return load_safely(file, map_location)
+
+    with mock.patch.object(torch, "load", load):
+        yield
+
+
+def _restricted_pickle() -> types.ModuleType:
+    """A stand-in for the pickle module for torch < 2.5, whose weights_only has no allow-list to extend."""
+    allowed = _allowed_types()
+    allowed["collections.OrderedDict"] = collections.OrderedDict
+    for name in ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_parameter"):
+        allowed[f"torch._utils.{name}"] = getattr(torch._utils, name)
+    for name in ("Float", "Double", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool"):
+        allowed[f"torch.{name}Storage"] = getattr(torch, f"{name}Storage")
+    for dtype in ("float16", "float32", "float64", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool"):
+        allowed[f"torch.{dtype}"] = getattr(torch, dtype)
+    allowed["torch.Size"] = torch.Size
+    # the names under which the same objects appear on Python 2 pickles are left out on purpose
+    buildable = (argparse.Namespace, collections.OrderedDict, np.ndarray, np.dtype, torch.Tensor)
+
+    # the pure-Python unpickler, because only it lets BUILD be guarded
+    base: Any = pickle._Unpickler  # type: ignore[attr-defined]
+
+    class Unpickler(base):  # type: ignore[misc]
+        dispatch = dict(base.dispatch)
+
+        def find_class(self, module: str, name: str) -> Any:
+            full_name = f"{module}.{name}"
+            if full_name not in allowed:
+                raise pickle.UnpicklingError(f"Unsupported global: GLOBAL {full_name}")
+            return allowed[full_name]
+
+        def load_build(self) -> None:
+            # BUILD on a class or function would set attributes on it: only instances of these are filled in
+            if not isinstance(self.stack[-2], buildable):
+                raise pickle.UnpicklingError(f"Unsupported global: GLOBAL {self.stack[-2]!r} (state for it)")
+            base.load_build(self)
+
+        dispatch[pickle.BUILD[0]] = load_build
+
+    def load(file: Any, **arguments: Any) -> Any:
+        return Unpickler(file, **arguments).load()
+
+    module = types.ModuleType("kd_plugin_restricted_pickle")
+    module.Unpickler = Unpickler  # type: ignore[attr-defined]
+    module.load = load  # type: ignore[attr-defined]
+    return module
+
+
+def disable_better_transformer(model: torch.nn.Module) -> None:
+    """Keep a loaded, never trained encoder off fairseq 0.12.2's BetterTransformer path.
+
+    It dies on torch >= 2.0, and below it ignores hooks and gives batch-first states.
+    """
+    for module in model.modules():
+        if hasattr(module, "can_use_fastpath"):
+            module.can_use_fastpath = False
+            module.ever_training = True
+
+
+def refuse_idle_ranks(parser: argparse.ArgumentParser) -> None:
+    """Make `parser` refuse the flags with which fairseq exits 0 having trained nothing.
+
+    With --distributed-init-method and without --distributed-no-spawn fairseq spawns min(GPUs, world size) processes:
+    none on a machine without a GPU. No task is ever set up then, so the command line is the last place to say so.
+    """
+    parse: Callable[..., argparse.Namespace] = parser.parse_args
+
+    def parse_args(*arguments: Any, **keywords: Any) -> argparse.Namespace:
+        args = parse(*arguments, **keywords)
+        if (
+            getattr(args, "distributed_init_method", None) is not None
+            and not getattr(args, "distributed_no_spawn", False)
+            and torch.cuda.device_count() == 0
+        ):
+            raise KDPluginError(
+                "--distributed-init-method without --distributed-no-spawn on a machine without a GPU: fairseq would "
+                "start no process, train nothing and exit 0. Remedy: start one process a rank, each with "
+                "--cpu --distributed-no-spawn --distributed-rank RANK --distributed-backend gloo "
+                "--ddp-backend legacy_ddp"
+            )
+        return args
+
+    parser.parse_args = parse_args  # type: ignore[method-assign]
+
+

@@ -1,0 +1,3 @@
+from kd_plugin.criterions.kd_label_smoothed_cross_entropy import KDLabelSmoothedCrossEntropyCriterion
+
+__all__ = ["KDLabelSmoothedCrossEntropyCriterion"]

@@ -1,0 +1,3 @@
+from kd_plugin.models.student_transformer import STUDENT_ARCHITECTURES
+
+__all__ = ["STUDENT_ARCHITECTURES"]

@@ -1,0 +1,41 @@
+"""The one line that identifies a run."""
+
+import torch
+
+from kd_plugin.compat import fairseq_distribution
+from kd_plugin.version import __version__
+
+
+def run_signature(criterion, teacher=None) -> str:
+    """`kd|alpha:0.5|T:2.0|…`: everything that decides what a run learns from its teacher, and with which software.
+
+    Values that a schedule moves are written start>end:schedule:updates.
+    """
+    fields = [
+        f"alpha:{_scheduled(criterion, criterion.kd_alpha, criterion.kd_alpha_end)}",
+        f"T:{_scheduled(criterion, criterion.kd_temperature, criterion.kd_temperature_end)}",
+        f"div:{criterion.kd_divergence}",
+        f"ls:{criterion.eps}",
+        "select:all",
+    ]
+    if teacher is None:
+        fields.append("teacher:none")
+    else:
+        weights = teacher.weights() if len(teacher.members) > 1 else [1.0]
+        for member, weight in zip(teacher.members, weights):
+            share = f"*{weight:g}" if weight != 1.0 else ""
+            fields.append(f"teacher:sha256:{member.sha256[:8]}({_millions(member.parameters)}){share}")
+        remapped = any(m.source_indices is not None or m.target_indices is not None for m in teacher.members)
+        fields.append("vocab:remapped" if remapped else "vocab:ok")
+    fields += [fairseq_distribution(), f"torch:{torch.__version__}", f"kd_plugin:{__version__}"]
+    return "kd|" + "|".join(fields)
+
+
+def _scheduled(criterion, start: float, end) -> str:
+    if end is None:
+        return f"{start}"
+    return f"{start}>{end}:{criterion.kd_schedule}:{criterion.kd_schedule_updates}"
+
+
+def _millions(parameters: int) -> str:
+    return f"{parameters / 1e6:.1f}M" if parameters >= 50_000 else f"{parameters}"

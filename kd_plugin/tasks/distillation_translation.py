@@ -1,0 +1,172 @@
+"""The task: fairseq's translation with a frozen teacher beside the student."""
+
+import logging
+from argparse import ArgumentParser
+from dataclasses import dataclass, field, fields
+from typing import Any, List, Optional
+
+from fairseq import utils
+from fairseq.dataclass import ChoiceEnum
+from fairseq.tasks import TASK_REGISTRY, register_task
+from fairseq.tasks.translation import TranslationConfig, TranslationTask
+from omegaconf import DictConfig
+
+from kd_plugin.checkpoints import describe_as_stock
+from kd_plugin.compat import refuse_idle_ranks
+from kd_plugin.criterions.kd_label_smoothed_cross_entropy import (
+    KDLabelSmoothedCrossEntropyCriterion,
+    KDLabelSmoothedCrossEntropyCriterionConfig,
+)
+from kd_plugin.errors import KDPluginError
+from kd_plugin.signature import run_signature
+from kd_plugin.teachers.loading import load_teacher, parse_overrides
+from kd_plugin.teachers.online import TEACHER_DTYPES, OnlineTeacher
+
+logger = logging.getLogger(__name__)
+
+TASK_NAME = "distillation_translation"
+
+
+@dataclass
+class DistillationTranslationConfig(TranslationConfig):
+    teacher_path: Optional[str] = field(
+        default=None,
+        metadata={
+            "help": "checkpoint of the teacher; several, separated by colons, make an ensemble. The architecture is "
+            "read from the checkpoint itself"
+        },
+    )
+    # Any: a string on the command line, a list or mapping in YAML
+    teacher_weights: Any = field(
+        default=None,
+        metadata={
+            "help": "one weight per teacher of an ensemble, separated by commas, scaled to sum 1: the mixture of the "
+            "teachers' probabilities is distilled. Default: equal weights"
+        },
+    )
+    teacher_overrides: Any = field(
+        default="{}",
+        metadata={
+            "help": "JSON dictionary of fields to replace in the teacher's own configuration, e.g. '{\"data\": "
+            "\"DATA_BIN\"}' for the folder of its dictionaries"
+        },
+    )
+    teacher_dtype: ChoiceEnum(["auto", *TEACHER_DTYPES]) = field(  # type: ignore[valid-type]
+        default="auto",
+        metadata={"help": "dtype of the teacher; auto: as the student computes on a GPU, fp32 on a CPU"},
+    )
+    teacher_sha256: Optional[str] = field(
+        default=None,
+        metadata={
+            "help": "refuse any other file as teacher: the sha256 of each --teacher-path, separated by colons "
+            "(kd-plugin doctor --teacher PATH prints it)"
+        },
+    )
+
+
+PRIVATE_FIELDS = {
+    own.name
+    for own_config, stock_config in (
+        (DistillationTranslationConfig, TranslationConfig),
+        (KDLabelSmoothedCrossEntropyCriterionConfig, KDLabelSmoothedCrossEntropyCriterionConfig.__mro__[1]),
+    )
+    for own in fields(own_config)
+    if own.name not in {stock.name for stock in fields(stock_config)}
+}
+
+
+@register_task(TASK_NAME, dataclass=DistillationTranslationConfig)
+class DistillationTranslationTask(TranslationTask):
+    """Translation whose criterion may ask `task.teacher` about the target tokens of a batch.
+
+    Without training (fairseq-generate, fairseq-interactive) it is plain translation and no teacher is loaded.
+    """
+
+    cfg: DistillationTranslationConfig
+
+    def __init__(self, cfg: DistillationTranslationConfig, src_dict, tgt_dict):
+        super().__init__(cfg, src_dict, tgt_dict)
+        self.teacher: Optional[OnlineTeacher] = None
+        self.num_updates = 0
+        self._signature = ""
+
+    @classmethod
+    def add_args(cls, parser):
+        super().add_args(parser)
+        # at import, fairseq also calls this with a mere group of arguments, for its documentation
+        if isinstance(parser, ArgumentParser):
+            refuse_idle_ranks(parser)
+
+    def build_criterion(self, cfg, *args, **kwargs):
+        """Called where training starts, before data are loaded: a bad teacher is refused here."""
+        self._load_teacher()
+        criterion = super().build_criterion(cfg, *args, **kwargs)
+        if isinstance(criterion, KDLabelSmoothedCrossEntropyCriterion):
+            self._signature = run_signature(criterion, self.teacher)
+            logger.info(self._signature)
+        elif self.teacher is not None:
+            raise KDPluginError(
+                f"--teacher-path is given, but the criterion {type(criterion).__name__} asks no teacher. Remedy: "
+                "--criterion kd_label_smoothed_cross_entropy, or leave --teacher-path out"
+            )
+        return criterion
+
+    def _load_teacher(self) -> None:
+        if not self.cfg.teacher_path:
+            for name in ("teacher_weights", "teacher_sha256"):
+                if getattr(self.cfg, name):
+                    raise KDPluginError(f"--{name.replace('_', '-')} is given without --teacher-path")
+            return
+        paths = utils.split_paths(self.cfg.teacher_path)
+        hashes: List[Optional[str]] = list((self.cfg.teacher_sha256 or "").split(":")) if self.cfg.teacher_sha256 else []
+        if hashes and len(hashes) != len(paths):
+            raise KDPluginError(f"--teacher-sha256 names {len(hashes)} hashes for {len(paths)} teachers in --teacher-path")
+        overrides = parse_overrides(self.cfg.teacher_overrides)
+        members = [
+            load_teacher(path, self, expected, overrides)
+            for path, expected in zip(paths, hashes or [None] * len(paths))
+        ]
+        self.teacher = OnlineTeacher(members, parse_weights(self.cfg.teacher_weights), str(self.cfg.teacher_dtype))
+        for member in members:
+            logger.info(
+                f"teacher {member.path}: {type(member.model).__name__}, {member.parameters:,} parameters, "
+                f"sha256 {member.sha256}"
+            )
+
+    def train_step(self, sample, model, criterion, optimizer, update_num, ignore_grad=False, **kwargs):
+        # schedules and error messages need the update number, which fairseq hands to nobody else
+        self.num_updates = update_num
+        return super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad, **kwargs)
+
+    def begin_epoch(self, epoch, model):
+        """From here on nothing reads the configuration any more but the trainer when it saves."""
+        super().begin_epoch(epoch, model)
+        # after loading a checkpoint, whose own signature it replaces
+        self.state.merge_state_dict({"kd_signature": self._signature})
+        root = self.cfg._get_root() if isinstance(self.cfg, DictConfig) else None
+        if isinstance(root, DictConfig) and "common" in root and "criterion" in root:
+            describe_as_stock(root, PRIVATE_FIELDS)
+
+    def max_positions(self):
+        """fairseq skips (training) or refuses (validation) what is longer: no index error in a shorter teacher."""
+        own = super().max_positions()
+        return utils.resolve_max_positions(own, *self.teacher.max_positions()) if self.teacher is not None else own
+
+
+def parse_weights(weights: Any) -> Optional[List[float]]:
+    """--teacher-weights: `0.7,0.3`, or a list from YAML."""
+    if weights is None or weights == "":
+        return None
+    parts = str(weights).split(",") if isinstance(weights, (str, int, float)) else list(weights)
+    try:
+        return [float(part) for part in parts]
+    except ValueError as error:
+        raise KDPluginError(f"--teacher-weights {weights!r} is no list of numbers. Remedy: write 0.7,0.3") from error
+
+
+# a second task of this name would be ignored by fairseq without a word
+if TASK_REGISTRY[TASK_NAME].__module__ != __name__:
+    raise KDPluginError(
+        f"another plugin has registered the task {TASK_NAME} ({TASK_REGISTRY[TASK_NAME].__module__}). Remedy: import "
+        "only one of the two (--user-dir)"
+    )

@@ -1,0 +1,3 @@
+from kd_plugin.teachers.online import OnlineTeacher, TeacherAnswer
+
+__all__ = ["OnlineTeacher", "TeacherAnswer"]

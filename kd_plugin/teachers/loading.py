@@ -1,0 +1,193 @@
+"""Reading a teacher from disk: safely, hashed, with its own architecture, frozen, its dictionary checked."""
+
+import ast
+import hashlib
+import json
+import os
+import pickle
+import re
+import tarfile
+from dataclasses import dataclass
+from typing import Any, Dict, List, Optional
+
+import torch
+from fairseq import checkpoint_utils, models, utils
+from fairseq.dataclass.utils import convert_namespace_to_omegaconf
+from fairseq.tasks.translation import TranslationConfig, TranslationTask
+from torch import Tensor
+
+from kd_plugin.compat import disable_better_transformer, fairseq_reads_safely
+from kd_plugin.errors import KDPluginError
+from kd_plugin.teachers.vocabulary import find_dictionary, teacher_indices
+
+
+@dataclass
+class LoadedTeacher:
+    """One frozen teacher model and what was found out about its file."""
+
+    model: torch.nn.Module
+    path: str
+    sha256: str
+    parameters: int
+    source_indices: Optional[Tensor]  # (source vocab,) teacher's index of each student symbol, None: the same
+    target_indices: Optional[Tensor]  # (target vocab,) likewise
+
+
+def sha256_of(path: str) -> str:
+    """Hexadecimal sha256 of a file, read in pieces."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        for piece in iter(lambda: file.read(1 << 20), b""):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def count_parameters(state: Dict[str, Any]) -> int:
+    """Number of parameters in a checkpoint's `model`, tied ones (the same memory) counted once."""
+    sizes = {
+        (tensor.data_ptr(), tensor.numel()): tensor.numel()
+        for name, tensor in state["model"].items()
+        # fairseq keeps these one-element markers among the weights
+        if torch.is_tensor(tensor) and not name.endswith(("version", "_float_tensor"))
+    }
+    return sum(sizes.values())
+
+
+def check_file(path: str, expected_sha256: Optional[str] = None) -> str:
+    """The file's sha256, after checking that it is there and, where given, that it is the expected one."""
+    if not os.path.isfile(path):
+        raise KDPluginError(f"{path}: no such checkpoint file. Remedy: check --teacher-path (several: A.pt:B.pt)")
+    found = sha256_of(path)
+    if expected_sha256 is not None and found != expected_sha256.lower():
+        raise KDPluginError(
+            f"{path}: sha256 is {found}, expected {expected_sha256}: the file is damaged or another one. Remedy: fetch "
+            "it again, or correct the expected hash (--teacher-sha256)"
+        )
+    return found
+
+
+def read_checkpoint(
+    path: str, expected_sha256: Optional[str] = None, overrides: Optional[Dict[str, Any]] = None
+) -> Dict[str, Any]:
+    """Read a fairseq checkpoint without ever running code from it, brought up to date as fairseq itself does.
+
+    Args:
+        path: the file
+        expected_sha256: refuse any other file before a byte of it is unpickled
+        overrides: fields of the checkpoint's configuration to replace, as fairseq's --model-overrides
+
+    Raises:
+        KDPluginError: missing, damaged, of another hash, not a fairseq checkpoint, or holding types that a
+            checkpoint does not need (the type is named, nothing of it was run)
+    """
+    check_file(path, expected_sha256)
+    if tarfile.is_tarfile(path):
+        # torch < 0.4 wrote these; torch's reader of them has been attacked (CVE-2025-32434)
+        raise KDPluginError(f"{path}: the old tar format is not read. Remedy: save it again with torch >= 1.6")
+    try:
+        with fairseq_reads_safely():
+            state = checkpoint_utils.load_checkpoint_to_cpu(path, arg_overrides=overrides)
+    except pickle.UnpicklingError as error:
+        unsafe = re.search(r"GLOBAL ([\w.<>' ]+\w)", str(error))
+        if unsafe is None:
+            raise _damaged(path, error) from error
+        raise KDPluginError(
+            f"{path}: holds {unsafe.group(1)}, which no fairseq checkpoint needs and which could run code; it was "
+            "refused and not run. Remedy: use a checkpoint from a source you trust, saved by fairseq"
+        ) from error
+    except (RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError, OSError) as error:
+        raise _damaged(path, error) from error
+    if not isinstance(state, dict) or "model" not in state or not (state.get("cfg") or state.get("args")):
+        raise KDPluginError(f"{path}: is no fairseq checkpoint: it has no model or no configuration (cfg, args)")
+    return state
+
+
+def _damaged(path: str, error: BaseException) -> KDPluginError:
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return KDPluginError(
+        f"{path} ({os.path.getsize(path):,} bytes): cannot be read as a checkpoint, it is truncated, damaged or of "
+        f"another format ({reason}). Remedy: copy it again and compare its sha256"
+    )
+
+
+def parse_overrides(text: Any) -> Dict[str, Any]:
+    """--teacher-overrides: a JSON or Python dictionary, or a mapping from a YAML file."""
+    if not isinstance(text, str):
+        return dict(text or {})
+    for parse in (json.loads, ast.literal_eval):
+        try:
+            overrides = parse(text or "{}")
+        except (ValueError, SyntaxError):
+            continue
+        if isinstance(overrides, dict):
+            return overrides
+    raise KDPluginError(f"--teacher-overrides {text!r} is no dictionary. Remedy: write it as '{{\"dropout\": 0.0}}'")
+
+
+def load_teacher(
+    path: str,
+    student_task: TranslationTask,
+    expected_sha256: Optional[str] = None,
+    overrides: Optional[Dict[str, Any]] = None,
+) -> LoadedTeacher:
+    """Build the model that the checkpoint describes, whatever its architecture, and freeze it.
+
+    Raises KDPluginError as `read_checkpoint` does, and where architecture, weights, languages or dictionaries do not
+    fit.
+    """
+    overrides = overrides or {}
+    state = read_checkpoint(path, expected_sha256, overrides)
+    cfg = state["cfg"] if state.get("cfg") else convert_namespace_to_omegaconf(state["args"])
+
+    source_lang, target_lang = _languages(cfg.task, student_task, path)
+    directories = _dictionary_directories(path, cfg.task, overrides)
+    source_dict, source_dict_path = find_dictionary(directories, source_lang, path)
+    target_dict, target_dict_path = find_dictionary(directories, target_lang, path)
+    source_indices = teacher_indices(student_task.source_dictionary, source_dict, path, f"source ({source_dict_path})")
+    target_indices = teacher_indices(student_task.target_dictionary, target_dict, path, f"target ({target_dict_path})")
+
+    # models.build_model, never task.build_model: that would make every later --eval-bleu decode with the teacher.
+    # The model needs a task for its two dictionaries alone.
+    stand_in = TranslationTask(TranslationConfig(), source_dict, target_dict)
+    name = getattr(cfg.model, "_name", None) or getattr(cfg.model, "arch", None)
+    try:
+        model = models.build_model(cfg.model, stand_in, from_checkpoint=True)
+    except (AssertionError, KeyError, ValueError, TypeError, AttributeError) as error:
+        raise KDPluginError(
+            f"{path}: its architecture {name!r} cannot be built ({str(error).strip() or type(error).__name__}). "
+            "Remedy: make the package that registers it importable, or mend the field with --teacher-overrides"
+        ) from error
+    try:
+        model.load_state_dict(state["model"], strict=True, model_cfg=cfg.model)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise KDPluginError(
+            f"{path}: its weights do not fit its architecture {name!r} with the dictionaries {source_dict_path} and "
+            f"{target_dict_path} ({reason[:300]}). Remedy: give it the dictionaries that it was trained with"
+        ) from error
+
+    model.requires_grad_(False)
+    model.eval()
+    disable_better_transformer(model)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return LoadedTeacher(model, path, sha256_of(path), parameters, source_indices, target_indices)
+
+
+def _languages(teacher_cfg: Any, student_task: TranslationTask, path: str) -> List[str]:
+    """The teacher's source and target language; the student's where the checkpoint does not say."""
+    student = [student_task.cfg.source_lang, student_task.cfg.target_lang]
+    teacher = [getattr(teacher_cfg, field, None) for field in ("source_lang", "target_lang")]
+    if None not in teacher and teacher == student[::-1] and teacher != student:
+        raise KDPluginError(
+            f"{path}: this teacher translates {teacher[0]}-{teacher[1]}, the student {student[0]}-{student[1]}. "
+            "Remedy: take a teacher of the same direction"
+        )
+    return [theirs or mine for theirs, mine in zip(teacher, student)]
+
+
+def _dictionary_directories(path: str, teacher_cfg: Any, overrides: Dict[str, Any]) -> List[str]:
+    """Where the teacher's dictionaries may lie: the named folder alone, else beside the file, else its training data."""
+    if "data" in overrides:
+        return [str(overrides["data"])]
+    data = utils.split_paths(getattr(teacher_cfg, "data", None) or "")
+    return [os.path.dirname(os.path.abspath(path))] + data[:1]

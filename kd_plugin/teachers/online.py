@@ -1,0 +1,110 @@
+"""A frozen teacher, or a weighted ensemble of them, run beside the student on every batch."""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Dict, List, Optional, Sequence
+
+import torch
+from torch import Tensor
+
+from kd_plugin.errors import KDPluginError
+from kd_plugin.teachers.loading import LoadedTeacher
+
+TEACHER_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+@dataclass
+class TeacherAnswer:
+    """What a teacher says about some target tokens; an object, so that other kinds of answer can join.
+
+    logits: (tokens, vocab) unnormalised log-probabilities at temperature 1, in the student's order of symbols
+    """
+
+    logits: Tensor
+
+
+class OnlineTeacher:
+    """Runs the teachers in eval, without gradient, in their own dtype, on the device of the batch.
+
+    It is not an nn.Module, and must not become part of one: fairseq would train, save, move, wrap and average it.
+
+    Args:
+        members: the loaded teachers
+        weights: one weight >= 0 a teacher, scaled to sum 1; None weighs them equally. The answer is the mixture of
+            their probabilities; a teacher of weight 0 is dropped.
+        dtype: `fp32`, `fp16`, `bf16`, or `auto`: the dtype in which the student computes on a GPU, fp32 on a CPU
+    """
+
+    def __init__(self, members: Sequence[LoadedTeacher], weights: Optional[Sequence[float]] = None, dtype: str = "auto"):
+        weights = [1.0] * len(members) if weights is None else list(weights)
+        if len(weights) != len(members):
+            raise KDPluginError(f"--teacher-weights names {len(weights)} weights for {len(members)} teachers")
+        if not all(math.isfinite(weight) and weight >= 0 for weight in weights) or sum(weights) <= 0:
+            raise KDPluginError(f"--teacher-weights {weights}: weights must be >= 0 and not all 0")
+        self.dtype = dtype
+        kept = [(member, weight / sum(weights)) for member, weight in zip(members, weights) if weight > 0]
+        self.members = [member for member, _ in kept]
+        self.log_weights = [math.log(weight) for _, weight in kept]
+
+    def weights(self) -> List[float]:
+        """The weight of each member, summing to 1."""
+        return [math.exp(log_weight) for log_weight in self.log_weights]
+
+    def max_positions(self) -> List[Any]:
+        """The longest (source, target) that each teacher can read, for fairseq's own length filter."""
+        return [member.model.max_positions() for member in self.members]
+
+    @torch.no_grad()
+    def __call__(self, sample: Dict[str, Any], rows: Tensor, student_dtype: torch.dtype) -> TeacherAnswer:
+        """Answer for some target positions of a batch.
+
+        Args:
+            sample: fairseq's batch, {net_input: {src_tokens, src_lengths, prev_output_tokens}, target, ...}
+            rows: (tokens,) int64, positions in the flattened (batch * target length)
+            student_dtype: the dtype of the student's own logits, which `auto` follows on a GPU
+        """
+        answers = [self._logits(member, sample, rows, student_dtype) for member in self.members]
+        if len(answers) == 1:
+            return TeacherAnswer(answers[0])
+        lprobs = [torch.log_softmax(logits.float(), dim=-1) + w for logits, w in zip(answers, self.log_weights)]
+        return TeacherAnswer(torch.stack(lprobs).logsumexp(dim=0))
+
+    def _logits(self, member: LoadedTeacher, sample: Dict[str, Any], rows: Tensor, student_dtype: torch.dtype) -> Tensor:
+        device = rows.device
+        model = self._placed(member, device, student_dtype)
+        net_input = dict(sample["net_input"])
+        if member.source_indices is not None:
+            net_input["src_tokens"] = member.source_indices[net_input["src_tokens"]]
+        if member.target_indices is not None:
+            net_input["prev_output_tokens"] = member.target_indices[net_input["prev_output_tokens"]]
+        # the teacher has a dtype of its own: the student's autocast must not reach it
+        with torch.autocast(device_type=device.type, enabled=False):
+            net_output = model(**net_input)
+            if has_adaptive_softmax(model):
+                logits = model.get_normalized_probs(net_output, log_probs=True)
+            else:
+                logits = net_output[0]
+        logits = logits.reshape(-1, logits.size(-1)).index_select(0, rows)
+        if member.target_indices is not None:
+            logits = logits.index_select(1, member.target_indices)
+        return logits
+
+    def _placed(self, member: LoadedTeacher, device: torch.device, student_dtype: torch.dtype) -> torch.nn.Module:
+        """The model on the batch's device: fairseq moves the student, nobody moves the teacher."""
+        if self.dtype == "auto":
+            dtype = student_dtype if device.type == "cuda" else torch.float32
+        else:
+            dtype = TEACHER_DTYPES[self.dtype]
+        parameter = next(member.model.parameters())
+        if parameter.device != device or parameter.dtype != dtype:
+            member.model.to(device=device, dtype=dtype)
+        for name in ("source_indices", "target_indices"):
+            indices = getattr(member, name)
+            if indices is not None and indices.device != device:
+                setattr(member, name, indices.to(device))
+        return member.model
+
+
+def has_adaptive_softmax(model: torch.nn.Module) -> bool:
+    """Whether the decoder's output is features for an adaptive softmax instead of logits."""
+    return getattr(getattr(model, "decoder", None), "adaptive_softmax", None) is not None

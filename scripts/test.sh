@@ -1,0 +1,119 @@
+#!/usr/bin/env bash
+# Set-up and every check: lint, types, shell syntax, then the tests in tiers. Re-runs quickly, needs no root.
+set -uo pipefail
+
+usage() {
+  cat <<'HELP'
+usage: scripts/test.sh [--unit | --fast] [--no-lint] [PYTEST ARGUMENTS…]
+
+  --unit      of the tests, only tests/unit
+  --fast      of the tests, only tests/unit and tests/faults, without those marked slow
+  --no-lint   tests alone: no ruff, mypy or shell syntax check
+Other arguments go to pytest. With a path among them (scripts/test.sh tests/unit -k kl) only that path is tested.
+
+KD_VENV picks the virtual environment (default .venv), PYTHON the interpreter it is made with.
+HELP
+}
+
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
+
+lint=yes
+paths_given=no
+# gpu first: where there is no CUDA these tests skip themselves, and the log does not end on a tier that ran nothing.
+tiers=(gpu unit faults integration)
+pytest_args=()
+for argument in "$@"; do
+  case "$argument" in
+    -h | --help) usage; exit 0 ;;
+    --unit) tiers=(unit) ;;
+    --fast) tiers=(unit faults); pytest_args+=(-m "not slow") ;;
+    --no-lint) lint=no ;;
+    tests | tests/*) paths_given=yes; pytest_args+=("$argument") ;;
+    *) pytest_args+=("$argument") ;;
+  esac
+done
+
+export KD_VENV="${KD_VENV:-.venv}"
+bash scripts/setup.sh || { echo "scripts/test.sh: the set-up failed" >&2; exit 1; }
+python="$KD_VENV/bin/python"
+
+# The tests start several training processes at a time: with more than one OpenMP thread each they slow each other down.
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+
+status=0
+passed=0 failed=0 skipped=0
+report=()
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+
+# check NAME COMMAND…: runs it and notes time and verdict; goes on in any case, so that one run shows all that is wrong.
+check() {
+  local name=$1 start=$SECONDS exit_status verdict=ok
+  shift
+  printf '\n== %s\n' "$name"
+  "$@" 2>&1 | tee "$log"
+  exit_status=${PIPESTATUS[0]}
+  if [ "$exit_status" -ne 0 ]; then
+    status=1
+    verdict="FAILED (exit $exit_status)"
+  fi
+  report+=("$(printf '%-26s %5ss  %s' "$name" "$((SECONDS - start))" "$verdict")")
+}
+
+# check_tests NAME PYTEST ARGUMENTS…: the same for one run of pytest, whose counts are added up.
+check_tests() {
+  check "$1" run_pytest "${@:2}"
+  local line
+  line=$(grep -E '^=+ .* in [0-9.]+s' "$log" | tail -n 1)
+  report+=("$line")
+  passed=$((passed + $(count passed "$line")))
+  failed=$((failed + $(count failed "$line") + $(count error "$line")))
+  skipped=$((skipped + $(count skipped "$line")))
+}
+
+run_pytest() {
+  "$python" -m pytest "$@"
+  local exit_status=$?
+  # 5: nothing collected, as -k does to a whole tier; that not one tier ran a test is caught at the end.
+  [ "$exit_status" -eq 5 ] || return "$exit_status"
+}
+
+# count WORD LINE: the number before WORD in pytest's last line, 0 where it is not there.
+count() {
+  local number
+  number=$(grep -oE "[0-9]+ $1" <<<"$2" | grep -oE '[0-9]+' | head -n 1)
+  echo "${number:-0}"
+}
+
+shell_syntax() {
+  local script exit_status=0
+  for script in .ci/run scripts/*.sh examples/*/*.sh; do
+    bash -n "$script" || exit_status=1
+  done
+  return "$exit_status"
+}
+
+if [ "$lint" = yes ]; then
+  check "ruff check" "$python" -m ruff check .
+  check "ruff format" "$python" -m ruff format --check .
+  check "mypy" "$python" -m mypy
+  check "shell syntax" shell_syntax
+fi
+
+if [ "$paths_given" = yes ]; then
+  check_tests "pytest" "${pytest_args[@]}"
+else
+  for tier in "${tiers[@]}"; do
+    compgen -G "tests/$tier/test_*.py" >/dev/null || continue
+    check_tests "pytest tests/$tier" "tests/$tier" ${pytest_args[@]+"${pytest_args[@]}"}
+  done
+fi
+
+if [ "$((passed + failed))" -eq 0 ]; then
+  echo "scripts/test.sh: no test ran" >&2
+  status=1
+fi
+printf '\n== summary (%s, OMP_NUM_THREADS=%s)\n' "$("$python" --version)" "$OMP_NUM_THREADS"
+printf '%s\n' ${report[@]+"${report[@]}"}
+printf '\n%s passed, %s failed, %s skipped\n' "$passed" "$failed" "$skipped"
+exit "$status"

@@ -1,0 +1,70 @@
+"""All package metadata; pyproject.toml only names the build system and configures the tools."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).resolve().parent
+
+# Read, not imported: importing the package needs torch and fairseq, which a build does not have.
+VERSION = re.search(r'__version__ = "([^"]+)"', (HERE / "kd_plugin" / "version.py").read_text(encoding="utf-8")).group(
+    1
+)
+
+setup(
+    name="kd-plugin",
+    version=VERSION,
+    description="Knowledge distillation of translation models in plain fairseq-train, as a --user-dir plugin",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    author="kd_plugin authors",
+    license="MIT",
+    license_files=["LICENSE"],
+    keywords="fairseq knowledge distillation machine translation nmt",
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX",
+        "Programming Language :: Python :: 3 :: Only",
+        "Programming Language :: Python :: 3.8",
+        "Programming Language :: Python :: 3.9",
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+    packages=find_packages(include=["kd_plugin", "kd_plugin.*"]),
+    package_data={"kd_plugin": ["py.typed"]},
+    zip_safe=False,  # --user-dir needs a real directory
+    python_requires=">=3.8",
+    install_requires=[
+        "torch>=1.13",  # models, losses and the checkpoints themselves
+        "numpy",  # fairseq's batches and the arrays inside its checkpoints
+        "sentencepiece",  # the subword models that teachers and students share
+        "sacrebleu",  # the scores in every table, with a signature
+    ],
+    extras_require={
+        # An extra, because a working fairseq is often a fork or a checkout that pip must not replace.
+        "fairseq": [
+            'fairseq==0.12.2; python_version < "3.11"',  # the last official release; fails to import on 3.11
+            'numpy<1.24; python_version < "3.11"',  # that release uses np.float, which numpy 1.24 removed
+            'fairseq-fixed==0.12.3.1; python_version >= "3.11"',  # upstream main with its dataclasses mended
+        ],
+        "tensorboard": ["tensorboard>=2.9"],  # fairseq's --tensorboard-logdir
+        "quickstart": [
+            "num2words>=0.5.12",  # numbers written out in English and German
+            "Babel>=2.12",  # dates, times, prices and measures in both languages
+        ],
+        "dev": [
+            "pytest>=7.4,<10",  # test runner
+            "hypothesis>=6.100,<7",  # property tests of the losses
+            "ruff>=0.17.6,<0.18",  # lint and format; its format changes between minor versions
+            "mypy>=1.14,<3",  # types of losses, teachers and the leaf modules
+            "build>=1.2,<2",  # release files (make dist)
+            "setuptools>=56,<81",  # the packaging test builds without isolation; 81 removed pkg_resources (tensorboard)
+            "wheel>=0.40",  # the same, where setuptools is older than 70
+        ],
+    },
+    entry_points={"console_scripts": ["kd-plugin = kd_plugin.cli:main"]},
+)

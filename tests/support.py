@@ -1,0 +1,190 @@
+"""A tiny translation task, and the real fairseq command lines run on it."""
+
+import contextlib
+import io
+import itertools
+import os
+import pathlib
+import random
+import re
+import socket
+import subprocess
+import sys
+from typing import Any, Dict, List, Optional, Sequence
+
+import torch
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+USER_DIR = str(ROOT / "kd_plugin")
+TIMEOUT = 600
+
+NUMBERS = {"one": "eins", "two": "zwei", "three": "drei", "four": "vier", "five": "fünf", "six": "sechs"}
+COLOURS = {"red": "rot", "blue": "blau", "green": "grün", "black": "schwarz", "white": "weiß"}
+THINGS = {"car": "auto", "house": "haus", "dog": "hund", "cat": "katze", "tree": "baum", "book": "buch"}
+
+
+def write_corpus(folder: pathlib.Path) -> None:
+    """train (300), valid (41) and test (41) pairs of an invented language pair with another word order."""
+    phrases = list(itertools.product(NUMBERS, COLOURS, THINGS))
+    draw = random.Random(7)
+    for split, size in (("train", 300), ("valid", 41), ("test", 41)):
+        lines = []
+        for _ in range(size):
+            chosen = draw.sample(phrases, draw.randint(1, 3))
+            source = " and ".join(" ".join(words) for words in chosen)
+            target = " und ".join(f"{THINGS[t]} {NUMBERS[n]} {COLOURS[c]}" for n, c, t in chosen)
+            lines.append((source, target))
+        for index, lang in enumerate(("en", "de")):
+            text = "".join(pair[index] + "\n" for pair in lines)
+            (folder / f"{split}.{lang}").write_text(text, encoding="utf-8")
+
+
+def preprocess(folder: pathlib.Path, name: str, *extra: str) -> pathlib.Path:
+    """fairseq-preprocess of the corpus in `folder` into `folder/name`."""
+    run(
+        "fairseq-preprocess", "-s", "en", "-t", "de", "--trainpref", folder / "train", "--validpref", folder / "valid",
+        "--testpref", folder / "test", "--destdir", folder / name, "--joined-dictionary", *extra,
+    )  # fmt: skip
+    return folder / name
+
+
+def run(command: str, *arguments: Any, check: bool = True, env: Optional[Dict[str, str]] = None, **kwargs: Any):
+    """One of fairseq's (or our) installed commands, as a user runs it; output and errors together in `.stdout`."""
+    executable = pathlib.Path(sys.executable).parent / command
+    result = subprocess.run(
+        [str(executable), *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+        timeout=TIMEOUT,
+        env={**os.environ, "PYTHONIOENCODING": "utf-8", "CUDA_VISIBLE_DEVICES": "", **(env or {})},
+        **kwargs,
+    )
+    if check and result.returncode != 0:
+        raise AssertionError(f"{command} exited {result.returncode}:\n{result.stdout[-6000:]}")
+    return result
+
+
+def run_together(*commands: Sequence[Any], env: Optional[Dict[str, str]] = None) -> List[subprocess.CompletedProcess]:
+    """Several commands at the same time: the ranks of one training, or runs that do not depend on each other."""
+    processes = [
+        subprocess.Popen(
+            [str(pathlib.Path(sys.executable).parent / command[0]), *map(str, command[1:])],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            encoding="utf-8",
+            env={**os.environ, "PYTHONIOENCODING": "utf-8", "CUDA_VISIBLE_DEVICES": "", **(env or {})},
+        )
+        for command in commands
+    ]
+    results = []
+    for process, command in zip(processes, commands):
+        output, _ = process.communicate(timeout=TIMEOUT)
+        results.append(subprocess.CompletedProcess(command, process.returncode, output))
+    for result in results:
+        assert result.returncode == 0, f"{result.args[0]} exited {result.returncode}:\n{result.stdout[-6000:]}"
+    return results
+
+
+MODEL = [
+    "--arch", "transformer", "--encoder-layers", 1, "--decoder-layers", 1, "--encoder-embed-dim", 16,
+    "--decoder-embed-dim", 16, "--encoder-ffn-embed-dim", 32, "--decoder-ffn-embed-dim", 32,
+    "--encoder-attention-heads", 2, "--decoder-attention-heads", 2,
+]  # fmt: skip
+OPTIMIZER = ["--optimizer", "adam", "--lr", "0.003", "--clip-norm", "1.0", "--seed", 5]
+BATCHES = ["--max-tokens", 200, "--required-batch-size-multiple", 1, "--num-workers", 0]
+LOGS = ["--log-format", "json", "--log-interval", 1]
+
+
+def training(data: pathlib.Path, save_dir: pathlib.Path, *extra: Any) -> List[Any]:
+    """`fairseq-train` with everything but the task: a tiny student."""
+    common = ["--cpu", "--save-dir", save_dir, "--label-smoothing", 0.1, "--dropout", 0.1]
+    return ["fairseq-train", data, *common, *MODEL, *OPTIMIZER, *BATCHES, *LOGS, *extra]
+
+
+STOCK = ["--task", "translation", "--criterion", "label_smoothed_cross_entropy"]
+PLUGIN = ["--user-dir", USER_DIR, "--task", "distillation_translation"]
+PLUGIN += ["--criterion", "kd_label_smoothed_cross_entropy"]
+
+
+def train(data: pathlib.Path, save_dir: pathlib.Path, *extra: Any, **kwargs: Any):
+    command = training(data, save_dir, *extra)
+    return run(*command, **kwargs)
+
+
+def load(path: pathlib.Path) -> Dict[str, Any]:
+    """A checkpoint this test made itself, as it lies on disk."""
+    if "weights_only" in torch.load.__doc__:
+        return torch.load(str(path), map_location="cpu", weights_only=False)
+    return torch.load(str(path), map_location="cpu")
+
+
+def assert_same_weights(one: pathlib.Path, other: pathlib.Path, tolerance: float = 0.0) -> None:
+    """Every tensor of the two models; tolerance 0 means bit by bit."""
+    a, b = load(one)["model"], load(other)["model"]
+    assert a.keys() == b.keys()
+    for name in a:
+        if tolerance:
+            torch.testing.assert_close(a[name], b[name], rtol=tolerance, atol=tolerance, msg=name)
+        else:
+            assert torch.equal(a[name], b[name]), name
+
+
+def logged(output: str, tag: str) -> List[Dict[str, float]]:
+    """The values of each `--log-format json` line of one kind: train_inner, train or valid."""
+    import json
+
+    lines = re.findall(rf"\| {tag} \| (\{{.*\}})$", output, flags=re.MULTILINE)
+    return [{key: float(value) for key, value in json.loads(line).items()} for line in lines]
+
+
+def free_port() -> int:
+    with contextlib.closing(socket.socket()) as server:
+        server.bind(("localhost", 0))
+        return server.getsockname()[1]
+
+
+def make_checkpoint(path: pathlib.Path, data: pathlib.Path, *arguments: Any, seed: int = 0) -> Any:
+    """An untrained fairseq checkpoint of any architecture, with the configuration that fairseq-train would store.
+
+    Returns the model. Much quicker than a training run, for tests of reading and of architectures.
+    """
+    from fairseq import options, tasks
+    from fairseq.dataclass.utils import convert_namespace_to_omegaconf
+    from omegaconf import OmegaConf
+
+    parser = options.get_training_parser()
+    with contextlib.redirect_stderr(io.StringIO()):
+        args = options.parse_args_and_arch(parser, [str(data), "--task", "translation", *map(str, arguments)])
+    cfg = convert_namespace_to_omegaconf(args)
+    torch.manual_seed(seed)
+    task = tasks.setup_task(cfg.task)
+    model = task.build_model(cfg.model)
+    state = {
+        "args": None,
+        "cfg": OmegaConf.to_container(cfg, resolve=True, enum_to_str=True),
+        "model": model.state_dict(),
+        "extra_state": {},
+        "optimizer_history": [{"num_updates": 1}],
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(state, str(path))
+    return model.eval()
+
+
+class Workspace:
+    """Corpus, data-bin and a teacher trained by stock fairseq-train, in a folder whose name has a space."""
+
+    def __init__(self, folder: pathlib.Path):
+        self.folder = folder
+        write_corpus(folder)
+        self.data = preprocess(folder, "data-bin")
+        self.teacher = folder / "teacher" / "checkpoint_last.pt"
+        train(
+            self.data, self.teacher.parent, *STOCK, "--encoder-embed-dim", 32, "--decoder-embed-dim", 32,
+            "--max-update", 150, "--disable-validation", "--no-epoch-checkpoints", "--lr", "0.01",
+        )  # fmt: skip
+
+    def distil(self, *extra: Any) -> List[Any]:
+        """Flags of a distilled run."""
+        return [*PLUGIN, "--teacher-path", self.teacher, *extra]

@@ -1,0 +1,222 @@
+import argparse
+import json
+import os
+import shlex
+import types
+
+import pytest
+import torch
+from fairseq import options
+from fairseq.criterions import CRITERION_REGISTRY
+from fairseq.data import Dictionary
+from fairseq.models.transformer import TransformerModel, base_architecture
+from fairseq.tasks import TASK_REGISTRY
+from fairseq.tasks.translation import TranslationConfig, TranslationTask
+
+from kd_plugin import cli, compat, doctor
+
+LAYERS = {"encoder": 2, "decoder": 1}
+
+
+def dictionary(symbols):
+    words = Dictionary()
+    for index in range(symbols):
+        words.add_symbol(f"word{index}")
+    return words
+
+
+@pytest.fixture
+def teacher(tmp_path):
+    """A tiny transformer as fairseq saves it, with its two dictionaries beside it."""
+    folder = tmp_path / "a teacher"
+    folder.mkdir()
+    dictionaries = {"en": dictionary(30), "de": dictionary(40)}
+    for lang, words in dictionaries.items():
+        words.save(str(folder / f"dict.{lang}.txt"))
+    args = argparse.Namespace(
+        _name="transformer",
+        arch="transformer",
+        encoder_embed_dim=8,
+        encoder_ffn_embed_dim=16,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_layers=LAYERS["encoder"],
+        decoder_layers=LAYERS["decoder"],
+        share_decoder_input_output_embed=True,
+    )
+    base_architecture(args)
+    task_cfg = TranslationConfig(source_lang="en", target_lang="de")
+    model = TransformerModel.build_model(args, TranslationTask(task_cfg, dictionaries["en"], dictionaries["de"]))
+    path = folder / "teacher.pt"
+    task = {"_name": "translation", "data": "nowhere", "source_lang": "en", "target_lang": "de"}
+    state = {
+        "args": None,
+        "cfg": {"_name": None, "model": args, "task": task},
+        "model": model.state_dict(),
+        "optimizer_history": [{"num_updates": 1, "optimizer_name": "FairseqAdam", "lr_scheduler_state": {}}],
+        "extra_state": {"epoch": 1},
+    }
+    torch.save(state, str(path))
+    parameters = sum(weights.numel() for weights in model.parameters())
+    return types.SimpleNamespace(path=path, folder=folder, state=state, parameters=parameters)
+
+
+def report(capsys, *arguments):
+    """Exit status and the JSON report, its checks by name (the last of a name wins)."""
+    capsys.readouterr()
+    status = cli.main(["doctor", "--json", *map(str, arguments)])
+    answer = json.loads(capsys.readouterr().out)
+    return status, answer, {check["name"]: check for check in answer["checks"]}
+
+
+def failures(answer):
+    return [check for check in answer["checks"] if check["status"] == doctor.FAIL]
+
+
+def test_this_environment_is_healthy(capsys):
+    status, answer, checks = report(capsys)
+    assert failures(answer) == []
+    assert status == 0 and answer["ok"] is True
+    assert checks["torch"]["value"].startswith(torch.__version__)
+    assert checks["fairseq"]["value"].startswith(compat.fairseq_distribution())
+    assert checks["task"]["value"] == "distillation_translation"
+    assert checks["criterion"]["value"] == "kd_label_smoothed_cross_entropy"
+
+
+def test_the_table_says_what_the_json_says(capsys):
+    _, answer, _ = report(capsys)
+    assert cli.main(["doctor"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for check in answer["checks"]:
+        assert any(line.split()[:1] == [check["status"]] and check["value"] in line for line in lines), check
+        assert check["section"] in lines
+
+
+@pytest.mark.parametrize("worst, status", [(doctor.OK, 0), (doctor.WARN, 0), (doctor.FAIL, 1)])
+def test_the_exit_status_is_1_only_for_a_failure(worst, status, monkeypatch, capsys):
+    checks = [doctor.Check("section", "fine", "1"), doctor.Check("section", "thing", "2", worst, "do this")]
+    monkeypatch.setattr(doctor, "environment_checks", lambda: checks)
+    assert cli.main(["doctor"]) == status
+    assert "→ do this" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("version, status", [((2, 9), doctor.WARN), ((2, 10), doctor.OK), ((3, 0), doctor.OK)])
+def test_weights_only_is_trusted_from_torch_2_10_on(version, status, monkeypatch, capsys):
+    monkeypatch.setattr(compat, "TORCH_VERSION", version)
+    check = report(capsys)[2]["weights_only"]
+    assert check["status"] == status
+    assert ("CVE-2025-32434" in check["value"]) == (status == doctor.WARN)
+
+
+def test_a_missing_package_fails_only_where_it_is_needed():
+    needed = doctor.package_check("packages", "no-such-distribution", required=True)
+    assert needed.status == doctor.FAIL and needed.remedy == "pip install no-such-distribution"
+    assert doctor.package_check("packages", "no-such-distribution", required=False).status == doctor.OK
+
+
+def test_both_fairseq_distributions_at_once_fail(monkeypatch):
+    monkeypatch.setattr(doctor, "installed_version", lambda name: "1.0")
+    assert doctor.fairseq_check().status == doctor.FAIL
+
+
+def test_an_untested_fairseq_is_a_warning(monkeypatch):
+    monkeypatch.setattr(compat, "fairseq_distribution", lambda: "fairseq:1.0.0a0")
+    check = doctor.fairseq_check()
+    assert check.status == doctor.WARN and "fairseq:1.0.0a0" in check.value
+
+
+@pytest.mark.parametrize(
+    "registry, name",
+    [(TASK_REGISTRY, "distillation_translation"), (CRITERION_REGISTRY, "kd_label_smoothed_cross_entropy")],
+)
+def test_a_name_that_belongs_to_another_package_fails(registry, name, monkeypatch, capsys):
+    fork = type("Fork", (), {"__module__": "some_fork.distillation"})
+    monkeypatch.setitem(registry, name, fork)
+    status, answer, _ = report(capsys)
+    (failure,) = failures(answer)
+    assert status == 1 and name in failure["value"] and "some_fork.distillation" in failure["value"]
+
+
+def test_gpus_are_listed_with_memory_and_capability(monkeypatch):
+    gpu = types.SimpleNamespace(name="NVIDIA Test", total_memory=80 * 2**30, major=9, minor=0)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: gpu)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    values = [(check.name, check.value) for check in doctor.device_checks()]
+    assert values == [
+        ("GPU 0", "NVIDIA Test, 80 GiB, capability 9.0"),
+        ("GPU 1", "NVIDIA Test, 80 GiB, capability 9.0"),
+        ("bf16", "supported"),
+    ]
+
+
+def test_a_teacher_is_described(teacher, capsys):
+    status, answer, checks = report(capsys, "--teacher", teacher.path)
+    assert failures(answer) == [] and status == 0
+    assert checks["size"]["value"] == f"{os.path.getsize(str(teacher.path)):,} bytes"
+    assert len(checks["sha256"]["value"]) == 64
+    assert checks["architecture"]["value"].startswith("transformer; encoder: layers 2, embed dim 8, ffn embed dim 16")
+    assert "decoder: layers 1" in checks["architecture"]["value"]
+    assert checks["parameters"]["value"] == f"{teacher.parameters:,}"
+    assert checks["languages"]["value"] == "en-de"
+    assert (checks["source vocabulary"]["value"], checks["target vocabulary"]["value"]) == ("34", "44")
+    assert checks["target dictionary"]["value"] == f"{teacher.folder / 'dict.de.txt'} (44 symbols)"
+
+
+def test_the_command_it_prints_is_one_that_fairseq_train_parses(teacher, capsys):
+    moved = teacher.folder / "dictionaries"
+    moved.mkdir()
+    for lang in ("en", "de"):
+        (teacher.folder / f"dict.{lang}.txt").rename(moved / f"dict.{lang}.txt")
+    _, answer, checks = report(capsys, "--teacher", f"{teacher.path}:{teacher.path}", "--dict", moved)
+    words = shlex.split(answer["command"].replace("\\\n", " "))
+    assert words[:2] == ["fairseq-train", "DATA_BIN"]
+    words[words.index("$(kd-plugin path)")] = os.path.dirname(cli.__file__)
+    args = options.parse_args_and_arch(options.get_training_parser(), words[1:])
+    assert args.teacher_path == f"{teacher.path}:{teacher.path}"
+    assert args.teacher_sha256 == ":".join([checks["sha256"]["value"]] * 2)
+    assert json.loads(args.teacher_overrides) == {"data": str(moved)}
+    assert args.criterion == "kd_label_smoothed_cross_entropy"
+
+
+def test_a_teacher_without_dictionary_fails_and_says_where_it_looked(teacher, capsys):
+    (teacher.folder / "dict.de.txt").unlink()
+    status, answer, _ = report(capsys, "--teacher", teacher.path)
+    (failure,) = failures(answer)
+    assert status == 1 and failure["name"] == "target dictionary"
+    assert str(teacher.folder / "dict.de.txt") in failure["remedy"]
+    assert answer["command"] is None
+
+
+def test_a_dictionary_of_another_training_fails(teacher, capsys):
+    dictionary(41).save(str(teacher.folder / "dict.de.txt"))
+    status, answer, _ = report(capsys, "--teacher", teacher.path)
+    (failure,) = failures(answer)
+    assert status == 1 and failure["name"] == "target dictionary" and "(45 symbols)" in failure["value"]
+
+
+class Payload:
+    def __init__(self, trace):
+        self.trace = trace
+
+    def __reduce__(self):
+        return os.mkdir, (self.trace,)
+
+
+def test_a_teacher_with_code_in_it_fails_and_the_code_is_not_run(teacher, capsys, tmp_path):
+    trace = tmp_path / "the payload ran"
+    torch.save({**teacher.state, "extra_state": Payload(str(trace))}, str(teacher.path))
+    status, answer, _ = report(capsys, "--teacher", teacher.path)
+    (failure,) = failures(answer)
+    assert status == 1 and failure["name"] == "safe to read" and str(teacher.path) in failure["remedy"]
+    assert "mkdir" in failure["remedy"]
+    assert not trace.exists()
+
+
+def test_one_bad_teacher_of_two_fails_and_the_good_one_is_still_described(teacher, capsys):
+    missing = teacher.folder / "missing.pt"
+    status, answer, checks = report(capsys, "--teacher", f"{missing}:{teacher.path}")
+    (failure,) = failures(answer)
+    assert status == 1 and failure["section"] == f"teacher {missing}"
+    assert checks["languages"]["section"] == f"teacher {teacher.path}"
