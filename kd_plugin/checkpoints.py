@@ -1,4 +1,4 @@
-"""A student's checkpoint is an ordinary fairseq checkpoint: no plugin, teacher or teacher path is needed or named in it."""
+"""A student's checkpoint is an ordinary fairseq checkpoint: it needs and names no plugin and no teacher."""
 
 import argparse
 from dataclasses import fields

@@ -1,6 +1,7 @@
 """What differs between the fairseq distributions and the torch and numpy versions, in one place."""
 
 import argparse
+import codecs
 import collections
 import contextlib
 import importlib.util
@@ -25,8 +26,6 @@ TORCH_VERSION = _version(torch.__version__)
 TRUSTED_TORCH = (2, 10)
 # torch.serialization.safe_globals, the exact allow-list of weights_only, came with this version
 HAS_SAFE_GLOBALS = TORCH_VERSION >= (2, 5)
-# kept, because `fairseq_reads_safely` puts another in its place for a while
-_TORCH_LOAD = torch.load
 
 
 def require_fairseq() -> None:
@@ -93,18 +92,15 @@ def load_safely(file: Any, map_location: Any = "cpu") -> Any:
     """
     if HAS_SAFE_GLOBALS:
         with torch.serialization.safe_globals(_safe_globals()):
-            return _TORCH_LOAD(file, map_location=map_location, weights_only=True)
-    return _TORCH_LOAD(file, map_location=map_location, pickle_module=_restricted_pickle())
+            return torch.load(file, map_location=map_location, weights_only=True)
+    # "weights_only" is not said: below 2.5 the default is False, and the stand-in for pickle does the refusing
+    return torch.load(file, map_location=map_location, pickle_module=_restricted_pickle())
 
 
 @contextlib.contextmanager
-def fairseq_reads_safely() -> Iterator[None]:
-    """Inside, fairseq's own checkpoint reading goes through `load_safely`, on every torch version."""
-
-    def load(file: Any, map_location: Any = "cpu", **_: Any) -> Any:
-        return load_safely(file, map_location)
-
-    with mock.patch.object(torch, "load", load):
+def fairseq_is_given(state: Any) -> Iterator[None]:
+    """Inside, fairseq's checkpoint reading gets `state`, read safely before, and only brings it up to date."""
+    with mock.patch.object(torch, "load", lambda *_, **__: state):
         yield
 
 
@@ -112,6 +108,7 @@ def _restricted_pickle() -> types.ModuleType:
     """A stand-in for the pickle module for torch < 2.5, whose weights_only has no allow-list to extend."""
     allowed = _allowed_types()
     allowed["collections.OrderedDict"] = collections.OrderedDict
+    allowed["_codecs.encode"] = codecs.encode  # how numpy's bytes are pickled
     for name in ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_parameter"):
         allowed[f"torch._utils.{name}"] = getattr(torch._utils, name)
     for name in ("Float", "Double", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool"):
@@ -186,5 +183,3 @@ def refuse_idle_ranks(parser: argparse.ArgumentParser) -> None:
         return args
 
     parser.parse_args = parse_args  # type: ignore[method-assign]
-
-

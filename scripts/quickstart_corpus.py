@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
 """Write a small English→German corpus of numbers, dates, times, prices and measures.
 
-Nothing is downloaded and nothing is invented: the words are num2words' spelled numbers, the formats and unit and currency
-names are the Unicode CLDR's as shipped in Babel, and both sides of a pair state the same value. The only text written here
-is the handful of connecting words in PHRASES and APPROXIMATORS.
+Nothing is downloaded and nothing is invented: the words are num2words' spelled numbers, the formats and the names of
+units and currencies are the Unicode CLDR's as shipped in Babel, and both sides of a pair state the same value. The only
+text written here is the handful of connecting words in PHRASES and APPROXIMATORS.
 
-The task is small enough for a CPU and still needs translating: clocks turn from 12 to 24 hours, days change place with months,
-decimal points become commas, German says units before tens and writes a spelled number as one word, ordinals are declined.
+The task is small enough for a CPU and still needs translating: clocks turn from 12 to 24 hours, days change place with
+months, decimal points become commas, German says units before tens and writes a spelled number as one word, ordinals
+are declined.
 
     quickstart_corpus.py OUT_DIR [--train 40000] [--valid 1000] [--test 1000] [--seed 1]
 """
@@ -17,7 +18,6 @@ import os
 import random
 from typing import Callable, Dict, List, Sequence, Set, Tuple
 
-from babel import Locale
 from babel.dates import format_date, format_datetime, format_interval, format_time, format_timedelta
 from babel.lists import format_list
 from babel.numbers import format_currency, format_decimal, format_percent
@@ -28,15 +28,16 @@ Pair = Tuple[str, str]  # the same thing said in English and in German
 EN, DE = "en_US", "de_DE"
 
 UNITS = (
-    "length-kilometer length-meter length-centimeter length-millimeter length-mile length-foot length-inch length-nautical-mile "
-    "length-light-year area-square-kilometer area-square-meter area-hectare volume-liter volume-milliliter volume-cubic-meter "
-    "volume-teaspoon volume-tablespoon volume-cup volume-gallon mass-tonne mass-kilogram mass-gram mass-milligram mass-pound "
-    "mass-ounce speed-kilometer-per-hour speed-meter-per-second speed-mile-per-hour speed-knot temperature-celsius "
-    "temperature-fahrenheit duration-year duration-month duration-week duration-day duration-hour duration-minute "
-    "duration-second duration-century duration-decade digital-terabyte digital-gigabyte digital-megabyte digital-kilobyte "
-    "energy-kilowatt-hour energy-kilocalorie energy-joule power-watt power-kilowatt power-megawatt power-horsepower "
-    "electric-volt electric-ampere frequency-hertz frequency-megahertz pressure-bar pressure-hectopascal angle-degree "
-    "graphics-pixel light-lumen consumption-liter-per-100-kilometer concentr-permille"
+    "length-kilometer length-meter length-centimeter length-millimeter length-mile length-foot length-inch "
+    "length-nautical-mile length-light-year area-square-kilometer area-square-meter area-hectare volume-liter "
+    "volume-milliliter volume-cubic-meter volume-teaspoon volume-tablespoon volume-cup volume-gallon mass-tonne "
+    "mass-kilogram mass-gram mass-milligram mass-pound mass-ounce speed-kilometer-per-hour speed-meter-per-second "
+    "speed-mile-per-hour speed-knot temperature-celsius temperature-fahrenheit duration-year duration-month "
+    "duration-week duration-day duration-hour duration-minute duration-second duration-century duration-decade "
+    "digital-terabyte digital-gigabyte digital-megabyte digital-kilobyte energy-kilowatt-hour energy-kilocalorie "
+    "energy-joule power-watt power-kilowatt power-megawatt power-horsepower electric-volt electric-ampere "
+    "frequency-hertz frequency-megahertz pressure-bar pressure-hectopascal angle-degree graphics-pixel light-lumen "
+    "consumption-liter-per-100-kilometer concentr-permille"
 ).split()
 CURRENCIES = "EUR USD GBP JPY CHF PLN SEK NOK DKK CZK HUF INR BRL CAD AUD CNY KRW TRY MXN ZAR".split()
 SPELLED_CURRENCIES = "EUR USD GBP".split()  # the ones num2words can spell in both languages
@@ -84,7 +85,7 @@ def spell(number: float, **options: str) -> Pair:
 
 
 def magnitude(rng: random.Random, digits: int) -> int:
-    """A whole number from 2 up whose length is uniform, as in real text; not its value, which would nearly always be long.
+    """A whole number of any length up to `digits`; drawn evenly by value it would nearly always be a long one.
 
     It starts at 2 because one is the number that German declines by gender.
     """
@@ -100,7 +101,7 @@ def random_moment(rng: random.Random) -> datetime.datetime:
     return start + datetime.timedelta(days=rng.randrange(200 * 365), minutes=rng.randrange(24 * 60))
 
 
-# --- things that can be counted -------------------------------------------------------------------------------------------
+# --- things that can be counted -----------------------------------------------------------------------------------
 
 
 def cardinal(rng: random.Random) -> Pair:
@@ -136,7 +137,7 @@ def spelled_measure(rng: random.Random) -> Pair:
     return texts[0].replace(figures[0], words[0], 1), texts[1].replace(figures[1], words[1], 1)
 
 
-# --- prices ---------------------------------------------------------------------------------------------------------------
+# --- prices -------------------------------------------------------------------------------------------------------
 
 
 def price(rng: random.Random) -> Pair:
@@ -151,7 +152,7 @@ def spelled_price(rng: random.Random) -> Pair:
     return spell(value, to="currency", currency=rng.choice(SPELLED_CURRENCIES))
 
 
-# --- points in time -------------------------------------------------------------------------------------------------------
+# --- points in time -----------------------------------------------------------------------------------------------
 
 
 def date(rng: random.Random) -> Pair:
@@ -263,7 +264,7 @@ def plain_spaces(text: str) -> str:
 
 
 def generate(count: int, seed: int) -> List[Pair]:
-    """`count` pairs in which no English line and no German line occurs twice, so that no split can leak into another."""
+    """`count` pairs in which no line of either language occurs twice, so that no split can leak into another."""
     rng = random.Random(seed)
     pairs: List[Pair] = []
     seen: Tuple[Set[str], Set[str]] = (set(), set())

@@ -1,7 +1,9 @@
 #!/usr/bin/env python3
 """Score what fairseq-generate wrote against the raw references and print one table.
 
-quickstart_table.py REFERENCES RUN_DIR=LABEL…   (RUN_DIR holds generate.txt, train.log and cpu-seconds)
+quickstart_table.py REFERENCES RUN=LABEL…
+
+For every RUN it reads logs/RUN.log and RUN/cpu-seconds of the training and RUN-test/generate-test.txt.
 """
 
 import argparse
@@ -45,7 +47,8 @@ def parameters(log: str) -> int:
 def render(rows: List[Row]) -> str:
     head = ("", "BLEU", "chrF", "parameters", "CPU seconds")
     cells = [head] + [
-        (row.label, f"{row.bleu:.1f}", f"{row.chrf:.1f}", f"{row.parameters:,}", f"{row.cpu_seconds:.0f}") for row in rows
+        (row.label, f"{row.bleu:.1f}", f"{row.chrf:.1f}", f"{row.parameters:,}", f"{row.cpu_seconds:.0f}")
+        for row in rows
     ]
     widths = [max(len(line[column]) for line in cells) for column in range(len(head))]
 
@@ -59,22 +62,22 @@ def render(rows: List[Row]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("references")
-    parser.add_argument("runs", nargs="+", metavar="RUN_DIR=LABEL")
+    parser.add_argument("runs", nargs="+", metavar="RUN=LABEL")
     args = parser.parse_args()
 
     references = read(args.references).splitlines()
     bleu, chrf = BLEU(), CHRF()
     rows = []
     for run in args.runs:
-        folder, label = run.split("=", 1)
-        lines = hypotheses(read(folder, "generate.txt"), len(references))
+        name, label = run.split("=", 1)
+        lines = hypotheses(read(f"{name}-test", "generate-test.txt"), len(references))
         rows.append(
             Row(
                 label,
                 bleu.corpus_score(lines, [references]).score,
                 chrf.corpus_score(lines, [references]).score,
-                parameters(read(folder, "train.log")),
-                sum(float(part) for part in read(folder, "cpu-seconds").split()),
+                parameters(read("logs", f"{name}.log")),
+                sum(float(part) for part in read(name, "cpu-seconds").split()),
             )
         )
     print(f"{len(references)} test sentences. CPU seconds: the whole training command, user and system, on all cores.")

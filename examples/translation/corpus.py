@@ -158,9 +158,7 @@ def encode(model, dictionary, folder, out):
         print(f"{name}: {tokens} tokens, {unknown} of them not in the dictionary")
         # A test set may well hold a new character; a training set of another dictionary is a mistake.
         if name.startswith("train.") and unknown > tokens * 0.01:
-            raise SystemExit(
-                f"{name}: over 1 % unknown: do sentencepiece model and dictionary belong together?"
-            )
+            raise SystemExit(f"{name}: over 1 % unknown: do sentencepiece model and dictionary belong together?")
 
 
 def count_binarised(index):

@@ -3,8 +3,9 @@
 #
 #   evaluate.sh PREPARED CHECKPOINT [NAME]      e.g. evaluate.sh multi30k.en-de student/averaged.pt "student, KD"
 #
-# PREPARED is what prepare-*.sh made. Translations go to a folder CHECKPOINT.translations beside the checkpoint.
-# Variables: RESULTS (results.md), TESTS (all of PREPARED: "test test1"), BEAM, MAX_TOKENS, USER_DIR.
+# PREPARED is what prepare-*.sh made.
+# Variables: RESULTS (results.md), OUT (folder of the translations: translations/NAME beside RESULTS),
+# TESTS (all of PREPARED: "test test1"), BEAM, MAX_TOKENS, USER_DIR, PYTHON.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 [ $# -ge 2 ] || { echo "usage: ${0##*/} PREPARED CHECKPOINT [NAME]" >&2; exit 2; }
@@ -20,7 +21,7 @@ USER_DIR=${USER_DIR:-$(cd "$here/../../kd_plugin" && pwd)}
 pair=$(sed -n 's/^pair //p' "$prepared/prepared.txt")
 src=${pair%-*} tgt=${pair#*-}
 TESTS=${TESTS:-$(cut -d' ' -f1 "$prepared/testsets.txt")}
-out=$checkpoint.translations
+out=${OUT:-$(dirname "$RESULTS")/translations/${name//\//_}}
 mkdir -p "$out"
 
 for test in $TESTS; do

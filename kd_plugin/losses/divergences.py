@@ -22,8 +22,8 @@ def forward_kl(student_lprobs: Tensor, teacher_lprobs: Tensor) -> Tensor:
     """
     teacher_probs = teacher_lprobs.exp()
     terms = teacher_probs * (teacher_lprobs - student_lprobs)
-    # not masked_fill on the sum: 0 * -inf must leave neither the value nor the gradient as NaN
-    return torch.where(teacher_probs > 0, terms, torch.zeros_like(terms)).sum(dim=-1)
+    # 0 * -inf must leave neither value nor gradient as NaN; `== 0` and not `> 0`, so that a NaN teacher stays seen
+    return torch.where(teacher_probs == 0, torch.zeros_like(terms), terms).sum(dim=-1)
 
 
 DIVERGENCES: Dict[str, Divergence] = {

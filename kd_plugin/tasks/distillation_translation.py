@@ -48,7 +48,7 @@ class DistillationTranslationConfig(TranslationConfig):
         default="{}",
         metadata={
             "help": "JSON dictionary of fields to replace in the teacher's own configuration, e.g. '{\"data\": "
-            "\"DATA_BIN\"}' for the folder of its dictionaries"
+            '"DATA_BIN"}\' for the folder of its dictionaries'
         },
     )
     teacher_dtype: ChoiceEnum(["auto", *TEACHER_DTYPES]) = field(  # type: ignore[valid-type]
@@ -118,9 +118,13 @@ class DistillationTranslationTask(TranslationTask):
                     raise KDPluginError(f"--{name.replace('_', '-')} is given without --teacher-path")
             return
         paths = utils.split_paths(self.cfg.teacher_path)
-        hashes: List[Optional[str]] = list((self.cfg.teacher_sha256 or "").split(":")) if self.cfg.teacher_sha256 else []
+        hashes: List[Optional[str]] = (
+            list((self.cfg.teacher_sha256 or "").split(":")) if self.cfg.teacher_sha256 else []
+        )
         if hashes and len(hashes) != len(paths):
-            raise KDPluginError(f"--teacher-sha256 names {len(hashes)} hashes for {len(paths)} teachers in --teacher-path")
+            raise KDPluginError(
+                f"--teacher-sha256 names {len(hashes)} hashes for {len(paths)} teachers in --teacher-path"
+            )
         overrides = parse_overrides(self.cfg.teacher_overrides)
         members = [
             load_teacher(path, self, expected, overrides)

@@ -16,7 +16,7 @@ from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
 from torch import Tensor
 
-from kd_plugin.compat import disable_better_transformer, fairseq_reads_safely
+from kd_plugin.compat import disable_better_transformer, fairseq_is_given, load_safely
 from kd_plugin.errors import KDPluginError
 from kd_plugin.teachers.vocabulary import find_dictionary, teacher_indices
 
@@ -85,21 +85,26 @@ def read_checkpoint(
         # torch < 0.4 wrote these; torch's reader of them has been attacked (CVE-2025-32434)
         raise KDPluginError(f"{path}: the old tar format is not read. Remedy: save it again with torch >= 1.6")
     try:
-        with fairseq_reads_safely():
-            state = checkpoint_utils.load_checkpoint_to_cpu(path, arg_overrides=overrides)
-    except pickle.UnpicklingError as error:
-        unsafe = re.search(r"GLOBAL ([\w.<>' ]+\w)", str(error))
+        with open(path, "rb") as file:
+            state = load_safely(file)
+    except Exception as error:  # damaged bytes can raise anything
+        unsafe = re.search(r"GLOBAL ([\w.<>' ]+\w)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
         if unsafe is None:
             raise _damaged(path, error) from error
         raise KDPluginError(
             f"{path}: holds {unsafe.group(1)}, which no fairseq checkpoint needs and which could run code; it was "
             "refused and not run. Remedy: use a checkpoint from a source you trust, saved by fairseq"
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError, OSError) as error:
-        raise _damaged(path, error) from error
     if not isinstance(state, dict) or "model" not in state or not (state.get("cfg") or state.get("args")):
         raise KDPluginError(f"{path}: is no fairseq checkpoint: it has no model or no configuration (cfg, args)")
-    return state
+    if "best_loss" not in state:  # not from before 2018: files stripped of all training state are welcome too
+        state["extra_state"] = state.get("extra_state") or {}
+        state["optimizer_history"] = state.get("optimizer_history") or [{"best_loss": None}]
+    try:
+        with fairseq_is_given(state):
+            return checkpoint_utils.load_checkpoint_to_cpu(path, arg_overrides=overrides)
+    except Exception as error:
+        raise _damaged(path, error) from error
 
 
 def _damaged(path: str, error: BaseException) -> KDPluginError:
@@ -186,7 +191,7 @@ def _languages(teacher_cfg: Any, student_task: TranslationTask, path: str) -> Li
 
 
 def _dictionary_directories(path: str, teacher_cfg: Any, overrides: Dict[str, Any]) -> List[str]:
-    """Where the teacher's dictionaries may lie: the named folder alone, else beside the file, else its training data."""
+    """Where its dictionaries may lie: the named folder alone, else beside the file, else its training data."""
     if "data" in overrides:
         return [str(overrides["data"])]
     data = utils.split_paths(getattr(teacher_cfg, "data", None) or "")

@@ -35,7 +35,9 @@ class OnlineTeacher:
         dtype: `fp32`, `fp16`, `bf16`, or `auto`: the dtype in which the student computes on a GPU, fp32 on a CPU
     """
 
-    def __init__(self, members: Sequence[LoadedTeacher], weights: Optional[Sequence[float]] = None, dtype: str = "auto"):
+    def __init__(
+        self, members: Sequence[LoadedTeacher], weights: Optional[Sequence[float]] = None, dtype: str = "auto"
+    ):
         weights = [1.0] * len(members) if weights is None else list(weights)
         if len(weights) != len(members):
             raise KDPluginError(f"--teacher-weights names {len(weights)} weights for {len(members)} teachers")
@@ -69,7 +71,9 @@ class OnlineTeacher:
         lprobs = [torch.log_softmax(logits.float(), dim=-1) + w for logits, w in zip(answers, self.log_weights)]
         return TeacherAnswer(torch.stack(lprobs).logsumexp(dim=0))
 
-    def _logits(self, member: LoadedTeacher, sample: Dict[str, Any], rows: Tensor, student_dtype: torch.dtype) -> Tensor:
+    def _logits(
+        self, member: LoadedTeacher, sample: Dict[str, Any], rows: Tensor, student_dtype: torch.dtype
+    ) -> Tensor:
         device = rows.device
         model = self._placed(member, device, student_dtype)
         net_input = dict(sample["net_input"])

@@ -52,54 +52,54 @@ def run(*command, cwd):
 
 def source_files(*suffixes, under=SOURCE_DIRS):
     """Paths of the checkout's own files with one of these endings, relative to its root."""
-    files = {path.relative_to(ROOT) for folder in under for path in (ROOT / folder).rglob("*") if path.is_file()}
+    files = {path.relative_to(ROOT) for name in under for path in (ROOT / name).rglob("*") if path.is_file()}
     return {str(path) for path in files if path.suffix in suffixes and not set(path.parts) & set(LEFT_BEHIND)}
 
 
 @pytest.fixture(scope="module")
-def workspace(tmp_path_factory):
+def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("a path with spaces")
 
 
 @pytest.fixture(scope="module")
-def sdist(workspace):
+def sdist(folder):
     """Built from a copy, because setuptools writes into the tree it builds from."""
-    checkout = workspace / "checkout"
-    for folder in SOURCE_DIRS:
-        shutil.copytree(str(ROOT / folder), str(checkout / folder), ignore=shutil.ignore_patterns(*LEFT_BEHIND, "*.pt"))
+    checkout = folder / "checkout"
+    for name in SOURCE_DIRS:
+        shutil.copytree(str(ROOT / name), str(checkout / name), ignore=shutil.ignore_patterns(*LEFT_BEHIND, "*.pt"))
     for name in TOP_FILES:
         shutil.copy(str(ROOT / name), str(checkout / name))
-    for folder in LEFT_BEHIND:
-        (checkout / "examples" / "translation" / folder).mkdir()
-        (checkout / "examples" / "translation" / folder / "left_behind.py").touch()
+    for name in LEFT_BEHIND:
+        (checkout / "examples" / "translation" / name).mkdir()
+        (checkout / "examples" / "translation" / name / "left_behind.py").touch()
     (checkout / "tests" / "left_behind.pt").touch()
-    run(sys.executable, "-c", BUILD, "sdist", workspace / "dist", cwd=checkout)
-    (archive,) = (workspace / "dist").glob("*.tar.gz")
+    run(sys.executable, "-c", BUILD, "sdist", folder / "dist", cwd=checkout)
+    (archive,) = (folder / "dist").glob("*.tar.gz")
     return archive
 
 
 @pytest.fixture(scope="module")
-def wheel(workspace, sdist):
+def wheel(folder, sdist):
     """Built from the unpacked sdist, so that a file the sdist lacks is missed here too."""
     with tarfile.open(str(sdist)) as archive:
-        archive.extractall(str(workspace / "unpacked"))
-    (tree,) = (workspace / "unpacked").iterdir()
-    run(sys.executable, "-c", BUILD, "wheel", workspace / "dist", cwd=tree)
-    (archive,) = (workspace / "dist").glob("*.whl")
+        archive.extractall(str(folder / "unpacked"))
+    (tree,) = (folder / "unpacked").iterdir()
+    run(sys.executable, "-c", BUILD, "wheel", folder / "dist", cwd=tree)
+    (archive,) = (folder / "dist").glob("*.whl")
     return archive
 
 
 @pytest.fixture(scope="module")
-def installed(workspace, wheel):
+def installed(folder, wheel):
     """The commands of a clean environment that holds the wheel and sees this environment's torch and fairseq."""
-    home = workspace / "venv"
+    home = folder / "venv"
     venv.create(str(home), with_pip=False)
     python = home / "bin" / "python"
-    run(sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--no-index", wheel, cwd=workspace)
+    run(sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--no-index", wheel, cwd=folder)
     # After the installation, so that pip does not take a kd-plugin of this environment for its own. A .pth file that
     # lies in these folders has no effect there: an editable kd-plugin stays out of sight.
-    site_packages = run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=workspace).strip()
-    borrowed = [folder for folder in sys.path if Path(folder).name in ("site-packages", "dist-packages")]
+    site_packages = run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=folder).strip()
+    borrowed = [entry for entry in sys.path if Path(entry).name in ("site-packages", "dist-packages")]
     Path(site_packages, "borrowed.pth").write_text("\n".join(borrowed))
     return home / "bin"
 

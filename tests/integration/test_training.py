@@ -35,7 +35,9 @@ def test_alpha_one_is_stock_fairseq_bit_by_bit(workspace, tmp_path):
     for private in (str(workspace.teacher), "teacher_path", "kd_alpha", "distillation_translation", "kd_plugin/"):
         assert private.encode() not in pickled, private
     state = load(kd)
-    assert state["task_state"]["kd_signature"].startswith("kd|alpha:1.0|T:1.0|div:forward_kl|ls:0.1|select:all|teacher:sha")
+    assert state["task_state"]["kd_signature"].startswith(
+        "kd|alpha:1.0|T:1.0|div:forward_kl|ls:0.1|select:all|teacher:sha"
+    )
     assert state["cfg"]["task"].keys() == load(stock)["cfg"]["task"].keys()
     assert state["cfg"]["criterion"] == load(stock)["cfg"]["criterion"]
 
@@ -146,7 +148,17 @@ def test_two_gloo_ranks_equal_one_rank_with_update_freq_two(workspace, tmp_path)
     two = run_together(*ranks)[0].stdout
     one = train(workspace.data, tmp_path / "one", *kd, *same, "--update-freq", 2).stdout
     assert_same_weights(tmp_path / "one" / "checkpoint_last.pt", tmp_path / "two" / "checkpoint_last.pt", 2e-6)
-    names = ("loss", "nll_loss", "ce_loss", "kd_loss", "teacher_nll_loss", "agreement", "kd_alpha", "kd_temperature", "wpb")
+    names = (
+        "loss",
+        "nll_loss",
+        "ce_loss",
+        "kd_loss",
+        "teacher_nll_loss",
+        "agreement",
+        "kd_alpha",
+        "kd_temperature",
+        "wpb",
+    )
     for step_one, step_two in zip(logged(one, "train_inner"), logged(two, "train_inner")):
         for name in names:
             assert step_one[name] == pytest.approx(step_two[name], abs=2e-3), name
@@ -163,9 +175,7 @@ def test_resume_is_bitwise(workspace, tmp_path, where):
     epoch_updates = int(logged(whole, "train")[0]["train_num_updates"])
     assert 0 < epoch_updates < 23 and 23 % epoch_updates  # so that one point is at an end, the other in the middle
     start = {"epoch_end": "checkpoint1.pt", "mid_epoch": f"checkpoint_{23 // epoch_updates + 1}_23.pt"}[where]
-    resumed = train(
-        workspace.data, tmp_path / "resumed", *same, "--restore-file", tmp_path / "whole" / start
-    ).stdout
+    resumed = train(workspace.data, tmp_path / "resumed", *same, "--restore-file", tmp_path / "whole" / start).stdout
     assert "Loaded checkpoint" in resumed
     one, two = tmp_path / "whole" / "checkpoint_last.pt", tmp_path / "resumed" / "checkpoint_last.pt"
     assert_same_weights(one, two)
@@ -179,7 +189,7 @@ def test_resume_is_bitwise(workspace, tmp_path, where):
 
 
 def test_ensembles(workspace, tmp_path):
-    """A teacher with itself is that teacher (1e-6: one rounding of a mixture); weights (1, 0) are the first, exactly."""
+    """A teacher with itself is that teacher (1e-6: the rounding of a mixture); weights (1, 0) are exactly the first."""
     from tests.support import MODEL, make_checkpoint
 
     other = tmp_path / "other" / "teacher.pt"
@@ -192,7 +202,9 @@ def test_ensembles(workspace, tmp_path):
         "first": ["--teacher-path", pair, "--teacher-weights", "1,0"],
         "mixed": ["--teacher-path", pair, "--teacher-weights", "0.5,0.5"],
     }
-    commands = [training(workspace.data, tmp_path / name, *workspace.distil(*extra), *short) for name, extra in runs.items()]
+    commands = [
+        training(workspace.data, tmp_path / name, *workspace.distil(*extra), *short) for name, extra in runs.items()
+    ]
     run_together(*commands[:2])
     run_together(*commands[2:])
     last = {name: tmp_path / name / "checkpoint_last.pt" for name in runs}

@@ -9,6 +9,7 @@ import pytest
 import kd_plugin
 from kd_plugin import cli
 from kd_plugin.errors import KDPluginError
+from tests.support import ROOT
 
 
 @pytest.fixture
@@ -84,12 +85,7 @@ def test_a_refusal_is_one_line_without_traceback(verb_that, capsys):
 def test_without_fairseq_the_command_still_answers(verb, status):
     """None in sys.modules is how Python itself marks a module that cannot be imported."""
     code = "import sys; sys.modules['fairseq'] = None; from kd_plugin.cli import main; sys.exit(main(sys.argv[1:]))"
-    done = subprocess.run(
-        [sys.executable, "-c", code, verb],
-        capture_output=True,
-        text=True,
-        cwd=os.path.dirname(os.path.dirname(os.path.abspath(kd_plugin.__file__))),
-    )
+    done = subprocess.run([sys.executable, "-c", code, verb], cwd=str(ROOT), capture_output=True, text=True)
     assert done.returncode == status, done.stderr
     assert "Traceback" not in done.stderr
     if verb == "doctor":

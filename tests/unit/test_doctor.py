@@ -1,4 +1,3 @@
-import argparse
 import json
 import os
 import shlex
@@ -8,57 +7,33 @@ import pytest
 import torch
 from fairseq import options
 from fairseq.criterions import CRITERION_REGISTRY
-from fairseq.data import Dictionary
-from fairseq.models.transformer import TransformerModel, base_architecture
 from fairseq.tasks import TASK_REGISTRY
-from fairseq.tasks.translation import TranslationConfig, TranslationTask
 
 from kd_plugin import cli, compat, doctor
+from tests.support import load, make_checkpoint
 
-LAYERS = {"encoder": 2, "decoder": 1}
+TINY = [
+    "--arch", "transformer", "--encoder-layers", 2, "--decoder-layers", 1, "--share-decoder-input-output-embed",
+    "--encoder-embed-dim", 8, "--decoder-embed-dim", 8, "--encoder-ffn-embed-dim", 16, "--decoder-ffn-embed-dim", 16,
+    "--encoder-attention-heads", 2, "--decoder-attention-heads", 2,
+]  # fmt: skip
 
 
-def dictionary(symbols):
-    words = Dictionary()
-    for index in range(symbols):
-        words.add_symbol(f"word{index}")
-    return words
+def write_dictionary(path, words):
+    path.write_text("".join(f"word{index} 1\n" for index in range(words)))
 
 
 @pytest.fixture
 def teacher(tmp_path):
-    """A tiny transformer as fairseq saves it, with its two dictionaries beside it."""
+    """A tiny transformer as fairseq saves it, its two dictionaries beside it."""
     folder = tmp_path / "a teacher"
     folder.mkdir()
-    dictionaries = {"en": dictionary(30), "de": dictionary(40)}
-    for lang, words in dictionaries.items():
-        words.save(str(folder / f"dict.{lang}.txt"))
-    args = argparse.Namespace(
-        _name="transformer",
-        arch="transformer",
-        encoder_embed_dim=8,
-        encoder_ffn_embed_dim=16,
-        encoder_attention_heads=2,
-        decoder_attention_heads=2,
-        encoder_layers=LAYERS["encoder"],
-        decoder_layers=LAYERS["decoder"],
-        share_decoder_input_output_embed=True,
-    )
-    base_architecture(args)
-    task_cfg = TranslationConfig(source_lang="en", target_lang="de")
-    model = TransformerModel.build_model(args, TranslationTask(task_cfg, dictionaries["en"], dictionaries["de"]))
+    write_dictionary(folder / "dict.en.txt", 30)
+    write_dictionary(folder / "dict.de.txt", 40)
     path = folder / "teacher.pt"
-    task = {"_name": "translation", "data": "nowhere", "source_lang": "en", "target_lang": "de"}
-    state = {
-        "args": None,
-        "cfg": {"_name": None, "model": args, "task": task},
-        "model": model.state_dict(),
-        "optimizer_history": [{"num_updates": 1, "optimizer_name": "FairseqAdam", "lr_scheduler_state": {}}],
-        "extra_state": {"epoch": 1},
-    }
-    torch.save(state, str(path))
+    model = make_checkpoint(path, folder, *TINY, "-s", "en", "-t", "de")
     parameters = sum(weights.numel() for weights in model.parameters())
-    return types.SimpleNamespace(path=path, folder=folder, state=state, parameters=parameters)
+    return types.SimpleNamespace(path=path, folder=folder, parameters=parameters)
 
 
 def report(capsys, *arguments):
@@ -190,7 +165,7 @@ def test_a_teacher_without_dictionary_fails_and_says_where_it_looked(teacher, ca
 
 
 def test_a_dictionary_of_another_training_fails(teacher, capsys):
-    dictionary(41).save(str(teacher.folder / "dict.de.txt"))
+    write_dictionary(teacher.folder / "dict.de.txt", 41)
     status, answer, _ = report(capsys, "--teacher", teacher.path)
     (failure,) = failures(answer)
     assert status == 1 and failure["name"] == "target dictionary" and "(45 symbols)" in failure["value"]
@@ -206,7 +181,7 @@ class Payload:
 
 def test_a_teacher_with_code_in_it_fails_and_the_code_is_not_run(teacher, capsys, tmp_path):
     trace = tmp_path / "the payload ran"
-    torch.save({**teacher.state, "extra_state": Payload(str(trace))}, str(teacher.path))
+    torch.save({**load(teacher.path), "extra_state": Payload(str(trace))}, str(teacher.path))
     status, answer, _ = report(capsys, "--teacher", teacher.path)
     (failure,) = failures(answer)
     assert status == 1 and failure["name"] == "safe to read" and str(teacher.path) in failure["remedy"]

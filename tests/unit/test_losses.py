@@ -11,7 +11,10 @@ from tests.reference import loss64
 
 PAD = 1
 PARAMETERS = [
-    (alpha, temperature, epsilon) for alpha in (0.0, 0.3, 1.0) for temperature in (0.7, 1.0, 2.0) for epsilon in (0.0, 0.1)
+    (alpha, temperature, epsilon)
+    for alpha in (0.0, 0.3, 1.0)
+    for temperature in (0.7, 1.0, 2.0)
+    for epsilon in (0.0, 0.1)
 ]
 
 
@@ -91,9 +94,7 @@ def test_gradcheck(temperature, masked):
     student.requires_grad_()
 
     def loss(logits):
-        return distillation_loss(
-            logits, teacher, target, alpha=0.4, temperature=temperature, label_smoothing=0.1
-        ).loss
+        return distillation_loss(logits, teacher, target, alpha=0.4, temperature=temperature, label_smoothing=0.1).loss
 
     assert torch.autograd.gradcheck(loss, (student,))
 
@@ -120,7 +121,9 @@ def test_no_row_left_gives_zero_and_zero_gradient(rows, padding_idx):
     target.fill_(PAD)
     if padding_idx is None:
         student, teacher, target = student[:0], teacher[:0], target[:0]
-    result, gradient = value_and_gradient(student, teacher, target, alpha=0.5, label_smoothing=0.1, padding_idx=padding_idx)
+    result, gradient = value_and_gradient(
+        student, teacher, target, alpha=0.5, label_smoothing=0.1, padding_idx=padding_idx
+    )
     assert [value.item() for value in result] == [0.0] * 4
     assert torch.equal(gradient, torch.zeros_like(student))
 
@@ -180,7 +183,9 @@ def test_invariant_to_shifts_permutations_splits_and_padding(shift, seed, rows, 
     order = torch.randperm(vocab, generator=torch.Generator().manual_seed(seed))
     same(distillation_loss(student[:, order], teacher[:, order], order.argsort()[target], **arguments))
     cut = rows // 2
-    parts = [distillation_loss(student[s], teacher[s], target[s], **arguments) for s in (slice(0, cut), slice(cut, None))]
+    parts = [
+        distillation_loss(student[s], teacher[s], target[s], **arguments) for s in (slice(0, cut), slice(cut, None))
+    ]
     same([a + b for a, b in zip(*parts)])
     padded = [torch.cat([x, x.new_full((3, vocab), 7.0)]) for x in (student, teacher)]
     same(distillation_loss(*padded, torch.cat([target, target.new_full((3,), PAD)]), **arguments, padding_idx=PAD))

@@ -19,9 +19,7 @@ def test_shapes_of_the_schedules():
     assert scheduled_value(0.3, 0.0, "constant", 50, 100) == 0.3
 
 
-@given(
-    st.sampled_from(sorted(SCHEDULES)), st.floats(0, 1), st.floats(0, 1), st.integers(0, 200), st.integers(1, 100)
-)
+@given(st.sampled_from(sorted(SCHEDULES)), st.floats(0, 1), st.floats(0, 1), st.integers(0, 200), st.integers(1, 100))
 def test_stays_between_its_ends_and_moves_one_way(schedule, start, end, update, total):
     now = scheduled_value(start, end, schedule, update, total)
     later = scheduled_value(start, end, schedule, update + 1, total)

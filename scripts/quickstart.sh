@@ -1,0 +1,195 @@
+#!/usr/bin/env bash
+# The main job on a bare machine: set-up, a corpus, a teacher, a student without and the same student with distillation,
+# and one table. Needs no root and, pip packages apart, no download.
+set -euo pipefail
+
+usage() {
+  cat <<'HELP'
+usage: scripts/quickstart.sh [--smoke]
+
+  --smoke   a tiny corpus and a few updates, about a minute: shows that everything runs, its scores mean nothing
+            (also KD_QUICKSTART_SMOKE=1)
+
+  KD_QUICKSTART_DIR   where everything goes (default: quickstart/ in the checkout)
+  KD_VENV, PYTHON, KD_TORCH   see scripts/setup.sh
+  OMP_NUM_THREADS     threads of the training (default: one per core)
+A step that is complete is not done again; a step whose command, script or input has changed is.
+HELP
+}
+
+smoke=${KD_QUICKSTART_SMOKE:-}
+case "${1:-}" in
+  "") ;;
+  --smoke) smoke=1 ;;
+  -h | --help) usage; exit 0 ;;
+  *) usage >&2; exit 2 ;;
+esac
+
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+root=$PWD
+bash scripts/setup.sh
+venv=${KD_VENV:-.venv}
+case "$venv" in /*) ;; *) venv=$root/$venv ;; esac
+export PATH="$venv/bin:$PATH"
+
+# --- the recipe ------------------------------------------------------------------------------------------------------
+# Corpus: 40,000 lines are about as many as the teacher reads once; nobody sees a line often enough to learn it by heart.
+# Teacher: a small transformer, trained until it gets most lines right, without label smoothing: its doubts are then about
+#   the translation, not a constant it was taught.
+# Student: a quarter of the teacher's parameters, fewer layers, half the width, and about half the lines: too little to
+#   learn the task from the references alone. That is the situation distillation is for; with ten times the updates
+#   both students get nearly everything right and there is little left to gain.
+# Both students share seed, batches, updates, optimiser and learning rate, and differ in nothing but the criterion.
+corpus=(--train 40000 --valid 500 --test 1000 --seed 1)
+vocab_size=1000
+teacher_updates=900
+student_updates=900
+warmup_updates=100
+label_smoothing=0.1 # the same for both students
+status_interval=20
+if [ "$smoke" = 1 ]; then
+  corpus=(--train 2000 --valid 50 --test 50 --seed 1)
+  vocab_size=500
+  teacher_updates=40
+  student_updates=40
+  warmup_updates=10
+  status_interval=5
+fi
+
+teacher_model=(
+  --arch transformer --encoder-layers 3 --decoder-layers 2 --encoder-attention-heads 4 --decoder-attention-heads 4
+  --encoder-embed-dim 128 --decoder-embed-dim 128 --encoder-ffn-embed-dim 512 --decoder-ffn-embed-dim 512 --lr 3e-3
+)
+student_model=(
+  --arch transformer --encoder-layers 2 --decoder-layers 1 --encoder-attention-heads 2 --decoder-attention-heads 2
+  --encoder-embed-dim 64 --decoder-embed-dim 64 --encoder-ffn-embed-dim 256 --decoder-ffn-embed-dim 256 --lr 5e-3
+)
+# Batches are small, because a short training is short of updates before it is short of sentences.
+training=(
+  --share-all-embeddings --encoder-normalize-before --decoder-normalize-before --dropout 0
+  --optimizer adam --adam-betas "(0.9, 0.98)" --clip-norm 1 --lr-scheduler polynomial_decay
+  --warmup-updates "$warmup_updates" --max-tokens 1024 --required-batch-size-multiple 1 --seed 1 --cpu
+  --no-epoch-checkpoints --validate-interval 1000 --num-workers 0 --log-format json --log-interval "$status_interval"
+)
+plain=(--task translation --criterion label_smoothed_cross_entropy)
+# alpha 0 listens to the teacher alone: it has read the references already.
+distilled=(
+  --task distillation_translation --criterion kd_label_smoothed_cross_entropy --teacher-path teacher/checkpoint_last.pt
+  --kd-alpha 0 --kd-temperature 1
+)
+
+# --- how a step runs -------------------------------------------------------------------------------------------------
+out=${KD_QUICKSTART_DIR:-quickstart}
+[ "$smoke" != 1 ] || out=$out/smoke
+mkdir -p "$out/logs"
+# From inside it all names are plain and relative: fairseq and sentencepiece split theirs at colons and commas.
+cd "$out"
+out=$PWD
+
+child=
+# A step is a process group of its own (set -m, below), so that stopping this script stops the step with it.
+stop_child() { [ -z "$child" ] || kill -TERM -- "-$child" 2>/dev/null || true; }
+trap stop_child EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+
+hash_of_input() { python -c 'import hashlib, sys; print(hashlib.sha256(sys.stdin.buffer.read()).hexdigest())'; }
+
+# fingerprint ARGUMENTS…: the arguments themselves, the content of those that are files, the code in those that are folders.
+fingerprint() {
+  local argument
+  printf '%s\0' "$@"
+  for argument in "$@"; do
+    if [ -f "$argument" ]; then cat "$argument"; fi
+    if [ -d "$argument" ]; then find "$argument" -name '*.py' -print0 | sort -z | xargs -0 -r cat; fi
+  done
+}
+
+chain= # the fingerprint of all steps so far: a step is done again when anything before it has changed
+number=0
+steps=9
+
+# step NAME WHAT COMMAND…: COMMAND fills the folder NAME.new, which becomes NAME only when it is complete.
+step() {
+  local name=$1 what=$2 log=logs/$1.log started=$SECONDS
+  shift 2
+  number=$((number + 1))
+  chain=$({ echo "$chain"; fingerprint "$@"; } | hash_of_input)
+  if [ -f "$name/.done" ] && [ "$(cat "$name/.done")" = "$chain" ]; then
+    printf '%d/%d %s: done before\n' "$number" "$steps" "$what"
+    return
+  fi
+  printf '%d/%d %s (log: %s)\n' "$number" "$steps" "$what" "$out/$log"
+  rm -rf "$name.new"
+  mkdir "$name.new"
+  set -m
+  (
+    TIMEFORMAT='%U %S'
+    time "$@" >"$log" 2>&1 </dev/null
+  ) 2>"$name.new/cpu-seconds" &
+  child=$!
+  set +m
+  show_progress "$log" "$started"
+  if ! wait "$child"; then
+    child=
+    printf 'quickstart: "%s" failed. The end of %s:\n' "$what" "$out/$log" >&2
+    tail -n 25 "$log" >&2
+    exit 1
+  fi
+  child=
+  echo "$chain" >"$name.new/.done"
+  rm -rf "$name"
+  mv "$name.new" "$name"
+  printf '    %d s\n' "$((SECONDS - started))"
+}
+
+# While the step runs: one line kept up to date on a terminal, a line every half minute elsewhere.
+show_progress() {
+  local log=$1 started=$2 updates elapsed ticks=0
+  while kill -0 "$child" 2>/dev/null; do
+    sleep 1
+    ticks=$((ticks + 1))
+    elapsed=$((SECONDS - started))
+    updates=$(grep -oE '"num_updates": "[0-9]+"' "$log" 2>/dev/null | tail -n 1 | tr -dc 0-9) || true
+    if [ -t 1 ]; then
+      printf '\r    %d s%s ' "$elapsed" "${updates:+, update $updates}"
+    elif [ "$((ticks % 30))" -eq 0 ]; then
+      printf '    %d s%s\n' "$elapsed" "${updates:+, update $updates}"
+    fi
+  done
+  if [ -t 1 ]; then printf '\r'; fi
+}
+
+# --- the steps -------------------------------------------------------------------------------------------------------
+train() {
+  local name=$1 what=$2 updates=$3
+  shift 3
+  step "$name" "$what, $updates updates" fairseq-train data --source-lang en --target-lang de --save-dir "$name.new" \
+    "${training[@]}" --max-update "$updates" --total-num-update "$updates" "$@"
+}
+
+translate() {
+  # --user-dir, because torch >= 2.6 by itself refuses to read what fairseq saves.
+  step "$1-test" "translating the test set: $1" fairseq-generate data --user-dir "$root/kd_plugin" \
+    --source-lang en --target-lang de --path "$1/checkpoint_last.pt" --results-path "$1-test.new" \
+    --beam 4 --max-tokens 8000 --required-batch-size-multiple 1 --remove-bpe sentencepiece --cpu
+}
+
+step corpus "corpus" python "$root/scripts/quickstart_corpus.py" corpus.new "${corpus[@]}"
+step subwords "sentencepiece model" \
+  python "$root/scripts/quickstart_subwords.py" corpus subwords.new --vocab-size "$vocab_size"
+step data "fairseq-preprocess" fairseq-preprocess --source-lang en --target-lang de --joined-dictionary \
+  --trainpref subwords/train --validpref subwords/valid --testpref subwords/test --destdir data.new
+train teacher "teacher" "$teacher_updates" "${teacher_model[@]}" "${plain[@]}" --label-smoothing 0
+train student "student without distillation" "$student_updates" "${student_model[@]}" "${plain[@]}" \
+  --label-smoothing "$label_smoothing"
+train distilled "student with distillation" "$student_updates" "${student_model[@]}" \
+  --user-dir "$root/kd_plugin" "${distilled[@]}" --label-smoothing "$label_smoothing"
+translate teacher
+translate student
+translate distilled
+
+echo
+python "$root/scripts/quickstart_table.py" corpus/test.de \
+  teacher="teacher" student="student" distilled="student, distilled" | tee table.txt.new
+mv table.txt.new table.txt

@@ -1,0 +1,16 @@
+import pytest
+
+WORDS = [f"word{i}" for i in range(28)]  # with fairseq's four special symbols: 32
+
+
+@pytest.fixture
+def dictionaries(tmp_path):
+    """A folder with equal dict.en.txt and dict.de.txt: all that building a translation model needs of its data."""
+    return write_dictionaries(tmp_path / "data", WORDS)
+
+
+def write_dictionaries(folder, words):
+    folder.mkdir(parents=True, exist_ok=True)
+    for lang in ("en", "de"):
+        (folder / f"dict.{lang}.txt").write_text("".join(f"{word} 1\n" for word in words))
+    return folder

@@ -1,0 +1,189 @@
+"""The criterion without a training run: its flags, its rows, its stops."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from fairseq.data import Dictionary
+
+from kd_plugin.criterions import KDLabelSmoothedCrossEntropyCriterion
+from kd_plugin.errors import KDPluginError
+from kd_plugin.signature import run_signature
+from kd_plugin.teachers.online import TeacherAnswer
+from tests.reference import loss64
+
+PAD, VOCAB = 1, 9
+
+
+class Model(torch.nn.Module):
+    """A student whose logits are its parameters."""
+
+    def __init__(self, logits):
+        super().__init__()
+        self.logits = torch.nn.Parameter(logits)
+
+    def forward(self, src_tokens, src_lengths, prev_output_tokens):
+        return self.logits, None
+
+    def get_normalized_probs(self, net_output, log_probs, sample=None):
+        return torch.log_softmax(net_output[0].float(), dim=-1)
+
+    def get_targets(self, sample, net_output):
+        return sample["target"]
+
+
+def setup(target, teacher_logits, num_updates=0, **flags):
+    target_dictionary = Dictionary()
+    generator = torch.Generator().manual_seed(0)
+    model = Model(torch.randn(*target.shape, VOCAB, generator=generator) * 2)
+
+    def teacher(sample, rows, student_dtype):
+        return TeacherAnswer(teacher_logits.reshape(-1, VOCAB)[rows])
+
+    task = SimpleNamespace(target_dictionary=target_dictionary, teacher=teacher, num_updates=num_updates)
+    criterion = KDLabelSmoothedCrossEntropyCriterion(task, False, flags.pop("label_smoothing", 0.1), **flags)
+    tokens = torch.zeros(target.shape, dtype=torch.int64)
+    net_input = {"src_tokens": tokens, "src_lengths": tokens[:, 0], "prev_output_tokens": tokens}
+    sample = {
+        "id": torch.arange(10, 10 + len(target)),
+        "net_input": net_input,
+        "target": target,
+        "ntokens": int(target.ne(PAD).sum()),
+    }
+    return model, criterion, sample
+
+
+TARGET = torch.tensor([[4, 5, 6, 2], [7, 8, 2, PAD], [4, 2, PAD, PAD]])
+TEACHER = torch.randn(3, 4, VOCAB, generator=torch.Generator().manual_seed(1)) * 2
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("prefix", [0, 1, 3])
+def test_loss_gradient_and_log_match_the_reference(alpha, prefix):
+    flags = dict(kd_alpha=alpha, kd_temperature=2.0, ignore_prefix_size=prefix)
+    model, criterion, sample = setup(TARGET, TEACHER, **flags)
+    loss, sample_size, log = criterion(model, sample)
+    loss.backward()
+
+    target = TARGET.clone()
+    target[:, :prefix] = PAD
+    logits = model.logits.detach().double().requires_grad_()
+    expected = loss64(logits.view(-1, VOCAB), TEACHER.view(-1, VOCAB), target.view(-1), alpha, 2.0, 0.1, PAD)
+    expected[0].backward()
+    for name, value in zip(("loss", "ce_loss", "nll_loss", "kd_loss"), expected):
+        assert float(log[name]) == pytest.approx(value.item(), rel=1e-5, abs=1e-6), name
+    torch.testing.assert_close(model.logits.grad.double(), logits.grad, rtol=1e-5, atol=1e-6)
+    assert sample_size == 9 and log["n_distilled"] == int(target.ne(PAD).sum())
+
+    rows = target.view(-1).ne(PAD)
+    teacher = TEACHER.view(-1, VOCAB)[rows]
+    nll = torch.nn.functional.cross_entropy(teacher.double(), target.view(-1)[rows], reduction="sum")
+    assert float(log["teacher_nll_loss"]) == pytest.approx(nll.item(), rel=1e-5, abs=1e-6)
+    agree = (teacher.argmax(-1) == model.logits.detach().view(-1, VOCAB)[rows].argmax(-1)).sum()
+    assert int(log["n_agree"]) == int(agree)
+
+
+@pytest.mark.parametrize("alpha", [0.3, 1.0])
+def test_batch_of_padding_alone_gives_zero(alpha):
+    """fairseq's dummy batch, and a rank without data."""
+    model, criterion, sample = setup(torch.full((2, 3), PAD), torch.zeros(2, 3, VOCAB), kd_alpha=alpha)
+    loss, _, log = criterion(model, sample)
+    loss.backward()
+    assert loss.item() == 0.0 and float(log["kd_loss"]) == 0.0
+    assert torch.equal(model.logits.grad, torch.zeros_like(model.logits))
+
+
+def test_same_keys_on_every_batch():
+    keys = set()
+    for target in (TARGET, torch.full((2, 3), PAD)):
+        for alpha in (0.0, 0.5, 1.0):
+            model, criterion, sample = setup(target, torch.zeros(*target.shape, VOCAB), kd_alpha=alpha)
+            keys.add(tuple(sorted(criterion(model, sample)[2])))
+    assert len(keys) == 1
+
+
+@pytest.mark.parametrize("side", ["student", "teacher"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])
+def test_not_finite_values_are_named(side, value, alpha):
+    teacher = TEACHER.clone()
+    model, criterion, sample = setup(TARGET, teacher, num_updates=41, kd_alpha=alpha)
+    (model.logits.data if side == "student" else teacher)[1, 2, 3] = value
+    with pytest.raises(
+        KDPluginError, match=rf"kd_loss.* at update 42: NaN or infinite {side} logits, sample ids \[11\]"
+    ):
+        criterion(model, sample)
+
+
+def test_not_finite_values_under_padding_do_no_harm():
+    teacher = TEACHER.clone()
+    model, criterion, sample = setup(TARGET, teacher)
+    teacher[2, 3], model.logits.data[2, 3] = float("nan"), float("nan")
+    assert torch.isfinite(criterion(model, sample)[0])
+
+
+def test_masked_teacher_vocabulary_is_finite():
+    teacher = TEACHER.clone()
+    teacher[..., :4] = -float("inf")
+    model, criterion, sample = setup(TARGET, teacher)
+    assert torch.isfinite(criterion(model, sample)[0])
+
+
+@pytest.mark.parametrize(
+    "flags,named",
+    [
+        (dict(kd_alpha=1.2), "--kd-alpha 1.2"),
+        (dict(kd_alpha=float("nan")), "--kd-alpha nan"),
+        (dict(kd_alpha_end=-1.0, kd_schedule="linear", kd_schedule_updates=5), "--kd-alpha-end -1"),
+        (dict(kd_temperature=0.0), "--kd-temperature 0"),
+        (
+            dict(kd_temperature_end=float("inf"), kd_schedule="linear", kd_schedule_updates=5),
+            "--kd-temperature-end inf",
+        ),
+        (dict(label_smoothing=1.0), "--label-smoothing 1.0"),
+        (dict(ignore_prefix_size=-1), "--ignore-prefix-size -1"),
+        (dict(kd_alpha_end=0.1), "--kd-alpha-end has no effect with --kd-schedule constant"),
+        (dict(kd_temperature_end=2.0), "--kd-temperature-end has no effect"),
+        (dict(kd_schedule="cosine", kd_schedule_updates=5), "--kd-schedule cosine needs"),
+        (dict(kd_schedule="cosine", kd_alpha_end=0.1), "--kd-schedule-updates 0"),
+        (dict(kd_schedule_updates=5), "--kd-schedule-updates 5"),
+        (dict(kd_schedule_updates=-5), "--kd-schedule-updates -5"),
+    ],
+)
+def test_values_out_of_range_are_refused_by_flag(flags, named):
+    with pytest.raises(KDPluginError, match=named):
+        setup(TARGET, TEACHER, **flags)
+
+
+def test_without_a_teacher_only_alpha_one_is_accepted():
+    task = SimpleNamespace(target_dictionary=Dictionary())
+    KDLabelSmoothedCrossEntropyCriterion(task, False, 0.1, kd_alpha=1.0)
+    for flags in (
+        dict(kd_alpha=0.9),
+        dict(kd_alpha=1.0, kd_alpha_end=0.0, kd_schedule="linear", kd_schedule_updates=9),
+    ):
+        with pytest.raises(KDPluginError, match="no teacher"):
+            KDLabelSmoothedCrossEntropyCriterion(task, False, 0.1, **flags)
+
+
+def test_student_with_adaptive_softmax_is_refused():
+    model, criterion, sample = setup(TARGET, TEACHER)
+    model.decoder = SimpleNamespace(adaptive_softmax=object())
+    with pytest.raises(KDPluginError, match="adaptive softmax"):
+        criterion(model, sample)
+
+
+def test_signature_tells_every_setting():
+    member = SimpleNamespace(
+        sha256="1a2b3c4d" + 56 * "0", parameters=7_912_345, source_indices=None, target_indices=None
+    )
+    teacher = SimpleNamespace(members=[member], weights=lambda: [1.0])
+    _, criterion, _ = setup(TARGET, TEACHER, kd_alpha=0.5, kd_temperature=2.0)
+    line = run_signature(criterion, teacher)
+    assert line.startswith(
+        "kd|alpha:0.5|T:2.0|div:forward_kl|ls:0.1|select:all|teacher:sha256:1a2b3c4d(7.9M)|vocab:ok|fairseq"
+    )
+    assert f"|torch:{torch.__version__}|kd_plugin:" in line
+    member.target_indices = torch.arange(3)
+    teacher.members, teacher.weights = [member, member], lambda: [0.75, 0.25]
+    assert "1a2b3c4d(7.9M)*0.75|teacher:sha256:1a2b3c4d(7.9M)*0.25|vocab:remapped" in run_signature(criterion, teacher)
