@@ -26,6 +26,8 @@ TORCH_VERSION = _version(torch.__version__)
 TRUSTED_TORCH = (2, 10)
 # torch.serialization.safe_globals, the exact allow-list of weights_only, came with this version
 HAS_SAFE_GLOBALS = TORCH_VERSION >= (2, 5)
+# older ones read with our own restricted unpickler instead
+WEIGHTS_ONLY_IS_WEAK = HAS_SAFE_GLOBALS and TORCH_VERSION < TRUSTED_TORCH
 
 
 def require_fairseq() -> None:
@@ -182,4 +184,4 @@ def refuse_idle_ranks(parser: argparse.ArgumentParser) -> None:
             )
         return args
 
-    parser.parse_args = parse_args  # type: ignore[method-assign]
+    parser.parse_args = parse_args  # type: ignore[assignment, method-assign]

@@ -25,20 +25,22 @@ corpus() {
 # download URL FILE: a file that is already there is kept, a broken download leaves nothing
 download() {
     [ -s "$2" ] && return 0
+    local get
     echo "downloading $1"
     if command -v curl >/dev/null; then
-        curl --fail --location --silent --show-error --retry 3 --output "$2.part" "$1" || { rm -f "$2.part"; die "download failed: $1"; }
+        get=(curl --fail --location --silent --show-error --retry 3 --output)
     elif command -v wget >/dev/null; then
-        wget --quiet --tries 3 --output-document "$2.part" "$1" || { rm -f "$2.part"; die "download failed: $1"; }
+        get=(wget --quiet --tries 3 --output-document)
     else
         die "neither curl nor wget found: download $1 yourself and pass the local copy"
     fi
+    "${get[@]}" "$2.part" "$1" || { rm -f "$2.part"; die "download failed: $1"; }
     mv "$2.part" "$2"
 }
 
 begin() {
     [ -n "$PYTHON" ] || die "no python on PATH"
-    command -v fairseq-preprocess >/dev/null || die "fairseq-preprocess not found: activate the environment fairseq is in"
+    command -v fairseq-preprocess >/dev/null || die "no fairseq-preprocess on PATH: activate fairseq's environment"
     [ -z "$DICT" ] || [ -n "$SPM" ] || die "DICT needs SPM, the sentencepiece model whose pieces it lists"
     local file
     for file in "$SPM" "$DICT"; do
@@ -65,7 +67,10 @@ finish() {
         fi
     } >"$tmp/prepared.txt"
     if [ -e "$out" ]; then
-        cmp -s "$tmp/prepared.txt" "$out/prepared.txt" && { echo "$out is there already, from the same input"; return 0; }
+        if cmp -s "$tmp/prepared.txt" "$out/prepared.txt"; then
+            echo "$out is there already, from the same input"
+            return 0
+        fi
         die "$out exists and is from other input or settings: remove it, or set OUT to another folder"
     fi
 

@@ -44,8 +44,10 @@ fi
 fairseq-train "$data" --user-dir "$USER_DIR" --save-dir "$save_dir" --seed "$SEED" \
     "${objective[@]}" --label-smoothing "$LABEL_SMOOTHING" \
     --arch transformer --share-all-embeddings --dropout "$DROPOUT" \
-    --encoder-layers "$ENCODER_LAYERS" --encoder-embed-dim "$DIM" --encoder-ffn-embed-dim "$FFN" --encoder-attention-heads "$HEADS" \
-    --decoder-layers "$DECODER_LAYERS" --decoder-embed-dim "$DIM" --decoder-ffn-embed-dim "$FFN" --decoder-attention-heads "$HEADS" \
+    --encoder-layers "$ENCODER_LAYERS" --encoder-embed-dim "$DIM" \
+    --encoder-ffn-embed-dim "$FFN" --encoder-attention-heads "$HEADS" \
+    --decoder-layers "$DECODER_LAYERS" --decoder-embed-dim "$DIM" \
+    --decoder-ffn-embed-dim "$FFN" --decoder-attention-heads "$HEADS" \
     --optimizer adam --adam-betas '(0.9, 0.98)' --lr "$LR" --lr-scheduler inverse_sqrt --warmup-updates "$WARMUP" \
     --max-tokens "$MAX_TOKENS" --update-freq "$UPDATE_FREQ" --required-batch-size-multiple 1 --max-epoch "$MAX_EPOCH" \
     --best-checkpoint-metric nll_loss --keep-last-epochs "$AVERAGE" --update-epoch-batch-itr True \

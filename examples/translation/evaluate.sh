@@ -26,12 +26,14 @@ mkdir -p "$out"
 
 for test in $TESTS; do
     # Nothing is skipped: a multiple of 8 would drop the last sentences of a set in newer fairseq.
-    fairseq-generate "$prepared/data-bin" --user-dir "$USER_DIR" --task translation --source-lang "$src" --target-lang "$tgt" \
+    fairseq-generate "$prepared/data-bin" --user-dir "$USER_DIR" \
+        --task translation --source-lang "$src" --target-lang "$tgt" \
         --path "$checkpoint" --gen-subset "$test" --beam "$BEAM" --remove-bpe sentencepiece \
         --max-tokens "$MAX_TOKENS" --required-batch-size-multiple 1 --results-path "$out" >"$out/$test.log" 2>&1 || {
         cat "$out/$test.log" >&2
         exit 1
     }
-    "${PYTHON:-python}" "$here/score.py" "$out/generate-$test.txt" --reference "$prepared/raw/$test.$tgt" --hypotheses "$out/$test.$tgt" \
-        --name "$name" --test-set "$(sed -n "s/^$test //p" "$prepared/testsets.txt")" --results "$RESULTS"
+    "${PYTHON:-python}" "$here/score.py" "$out/generate-$test.txt" --reference "$prepared/raw/$test.$tgt" \
+        --hypotheses "$out/$test.$tgt" --name "$name" --results "$RESULTS" \
+        --test-set "$(sed -n "s/^$test //p" "$prepared/testsets.txt")"
 done

@@ -3,9 +3,10 @@
 import logging
 from argparse import ArgumentParser
 from dataclasses import dataclass, field, fields
-from typing import Any, List, Optional
+from typing import Any, List, Optional, Set
 
 from fairseq import utils
+from fairseq.criterions.label_smoothed_cross_entropy import LabelSmoothedCrossEntropyCriterionConfig
 from fairseq.dataclass import ChoiceEnum
 from fairseq.tasks import TASK_REGISTRY, register_task
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
@@ -64,15 +65,13 @@ class DistillationTranslationConfig(TranslationConfig):
     )
 
 
-PRIVATE_FIELDS = {
-    own.name
-    for own_config, stock_config in (
-        (DistillationTranslationConfig, TranslationConfig),
-        (KDLabelSmoothedCrossEntropyCriterionConfig, KDLabelSmoothedCrossEntropyCriterionConfig.__mro__[1]),
-    )
-    for own in fields(own_config)
-    if own.name not in {stock.name for stock in fields(stock_config)}
-}
+def _own_fields(config: type, stock_config: type) -> Set[str]:
+    return {field.name for field in fields(config)} - {field.name for field in fields(stock_config)}
+
+
+PRIVATE_FIELDS = _own_fields(DistillationTranslationConfig, TranslationConfig) | _own_fields(
+    KDLabelSmoothedCrossEntropyCriterionConfig, LabelSmoothedCrossEntropyCriterionConfig
+)
 
 
 @register_task(TASK_NAME, dataclass=DistillationTranslationConfig)

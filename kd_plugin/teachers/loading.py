@@ -3,6 +3,7 @@
 import ast
 import hashlib
 import json
+import logging
 import os
 import pickle
 import re
@@ -16,16 +17,18 @@ from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
 from torch import Tensor
 
-from kd_plugin.compat import disable_better_transformer, fairseq_is_given, load_safely
+from kd_plugin.compat import WEIGHTS_ONLY_IS_WEAK, disable_better_transformer, fairseq_is_given, load_safely
 from kd_plugin.errors import KDPluginError
 from kd_plugin.teachers.vocabulary import find_dictionary, teacher_indices
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
 class LoadedTeacher:
     """One frozen teacher model and what was found out about its file."""
 
-    model: torch.nn.Module
+    model: Any  # a BaseFairseqModel; fairseq ships no types
     path: str
     sha256: str
     parameters: int
@@ -141,6 +144,11 @@ def load_teacher(
     fit.
     """
     overrides = overrides or {}
+    if WEIGHTS_ONLY_IS_WEAK and expected_sha256 is None:
+        logger.warning(
+            f"{path}: weights_only of torch {torch.__version__} can be attacked (CVE-2025-32434, CVE-2026-24747). "
+            "Remedy: torch >= 2.10, or pin the file with --teacher-sha256"
+        )
     state = read_checkpoint(path, expected_sha256, overrides)
     cfg = state["cfg"] if state.get("cfg") else convert_namespace_to_omegaconf(state["args"])
 

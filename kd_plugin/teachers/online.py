@@ -93,7 +93,7 @@ class OnlineTeacher:
             logits = logits.index_select(1, member.target_indices)
         return logits
 
-    def _placed(self, member: LoadedTeacher, device: torch.device, student_dtype: torch.dtype) -> torch.nn.Module:
+    def _placed(self, member: LoadedTeacher, device: torch.device, student_dtype: torch.dtype) -> Any:
         """The model on the batch's device: fairseq moves the student, nobody moves the teacher."""
         if self.dtype == "auto":
             dtype = student_dtype if device.type == "cuda" else torch.float32
