@@ -26,8 +26,9 @@ def describe_as_stock(cfg: DictConfig, private_fields: Any) -> None:
     """
     with open_dict(cfg):
         cfg.common.user_dir = None
-        cfg.task = _only(cfg.task, TranslationConfig, STOCK_TASK)
-        cfg.criterion = _only(cfg.criterion, LabelSmoothedCrossEntropyCriterionConfig, STOCK_CRITERION)
+        # taken out and put back: a structured node lets no field be deleted and no other structure be assigned
+        cfg["task"] = _only(cfg.pop("task"), TranslationConfig, STOCK_TASK)
+        cfg["criterion"] = _only(cfg.pop("criterion"), LabelSmoothedCrossEntropyCriterionConfig, STOCK_CRITERION)
         model = cfg.model
         if isinstance(model, argparse.Namespace):
             for name in list(vars(model)):
@@ -41,6 +42,5 @@ def describe_as_stock(cfg: DictConfig, private_fields: Any) -> None:
 
 
 def _only(node: DictConfig, dataclass: type, name: str) -> Dict[str, Any]:
-    # a new node: fields of a structured one cannot be deleted
     values = OmegaConf.to_container(node, resolve=True, enum_to_str=True)
     return {**{field.name: values[field.name] for field in fields(dataclass) if field.name in values}, "_name": name}

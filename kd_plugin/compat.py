@@ -4,6 +4,8 @@ import argparse
 import codecs
 import collections
 import contextlib
+import functools
+import importlib
 import importlib.util
 import pickle
 import re
@@ -24,15 +26,20 @@ def _version(text: str) -> Tuple[int, ...]:
 TORCH_VERSION = _version(torch.__version__)
 # below, torch.load(weights_only=True) itself could be made to run code (CVE-2025-32434, CVE-2026-24747)
 TRUSTED_TORCH = (2, 10)
-# torch.serialization.safe_globals, the exact allow-list of weights_only, came with this version
+# torch's allow-list for weights_only can be extended (from 2.4 on, but it was not tried there)
 HAS_SAFE_GLOBALS = TORCH_VERSION >= (2, 5)
+NUMPY_2 = _version(np.__version__) >= (2, 0)
 # older ones read with our own restricted unpickler instead
 WEIGHTS_ONLY_IS_WEAK = HAS_SAFE_GLOBALS and TORCH_VERSION < TRUSTED_TORCH
 
 
+def has_fairseq() -> bool:
+    return importlib.util.find_spec("fairseq") is not None
+
+
 def require_fairseq() -> None:
     """Raise KDPluginError with the remedy where no fairseq is installed."""
-    if importlib.util.find_spec("fairseq") is None:
+    if not has_fairseq():
         raise KDPluginError(
             "fairseq is not installed. Remedy: pip install 'kd-plugin[fairseq]' "
             "(fairseq 0.12.2 below Python 3.11, fairseq-fixed 0.12.3.1 from 3.11)"
@@ -59,7 +66,8 @@ def _allowed_types() -> Dict[str, Any]:
     argparse.Namespace carries the flags of the run; the numpy entries appear once --eval-bleu logged its counts.
     None of them runs code when it is rebuilt.
     """
-    multiarray = np._core.multiarray if hasattr(np, "_core") else np.core.multiarray  # numpy 2 renamed it
+    # numpy 2 renamed it
+    multiarray: Any = importlib.import_module("numpy._core.multiarray" if NUMPY_2 else "numpy.core.multiarray")
     allowed: Dict[str, Any] = {"argparse.Namespace": argparse.Namespace, "numpy.ndarray": np.ndarray}
     allowed["numpy.dtype"] = np.dtype
     for module in ("numpy.core.multiarray", "numpy._core.multiarray"):
@@ -93,10 +101,14 @@ def load_safely(file: Any, map_location: Any = "cpu") -> Any:
     Raises pickle.UnpicklingError naming the first type that is not on the list.
     """
     if HAS_SAFE_GLOBALS:
-        with torch.serialization.safe_globals(_safe_globals()):
-            return torch.load(file, map_location=map_location, weights_only=True)
-    # "weights_only" is not said: below 2.5 the default is False, and the stand-in for pickle does the refusing
-    return torch.load(file, map_location=map_location, pickle_module=_restricted_pickle())
+        # not the context manager safe_globals: leaving it takes away what was allowed before, too
+        allow_fairseq_checkpoints()
+        return torch.load(file, map_location=map_location, weights_only=True)
+    # "weights_only" is not said: below 2.5 the default is False, and the stand-in for pickle does the refusing.
+    # torch 1.13 overlooks pickle_module, so the name that it takes instead is replaced as well.
+    restricted = _restricted_pickle()
+    with mock.patch.object(torch.serialization, "pickle", restricted):
+        return torch.load(file, map_location=map_location, pickle_module=restricted)
 
 
 @contextlib.contextmanager
@@ -147,18 +159,31 @@ def _restricted_pickle() -> types.ModuleType:
     module = types.ModuleType("kd_plugin_restricted_pickle")
     module.Unpickler = Unpickler  # type: ignore[attr-defined]
     module.load = load  # type: ignore[attr-defined]
+    module.UnpicklingError = pickle.UnpicklingError  # type: ignore[attr-defined]
     return module
 
 
-def disable_better_transformer(model: torch.nn.Module) -> None:
-    """Keep a loaded, never trained encoder off fairseq 0.12.2's BetterTransformer path.
+# fairseq 0.12.2 keeps a second copy of each encoder layer's weights for its BetterTransformer path
+BETTER_TRANSFORMER_COPY = re.compile(r"(^|\.)encoder\.layers\.\d+\.(in_proj|out_proj|fc1|fc2)_(weight|bias)$")
 
-    It dies on torch >= 2.0, and below it ignores hooks and gives batch-first states.
+
+def disable_better_transformer() -> None:
+    """Keep the encoders of fairseq 0.12.2 off its BetterTransformer path; other fairseqs are left alone.
+
+    It is taken by models that were loaded and not trained, such as every teacher, and dies with "Mask Type should be
+    defined" on torch >= 1.13: without this, not even stock fairseq-generate runs there.
     """
-    for module in model.modules():
-        if hasattr(module, "can_use_fastpath"):
-            module.can_use_fastpath = False
-            module.ever_training = True
+    from fairseq.modules.transformer_layer import TransformerEncoderLayerBase
+
+    init = TransformerEncoderLayerBase.__init__
+    if "can_use_fastpath" not in init.__code__.co_names:
+        return
+
+    def without_fastpath(self: Any, *arguments: Any, **keywords: Any) -> None:
+        init(self, *arguments, **keywords)
+        self.can_use_fastpath = False
+
+    TransformerEncoderLayerBase.__init__ = functools.wraps(init)(without_fastpath)
 
 
 def refuse_idle_ranks(parser: argparse.ArgumentParser) -> None:

@@ -68,7 +68,7 @@ def fitting_checks(
         rows = next((weights[name].size(0) for name in VOCABULARY_WEIGHTS[side] if name in weights), None)
         checks.append(Check(section, f"{side} vocabulary", "not found" if rows is None else f"{rows:,}"))
         try:
-            directories = loading._dictionary_directories(path, task_cfg, overrides)
+            directories = loading.dictionary_directories(path, task_cfg, overrides)
             dictionary, dictionary_path = find_dictionary(directories, lang, path)
         except KDPluginError as error:
             remedy = str(error) if lang else f"{error}; and name its languages: --source-lang, --target-lang"

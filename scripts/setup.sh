@@ -106,9 +106,10 @@ if [ -n "${KD_TORCH:-}" ]; then
 elif has torch; then
   torch=('torch>=1.13')
 fi
+has torch || download=' (a large download)'
 
 run "pip, numpy, cython" pip_install "$pip" "$numpy" cython 'setuptools<81' wheel
-run "${torch[*]} (a large download the first time)" pip_install "${torch[@]}" "$numpy"
+run "${torch[*]}${download:-}" pip_install "${torch[@]}" "$numpy"
 
 # From here on nothing may replace them: a dependency's wish for another torch becomes an error instead of a surprise.
 "$python" -m pip freeze | grep -iE '^(torch|torchaudio|numpy)==' >"$venv/constraints.txt"

@@ -17,7 +17,7 @@ from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
 from torch import Tensor
 
-from kd_plugin.compat import WEIGHTS_ONLY_IS_WEAK, disable_better_transformer, fairseq_is_given, load_safely
+from kd_plugin.compat import BETTER_TRANSFORMER_COPY, WEIGHTS_ONLY_IS_WEAK, fairseq_is_given, load_safely
 from kd_plugin.errors import KDPluginError
 from kd_plugin.teachers.vocabulary import find_dictionary, teacher_indices
 
@@ -52,6 +52,7 @@ def count_parameters(state: Dict[str, Any]) -> int:
         for name, tensor in state["model"].items()
         # fairseq keeps these one-element markers among the weights
         if torch.is_tensor(tensor) and not name.endswith(("version", "_float_tensor"))
+        if not BETTER_TRANSFORMER_COPY.search(name)
     }
     return sum(sizes.values())
 
@@ -153,7 +154,7 @@ def load_teacher(
     cfg = state["cfg"] if state.get("cfg") else convert_namespace_to_omegaconf(state["args"])
 
     source_lang, target_lang = _languages(cfg.task, student_task, path)
-    directories = _dictionary_directories(path, cfg.task, overrides)
+    directories = dictionary_directories(path, cfg.task, overrides)
     source_dict, source_dict_path = find_dictionary(directories, source_lang, path)
     target_dict, target_dict_path = find_dictionary(directories, target_lang, path)
     source_indices = teacher_indices(student_task.source_dictionary, source_dict, path, f"source ({source_dict_path})")
@@ -170,8 +171,11 @@ def load_teacher(
             f"{path}: its architecture {name!r} cannot be built ({str(error).strip() or type(error).__name__}). "
             "Remedy: make the package that registers it importable, or mend the field with --teacher-overrides"
         ) from error
+    # a teacher from 0.12.2 has weights that other fairseqs do not know; they are copies of others
+    own = model.state_dict()
+    weights = {name: w for name, w in state["model"].items() if name in own or not BETTER_TRANSFORMER_COPY.search(name)}
     try:
-        model.load_state_dict(state["model"], strict=True, model_cfg=cfg.model)
+        model.load_state_dict(weights, strict=True, model_cfg=cfg.model)
     except RuntimeError as error:
         reason = " ".join(str(error).split())
         raise KDPluginError(
@@ -181,8 +185,7 @@ def load_teacher(
 
     model.requires_grad_(False)
     model.eval()
-    disable_better_transformer(model)
-    parameters = sum(parameter.numel() for parameter in model.parameters())
+    parameters = sum(p.numel() for name, p in model.named_parameters() if not BETTER_TRANSFORMER_COPY.search(name))
     return LoadedTeacher(model, path, sha256_of(path), parameters, source_indices, target_indices)
 
 
@@ -198,7 +201,7 @@ def _languages(teacher_cfg: Any, student_task: TranslationTask, path: str) -> Li
     return [theirs or mine for theirs, mine in zip(teacher, student)]
 
 
-def _dictionary_directories(path: str, teacher_cfg: Any, overrides: Dict[str, Any]) -> List[str]:
+def dictionary_directories(path: str, teacher_cfg: Any, overrides: Dict[str, Any]) -> List[str]:
     """Where its dictionaries may lie: the named folder alone, else beside the file, else its training data."""
     if "data" in overrides:
         return [str(overrides["data"])]

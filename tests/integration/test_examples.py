@@ -32,7 +32,7 @@ def run(*command, **variables):
         env=env,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
     )
 
 
