@@ -58,6 +58,7 @@ setup(
         ],
         "dev": [
             "pytest>=7.4,<10",  # test runner
+            "pytest-xdist>=3.5,<4",  # tests side by side: most of their time is the start of fairseq's commands
             "hypothesis>=6.100,<7",  # property tests of the losses
             "ruff>=0.17.6,<0.18",  # lint and format; its format changes between minor versions
             "mypy>=1.14,<3",  # types of losses, teachers and the leaf modules

@@ -39,7 +39,7 @@ export PATH="$venv/bin:$PATH"
 #   have learned everything from the references. That is the situation distillation is for; with many times the updates
 #   both students get nearly everything right and there is little left to gain.
 # Both students share seed, batches, updates, optimiser and learning rate, and differ in nothing but the criterion.
-corpus=(--train 40000 --valid 500 --test 1000 --seed 1)
+corpus=(--train 40000 --valid 500 --test 1000 --misaligned 0.3 --seed 1)
 vocab_size=1000
 teacher_updates=900
 student_updates=800
@@ -47,7 +47,7 @@ warmup_updates=100
 label_smoothing=0.1 # of 0 and 0.1 the one that is better for the student without distillation
 status_interval=20
 if [ "$smoke" = 1 ]; then
-  corpus=(--train 2000 --valid 50 --test 50 --seed 1)
+  corpus=(--train 2000 --valid 50 --test 50 --misaligned 0.3 --seed 1)
   vocab_size=500
   teacher_updates=40
   student_updates=40

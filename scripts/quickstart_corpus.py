@@ -9,7 +9,7 @@ The task is small enough for a CPU and still needs translating: clocks turn from
 months, decimal points become commas, German says units before tens and writes a spelled number as one word, ordinals
 are declined.
 
-    quickstart_corpus.py OUT_DIR [--train 40000] [--valid 1000] [--test 1000] [--seed 1]
+    quickstart_corpus.py OUT_DIR [--train 40000] [--valid 1000] [--test 1000] [--misaligned 0.3]
 """
 
 import argparse
@@ -287,19 +287,34 @@ def split(pairs: Sequence[Pair], sizes: Dict[str, int]) -> Dict[str, List[Pair]]
     return parts
 
 
+def misalign(pairs: Sequence[Pair], share: float, seed: int) -> List[Pair]:
+    """Give a share of the lines the German of another such line, as a crawled corpus does where its aligner slipped.
+
+    The German lines stay the same set, so that nothing can leak from another split.
+    """
+    chosen = sorted(random.Random(seed).sample(range(len(pairs)), round(share * len(pairs))))
+    slipped = list(pairs)
+    for line, other in zip(chosen, chosen[1:] + chosen[:1]):
+        slipped[line] = (pairs[line][0], pairs[other][1])
+    return slipped
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out_dir")
     parser.add_argument("--train", type=int, default=40000)
     parser.add_argument("--valid", type=int, default=1000)
     parser.add_argument("--test", type=int, default=1000)
+    parser.add_argument("--misaligned", type=float, default=0.0, help="share of wrong pairs in train; never elsewhere")
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
 
     # The held-out sets come first: they stay the same when --train changes.
     sizes = {"test": args.test, "valid": args.valid, "train": args.train}
     os.makedirs(args.out_dir, exist_ok=True)
-    for name, pairs in split(generate(sum(sizes.values()), args.seed), sizes).items():
+    parts = split(generate(sum(sizes.values()), args.seed), sizes)
+    parts["train"] = misalign(parts["train"], args.misaligned, args.seed)
+    for name, pairs in parts.items():
         for side, language in enumerate(("en", "de")):
             with open(os.path.join(args.out_dir, f"{name}.{language}"), "w", encoding="utf-8") as lines:
                 lines.writelines(pair[side] + "\n" for pair in pairs)

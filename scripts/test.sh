@@ -11,6 +11,7 @@ usage: scripts/test.sh [--unit | --fast] [--no-lint] [PYTEST ARGUMENTS…]
   --no-lint   tests alone: no ruff, mypy or shell syntax check
 Other arguments go to pytest. With a path among them (scripts/test.sh tests/unit -k kl) only that path is tested.
 
+KD_TEST_WORKERS is the number of tests run side by side (default: one a core, at most 4; 0: none).
 KD_VENV picks the virtual environment (default .venv), PYTHON the interpreter it is made with.
 HELP
 }
@@ -72,7 +73,8 @@ check_tests() {
 }
 
 run_pytest() {
-  "$python" -m pytest "$@"
+  # most of the time is the start of fairseq's commands: side by side, but no more than memory bears
+  "$python" -m pytest -n "${KD_TEST_WORKERS:-auto}" --maxprocesses 4 "$@"
   local exit_status=$?
   # 5: nothing collected, as -k does to a whole tier; that not one tier ran a test is caught at the end.
   [ "$exit_status" -eq 5 ] || return "$exit_status"

@@ -135,7 +135,8 @@ def logged(output: str, tag: str) -> List[Dict[str, float]]:
     import json
 
     lines = re.findall(rf"\| {tag} \| (\{{.*\}})$", output, flags=re.MULTILINE)
-    return [{key: float(value) for key, value in json.loads(line).items()} for line in lines]
+    values = [json.loads(line) for line in lines]
+    return [{key: float(value) for key, value in entry.items() if value is not None} for entry in values]
 
 
 def free_port() -> int:

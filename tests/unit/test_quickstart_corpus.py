@@ -85,6 +85,24 @@ def test_the_length_of_lines_varies():
     assert min(lengths) <= 2 and max(lengths) >= 15
 
 
+def test_misaligned_share_is_exact_and_moves_german_lines_only():
+    slipped = corpus.misalign(PAIRS, 0.25, seed=1)
+    assert sum(pair != original for pair, original in zip(slipped, PAIRS)) == 200
+    assert [english for english, _ in slipped] == [english for english, _ in PAIRS]
+    assert sorted(german for _, german in slipped) == sorted(german for _, german in PAIRS)
+    assert corpus.misalign(PAIRS, 0.0, seed=1) == PAIRS
+
+
+def test_only_training_lines_are_misaligned(tmp_path):
+    read = {}
+    for share in ("0", "0.5"):
+        out = tmp_path / share
+        arguments = ["--train", "40", "--valid", "10", "--test", "10", "--misaligned", share]
+        subprocess.run([sys.executable, str(SCRIPT), str(out), *arguments], check=True)
+        read[share] = {path.name: path.read_text(encoding="utf-8") for path in out.iterdir()}
+    assert {name for name in read["0"] if read["0"][name] != read["0.5"][name]} == {"train.de"}
+
+
 def test_known_translations():
     import random
     from datetime import datetime
