@@ -33,12 +33,14 @@ case "$venv" in /*) ;; *) venv=$root/$venv ;; esac
 export PATH="$venv/bin:$PATH"
 
 # --- the recipe ------------------------------------------------------------------------------------------------------
-# Corpus: 40,000 lines are about as many as the teacher reads once; nobody sees a line often enough to learn it by heart.
-# Teacher: a small transformer, trained until it gets most lines right.
-# Student: half the width and fewer layers, under a fifth of the parameters, and a budget that ends long before it could
-#   have learned everything from the references. That is the situation distillation is for; with many times the updates
-#   both students get nearly everything right and there is little left to gain.
-# Both students share seed, batches, updates, optimiser and learning rate, and differ in nothing but the criterion.
+# Corpus: 40,000 lines are about as many as the teacher reads once: nobody learns lines by heart. As in a corpus crawled
+#   from the web, a part of the training lines (and only of those) has the German of another line. This is where a
+#   teacher has something to say: it has averaged the slips out, while every wrong reference pulls at a student that
+#   reads them. On the same corpus without slips both students came out alike (BLEU 76.3 without and 74.9 with
+#   distillation, seed 1, everything else as here): what follows rules, clean references teach as well as a teacher.
+# Teacher: a small transformer on the same lines, slips included.
+# Student: half the width and fewer layers, about a sixth of the parameters.
+# Both students share lines, seed, batches, updates, optimiser, learning rate, and differ in nothing but the criterion.
 corpus=(--train 40000 --valid 500 --test 1000 --misaligned 0.3 --seed 1)
 vocab_size=1000
 teacher_updates=900

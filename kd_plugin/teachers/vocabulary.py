@@ -52,7 +52,8 @@ def teacher_indices(student: Dictionary, teacher: Dictionary, teacher_path: str,
     raise KDPluginError(
         f"{teacher_path}: its {side} dictionary does not hold the student's symbols. Sizes: teacher {len(teacher)}, "
         f"student {len(student)}. First difference at index {index}: teacher {_symbol(teacher, index)}, student "
-        f"{_symbol(student, index)}. Remedy: binarise the student's data with the teacher's dictionary "
+        f"{_symbol(student, index)}. Only the teacher has {_missing(teacher, student)}, only the student "
+        f"{_missing(student, teacher)}. Remedy: binarise the student's data with the teacher's dictionary "
         "(fairseq-preprocess --srcdict --tgtdict)"
     )
 
@@ -63,3 +64,10 @@ def _unique(dictionary: Dictionary) -> bool:
 
 def _symbol(dictionary: Dictionary, index: int) -> str:
     return repr(dictionary.symbols[index]) if index < len(dictionary.symbols) else "nothing (its end)"
+
+
+def _missing(dictionary: Dictionary, other: Dictionary) -> str:
+    missing = [symbol for symbol in dictionary.symbols if symbol not in other.indices]
+    return (
+        ", ".join(map(repr, missing[:3])) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "") or "nothing"
+    )
