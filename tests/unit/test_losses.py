@@ -99,7 +99,7 @@ def test_gradcheck(temperature, masked):
     assert torch.autograd.gradcheck(loss, (student,))
 
 
-@pytest.mark.parametrize("dtype,tolerance", [(torch.float32, 3e-7), (torch.float16, 1e-3), (torch.bfloat16, 8e-3)])
+@pytest.mark.parametrize("dtype,tolerance", [(torch.float32, 5e-7), (torch.float16, 1e-3), (torch.bfloat16, 8e-3)])
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
 def test_low_precision_inputs(dtype, tolerance, temperature):
     """Statistics are fp32: only the rounding of the gradient to the input's dtype is left."""
