@@ -51,7 +51,10 @@ setup(
             'numpy<1.24; python_version < "3.11"',  # that release uses np.float, which numpy 1.24 removed
             'fairseq-fixed==0.12.3.1; python_version >= "3.11"',  # upstream main with its dataclasses mended
         ],
-        "tensorboard": ["tensorboard>=2.9"],  # fairseq's --tensorboard-logdir
+        "tensorboard": [
+            "tensorboard>=2.9",  # fairseq's --tensorboard-logdir
+            "six",  # torch 1.13's writer imports it and does not ask for it
+        ],
         "quickstart": [
             "num2words>=0.5.12",  # numbers written out in English and German
             "Babel>=2.12",  # dates, times, prices and measures in both languages

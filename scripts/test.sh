@@ -37,6 +37,7 @@ done
 export KD_VENV="${KD_VENV:-.venv}"
 bash scripts/setup.sh || { echo "scripts/test.sh: the set-up failed" >&2; exit 1; }
 python="$KD_VENV/bin/python"
+unset PYTHON # it has made the environment; the recipes' scripts, which the tests run, read it too
 
 # The tests start several training processes at a time: with more than one OpenMP thread each they slow each other down.
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"

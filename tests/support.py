@@ -124,6 +124,8 @@ def assert_same_weights(one: pathlib.Path, other: pathlib.Path, tolerance: float
     a, b = load(one)["model"], load(other)["model"]
     assert a.keys() == b.keys()
     for name in a:
+        if name.endswith("_float_tensor"):  # a marker that fairseq 0.12.2 leaves uninitialised
+            continue
         if tolerance:
             torch.testing.assert_close(a[name], b[name], rtol=tolerance, atol=tolerance, msg=name)
         else:

@@ -5,12 +5,14 @@ import re
 
 import pytest
 
+from kd_plugin.compat import TORCH_VERSION, fairseq_distribution
 from tests.support import ROOT, STOCK, USER_DIR, load, logged, run, train
 
 # one length limit for all: fairseq's --max-len-a depends on the longest source of a batch
 BEAM = ["--beam", 3, "--max-len-a", 0, "--max-len-b", 20]
 # stock fairseq reads its own checkpoints on torch >= 2.6 only so; with the plugin it is not needed
 TRUSTED = {"TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1"}
+STOCK_GENERATES = fairseq_distribution() != "fairseq:0.12.2" or TORCH_VERSION < (1, 13)
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +56,10 @@ def test_eval_bleu_scores_the_student(workspace, student):
 def test_generate_with_and_without_the_plugin(workspace, student):
     checkpoint, _ = student
     with_task = generate(workspace, checkpoint, "test", "--user-dir", USER_DIR, "--task", "distillation_translation")
+    assert len(hypotheses(with_task)) == 41
+    if not STOCK_GENERATES:
+        pytest.skip("stock fairseq 0.12.2 generates with no model on this torch (Mask Type should be defined)")
     stock = generate(workspace, checkpoint, "test", env=TRUSTED)
-    assert len(hypotheses(stock)) == 41
     assert hypotheses(with_task) == hypotheses(stock)
 
 
@@ -128,7 +132,7 @@ task:
 criterion: {{_name: kd_label_smoothed_cross_entropy, label_smoothing: 0.1, kd_alpha: 0.25, kd_temperature: 2.0}}
 optimizer: {{_name: adam}}
 lr_scheduler: {{_name: fixed}}
-model: {{_name: transformer_student_micro, encoder_layers: 1, decoder_layers: 1}}
+model: {{_name: transformer_student_micro, encoder_layers: 1, decoder_layers: 1, base_layers: 0}}
 """
 
 
@@ -149,8 +153,9 @@ def test_hydra_train_with_a_yaml(workspace, tmp_path, bf16):
     assert state["optimizer_history"][-1]["num_updates"] == 6
     assert state["cfg"]["task"]["_name"] == "translation" and state["cfg"]["model"]["_name"] == "transformer"
     assert str(workspace.teacher) not in str(state["cfg"])
-    stock = generate(workspace, tmp_path / "out" / "checkpoint_last.pt", "test", env=TRUSTED)
-    assert len(hypotheses(stock)) == 41
+    plugin = [] if STOCK_GENERATES else ["--user-dir", USER_DIR]
+    generated = generate(workspace, tmp_path / "out" / "checkpoint_last.pt", "test", *plugin, env=TRUSTED)
+    assert len(hypotheses(generated)) == 41
 
 
 def test_user_dir_by_relative_path_and_tensorboard(workspace, tmp_path):
