@@ -95,6 +95,8 @@ MODEL = [
 ]  # fmt: skip
 OPTIMIZER = ["--optimizer", "adam", "--lr", "0.003", "--clip-norm", "1.0", "--seed", 5]
 BATCHES = ["--max-tokens", 200, "--required-batch-size-multiple", 1, "--num-workers", 0]
+# no thread that reads ahead: with torch 1.13 it sometimes outlives the training and aborts the finished process
+BATCHES += ["--data-buffer-size", 0]
 LOGS = ["--log-format", "json", "--log-interval", 1]
 
 

@@ -120,7 +120,7 @@ def test_resume_after_eval_bleu_reads_its_numpy_values(workspace, student, tmp_p
 
 YAML = """
 common: {{user_dir: {user_dir}, cpu: true, log_format: json, log_interval: 1, seed: 5, bf16: {bf16}}}
-dataset: {{max_tokens: 200, required_batch_size_multiple: 1, num_workers: 0}}
+dataset: {{max_tokens: 200, required_batch_size_multiple: 1, num_workers: 0, data_buffer_size: 0}}
 optimization: {{max_update: 6, lr: [0.003], clip_norm: 1.0}}
 checkpoint: {{save_dir: {save_dir}, no_epoch_checkpoints: true}}
 task:
