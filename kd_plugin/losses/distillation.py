@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 
 from kd_plugin.errors import KDPluginError
+from kd_plugin.losses.definition import CE, KD, NLL, RANK, Objective
 from kd_plugin.losses.divergences import DIVERGENCES
+from kd_plugin.losses.engine import loss_over_rows
 
 
 class DistillationLoss(NamedTuple):
@@ -16,7 +18,8 @@ class DistillationLoss(NamedTuple):
     loss:     alpha * ce_loss + (1 - alpha) * temperature**2 * kd_loss; the only one that carries a gradient
     ce_loss:  cross-entropy with label smoothing, as fairseq defines it
     nll_loss: cross-entropy without label smoothing
-    kd_loss:  divergence of the tempered distributions, before alpha and temperature**2
+    kd_loss:  divergence of the tempered distributions (with the ranking term, where asked for), before alpha and
+              temperature**2
     """
 
     loss: Tensor
@@ -35,11 +38,19 @@ def distillation_loss(
     label_smoothing: float = 0.0,
     divergence: str = "forward_kl",
     padding_idx: Optional[int] = None,
+    js_beta: float = 0.5,
+    skew_lambda: float = 0.1,
+    adaptive_mu: float = 0.5,
+    top1_rank: int = 0,
+    inplace: bool = False,
 ) -> DistillationLoss:
     """alpha * CE(label-smoothed) + (1 - alpha) * temperature**2 * D(teacher || student).
 
     alpha weighs the cross-entropy: 1 is plain fairseq training, 0 listens to the teacher alone. temperature**2 keeps
     the size of the gradient when the temperature changes (Hinton et al. 2015, https://arxiv.org/abs/1503.02531).
+
+    Loss and gradient come from one visit to each row, in this call, with O(tokens) memory beside the gradient. It
+    works under autocast and loss scaling, and gives no second derivatives.
 
     Args:
         student_logits: (tokens, vocab), unnormalised, any float dtype
@@ -50,6 +61,10 @@ def distillation_loss(
         label_smoothing: epsilon in [0, 1), spread as fairseq's label_smoothed_cross_entropy spreads it
         divergence: a name in `kd_plugin.losses.DIVERGENCES`
         padding_idx: rows with this target are dropped before any softmax; None keeps every row
+        js_beta, skew_lambda, adaptive_mu: parameters in (0, 1) of the divergences that bear them
+        top1_rank: k > 0 adds TIE-KD's ranking term over the k best entries of both sides to the divergence
+        inplace: write the gradient over student_logits, whose values are lost; nothing else may need them. Without
+            it the gradient takes one buffer of their size
 
     Returns:
         DistillationLoss of fp32 scalars (float64 where an input is float64). With no row left they are 0 and the
@@ -58,41 +73,45 @@ def distillation_loss(
     Raises:
         KDPluginError: shapes that do not fit, a parameter out of range, an unknown divergence
     """
-    _check(student_logits, teacher_logits, target, alpha, temperature, label_smoothing, divergence)
-    if padding_idx is not None:
-        # dropped first: a padded row may hold anything, and NaN times 0 is NaN
-        kept = target.ne(padding_idx).nonzero(as_tuple=True)[0]
-        student_logits, teacher_logits, target = student_logits[kept], teacher_logits[kept], target[kept]
-
-    # statistics in fp32 always: a KL in bf16 came out negative, in fp16 twice too large
-    dtype = torch.float64 if torch.float64 in (student_logits.dtype, teacher_logits.dtype) else torch.float32
-    student_logits, teacher_logits = student_logits.to(dtype), teacher_logits.detach().to(dtype)
-
-    student_lprobs = torch.log_softmax(student_logits, dim=-1)
-    nll_loss = -student_lprobs.gather(dim=-1, index=target.unsqueeze(-1)).sum()
-    ce_loss = nll_loss
-    if label_smoothing > 0:
-        eps_i = label_smoothing / (student_lprobs.size(-1) - 1)
-        ce_loss = (1.0 - label_smoothing - eps_i) * nll_loss - eps_i * student_lprobs.sum()
-
-    if temperature != 1.0:
-        student_lprobs = torch.log_softmax(student_logits / temperature, dim=-1)
-    teacher_lprobs = torch.log_softmax(teacher_logits / temperature, dim=-1)
-    kd_loss = DIVERGENCES[divergence](student_lprobs, teacher_lprobs).sum()
-
-    loss = alpha * ce_loss + (1.0 - alpha) * temperature**2 * kd_loss
-    return DistillationLoss(loss, ce_loss.detach(), nll_loss.detach(), kd_loss.detach())
+    _check_shapes(student_logits, teacher_logits, target)
+    parameters = {"js_beta": js_beta, "skew_lambda": skew_lambda, "adaptive_mu": adaptive_mu}
+    objective = Objective(alpha, temperature, label_smoothing, divergence, parameters, top1_rank)
+    check_objective(objective)
+    # dropped, not multiplied by 0: a padded row may hold anything, and NaN times 0 is NaN
+    kept = torch.ones_like(target, dtype=torch.bool) if padding_idx is None else target.ne(padding_idx)
+    rows, other_rows = (mask.nonzero(as_tuple=True)[0] for mask in (kept, ~kept))
+    loss, sums = loss_over_rows(
+        student_logits,
+        teacher_logits.detach(),
+        target[rows],
+        objective,
+        rows=rows,
+        other_rows=other_rows,
+        teacher_rows=rows if other_rows.numel() > 0 else None,
+        inplace=inplace,
+    )
+    return DistillationLoss(loss, sums[CE], sums[NLL], sums[KD] + sums[RANK])
 
 
-def _check(
-    student_logits: Tensor,
-    teacher_logits: Tensor,
-    target: Tensor,
-    alpha: float,
-    temperature: float,
-    label_smoothing: float,
-    divergence: str,
-) -> None:
+def check_objective(objective: Objective) -> None:
+    """Raises KDPluginError where a value is out of range or a name unknown."""
+    alpha, temperature, label_smoothing, divergence, parameters, top1_rank = objective
+    if not 0.0 <= alpha <= 1.0:
+        raise KDPluginError(f"alpha must lie in [0, 1]: 1 is cross-entropy alone, 0 the teacher alone; got {alpha}")
+    if not (temperature > 0.0 and math.isfinite(temperature)):
+        raise KDPluginError(f"temperature must be a finite number above 0; got {temperature}")
+    if not 0.0 <= label_smoothing < 1.0:
+        raise KDPluginError(f"label_smoothing must lie in [0, 1); got {label_smoothing}")
+    if divergence not in DIVERGENCES:
+        raise KDPluginError(f"divergence {divergence!r} is not one of {', '.join(DIVERGENCES)}")
+    for name, value in parameters.items():
+        if not 0.0 < value < 1.0:
+            raise KDPluginError(f"{name} must lie in (0, 1); got {value}")
+    if top1_rank < 0:
+        raise KDPluginError(f"top1_rank must be 0 (without it) or the number of best entries to rank; got {top1_rank}")
+
+
+def _check_shapes(student_logits: Tensor, teacher_logits: Tensor, target: Tensor) -> None:
     if student_logits.dim() != 2 or student_logits.shape != teacher_logits.shape:
         raise KDPluginError(
             "student_logits and teacher_logits must both be (tokens, vocab); got "
@@ -102,11 +121,3 @@ def _check(
         raise KDPluginError(
             f"target must be (tokens,) = ({student_logits.size(0)},) to fit the logits; got {tuple(target.shape)}"
         )
-    if not 0.0 <= alpha <= 1.0:
-        raise KDPluginError(f"alpha must lie in [0, 1]: 1 is cross-entropy alone, 0 the teacher alone; got {alpha}")
-    if not (temperature > 0.0 and math.isfinite(temperature)):
-        raise KDPluginError(f"temperature must be a finite number above 0; got {temperature}")
-    if not 0.0 <= label_smoothing < 1.0:
-        raise KDPluginError(f"label_smoothing must lie in [0, 1); got {label_smoothing}")
-    if divergence not in DIVERGENCES:
-        raise KDPluginError(f"divergence {divergence!r} is not one of {', '.join(DIVERGENCES)}")

@@ -164,7 +164,9 @@ def test_divergence_is_not_negative_and_zero_for_equal_distributions(seed, rows,
     arguments = dict(alpha=0.0, temperature=temperature, divergence=divergence)
     assert distillation_loss(student, teacher, target, **arguments).kd_loss >= 0
     equal, gradient = value_and_gradient(student, student, target, **arguments)
-    assert equal.kd_loss.item() == 0.0 and equal.loss.item() == 0.0
+    assert 0.0 <= equal.kd_loss.item() <= 1e-13 and equal.loss.item() <= 1e-12
+    if divergence in ("forward_kl", "reverse_kl", "tvd"):  # no logarithm of a mixture, which rounds
+        assert equal.kd_loss.item() == 0.0
     assert gradient.abs().max() <= 1e-12
 
 

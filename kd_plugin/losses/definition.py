@@ -1,0 +1,88 @@
+"""The loss as a definition, row by row, differentiated by autograd: what the one-pass engine is checked against, and
+what it asks about rows with infinite logits."""
+
+from typing import Dict, NamedTuple, Optional, Tuple
+
+import torch
+from torch import Tensor
+
+from kd_plugin.losses.divergences import DIVERGENCES
+from kd_plugin.losses.ranking import top1_rank
+
+# columns of the terms of a row: sums over the vocabulary in nats, but for agree, which is 0 or 1
+CE, NLL, KD, RANK, TEACHER_NLL, AGREE = range(6)
+N_TERMS = 6
+
+
+class Objective(NamedTuple):
+    """What each row is asked for: loss = alpha CE + (1 - alpha) temperature**2 (KD + RANK).
+
+    parameters: of the divergence, where they are not the defaults
+    top1_rank:  the k of the ranking term; 0: without it
+    """
+
+    alpha: float
+    temperature: float = 1.0
+    label_smoothing: float = 0.0
+    divergence: str = "forward_kl"
+    parameters: Dict[str, float] = {}
+    top1_rank: int = 0
+
+    def total(self, terms: Tensor) -> Tensor:
+        """The loss of (..., N_TERMS) terms."""
+        teacher_weight = (1.0 - self.alpha) * self.temperature**2
+        return self.alpha * terms[..., CE] + teacher_weight * (terms[..., KD] + terms[..., RANK])
+
+    def divergence_parameters(self) -> Dict[str, float]:
+        """Those that its divergence takes."""
+        defaults = DIVERGENCES[self.divergence].parameters
+        return {name: self.parameters.get(name, default) for name, default in defaults.items()}
+
+
+def accumulation_dtype(student_logits: Tensor, teacher_logits: Optional[Tensor]) -> torch.dtype:
+    """fp32 always (a KL in bf16 came out negative, in fp16 twice too large), float64 where an input is float64."""
+    dtypes = (student_logits.dtype, None if teacher_logits is None else teacher_logits.dtype)
+    return torch.float64 if torch.float64 in dtypes else torch.float32
+
+
+def row_terms(
+    student_logits: Tensor, teacher_logits: Optional[Tensor], target: Tensor, objective: Objective
+) -> Tensor:
+    """(tokens, N_TERMS) of (tokens, vocab) logits, differentiable in the student's.
+
+    teacher_logits None: rows that are not distilled, with KD and RANK 0.
+    """
+    dtype = accumulation_dtype(student_logits, teacher_logits)
+    student_logits = student_logits.to(dtype)
+    lprobs = torch.log_softmax(student_logits, dim=-1)
+    index = target.unsqueeze(-1)
+    nll = ce = -lprobs.gather(-1, index).squeeze(-1)
+    if objective.label_smoothing > 0:
+        eps_i = objective.label_smoothing / (lprobs.size(-1) - 1)
+        ce = (1.0 - objective.label_smoothing - eps_i) * nll - eps_i * lprobs.sum(dim=-1)
+    if teacher_logits is None:
+        zero = torch.zeros_like(nll)
+        return torch.stack([ce, nll, zero, zero, zero, zero], dim=-1)
+
+    teacher_logits = teacher_logits.detach().to(dtype)
+    teacher_nll = -torch.log_softmax(teacher_logits, dim=-1).gather(-1, index).squeeze(-1)
+    agree = (student_logits.argmax(-1) == teacher_logits.argmax(-1)).to(dtype)
+    student_lprobs = torch.log_softmax(student_logits / objective.temperature, dim=-1)
+    teacher_lprobs = torch.log_softmax(teacher_logits / objective.temperature, dim=-1)
+    kd = DIVERGENCES[objective.divergence](student_lprobs, teacher_lprobs, **objective.divergence_parameters())
+    rank = torch.zeros_like(kd)
+    if objective.top1_rank > 0:
+        rank = top1_rank(student_lprobs, teacher_lprobs, objective.top1_rank)
+    return torch.stack([ce, nll, kd, rank, teacher_nll, agree], dim=-1)
+
+
+def terms_by_definition(
+    student_logits: Tensor, teacher_logits: Optional[Tensor], target: Tensor, objective: Objective
+) -> Tuple[Tensor, Tensor]:
+    """(tokens, N_TERMS) and d loss / d student_logits, in the accumulation dtype."""
+    dtype = accumulation_dtype(student_logits, teacher_logits)
+    with torch.enable_grad():
+        leaf = student_logits.detach().to(dtype).requires_grad_()
+        terms = row_terms(leaf, teacher_logits, target, objective)
+        (gradient,) = torch.autograd.grad(objective.total(terms).sum(), leaf)
+    return terms.detach(), gradient

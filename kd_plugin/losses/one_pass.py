@@ -1,0 +1,273 @@
+"""The one-pass engine: every term of the loss, and its gradient, from a single visit to each row of logits.
+
+The gradient is computed in the forward pass, in chunks of rows that stay in the cache, and written where the caller
+says: over the student's logits, or into a buffer. Nothing of the size (tokens, vocab) is made here.
+"""
+
+import math
+from typing import List, NamedTuple, Optional, Tuple
+
+import torch
+from torch import Tensor
+
+from kd_plugin.losses.definition import (
+    KD,
+    N_TERMS,
+    RANK,
+    TEACHER_NLL,
+    Objective,
+    accumulation_dtype,
+    terms_by_definition,
+)
+from kd_plugin.losses.divergences import DIVERGENCES, Slope
+from kd_plugin.losses.ranking import top1_rank_slope
+from kd_plugin.losses.rows import Rows, Side
+
+# bytes of one working buffer of a chunk; four to six of them are in use. Measured: on a CPU they should stay in its
+# caches, on a GPU (without Triton) the launches of many small operations count
+CHUNK_BYTES = {"cpu": 1024 * 1024, "cuda": 256 * 1024 * 1024}
+
+
+def gradient_scale(dtype: torch.dtype) -> float:
+    """Factor on a stored gradient: in fp16 most of a row's entries would underflow, as without loss scaling."""
+    return 1024.0 if dtype == torch.float16 else 1.0
+
+
+def one_pass(
+    student_logits: Tensor,
+    teacher_logits: Optional[Tensor],
+    target: Tensor,
+    objective: Objective,
+    *,
+    rows: Optional[Tensor] = None,
+    teacher_rows: Optional[Tensor] = None,
+    gradient: Optional[Tensor] = None,
+) -> Tensor:
+    """Terms of some rows, and the gradient of the summed loss of them.
+
+    Args:
+        student_logits: (all, vocab)
+        teacher_logits: (any, vocab), or None: these rows are not distilled, their KD and RANK are 0
+        target: (tokens,)
+        rows: (tokens,) ascending positions in student_logits; None: all of them
+        teacher_rows: (tokens,) ascending positions in teacher_logits; None: all of them
+        gradient: (all, vocab) receives gradient_scale(its dtype) * d loss / d logits in `rows` and is left alone
+            elsewhere; may be student_logits itself
+
+    Returns:
+        (tokens, N_TERMS) fp32, or float64 where an input is
+    """
+    student_logits = student_logits.detach()
+    dtype = accumulation_dtype(student_logits, teacher_logits)
+    n_rows, vocab = target.numel(), student_logits.size(-1)
+    chunk_rows = min(rows_per_chunk(vocab, dtype, target.device), max(n_rows, 1))
+    memory = _Memory((chunk_rows, vocab), dtype, target.device)
+    chunks = []
+    for start in range(0, n_rows, chunk_rows):
+        stop = min(start + chunk_rows, n_rows)
+        student, place = _take(student_logits, rows, start, stop)
+        teacher = None if teacher_logits is None else _take(teacher_logits, teacher_rows, start, stop)[0]
+        memory.start(stop - start)
+        direct = gradient is not None and place is not None and gradient.dtype == dtype
+        work = gradient[place] if direct else memory.take()  # type: ignore[index]
+        chunks.append(_chunk(student, teacher, target[start:stop], objective, work, gradient is not None, memory))
+        if gradient is not None and not direct:
+            if gradient_scale(gradient.dtype) != 1.0:
+                work.mul_(gradient_scale(gradient.dtype))
+            if place is not None:
+                gradient[place] = work
+            else:
+                assert rows is not None
+                gradient.index_copy_(0, rows[start:stop], work.to(gradient.dtype))
+    return _terms(chunks, objective, vocab, empty=student_logits.new_zeros(0, N_TERMS, dtype=dtype))
+
+
+def rows_per_chunk(vocab: int, dtype: torch.dtype, device: torch.device) -> int:
+    size = 8 if dtype == torch.float64 else 4
+    return max(1, CHUNK_BYTES.get(device.type, CHUNK_BYTES["cuda"]) // (vocab * size))
+
+
+def _take(logits: Tensor, rows: Optional[Tensor], start: int, stop: int) -> Tuple[Tensor, Optional[slice]]:
+    """Some of the rows, and where they lie if they lie side by side: then nothing is copied."""
+    if rows is None:
+        return logits[start:stop], slice(start, stop)
+    first, last = int(rows[start]), int(rows[stop - 1])
+    if last - first == stop - start - 1:
+        return logits[first : last + 1], slice(first, last + 1)
+    return logits.index_select(0, rows[start:stop]), None
+
+
+class _Memory:
+    """Buffers of one chunk, made once a call and used again by every chunk."""
+
+    def __init__(self, shape: Tuple[int, int], dtype: torch.dtype, device: torch.device):
+        self._new = lambda: torch.empty(shape, dtype=dtype, device=device)
+        self._made: List[Tensor] = []
+        self.start(shape[0])
+
+    def start(self, n_rows: int) -> None:
+        """All buffers are free again."""
+        self._n_rows, self._taken = n_rows, 0
+
+    def take(self) -> Tensor:
+        if self._taken == len(self._made):
+            self._made.append(self._new())
+        self._taken += 1
+        buffer = self._made[self._taken - 1]
+        return buffer if buffer.size(0) == self._n_rows else buffer[: self._n_rows]
+
+
+class _Student(NamedTuple):
+    """What is left of a chunk's cross-entropy, (rows, 1) each."""
+
+    total: Tensor  # sum_v exp(centred)
+    centred_at_target: Tensor
+    centred_sum: Tensor  # for label smoothing
+
+
+class _Distilled(NamedTuple):
+    """What is left of its teacher's terms, (rows, 1) each."""
+
+    kd: Tensor
+    rank: Tensor
+    teacher_nll: Tensor
+    agree: Tensor
+
+
+Chunk = Tuple[_Student, Optional[_Distilled]]
+
+
+def _chunk(
+    student_logits: Tensor,
+    teacher_logits: Optional[Tensor],
+    target: Tensor,
+    objective: Objective,
+    work: Tensor,
+    want_gradient: bool,
+    memory: _Memory,
+) -> Chunk:
+    """One chunk of rows. `work` (rows, vocab) may be student_logits itself, and holds the gradient in the end."""
+    alpha, temperature, eps = objective.alpha, objective.temperature, objective.label_smoothing
+    index = target.unsqueeze(-1)
+    plain, best = _side(student_logits, work, memory.take())
+    at_target = work.gather(-1, index)
+    sums = _Student(plain.total, at_target, work.sum(dim=-1, keepdim=True) if eps > 0 else at_target)
+    gradient = work
+    if teacher_logits is None:
+        distilled = None
+        if want_gradient:
+            torch.mul(plain.exp, alpha / plain.total, out=gradient)
+    else:
+        teacher, teacher_best = _side(teacher_logits, memory.take(), memory.take())
+        teacher_nll = teacher.total.log() - teacher.centred.gather(-1, index)
+        student = plain
+        if temperature != 1.0:
+            student = _temper(plain, temperature, memory.take() if want_gradient and alpha > 0 else plain.exp)
+            teacher = _temper(teacher, temperature, teacher.exp)
+        rows = Rows(student, teacher, memory.take)
+        rank, rank_slope = _rank(rows, objective)
+        kd, slope = _divergence(rows, objective)
+        distilled = _Distilled(kd.unsqueeze(-1), rank, teacher_nll, best == teacher_best)
+        if not math.isfinite(kd.sum().item()):
+            # -inf or NaN among the logits: rare, not worth a where() in every pass; the definition knows the limits
+            terms, exact = terms_by_definition(student.centred * temperature, teacher_logits, target, objective)
+            gradient.copy_(exact)
+            kd, rank, teacher_nll = (terms[:, column : column + 1] for column in (KD, RANK, TEACHER_NLL))
+            return sums, _Distilled(kd, rank, teacher_nll, best == teacher_best)
+        if want_gradient:
+            _teachers_gradient(student, plain, slope, rank_slope, objective, gradient)
+    if want_gradient and alpha > 0:
+        # minus the smoothed one-hot target
+        eps_i = eps / (plain.exp.size(-1) - 1)
+        if eps > 0:
+            gradient.sub_(alpha * eps_i)
+        gradient.scatter_add_(-1, index, torch.full_like(at_target, -alpha * (1.0 - eps - eps_i)))
+    return sums, distilled
+
+
+def _side(logits: Tensor, centred: Tensor, exp: Tensor) -> Tuple[Side, Tensor]:
+    """The softmax's parts in the two buffers, and the index of the best entry, (rows, 1)."""
+    if logits.dtype != centred.dtype:
+        logits = centred.copy_(logits)
+    if logits.is_cuda:
+        best = logits.argmax(dim=-1, keepdim=True)
+    else:  # torch's argmax takes ten times as long as numpy's, which is as quick as a maximum alone
+        best = torch.from_numpy(logits.numpy().argmax(axis=-1)).unsqueeze(-1)
+    torch.sub(logits, logits.gather(-1, best), out=centred)
+    return Side(centred, exp, torch.exp(centred, out=exp).sum(dim=-1, keepdim=True)), best
+
+
+def _temper(side: Side, temperature: float, exp: Tensor) -> Side:
+    """The same side at another temperature: centred in place, the exponentials in `exp`."""
+    centred = side.centred.div_(temperature)
+    return Side(centred, exp, torch.exp(centred, out=exp).sum(dim=-1, keepdim=True))
+
+
+def _rank(rows: Rows, objective: Objective) -> Tuple[Tensor, Optional[Tuple[Tensor, Tensor]]]:
+    """(rows, 1) the ranking term, and where (indices) its slope with respect to log p is not 0."""
+    if objective.top1_rank == 0:
+        return torch.zeros_like(rows.student.total), None
+    values, indices, slope = top1_rank_slope(rows.student.probs(), rows.teacher.probs(), objective.top1_rank)
+    return values.unsqueeze(-1), (indices, slope)
+
+
+def _divergence(rows: Rows, objective: Objective) -> Tuple[Tensor, Slope]:
+    """(rows,) the divergence, and its slope with respect to log p."""
+    divergence = DIVERGENCES[objective.divergence]
+    parameters = objective.divergence_parameters()
+    if divergence.one_pass is not None:
+        value, slope = divergence.one_pass(rows, **parameters)
+        return value.clamp_(min=0), slope  # a hair below 0 is rounding; NaN stays NaN
+    student_lprobs, teacher_lprobs = (
+        torch.sub(side.centred, side.total.log(), out=rows.buffer()) for side in (rows.student, rows.teacher)
+    )
+    with torch.enable_grad():
+        student_lprobs.requires_grad_()
+        value = divergence.definition(student_lprobs, teacher_lprobs, **parameters)
+        (values,) = torch.autograd.grad(value.sum(), student_lprobs)
+    return value.detach().clamp_(min=0), Slope(values, values.sum(dim=-1, keepdim=True))
+
+
+def _teachers_gradient(
+    student: Side,
+    plain: Side,
+    slope: Slope,
+    rank_slope: Optional[Tuple[Tensor, Tensor]],
+    objective: Objective,
+    gradient: Tensor,
+) -> None:
+    """(1 - alpha) temperature**2 d(KD + RANK)/d logits + alpha p, p without temperature: all but the target's share.
+
+    With h the slope with respect to log p, d/d(logits / temperature) = h - p sum_v h.
+    """
+    alpha, temperature = objective.alpha, objective.temperature
+    weight = (1.0 - alpha) * temperature
+    torch.mul(slope.values, slope.scale * weight, out=gradient)
+    total = slope.total
+    if rank_slope is not None:
+        indices, values = rank_slope
+        gradient.scatter_add_(-1, indices, values * weight)
+        total = total + values.sum(dim=-1, keepdim=True)
+    probs, norm = student.unscaled_probs()
+    if temperature == 1.0:
+        gradient.addcmul_(probs, norm * (alpha - weight * total))
+        return
+    gradient.addcmul_(probs, norm * (-weight * total))
+    if alpha > 0:
+        gradient.addcmul_(plain.exp, alpha / plain.total)
+
+
+def _terms(chunks: List[Chunk], objective: Objective, vocab: int, empty: Tensor) -> Tensor:
+    """(tokens, N_TERMS) of what the chunks left."""
+    if not chunks:
+        return empty
+    student = _Student(*(torch.cat(column) for column in zip(*(student for student, _ in chunks))))
+    nll = student.total.log() - student.centred_at_target
+    ce, eps = nll, objective.label_smoothing
+    if eps > 0:
+        eps_i = eps / (vocab - 1)
+        ce = (1.0 - eps - eps_i) * nll + eps_i * (vocab * student.total.log() - student.centred_sum)
+    distilled = [distilled for _, distilled in chunks if distilled is not None]
+    if not distilled:
+        return torch.cat([ce, nll, nll.new_zeros(nll.size(0), N_TERMS - 2)], dim=-1)
+    return torch.cat([ce, nll, *(torch.cat(column).to(nll.dtype) for column in zip(*distilled))], dim=-1)
