@@ -2,15 +2,22 @@
 
 Importing the package registers the task `distillation_translation`, the criterion `kd_label_smoothed_cross_entropy`
 and the student architectures, allows the few harmless types that fairseq checkpoints hold to be read under torch's
-`weights_only`, and keeps fairseq 0.12.2 off a code path that dies on today's torch. It does no other work.
+`weights_only`, also between ranks, and keeps fairseq 0.12.2 off a code path that dies on today's torch. It does no
+other work.
 """
 
-from kd_plugin.compat import allow_fairseq_checkpoints, disable_better_transformer, has_fairseq
+from kd_plugin.compat import (
+    allow_fairseq_checkpoints,
+    disable_better_transformer,
+    has_fairseq,
+    let_ranks_share_checkpoints,
+)
 from kd_plugin.version import __version__
 
 allow_fairseq_checkpoints()
 if has_fairseq():  # without it there is nothing to register with; `kd-plugin doctor` and the losses work all the same
     disable_better_transformer()
+    let_ranks_share_checkpoints()
     from kd_plugin import criterions, models, tasks  # noqa: F401
 
 __all__ = ["__version__"]

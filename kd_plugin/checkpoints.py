@@ -2,7 +2,7 @@
 
 import argparse
 from dataclasses import fields
-from typing import Any, Dict
+from typing import Any, Callable, Dict
 
 from fairseq.criterions.label_smoothed_cross_entropy import LabelSmoothedCrossEntropyCriterionConfig
 from fairseq.tasks.translation import TranslationConfig
@@ -44,3 +44,28 @@ def describe_as_stock(cfg: DictConfig, private_fields: Any) -> None:
 def _only(node: DictConfig, dataclass: type, name: str) -> Dict[str, Any]:
     values = OmegaConf.to_container(node, resolve=True, enum_to_str=True)
     return {**{field.name: values[field.name] for field in fields(dataclass) if field.name in values}, "_name": name}
+
+
+def carry_state(iterator: Any, key: str, owner: Callable[[], Any]) -> Any:
+    """Let an iterator's state, which fairseq saves and restores with every checkpoint, carry somebody else's too.
+
+    Args:
+        iterator: an EpochBatchIterator; changed, and returned
+        key: in the iterator's state
+        owner: gives the object whose state_dict() is carried and whose load_state_dict() gets it back
+    """
+    if key in vars(iterator):  # fairseq uses some iterators for several epochs
+        return iterator
+    setattr(iterator, key, True)
+    own_state_dict, own_load_state_dict = iterator.state_dict, iterator.load_state_dict
+
+    def state_dict() -> Dict[str, Any]:
+        return {**own_state_dict(), key: owner().state_dict()}
+
+    def load_state_dict(state: Dict[str, Any]) -> None:
+        own_load_state_dict(state)
+        if state.get(key):
+            owner().load_state_dict(state[key])
+
+    iterator.state_dict, iterator.load_state_dict = state_dict, load_state_dict
+    return iterator

@@ -5,6 +5,7 @@ import codecs
 import collections
 import contextlib
 import functools
+import functools
 import importlib
 import importlib.util
 import pickle
@@ -93,6 +94,27 @@ def allow_fairseq_checkpoints() -> None:
     """
     if HAS_SAFE_GLOBALS:
         torch.serialization.add_safe_globals(_safe_globals())
+
+
+def let_ranks_share_checkpoints() -> None:
+    """Let stock fairseq resume on several ranks with torch >= 2.6.
+
+    Rank 0 reads the checkpoint, with weights_only, and sends the objects made of it to the other ranks as a pickle,
+    which holds omegaconf's many types and which they open with torch.load. That message comes from the run's own rank
+    0, as every other message that fairseq pickles between ranks; no byte of the file is in it unread.
+    """
+    from fairseq.distributed import utils
+
+    if not HAS_SAFE_GLOBALS or hasattr(utils._broadcast_object_slow, "__wrapped__"):
+        return
+    broadcast, load = utils._broadcast_object_slow, torch.load
+
+    @functools.wraps(broadcast)
+    def broadcast_object_slow(*arguments: Any, **keywords: Any) -> Any:
+        with mock.patch.object(torch, "load", functools.partial(load, weights_only=False)):
+            return broadcast(*arguments, **keywords)
+
+    utils._broadcast_object_slow = broadcast_object_slow
 
 
 def load_safely(file: Any, map_location: Any = "cpu") -> Any:
@@ -210,3 +232,14 @@ def refuse_idle_ranks(parser: argparse.ArgumentParser) -> None:
         return args
 
     parser.parse_args = parse_args  # type: ignore[assignment, method-assign]
+
+
+def cpu_computes(dtype: str) -> bool:
+    """Whether this CPU has units for `bf16` or `fp16` matrix products; where it has none, torch emulates them."""
+    units = {"bf16": {"avx512_bf16", "amx_bf16", "bf16"}, "fp16": {"avx512_fp16", "amx_fp16", "asimdhp"}}
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            words = set(file.read().split())
+    except OSError:  # not Linux
+        return False
+    return not words.isdisjoint(units[dtype])

@@ -3,6 +3,7 @@
 import torch
 
 from kd_plugin.compat import fairseq_distribution
+from kd_plugin.losses import DIVERGENCES
 from kd_plugin.version import __version__
 
 
@@ -14,9 +15,9 @@ def run_signature(criterion, teacher=None) -> str:
     fields = [
         f"alpha:{_scheduled(criterion, criterion.kd_alpha, criterion.kd_alpha_end)}",
         f"T:{_scheduled(criterion, criterion.kd_temperature, criterion.kd_temperature_end)}",
-        f"div:{criterion.kd_divergence}",
+        f"div:{_divergence(criterion)}",
         f"ls:{criterion.eps}",
-        "select:all",
+        f"select:{_selection(criterion)}",
     ]
     if teacher is None:
         fields.append("teacher:none")
@@ -29,6 +30,21 @@ def run_signature(criterion, teacher=None) -> str:
         fields.append("vocab:remapped" if remapped else "vocab:ok")
     fields += [fairseq_distribution(), f"torch:{torch.__version__}", f"kd_plugin:{__version__}"]
     return "kd|" + "|".join(fields)
+
+
+def _divergence(criterion) -> str:
+    """`js(js_beta=0.5)+rank:5`: with what shapes it."""
+    names = DIVERGENCES[criterion.kd_divergence].parameters
+    parameters = ",".join(f"{name}={criterion.kd_parameters[name]}" for name in names)
+    rank = f"+rank:{criterion.kd_top1_rank}" if criterion.kd_top1_rank else ""
+    return criterion.kd_divergence + (f"({parameters})" if parameters else "") + rank
+
+
+def _selection(criterion) -> str:
+    if criterion.kd_selection == "all":
+        return "all"
+    queue = f":{criterion.kd_queue_size}" if criterion.kd_selection == "global" else ""
+    return f"{criterion.kd_selection}:{criterion.kd_select_ratio}{queue}"
 
 
 def _scheduled(criterion, start: float, end) -> str:

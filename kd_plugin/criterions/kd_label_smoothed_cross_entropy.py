@@ -6,23 +6,25 @@ Word-level knowledge distillation, Kim & Rush 2016 (https://aclanthology.org/D16
 """
 
 import math
-from dataclasses import dataclass, field
-from typing import Optional
 
 import torch
 from fairseq import utils
 from fairseq.criterions import CRITERION_REGISTRY, register_criterion
-from fairseq.criterions.label_smoothed_cross_entropy import (
-    LabelSmoothedCrossEntropyCriterion,
-    LabelSmoothedCrossEntropyCriterionConfig,
-)
-from fairseq.dataclass import ChoiceEnum
+from fairseq.criterions.label_smoothed_cross_entropy import LabelSmoothedCrossEntropyCriterion
+from fairseq.distributed import utils as distributed_utils
 from fairseq.logging import metrics
+from fairseq.models.transformer import TransformerDecoderBase
+from torch.nn import Linear
 
+from kd_plugin.criterions.flags import KDLabelSmoothedCrossEntropyCriterionConfig, check_flags
 from kd_plugin.errors import KDPluginError
-from kd_plugin.losses import DIVERGENCES, distillation_loss
-from kd_plugin.losses.schedules import SCHEDULES, scheduled_value
-from kd_plugin.teachers.online import has_adaptive_softmax
+from kd_plugin.losses.definition import AGREE, CE, KD, NLL, RANK, TEACHER_NLL, Objective
+from kd_plugin.losses.engine import StudentLogits
+from kd_plugin.losses.fused_head import StudentFeatures
+from kd_plugin.losses.inplace import may_overwrite
+from kd_plugin.losses.schedules import scheduled_value
+from kd_plugin.losses.selection import SELECTIONS, gather_from_ranks
+from kd_plugin.teachers.online import gives_features, has_adaptive_softmax
 
 CRITERION_NAME = "kd_label_smoothed_cross_entropy"
 
@@ -30,40 +32,6 @@ if CRITERION_NAME in CRITERION_REGISTRY:
     raise KDPluginError(
         f"the criterion {CRITERION_NAME} is registered already, by {CRITERION_REGISTRY[CRITERION_NAME].__module__}. "
         "Remedy: remove that plugin or fork; both cannot be used in one process"
-    )
-
-
-@dataclass
-class KDLabelSmoothedCrossEntropyCriterionConfig(LabelSmoothedCrossEntropyCriterionConfig):
-    kd_alpha: float = field(
-        default=0.5,
-        metadata={
-            "help": "weight of the cross-entropy in [0, 1]: 1 is plain fairseq training, 0 listens to the teacher alone"
-        },
-    )
-    kd_temperature: float = field(
-        default=1.0,
-        metadata={
-            "help": "temperature > 0 that divides student and teacher logits in the divergence; the term is multiplied "
-            "by its square, so that the size of the gradient stays"
-        },
-    )
-    kd_divergence: ChoiceEnum(list(DIVERGENCES)) = field(  # type: ignore[valid-type]
-        default="forward_kl", metadata={"help": "divergence between teacher and student"}
-    )
-    kd_alpha_end: Optional[float] = field(
-        default=None,
-        metadata={"help": "value that alpha (1: plain fairseq, 0: teacher alone) reaches after --kd-schedule-updates"},
-    )
-    kd_temperature_end: Optional[float] = field(
-        default=None, metadata={"help": "value that the temperature reaches after --kd-schedule-updates"}
-    )
-    kd_schedule: ChoiceEnum(list(SCHEDULES)) = field(  # type: ignore[valid-type]
-        default="constant",
-        metadata={"help": "how alpha and temperature move from their first to their end value"},
-    )
-    kd_schedule_updates: int = field(
-        default=0, metadata={"help": "number of updates from the first to the end value; the end value stays after it"}
     )
 
 
@@ -79,6 +47,15 @@ class KDLabelSmoothedCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion):
         kd_alpha=0.5,
         kd_temperature=1.0,
         kd_divergence="forward_kl",
+        kd_js_beta=0.5,
+        kd_skew_lambda=0.1,
+        kd_adaptive_mu=0.5,
+        kd_top1_rank=0,
+        kd_selection="all",
+        kd_select_ratio=0.5,
+        kd_queue_size=30000,
+        kd_inplace="auto",
+        kd_fused_head=False,
         kd_alpha_end=None,
         kd_temperature_end=None,
         kd_schedule="constant",
@@ -88,9 +65,15 @@ class KDLabelSmoothedCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion):
         self.kd_alpha, self.kd_alpha_end = kd_alpha, kd_alpha_end
         self.kd_temperature, self.kd_temperature_end = kd_temperature, kd_temperature_end
         self.kd_divergence = str(kd_divergence)
+        self.kd_parameters = {"js_beta": kd_js_beta, "skew_lambda": kd_skew_lambda, "adaptive_mu": kd_adaptive_mu}
+        self.kd_top1_rank = kd_top1_rank
+        self.kd_selection = str(kd_selection)
+        self.kd_select_ratio, self.kd_queue_size = kd_select_ratio, kd_queue_size
+        self.kd_inplace, self.kd_fused_head = str(kd_inplace), kd_fused_head
         self.kd_schedule = str(kd_schedule)
         self.kd_schedule_updates = kd_schedule_updates
-        self._check_flags()
+        check_flags(self)
+        self.selection = SELECTIONS[self.kd_selection](kd_select_ratio, kd_queue_size)
 
     def forward(self, model, sample, reduce=True):
         """Compute the loss for the given sample.
@@ -107,8 +90,15 @@ class KDLabelSmoothedCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion):
                 f"{CRITERION_NAME} needs logits over the whole vocabulary, an adaptive softmax gives none. Remedy: "
                 "train the student without --adaptive-softmax-cutoff"
             )
-        net_output = model(**sample["net_input"])
-        loss, terms = self.compute_kd_loss(model, net_output, sample)
+        accuracy = {}
+        if self.kd_fused_head:
+            loss, terms = self.compute_fused_loss(model, sample)
+        else:
+            net_output = model(**sample["net_input"])
+            if self.report_accuracy:  # before the gradient is written over the logits
+                n_correct, total = self.compute_accuracy(model, net_output, sample)
+                accuracy = {"n_correct": utils.item(n_correct.data), "total": utils.item(total.data)}
+            loss, terms = self.compute_kd_loss(model, net_output, sample)
         sample_size = sample["target"].size(0) if self.sentence_avg else sample["ntokens"]
         logging_output = {
             "loss": loss.data,
@@ -116,55 +106,91 @@ class KDLabelSmoothedCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion):
             "ntokens": sample["ntokens"],
             "nsentences": sample["target"].size(0),
             "sample_size": sample_size,
+            **accuracy,
         }
-        if self.report_accuracy:
-            n_correct, total = self.compute_accuracy(model, net_output, sample)
-            logging_output["n_correct"] = utils.item(n_correct.data)
-            logging_output["total"] = utils.item(total.data)
         return loss, sample_size, logging_output
 
     def compute_kd_loss(self, model, net_output, sample):
-        """The loss, and every term of it for the log."""
-        alpha, temperature = self.alpha_and_temperature()
+        """The loss from a student's logits, and every term of it for the log."""
+        alpha, _ = self.alpha_and_temperature()
         if self.task_teacher is None:
             loss, nll_loss = self.compute_loss(model, net_output, sample)
             return loss, {"nll_loss": nll_loss.data, "ce_loss": loss.data}
 
-        rows, target = self.distilled_rows(sample)
-        student_logits = net_output[0]
-        student_logits = student_logits.reshape(-1, student_logits.size(-1)).index_select(0, rows)
-        teacher_logits = self.task_teacher(sample, rows, student_logits.dtype).logits
-
-        result = distillation_loss(
-            # with alpha = 1 the terms are for the log alone, and the gradient is stock fairseq's, bit by bit
-            student_logits.detach() if alpha == 1.0 else student_logits,
-            teacher_logits,
-            target,
-            alpha=alpha,
-            temperature=temperature,
-            label_smoothing=self.eps,
-            divergence=self.kd_divergence,
-        )
-        loss, ce_loss, nll_loss = result.loss, result.ce_loss, result.nll_loss
+        rows, other_rows, target = self.counted_rows(sample)
+        logits = net_output[0].reshape(-1, net_output[0].size(-1))
         if alpha == 1.0:
-            loss, nll_loss = self.compute_loss(model, net_output, sample)
-            ce_loss = loss
-        with torch.no_grad():
-            teacher_nll_loss = torch.nn.functional.cross_entropy(teacher_logits.float(), target, reduction="sum")
-            n_agree = student_logits.argmax(-1).eq(teacher_logits.argmax(-1)).sum()
-        self._check_finite(loss, ce_loss, result.kd_loss, student_logits, teacher_logits, rows, sample)
+            # the terms are for the log alone, and the gradient is stock fairseq's, bit by bit
+            stock_loss, _ = self.compute_loss(model, net_output, sample)
+            logits = logits.detach()
+        student = StudentLogits(logits, rows, other_rows, inplace=self.write_in_place(model, logits))
+        loss, terms = self.compute_terms(student, target, rows, logits.dtype, sample)
+        return (stock_loss if alpha == 1.0 else loss), terms
+
+    def compute_fused_loss(self, model, sample):
+        """The loss from a student's features, without logits of the whole batch, and every term of it for the log."""
+        self._check_fused_head(model)
+        rows, _, target = self.counted_rows(sample)
+        features = model(**sample["net_input"], features_only=True)[0]
+        projection = model.decoder.output_projection
+        features = features.reshape(-1, features.size(-1)).index_select(0, rows)
+        student = StudentFeatures(features, projection.weight, projection.bias)
+        return self.compute_terms(student, target, rows, features.dtype, sample)
+
+    def compute_terms(self, student, target, rows, dtype, sample):
+        """The loss of the student's answers and the teacher's, and every term of it for the log.
+
+        Args:
+            student: StudentLogits or StudentFeatures for the rows
+            target: (tokens,)
+            rows: (tokens,) their positions in the flattened (batch * length) target
+            dtype: in which the student computes
+        """
+        alpha, temperature = self.alpha_and_temperature()
+        objective = Objective(alpha, temperature, self.eps, self.kd_divergence, self.kd_parameters, self.kd_top1_rank)
+        if self.task_teacher is None:
+            loss, terms = student.loss(None, target, objective)
+            self._check_finite(loss, terms, rows, sample)
+            sums = terms.sum(dim=0)
+            return loss, {"nll_loss": sums[NLL], "ce_loss": sums[CE]}
+        distilled = self.select(student, target) if alpha < 1.0 else None
+        answer = self.task_teacher(sample, rows if distilled is None else rows[distilled], dtype)
+        loss, terms = student.loss(answer, target, objective, distilled=distilled)
+        self._check_finite(loss, terms, rows, sample)
+        sums = terms.sum(dim=0)
         return loss, {
-            "nll_loss": nll_loss.data,
-            "ce_loss": ce_loss.data,
-            "kd_loss": result.kd_loss,
-            "teacher_nll_loss": teacher_nll_loss,
-            "n_agree": n_agree,
-            "n_distilled": rows.numel(),
+            "nll_loss": sums[NLL],
+            "ce_loss": sums[CE],
+            "kd_loss": sums[KD] + sums[RANK],
+            "rank_loss": sums[RANK],
+            "teacher_nll_loss": sums[TEACHER_NLL],
+            "n_agree": sums[AGREE],
+            "n_counted": rows.numel(),
+            "n_distilled": rows.numel() if distilled is None else distilled.sum(),
             # fairseq sums the logs of all ranks and batches, so the mean needs its own count
             "kd_alpha": alpha,
             "kd_temperature": temperature,
             "n_batches": 1,
         }
+
+    def select(self, student, target):
+        """(tokens,) bool, the target tokens to distil; None: all, as always in validation."""
+        if self.kd_selection == "all" or not self.training:
+            return None
+        nll = student.token_nll(target)
+        # a rank without data of its own goes through another rank's batch: those tokens were counted there
+        counted = nll[:0] if getattr(self.task, "is_dummy_batch", False) else nll
+        group = distributed_utils.get_data_parallel_group()
+        world_size = distributed_utils.get_world_size(group)
+        return self.selection(
+            nll, gather_from_ranks(counted, world_size, lambda values: distributed_utils.all_gather(values, group))
+        )
+
+    def write_in_place(self, model, logits):
+        """Whether the gradient goes over the logits."""
+        if not logits.requires_grad or self.kd_inplace == "off":
+            return False
+        return self.kd_inplace == "on" or may_overwrite(logits, model)
 
     @property
     def task_teacher(self):
@@ -181,56 +207,52 @@ class KDLabelSmoothedCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion):
 
         return now(self.kd_alpha, self.kd_alpha_end), now(self.kd_temperature, self.kd_temperature_end)
 
-    def distilled_rows(self, sample):
-        """(tokens,) positions in the flattened (batch * length) target that are no padding, and the targets there."""
+    def counted_rows(self, sample):
+        """Positions in the flattened (batch * length) target that are no padding, the others, and the targets at the
+        first, (tokens,)."""
         target = sample["target"]
         if self.ignore_prefix_size > 0:
             target = target.clone()
             target[:, : self.ignore_prefix_size] = self.padding_idx
         target = target.reshape(-1)
-        rows = target.ne(self.padding_idx).nonzero(as_tuple=True)[0]
-        return rows, target[rows]
+        counted = target.ne(self.padding_idx)
+        rows = counted.nonzero(as_tuple=True)[0]
+        return rows, (~counted).nonzero(as_tuple=True)[0], target[rows]
 
-    def _check_flags(self):
-        alphas = [("--kd-alpha", self.kd_alpha), ("--kd-alpha-end", self.kd_alpha_end)]
-        temperatures = [("--kd-temperature", self.kd_temperature), ("--kd-temperature-end", self.kd_temperature_end)]
-        for flag, value in alphas:
-            if value is not None and not 0.0 <= value <= 1.0:
-                raise KDPluginError(f"{flag} {value}: must lie in [0, 1]; 1 is plain fairseq, 0 the teacher alone")
-        for flag, value in temperatures:
-            if value is not None and not (value > 0.0 and math.isfinite(value)):
-                raise KDPluginError(f"{flag} {value}: must be a finite number above 0")
-        if not 0.0 <= self.eps < 1.0:
-            raise KDPluginError(f"--label-smoothing {self.eps}: must lie in [0, 1)")
-        if self.ignore_prefix_size < 0:
-            raise KDPluginError(f"--ignore-prefix-size {self.ignore_prefix_size}: must be 0 or more")
-        ends = [flag for flag, value in (alphas[1], temperatures[1]) if value is not None]
-        if ends and self.kd_schedule == "constant":
-            raise KDPluginError(f"{ends[0]} has no effect with --kd-schedule constant. Remedy: linear or cosine")
-        if self.kd_schedule != "constant" and not ends:
-            raise KDPluginError(f"--kd-schedule {self.kd_schedule} needs --kd-alpha-end or --kd-temperature-end")
-        if (self.kd_schedule != "constant") != (self.kd_schedule_updates > 0) or self.kd_schedule_updates < 0:
-            raise KDPluginError(
-                f"--kd-schedule-updates {self.kd_schedule_updates} with --kd-schedule {self.kd_schedule}: a schedule "
-                "needs a number of updates above 0, and the number a schedule"
-            )
-        if self.task_teacher is None and {self.kd_alpha, self.kd_alpha_end} - {1.0, None}:
-            raise KDPluginError(
-                f"--kd-alpha {self.kd_alpha} distils, but there is no teacher. Remedy: --task distillation_translation "
-                "--teacher-path CHECKPOINT, or --kd-alpha 1 for plain training"
-            )
+    def _check_fused_head(self, model):
+        """Refuse --kd-fused-head where features and projection cannot be had one after the other."""
+        module = getattr(model, "module", model)
+        decoder = getattr(model, "decoder", None)
+        projection = getattr(decoder, "output_projection", None)
+        reason = None
+        if not any(gives_features(m) for m in (model, module, getattr(module, "module", None))):
+            reason = "the student's architecture does not give features and logits one after the other, as fairseq's "
+            reason += "transformers do"
+        elif type(decoder).output_layer is not TransformerDecoderBase.output_layer or type(projection) is not Linear:
+            reason = "the student's output projection is not a plain linear layer"
+        elif getattr(model, "find_unused_parameters", False):
+            reason = "--find-unused-parameters would take the projection for unused"
+        elif projection.weight.dim() != 2:
+            reason = "--ddp-backend fully_sharded keeps the projection in pieces"
+        if reason is not None:
+            raise KDPluginError(f"--kd-fused-head: {reason}. Remedy: train without --kd-fused-head")
 
-    def _check_finite(self, loss, ce_loss, kd_loss, student_logits, teacher_logits, rows, sample):
-        """Stop before the update where a term is NaN or infinite, naming term, side, update and sentences."""
-        if torch.isfinite(torch.stack([loss.detach(), ce_loss.detach(), kd_loss]).sum()):
+    def _check_finite(self, loss, terms, rows, sample):
+        """Stop before the update where a term is NaN or infinite, naming term, side, update and sentences.
+
+        terms: (tokens, N_TERMS); the logits themselves may be overwritten by now
+        """
+        if torch.isfinite(loss.detach() + terms[:, :TEACHER_NLL].sum()):
             return
-        terms = {"ce_loss": ce_loss, "kd_loss": kd_loss, "loss": loss}
-        bad_terms = [name for name, value in terms.items() if not torch.isfinite(value)]
-        # -inf masks an entry of the teacher's vocabulary and is allowed; so it is in the student's
-        sides = {"student": student_logits, "teacher": teacher_logits}
-        bad_rows = {name: (torch.isnan(x) | torch.isposinf(x)).any(dim=-1) for name, x in sides.items()}
-        bad_sides = [name for name, bad in bad_rows.items() if bad.any()] or ["student"]
-        positions = rows[bad_rows["student"] | bad_rows["teacher"]]
+        sums = terms.sum(dim=0)
+        values = {"ce_loss": sums[CE], "kd_loss": sums[KD] + sums[RANK], "loss": loss}
+        bad_terms = [name for name, value in values.items() if not torch.isfinite(value)]
+        # a teacher may mask the target with -inf, which makes its nll infinite; nothing allowed makes it NaN
+        of_teacher = torch.isnan(terms[:, TEACHER_NLL])
+        of_student = ~torch.isfinite(terms[:, CE])
+        bad = {"student": of_student, "teacher": of_teacher}
+        bad_sides = [name for name, rows_of_side in bad.items() if rows_of_side.any()] or ["student"]
+        positions = rows[~torch.isfinite(terms[:, :TEACHER_NLL]).all(dim=-1)]
         sentences = torch.unique(positions // sample["target"].size(1)) if len(positions) else slice(None)
         ids = sample["id"][sentences].tolist() if "id" in sample else "unknown"
         raise KDPluginError(
@@ -249,15 +271,20 @@ class KDLabelSmoothedCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion):
             # numbers, not tensors: every tensor in a meter takes 250 bytes of each checkpoint
             return utils.item(sum(log.get(key, 0) for log in logging_outputs))
 
-        sample_size, ntokens = total("sample_size"), total("ntokens")
+        sample_size = total("sample_size")
         metrics.log_scalar("ce_loss", total("ce_loss") / sample_size / math.log(2), sample_size, round=3)
         n_batches = total("n_batches")
         if n_batches == 0:  # no teacher
             return
         metrics.log_scalar("kd_loss", total("kd_loss") / sample_size / math.log(2), sample_size, round=3)
-        metrics.log_scalar("teacher_nll_loss", total("teacher_nll_loss") / ntokens / math.log(2), ntokens, round=3)
+        if total("rank_loss") > 0:
+            metrics.log_scalar("rank_loss", total("rank_loss") / sample_size / math.log(2), sample_size, round=3)
         metrics.log_scalar("kd_alpha", total("kd_alpha") / n_batches, n_batches, round=4)
         metrics.log_scalar("kd_temperature", total("kd_temperature") / n_batches, n_batches, round=4)
-        n_distilled = total("n_distilled")
+        n_distilled, n_counted = total("n_distilled"), total("n_counted")
         if n_distilled > 0:
+            teacher_nll_loss = total("teacher_nll_loss") / n_distilled / math.log(2)
+            metrics.log_scalar("teacher_nll_loss", teacher_nll_loss, n_distilled, round=3)
             metrics.log_scalar("agreement", total("n_agree") * 100.0 / n_distilled, n_distilled, round=2)
+        if n_distilled < n_counted:
+            metrics.log_scalar("kd_selected", n_distilled * 100.0 / n_counted, n_counted, round=2)

@@ -45,9 +45,7 @@ def accumulation_dtype(student_logits: Tensor, teacher_logits: Optional[Tensor])
     return torch.float64 if torch.float64 in dtypes else torch.float32
 
 
-def row_terms(
-    student_logits: Tensor, teacher_logits: Optional[Tensor], target: Tensor, objective: Objective
-) -> Tensor:
+def row_terms(student_logits: Tensor, teacher_logits: Optional[Tensor], target: Tensor, objective: Objective) -> Tensor:
     """(tokens, N_TERMS) of (tokens, vocab) logits, differentiable in the student's.
 
     teacher_logits None: rows that are not distilled, with KD and RANK 0.

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from kd_plugin.errors import KDPluginError
+from kd_plugin.losses.answer import TeacherAnswer
 from kd_plugin.losses.definition import CE, KD, NLL, RANK, Objective
 from kd_plugin.losses.divergences import DIVERGENCES
-from kd_plugin.losses.engine import loss_over_rows
+from kd_plugin.losses.engine import StudentLogits
 
 
 class DistillationLoss(NamedTuple):
@@ -80,16 +81,13 @@ def distillation_loss(
     # dropped, not multiplied by 0: a padded row may hold anything, and NaN times 0 is NaN
     kept = torch.ones_like(target, dtype=torch.bool) if padding_idx is None else target.ne(padding_idx)
     rows, other_rows = (mask.nonzero(as_tuple=True)[0] for mask in (kept, ~kept))
-    loss, sums = loss_over_rows(
-        student_logits,
-        teacher_logits.detach(),
+    loss, terms = StudentLogits(student_logits, rows, other_rows, inplace).loss(
+        TeacherAnswer(teacher_logits.detach()),
         target[rows],
         objective,
-        rows=rows,
-        other_rows=other_rows,
         teacher_rows=rows if other_rows.numel() > 0 else None,
-        inplace=inplace,
     )
+    sums = terms.sum(dim=0)
     return DistillationLoss(loss, sums[CE], sums[NLL], sums[KD] + sums[RANK])
 
 

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from kd_plugin.losses.rows import Rows, descending
 
-
 # the reverse KL's stand-in for log 0; e^-100 is below every normal fp32 number
 MASKED_LPROB = -100.0
 

@@ -1,11 +1,12 @@
 """From terms to a loss that autograd knows: which rows, which kernel, where the gradient goes."""
 
-from typing import Any, Optional, Tuple
+from typing import Any, Callable, Optional, Tuple
 
 import torch
 from torch import Tensor
 
-from kd_plugin.losses.definition import N_TERMS, Objective, accumulation_dtype
+from kd_plugin.losses.answer import TeacherAnswer
+from kd_plugin.losses.definition import N_TERMS, NLL, Objective
 from kd_plugin.losses.one_pass import gradient_scale, one_pass, rows_per_chunk
 
 
@@ -39,66 +40,76 @@ def triton_kernels(student_logits: Tensor, teacher_logits: Optional[Tensor], obj
     return kernels_triton if kernels_triton.supports(student_logits, teacher_logits, objective) else None
 
 
-def loss_over_rows(
-    student_logits: Tensor,
-    teacher_logits: Optional[Tensor],
-    target: Tensor,
-    objective: Objective,
-    *,
-    rows: Tensor,
-    other_rows: Tensor,
-    teacher_rows: Optional[Tensor] = None,
-    distilled: Optional[Tensor] = None,
-    inplace: bool = False,
-) -> Tuple[Tensor, Tensor]:
-    """The loss summed over some rows of a batch of logits.
+class StudentLogits:
+    """A student's logits for a batch, of which some rows count.
 
     Args:
-        student_logits: (all, vocab)
-        teacher_logits: (any, vocab), the teacher's answer for each row to distil; None: cross-entropy alone
-        target: (tokens,) for each of `rows`
-        rows: (tokens,) ascending positions in student_logits
-        other_rows: the positions left out, whose gradient is 0
-        teacher_rows: positions in teacher_logits for the rows to distil; None: all of them in order
-        distilled: (tokens,) bool, the rows to distil; None: all. The others keep their cross-entropy
-        inplace: write the gradient over student_logits
-
-    Returns:
-        (loss, 0-dim, with gradient; (N_TERMS,) sums of the terms)
+        logits: (all, vocab)
+        rows: (tokens,) ascending positions of the rows that count
+        other_rows: the positions of the others, whose gradient is 0
+        inplace: write the gradient over the logits
     """
-    gradient = None
-    if torch.is_grad_enabled() and student_logits.requires_grad:
-        # detached, not .data: whoever else has kept the logits for its own backward then gets autograd's error
-        gradient = student_logits.detach() if inplace else torch.empty_like(student_logits)
-    parts = []
-    if distilled is None:
-        groups = [(rows, target, teacher_logits)]
-    else:
-        groups = [
-            (rows[distilled], target[distilled], teacher_logits),
-            (rows[~distilled], target[~distilled], None),
-        ]
-    for group_rows, group_target, group_teacher in groups:
-        whole = group_rows.numel() == student_logits.size(0)
-        parts.append(
-            row_losses(
-                student_logits,
-                group_teacher,
-                group_target,
+
+    def __init__(self, logits: Tensor, rows: Tensor, other_rows: Tensor, inplace: bool = False):
+        self.logits, self.rows, self.other_rows, self.inplace = logits, rows, other_rows, inplace
+
+    def token_nll(self, target: Tensor) -> Tensor:
+        """(tokens,) cross-entropy of each row that counts, without gradient."""
+        return row_losses(self.logits, None, target, Objective(alpha=1.0), rows=self.rows)[:, NLL]
+
+    def loss(
+        self,
+        answer: Optional[TeacherAnswer],
+        target: Tensor,
+        objective: Objective,
+        *,
+        distilled: Optional[Tensor] = None,
+        teacher_rows: Optional[Tensor] = None,
+    ) -> Tuple[Tensor, Tensor]:
+        """The loss summed over the rows that count.
+
+        Args:
+            answer: the teacher's, for each row to distil; None: cross-entropy alone
+            target: (tokens,)
+            distilled: (tokens,) bool, the rows to distil; None: all. The others keep their cross-entropy
+            teacher_rows: ascending positions of those rows in the answer's logits; None: they are all of them
+
+        Returns:
+            (loss, 0-dim, with gradient where the logits need one; (tokens, N_TERMS) terms)
+        """
+        logits, gradient = self.logits, None
+        if torch.is_grad_enabled() and logits.requires_grad:
+            # detached, not .data: whoever else has kept the logits for its own backward then gets autograd's error
+            gradient = logits.detach() if self.inplace else torch.empty_like(logits)
+
+        def terms_of(chosen: Any, teacher_logits: Optional[Tensor]) -> Tensor:
+            rows = self.rows if chosen is None else self.rows[chosen]
+            return row_losses(
+                logits,
+                teacher_logits,
+                target if chosen is None else target[chosen],
                 objective,
-                rows=None if whole else group_rows,
-                teacher_rows=teacher_rows if group_teacher is not None else None,
+                rows=None if rows.numel() == logits.size(0) else rows,
+                teacher_rows=None if teacher_logits is None else teacher_rows,
                 gradient=gradient,
             )
-        )
-    dtype = accumulation_dtype(student_logits, teacher_logits)
-    sums = sum((part.to(dtype).sum(dim=0) for part in parts), start=student_logits.new_zeros(N_TERMS, dtype=dtype))
-    loss = objective.total(sums)
-    if gradient is not None:
-        if other_rows.numel() > 0:
-            gradient.index_fill_(0, other_rows, 0)
-        loss = GradientInHand.apply(loss, 1.0 / gradient_scale(gradient.dtype), student_logits, gradient)
-    return loss, sums
+
+        terms = in_two_groups(terms_of, None if answer is None else answer.logits, distilled)
+        loss = objective.total(terms.sum(dim=0))
+        if gradient is not None:
+            gradient.index_fill_(0, self.other_rows, 0)
+            loss = GradientInHand.apply(loss, 1.0 / gradient_scale(gradient.dtype), logits, gradient)
+        return loss, terms
+
+
+def in_two_groups(terms_of: Callable[[Any, Any], Tensor], teacher: Any, distilled: Optional[Tensor]) -> Tensor:
+    """(tokens, N_TERMS): terms_of(mask or None for all, teacher or None) of the distilled tokens and of the others."""
+    if distilled is None:
+        return terms_of(None, teacher)
+    chosen, rest = terms_of(distilled, teacher), terms_of(~distilled, None)
+    terms = chosen.new_empty(distilled.numel(), N_TERMS)
+    terms[distilled], terms[~distilled] = chosen, rest.to(chosen.dtype)
+    return terms
 
 
 class GradientInHand(torch.autograd.Function):
@@ -109,6 +120,7 @@ class GradientInHand(torch.autograd.Function):
         """factor * gradients[i] is d loss / d inputs[i]; the inputs come first, then as many gradients."""
         half = len(inputs_and_gradients) // 2
         ctx.gradients, ctx.factor = inputs_and_gradients[half:], factor
+        ctx.dtypes = [tensor.dtype for tensor in inputs_and_gradients[:half]]
         return loss.clone()
 
     @staticmethod
@@ -123,6 +135,7 @@ class GradientInHand(torch.autograd.Function):
             ctx.gradients = None
         for gradient in gradients:
             scale_(gradient, factor)
+        gradients = [gradient.to(dtype) for gradient, dtype in zip(gradients, ctx.dtypes)]
         return (None, None, *gradients, *[None] * len(gradients))
 
 

@@ -12,13 +12,14 @@ from fairseq.tasks import TASK_REGISTRY, register_task
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
 from omegaconf import DictConfig
 
-from kd_plugin.checkpoints import describe_as_stock
+from kd_plugin.checkpoints import carry_state, describe_as_stock
 from kd_plugin.compat import refuse_idle_ranks
+from kd_plugin.criterions.flags import KDLabelSmoothedCrossEntropyCriterionConfig
 from kd_plugin.criterions.kd_label_smoothed_cross_entropy import (
     KDLabelSmoothedCrossEntropyCriterion,
-    KDLabelSmoothedCrossEntropyCriterionConfig,
 )
 from kd_plugin.errors import KDPluginError
+from kd_plugin.losses.selection import SelectAll
 from kd_plugin.signature import run_signature
 from kd_plugin.teachers.loading import load_teacher, parse_overrides
 from kd_plugin.teachers.online import TEACHER_DTYPES, OnlineTeacher
@@ -87,6 +88,8 @@ class DistillationTranslationTask(TranslationTask):
         super().__init__(cfg, src_dict, tgt_dict)
         self.teacher: Optional[OnlineTeacher] = None
         self.num_updates = 0
+        self.is_dummy_batch = False
+        self.selection: SelectAll = SelectAll()
         self._signature = ""
 
     @classmethod
@@ -101,6 +104,7 @@ class DistillationTranslationTask(TranslationTask):
         self._load_teacher()
         criterion = super().build_criterion(cfg, *args, **kwargs)
         if isinstance(criterion, KDLabelSmoothedCrossEntropyCriterion):
+            self.selection = criterion.selection
             self._signature = run_signature(criterion, self.teacher)
             logger.info(self._signature)
         elif self.teacher is not None:
@@ -139,7 +143,17 @@ class DistillationTranslationTask(TranslationTask):
     def train_step(self, sample, model, criterion, optimizer, update_num, ignore_grad=False, **kwargs):
         # schedules and error messages need the update number, which fairseq hands to nobody else
         self.num_updates = update_num
+        # a rank that has run out of data goes through a batch whose gradient is thrown away
+        self.is_dummy_batch = ignore_grad
         return super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad, **kwargs)
+
+    def get_batch_iterator(self, *args, **kwargs):
+        """fairseq's iterator, whose state in a checkpoint carries that of the selection of tokens.
+
+        fairseq saves `task.state` but restores it in no training; the iterator's state it does restore, and forgets
+        it with --reset-dataloader, as it should.
+        """
+        return carry_state(super().get_batch_iterator(*args, **kwargs), "kd_selection", lambda: self.selection)
 
     def begin_epoch(self, epoch, model):
         """From here on nothing reads the configuration any more but the trainer when it saves."""

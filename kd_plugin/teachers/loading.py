@@ -185,6 +185,10 @@ def load_teacher(
 
     model.requires_grad_(False)
     model.eval()
+    for module in model.modules():
+        # fairseq's decoder layers average attention weights in eval, for alignments that nobody asks a teacher for
+        if hasattr(module, "need_attn"):
+            module.need_attn = False
     parameters = sum(p.numel() for name, p in model.named_parameters() if not BETTER_TRANSFORMER_COPY.search(name))
     return LoadedTeacher(model, path, sha256_of(path), parameters, source_indices, target_indices)
 

@@ -1,26 +1,21 @@
 """A frozen teacher, or a weighted ensemble of them, run beside the student on every batch."""
 
+import logging
 import math
-from dataclasses import dataclass
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import torch
+from fairseq.models.transformer import TransformerDecoderBase, TransformerModelBase
 from torch import Tensor
 
+from kd_plugin.compat import cpu_computes
 from kd_plugin.errors import KDPluginError
+from kd_plugin.losses.answer import ProjectedAnswer, TeacherAnswer
 from kd_plugin.teachers.loading import LoadedTeacher
 
+logger = logging.getLogger(__name__)
+
 TEACHER_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-
-
-@dataclass
-class TeacherAnswer:
-    """What a teacher says about some target tokens; an object, so that other kinds of answer can join.
-
-    logits: (tokens, vocab) unnormalised log-probabilities at temperature 1, in the student's order of symbols
-    """
-
-    logits: Tensor
 
 
 class OnlineTeacher:
@@ -44,6 +39,7 @@ class OnlineTeacher:
         if not all(math.isfinite(weight) and weight >= 0 for weight in weights) or sum(weights) <= 0:
             raise KDPluginError(f"--teacher-weights {weights}: weights must be >= 0 and not all 0")
         self.dtype = dtype
+        self._warned = False
         kept = [(member, weight / sum(weights)) for member, weight in zip(members, weights) if weight > 0]
         self.members = [member for member, _ in kept]
         self.log_weights = [math.log(weight) for _, weight in kept]
@@ -65,15 +61,12 @@ class OnlineTeacher:
             rows: (tokens,) int64, positions in the flattened (batch * target length)
             student_dtype: the dtype of the student's own logits, which `auto` follows on a GPU
         """
-        answers = [self._logits(member, sample, rows, student_dtype) for member in self.members]
-        if len(answers) == 1:
-            return TeacherAnswer(answers[0])
-        lprobs = [torch.log_softmax(logits.float(), dim=-1) + w for logits, w in zip(answers, self.log_weights)]
-        return TeacherAnswer(torch.stack(lprobs).logsumexp(dim=0))
+        return ProjectedAnswer([self._features(m, sample, rows, student_dtype) for m in self.members], self.log_weights)
 
-    def _logits(
+    def _features(
         self, member: LoadedTeacher, sample: Dict[str, Any], rows: Tensor, student_dtype: torch.dtype
-    ) -> Tensor:
+    ) -> Tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """One teacher's features at the rows, and what turns them into logits in the student's order of symbols."""
         device = rows.device
         model = self._placed(member, device, student_dtype)
         net_input = dict(sample["net_input"])
@@ -83,15 +76,22 @@ class OnlineTeacher:
             net_input["prev_output_tokens"] = member.target_indices[net_input["prev_output_tokens"]]
         # the teacher has a dtype of its own: the student's autocast must not reach it
         with torch.autocast(device_type=device.type, enabled=False):
-            net_output = model(**net_input)
-            if has_adaptive_softmax(model):
-                logits = model.get_normalized_probs(net_output, log_probs=True)
+            if gives_features(model):
+                # no layer has this index, so that no attention weights are computed, and no hidden states are kept
+                net_output = model(**net_input, features_only=True, alignment_layer=-1, return_all_hiddens=False)
+                values, project = net_output[0], model.decoder.output_layer
             else:
-                logits = net_output[0]
-        logits = logits.reshape(-1, logits.size(-1)).index_select(0, rows)
-        if member.target_indices is not None:
-            logits = logits.index_select(1, member.target_indices)
-        return logits
+                net_output = model(**net_input)
+                values, project = net_output[0], _as_it_is
+                if has_adaptive_softmax(model):
+                    values = model.get_normalized_probs(net_output, log_probs=True)
+        # only the rows that count, in two dimensions: fairseq's projection of a frozen (batch, length, dimension) is
+        # 1.8 times as slow
+        values = values.reshape(-1, values.size(-1)).index_select(0, rows)
+        target_indices = member.target_indices
+        if target_indices is None:
+            return values, project
+        return values, lambda features: project(features).index_select(1, target_indices)
 
     def _placed(self, member: LoadedTeacher, device: torch.device, student_dtype: torch.dtype) -> Any:
         """The model on the batch's device: fairseq moves the student, nobody moves the teacher."""
@@ -99,6 +99,12 @@ class OnlineTeacher:
             dtype = student_dtype if device.type == "cuda" else torch.float32
         else:
             dtype = TEACHER_DTYPES[self.dtype]
+            if device.type == "cpu" and dtype != torch.float32 and not self._warned and not cpu_computes(self.dtype):
+                self._warned = True
+                logger.warning(
+                    f"--teacher-dtype {self.dtype}: this CPU has no {self.dtype} units, the teacher will be about ten "
+                    "times as slow. Remedy: --teacher-dtype auto"
+                )
         parameter = next(member.model.parameters())
         if parameter.device != device or parameter.dtype != dtype:
             member.model.to(device=device, dtype=dtype)
@@ -107,6 +113,25 @@ class OnlineTeacher:
             if indices is not None and indices.device != device:
                 setattr(member, name, indices.to(device))
         return member.model
+
+
+def gives_features(model: Any) -> bool:
+    """Whether the decoder's features and their projection to logits can be had one after the other.
+
+    True of fairseq's transformers, with their architectures and decoders that leave forward and output_layer alone.
+    """
+    decoder = getattr(model, "decoder", None)
+    return (
+        isinstance(model, TransformerModelBase)
+        and type(model).forward is TransformerModelBase.forward
+        and isinstance(decoder, TransformerDecoderBase)
+        and type(decoder).forward is TransformerDecoderBase.forward
+        and not has_adaptive_softmax(model)
+    )
+
+
+def _as_it_is(logits: Tensor) -> Tensor:
+    return logits
 
 
 def has_adaptive_softmax(model: torch.nn.Module) -> bool:

@@ -1,0 +1,140 @@
+"""The criterion's flags: what `--kd-...` may say, and what is refused before training starts."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Optional
+
+from fairseq.criterions.label_smoothed_cross_entropy import LabelSmoothedCrossEntropyCriterionConfig
+from fairseq.dataclass import ChoiceEnum
+
+from kd_plugin.errors import KDPluginError
+from kd_plugin.losses import DIVERGENCES
+from kd_plugin.losses.schedules import SCHEDULES
+from kd_plugin.losses.selection import SELECTIONS
+
+
+@dataclass
+class KDLabelSmoothedCrossEntropyCriterionConfig(LabelSmoothedCrossEntropyCriterionConfig):
+    kd_alpha: float = field(
+        default=0.5,
+        metadata={
+            "help": "weight of the cross-entropy in [0, 1]: 1 is plain fairseq training, 0 listens to the teacher alone"
+        },
+    )
+    kd_temperature: float = field(
+        default=1.0,
+        metadata={
+            "help": "temperature > 0 that divides student and teacher logits in the divergence; the term is multiplied "
+            "by its square, so that the size of the gradient stays"
+        },
+    )
+    kd_divergence: ChoiceEnum(list(DIVERGENCES)) = field(  # type: ignore[valid-type]
+        default="forward_kl", metadata={"help": "divergence between teacher and student"}
+    )
+    kd_js_beta: float = field(
+        default=0.5,
+        metadata={"help": "beta in (0, 1) of --kd-divergence js: the teacher's weight; 0.5 is the symmetric one"},
+    )
+    kd_skew_lambda: float = field(
+        default=0.1,
+        metadata={"help": "lambda in (0, 1) of --kd-divergence skew_forward_kl and skew_reverse_kl"},
+    )
+    kd_adaptive_mu: float = field(
+        default=0.5,
+        metadata={"help": "mu in (0, 1) of --kd-divergence adaptive_kl: the mass of the teacher's head"},
+    )
+    kd_top1_rank: int = field(
+        default=0,
+        metadata={
+            "help": "k > 0 adds TIE-KD's ranking term over the k best words of teacher and student to the divergence "
+            "(its paper: 5); 0: without it"
+        },
+    )
+    kd_selection: ChoiceEnum(list(SELECTIONS)) = field(  # type: ignore[valid-type]
+        default="all",
+        metadata={
+            "help": "target tokens to distil: all; batch: those with the highest cross-entropy among the batch of all "
+            "ranks; global: among the last --kd-queue-size tokens. The others keep their cross-entropy"
+        },
+    )
+    kd_select_ratio: float = field(
+        default=0.5, metadata={"help": "share of the tokens, in (0, 1], that --kd-selection batch or global distils"}
+    )
+    kd_queue_size: int = field(
+        default=30000, metadata={"help": "number of tokens that --kd-selection global ranks a token among"}
+    )
+    kd_inplace: ChoiceEnum(["auto", "on", "off"]) = field(  # type: ignore[valid-type]
+        default="auto",
+        metadata={
+            "help": "write the gradient over the student's logits, which saves a buffer of their size; auto: where "
+            "nothing else can need them"
+        },
+    )
+    kd_fused_head: bool = field(
+        default=False,
+        metadata={
+            "help": "compute the output projections and the loss chunk by chunk, so that no logits of the whole batch "
+            "are ever made: for large vocabularies and batches"
+        },
+    )
+    kd_alpha_end: Optional[float] = field(
+        default=None,
+        metadata={"help": "value that alpha (1: plain fairseq, 0: teacher alone) reaches after --kd-schedule-updates"},
+    )
+    kd_temperature_end: Optional[float] = field(
+        default=None, metadata={"help": "value that the temperature reaches after --kd-schedule-updates"}
+    )
+    kd_schedule: ChoiceEnum(list(SCHEDULES)) = field(  # type: ignore[valid-type]
+        default="constant",
+        metadata={"help": "how alpha and temperature move from their first to their end value"},
+    )
+    kd_schedule_updates: int = field(
+        default=0, metadata={"help": "number of updates from the first to the end value; the end value stays after it"}
+    )
+
+
+def check_flags(criterion):
+    """Raise KDPluginError where a flag's value is out of range or has no effect with the others."""
+    alphas = [("--kd-alpha", criterion.kd_alpha), ("--kd-alpha-end", criterion.kd_alpha_end)]
+    temperatures = [
+        ("--kd-temperature", criterion.kd_temperature),
+        ("--kd-temperature-end", criterion.kd_temperature_end),
+    ]
+    for flag, value in alphas:
+        if value is not None and not 0.0 <= value <= 1.0:
+            raise KDPluginError(f"{flag} {value}: must lie in [0, 1]; 1 is plain fairseq, 0 the teacher alone")
+    for flag, value in temperatures:
+        if value is not None and not (value > 0.0 and math.isfinite(value)):
+            raise KDPluginError(f"{flag} {value}: must be a finite number above 0")
+    if not 0.0 <= criterion.eps < 1.0:
+        raise KDPluginError(f"--label-smoothing {criterion.eps}: must lie in [0, 1)")
+    if criterion.ignore_prefix_size < 0:
+        raise KDPluginError(f"--ignore-prefix-size {criterion.ignore_prefix_size}: must be 0 or more")
+    ends = [flag for flag, value in (alphas[1], temperatures[1]) if value is not None]
+    if ends and criterion.kd_schedule == "constant":
+        raise KDPluginError(f"{ends[0]} has no effect with --kd-schedule constant. Remedy: linear or cosine")
+    if criterion.kd_schedule != "constant" and not ends:
+        raise KDPluginError(f"--kd-schedule {criterion.kd_schedule} needs --kd-alpha-end or --kd-temperature-end")
+    if (criterion.kd_schedule != "constant") != (
+        criterion.kd_schedule_updates > 0
+    ) or criterion.kd_schedule_updates < 0:
+        raise KDPluginError(
+            f"--kd-schedule-updates {criterion.kd_schedule_updates} with --kd-schedule {criterion.kd_schedule}: a schedule "
+            "needs a number of updates above 0, and the number a schedule"
+        )
+    for flag, value in criterion.kd_parameters.items():
+        if not 0.0 < value < 1.0:
+            raise KDPluginError(f"--kd-{flag.replace('_', '-')} {value}: must lie in (0, 1)")
+    if criterion.kd_top1_rank < 0:
+        raise KDPluginError(f"--kd-top1-rank {criterion.kd_top1_rank}: must be 0 (without it) or more")
+    if not 0.0 < criterion.kd_select_ratio <= 1.0:
+        raise KDPluginError(f"--kd-select-ratio {criterion.kd_select_ratio}: must lie in (0, 1]")
+    if criterion.kd_queue_size < 1:
+        raise KDPluginError(f"--kd-queue-size {criterion.kd_queue_size}: must be 1 or more")
+    if criterion.kd_fused_head and criterion.report_accuracy:
+        raise KDPluginError("--report-accuracy needs logits, which --kd-fused-head never makes. Remedy: drop one")
+    if criterion.task_teacher is None and {criterion.kd_alpha, criterion.kd_alpha_end} - {1.0, None}:
+        raise KDPluginError(
+            f"--kd-alpha {criterion.kd_alpha} distils, but there is no teacher. Remedy: --task "
+            "distillation_translation --teacher-path CHECKPOINT, or --kd-alpha 1 for plain training"
+        )

@@ -1,0 +1,46 @@
+"""What a teacher answers about the target tokens of a batch."""
+
+from typing import Callable, Sequence, Tuple
+
+import torch
+from torch import Tensor
+
+
+class TeacherAnswer:
+    """What a teacher says about some target tokens; an object, so that other kinds of answer can join.
+
+    Logits are unnormalised log-probabilities at temperature 1, in the student's order of symbols.
+    """
+
+    def __init__(self, logits: Tensor):
+        self.logits = logits  # (tokens, vocab)
+
+    def chunk(self, start: int, stop: int) -> Tensor:
+        """(stop - start, vocab) logits of some of the tokens."""
+        return self.logits[start:stop]
+
+
+class ProjectedAnswer(TeacherAnswer):
+    """Logits that are made only where they are asked for: a decoder's features and its output projection.
+
+    Args:
+        members: of each teacher its (tokens, dimension) features and what makes (rows, vocab) logits of rows of them
+        log_weights: of each teacher in the mixture of their probabilities
+    """
+
+    def __init__(self, members: Sequence[Tuple[Tensor, Callable[[Tensor], Tensor]]], log_weights: Sequence[float]):
+        self._members, self._log_weights = members, log_weights
+
+    @property
+    def logits(self) -> Tensor:  # type: ignore[override]
+        return self.chunk(0, self._members[0][0].size(0))
+
+    @torch.no_grad()
+    def chunk(self, start: int, stop: int) -> Tensor:
+        device = self._members[0][0].device
+        with torch.autocast(device_type=device.type, enabled=False):
+            answers = [project(features[start:stop]) for features, project in self._members]
+        if len(answers) == 1:
+            return answers[0]
+        lprobs = [torch.log_softmax(logits.float(), dim=-1) + w for logits, w in zip(answers, self._log_weights)]
+        return torch.stack(lprobs).logsumexp(dim=0)

@@ -1,0 +1,119 @@
+"""The student's output projection and the loss in one: features in, no (tokens, vocab) logits at any time.
+
+Chunk by chunk the student's logits are made, judged beside the teacher's, turned into their own gradient in place, and
+multiplied back into the gradients of features and projection. Memory: one chunk of logits a side, and the gradients.
+"""
+
+from typing import Any, Optional, Tuple
+
+import torch
+from torch import Tensor
+
+from kd_plugin.losses.answer import TeacherAnswer
+from kd_plugin.losses.definition import N_TERMS, NLL, Objective, accumulation_dtype
+from kd_plugin.losses.engine import GradientInHand, in_two_groups, row_losses
+from kd_plugin.losses.one_pass import gradient_scale
+
+# bytes of one side's logits in a chunk: large enough for matrix products at full speed
+CHUNK_BYTES = {"cpu": 32 * 1024 * 1024, "cuda": 256 * 1024 * 1024}
+
+
+class StudentFeatures:
+    """A decoder's features for the target tokens that count, and its output projection.
+
+    Args:
+        features: (tokens, dimension)
+        weight: (vocab, dimension) of the output projection; may be an embedding at the same time
+        bias: (vocab,) or None
+    """
+
+    def __init__(self, features: Tensor, weight: Tensor, bias: Optional[Tensor] = None):
+        self.features, self.weight, self.bias = features, weight, bias
+
+    def token_nll(self, target: Tensor) -> Tensor:
+        """(tokens,) cross-entropy of each token, without gradient. It costs a projection of its own."""
+        return self._terms(None, target, None, Objective(alpha=1.0), None)[:, NLL]
+
+    def loss(
+        self,
+        answer: Optional[TeacherAnswer],
+        target: Tensor,
+        objective: Objective,
+        *,
+        distilled: Optional[Tensor] = None,
+    ) -> Tuple[Tensor, Tensor]:
+        """The loss summed over the tokens, with gradients for features, weight and bias.
+
+        Args and returns as `StudentLogits.loss`. The gradient is right under tied embeddings, DistributedDataParallel
+        and accumulation over batches, because the parameters are inputs that autograd knows.
+        """
+        inputs = [x for x in (self.features, self.weight, self.bias) if x is not None]
+        gradients = None
+        if torch.is_grad_enabled() and any(x.requires_grad for x in inputs):
+            # summed over many tokens: in fp32 at least
+            dtype = accumulation_dtype(self.features, None)
+            gradients = [torch.zeros_like(x, dtype=dtype) for x in inputs]
+        terms = in_two_groups(
+            lambda chosen, teacher: self._terms(chosen, target, teacher, objective, gradients), answer, distilled
+        )
+        loss = objective.total(terms.sum(dim=0))
+        if gradients is not None:
+            loss = GradientInHand.apply(loss, 1.0, *inputs, *gradients)
+        return loss, terms
+
+    @torch.no_grad()
+    def _terms(
+        self,
+        chosen: Any,
+        target: Tensor,
+        answer: Optional[TeacherAnswer],
+        objective: Objective,
+        gradients: Any,
+    ) -> Tensor:
+        """(chosen tokens, N_TERMS), adding to the gradients."""
+        positions = torch.arange(target.numel(), device=target.device)
+        if chosen is not None:
+            positions = positions[chosen]
+        dtype = self._product_dtype()
+        weight = self.weight.detach().to(dtype)
+        bias = None if self.bias is None else self.bias.detach().to(dtype)
+        terms = []
+        for start in range(0, positions.numel(), self._chunk_rows()):
+            at = positions[start : start + self._chunk_rows()]
+            features = self.features.detach()
+            features = (features[start : start + at.numel()] if chosen is None else features[at]).to(dtype)
+            with torch.autocast(device_type=features.device.type, enabled=False):
+                logits = torch.nn.functional.linear(features, weight, bias)
+                teacher_logits = None if answer is None else answer.chunk(start, start + at.numel())
+                in_place = logits if gradients is not None else None
+                terms.append(row_losses(logits, teacher_logits, target[at], objective, gradient=in_place))
+                if gradients is not None:
+                    _add_gradients(gradients, at, logits, features, weight)
+        empty = torch.zeros(0, N_TERMS, dtype=accumulation_dtype(self.features, None), device=target.device)
+        return torch.cat(terms) if terms else empty
+
+    def _product_dtype(self) -> torch.dtype:
+        """The dtype in which the projection alone would have been computed here."""
+        if self.features.is_cuda and torch.is_autocast_enabled():
+            return torch.get_autocast_gpu_dtype()
+        return self.features.dtype
+
+    def _chunk_rows(self) -> int:
+        vocab = self.weight.size(0)
+        limit = CHUNK_BYTES.get(self.features.device.type, CHUNK_BYTES["cuda"])
+        return max(1, limit // (vocab * self.features.element_size()))
+
+
+def _add_gradients(gradients: Any, at: Tensor, slope: Tensor, features: Tensor, weight: Tensor) -> None:
+    """From gradient_scale * d loss / d logits, (rows, vocab), to features (rows `at`), weight and bias."""
+    scale = gradient_scale(slope.dtype)
+    for_features, for_weight, *for_bias = gradients
+    for_features[at] = torch.mm(slope, weight).to(for_features.dtype) * (1 / scale)
+    if slope.dtype == for_weight.dtype:
+        for_weight.addmm_(slope.t(), features)
+    else:
+        # in fp16 the sum over a frequent word's tokens would overflow at the full scale
+        part = torch.mm(slope.t(), features / 16 if scale != 1.0 else features)
+        for_weight.add_(part, alpha=16 / scale if scale != 1.0 else 1.0)
+    for bias in for_bias:
+        bias.add_(slope.sum(dim=0, dtype=bias.dtype), alpha=1 / scale)

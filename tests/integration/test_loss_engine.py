@@ -1,0 +1,145 @@
+"""The loss engine inside real trainings: against the definitions, with and without logits, selecting, on two ranks.
+
+Runs that must agree use SGD: Adam turns a gradient that is nothing but rounding into a full step.
+"""
+
+import pathlib
+
+import pytest
+import torch
+
+from tests.support import (
+    MODEL,
+    USER_DIR,
+    assert_same_weights,
+    free_port,
+    load,
+    logged,
+    run,
+    run_together,
+    train,
+    training,
+)
+
+SGD = ["--optimizer", "sgd", "--lr", 0.1, "--dropout", 0]
+SHORT = ["--max-update", 20, "--no-epoch-checkpoints", "--disable-validation"]
+DEFINITION = str(pathlib.Path(__file__).parent / "by_definition")
+
+
+def ranks(workspace, save_dir, *extra):
+    """The command lines of two gloo ranks."""
+    port = free_port()
+    return [
+        training(
+            workspace.data, save_dir, *extra, "--distributed-no-spawn", "--distributed-rank", rank,
+            "--distributed-world-size", 2, "--distributed-backend", "gloo", "--ddp-backend", "legacy_ddp",
+            "--distributed-init-method", f"tcp://localhost:{port}",
+        )
+        for rank in (0, 1)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        ["--kd-temperature", 1],
+        ["--kd-divergence", "js", "--kd-js-beta", 0.3, "--kd-temperature", 2, "--kd-top1-rank", 3],
+    ],
+    ids=["forward_kl", "js_tempered_ranked"],
+)
+def test_curves_of_one_pass_and_definition_agree_for_200_updates(workspace, tmp_path, objective):
+    """Loss at each of 200 updates to 2e-3 bits (the log's last digit), the weights after them to 1e-3."""
+    same = [*workspace.distil("--kd-alpha", 0.3, *objective), *SGD, *SHORT, "--max-update", 200, "--lr", 0.5]
+    definition = [DEFINITION if part == USER_DIR else part for part in same]
+    results = run_together(
+        training(workspace.data, tmp_path / "one", *same),
+        training(workspace.data, tmp_path / "other", *definition),
+        env={"PYTHONPATH": str(pathlib.Path(USER_DIR).parent)},
+    )
+    assert "BY DEFINITION" in results[1].stdout and "BY DEFINITION" not in results[0].stdout
+    one, other = (logged(result.stdout, "train_inner") for result in results)
+    assert len(one) == len(other) == 200 and one[-1]["loss"] < 0.8 * one[0]["loss"]
+    for step_one, step_other in zip(one, other):
+        for name in ("loss", "ce_loss", "nll_loss", "kd_loss", "teacher_nll_loss"):
+            assert step_one[name] == pytest.approx(step_other[name], abs=2e-3), name
+    assert_same_weights(
+        tmp_path / "one" / "checkpoint_last.pt", tmp_path / "other" / "checkpoint_last.pt", tolerance=1e-3
+    )
+
+
+def test_in_place_changes_no_bit(workspace, tmp_path):
+    """auto writes over the logits of a real training (a forward hook sees it), off does not; the weights are equal."""
+    same = [*workspace.distil("--kd-alpha", 0.3, "--kd-temperature", 2), *SHORT, "--report-accuracy"]
+    outputs = run_together(
+        *[training(workspace.data, tmp_path / how, *same, "--kd-inplace", how) for how in ("auto", "on", "off")]
+    )
+    for how in ("on", "off"):
+        assert_same_weights(tmp_path / "auto" / "checkpoint_last.pt", tmp_path / how / "checkpoint_last.pt")
+    logs = [[(s["loss"], s["accuracy"], s["agreement"]) for s in logged(o.stdout, "train_inner")] for o in outputs]
+    assert len(logs[0]) == 20 and logs[0] == logs[1] == logs[2]
+
+
+@pytest.mark.parametrize("tied", [[], ["--share-decoder-input-output-embed"]], ids=["untied", "tied"])
+def test_fused_head_trains_the_same_student(workspace, tmp_path, tied):
+    """With logits, without them, without them on two ranks (update-freq 2 on one rank sees the same batches)."""
+    same = [*workspace.distil("--kd-alpha", 0.3, "--kd-temperature", 2), *SGD, *SHORT, *tied]
+    fused = [*same, "--kd-fused-head"]
+    with_logits, without, rank, _ = run_together(
+        training(workspace.data, tmp_path / "logits", *same, "--update-freq", 2),
+        training(workspace.data, tmp_path / "fused", *fused, "--update-freq", 2),
+        *ranks(workspace, tmp_path / "ranks", *fused),
+    )
+    weights = [tmp_path / name / "checkpoint_last.pt" for name in ("logits", "fused", "ranks")]
+    assert_same_weights(weights[0], weights[1], tolerance=3e-6)
+    assert_same_weights(weights[1], weights[2], tolerance=3e-6)
+    steps = [logged(result.stdout, "train_inner") for result in (with_logits, without, rank)]
+    for one, two, three in zip(*steps):
+        for name in ("loss", "nll_loss", "kd_loss", "teacher_nll_loss", "agreement"):
+            assert one[name] == pytest.approx(two[name], abs=2e-3) and two[name] == pytest.approx(three[name], abs=2e-3)
+
+
+@pytest.mark.parametrize(
+    "flags,named",
+    [
+        (["--arch", "fconv", "--kd-fused-head"], "--kd-fused-head: the student's architecture"),
+        (["--kd-fused-head", "--report-accuracy"], "--report-accuracy needs logits"),
+    ],
+    ids=["fconv", "accuracy"],
+)
+def test_fused_head_is_refused_where_it_cannot_be(workspace, tmp_path, flags, named):
+    command = training(workspace.data, tmp_path, *workspace.distil(*flags), *SHORT)
+    if "fconv" in flags:
+        at = command.index(MODEL[0])
+        del command[at : at + len(MODEL)]
+        command += ["--encoder-layers", "[(16, 3)] * 2", "--decoder-layers", "[(16, 3)] * 2"]
+    result = run(*command, check=False)
+    assert result.returncode != 0 and named in result.stdout, result.stdout[-3000:]
+
+
+@pytest.mark.parametrize("rule", ["batch", "global"])
+def test_selection_is_the_same_on_two_ranks_and_survives_a_resume(workspace, tmp_path, rule):
+    """Two ranks in one part and in two: bitwise equal weights and queue, and the log's terms add up."""
+    select = ["--kd-selection", rule, "--kd-select-ratio", 0.4, "--kd-queue-size", 150]
+    same = [*workspace.distil("--kd-alpha", 0.3, *select), "--optimizer", "sgd", "--lr", 0.1, "--disable-validation"]
+    same += ["--update-epoch-batch-itr", "True", "--max-update", 12, "--save-interval-updates", 5]
+    whole = run_together(*ranks(workspace, tmp_path / "whole", *same))
+    start = tmp_path / "whole" / "checkpoint_1_5.pt"
+    run_together(*ranks(workspace, tmp_path / "resumed", *same, "--restore-file", start))
+    last = [tmp_path / name / "checkpoint_last.pt" for name in ("whole", "resumed")]
+    assert_same_weights(*last)
+
+    states = [load(path)["extra_state"]["train_iterator"]["kd_selection"] for path in last]
+    if rule == "batch":
+        assert states == [{}, {}]
+    else:
+        queues = [state["queue"] for state in states]
+        assert torch.equal(*queues) and queues[0].numel() == 150 and (queues[0] > 0).all()
+        assert not torch.equal(queues[0], load(start)["extra_state"]["train_iterator"]["kd_selection"]["queue"])
+    steps = [logged(result.stdout, "train_inner") for result in whole]
+    assert len(steps[0]) == 12
+    for step in steps[0]:
+        # loss = alpha CE + (1 - alpha) KD of the selected tokens; the others keep their cross-entropy
+        assert step["loss"] == pytest.approx(0.3 * step["ce_loss"] + 0.7 * step["kd_loss"], abs=4e-3)
+        assert 0 < step["kd_selected"] < 100
+        if rule == "batch":
+            assert step["kd_selected"] == pytest.approx(40, abs=1.5)
