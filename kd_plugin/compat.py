@@ -5,7 +5,6 @@ import codecs
 import collections
 import contextlib
 import functools
-import functools
 import importlib
 import importlib.util
 import pickle

@@ -1,19 +1,70 @@
 """Float64 references, written from the formulas and sharing no code with the package."""
 
+import math
+
 import torch
 
 
-def softmax64(logits, temperature=1.0):
-    return torch.softmax(logits.double() / temperature, dim=-1)
+def divergence64(name, q, p, log_q, log_p, js_beta=0.5, skew_lambda=0.1, adaptive_mu=0.5):
+    """A divergence of one token's (vocab,) distributions, teacher q and student p, from its formula in the papers.
+
+    The logarithms of q and p come along, because log softmax is exact where softmax underflows.
+    """
+
+    def kl(a, log_a, log_b):
+        return sum_where(a, log_a - log_b)
+
+    def sum_where(a, values):
+        kept = a > 0
+        return (a[kept] * values[kept]).sum()
+
+    def log_mix(weight):  # log(weight q + (1 - weight) p)
+        return torch.logsumexp(torch.stack([log_q + math.log(weight), log_p + math.log(1 - weight)]), dim=0)
+
+    if name == "forward_kl":
+        return kl(q, log_q, log_p)
+    if name == "reverse_kl":  # a masked entry of the teacher counts as e^-100
+        return kl(p, log_p, torch.where(log_q == -float("inf"), torch.full_like(log_q, -100.0), log_q))
+    if name == "js":
+        log_m = log_mix(js_beta)
+        return js_beta * kl(q, log_q, log_m) + (1 - js_beta) * kl(p, log_p, log_m)
+    if name == "skew_forward_kl":
+        return kl(q, log_q, log_mix(skew_lambda))
+    if name == "skew_reverse_kl":
+        return kl(p, log_p, log_mix(1 - skew_lambda))
+    if name == "tvd":
+        return 0.5 * (q - p).abs().sum()
+    assert name == "adaptive_kl"
+    order = q.argsort(descending=True).tolist()
+    mass, head = 0.0, []
+    for v in order:
+        mass += q[v].item()
+        if head and mass > adaptive_mu and q[v] < q[head[-1]]:
+            break
+        head.append(v)
+    gap = (q - p).abs().detach()
+    share = gap[head].sum() / gap.sum() if gap.sum() > 0 else torch.tensor(0.5).double()
+    forward, reverse = (divergence64(n, q, p, log_q, log_p) for n in ("forward_kl", "reverse_kl"))
+    return share * forward + (1 - share) * reverse
 
 
-def kl64(q, p):
-    """sum_v q log(q / p), with 0 log 0 = 0."""
-    ratio = torch.where(q > 0, q / p, torch.ones_like(q))
-    return (q * torch.log(ratio)).sum(dim=-1)
+def rank64(q, p, k):
+    """TIE-KD's hierarchical ranking term of one token, as double loops."""
+    best_teacher = q.argsort(descending=True)[:k].tolist()
+    best_student = p.argsort(descending=True)[:k].tolist()
+    total = p.sum() * 0
+    for i in best_teacher:
+        total = total + (p[i] - p[best_teacher[0]]).clamp(min=0)
+        for j in best_student:
+            if q[i] > q[j]:
+                total = total + (p[j] - p[i]).clamp(min=0)
+    return total
 
 
-def loss64(student, teacher, target, alpha, temperature, epsilon, padding_idx=None):
+def loss64(
+    student, teacher, target, alpha, temperature, epsilon, padding_idx=None, divergence="forward_kl", top1_rank=0,
+    distilled=None, **parameters,
+):  # fmt: skip
     """(loss, ce, nll, kd), row by row, as LOSSES in the README state them."""
     ce_sum = nll_sum = kd_sum = student.double().sum() * 0.0
     vocab = student.size(-1)
@@ -27,8 +78,11 @@ def loss64(student, teacher, target, alpha, temperature, epsilon, padding_idx=No
         smoothed[y] = 1.0 - epsilon
         nll_sum = nll_sum - log_p[y]
         ce_sum = ce_sum - (smoothed * log_p).sum() if epsilon > 0 else ce_sum - log_p[y]
-        log_p_tau = torch.log_softmax(student[row].double() / temperature, dim=-1)
-        q = softmax64(teacher[row], temperature)
-        log_q = torch.where(q > 0, q, torch.ones_like(q)).log()
-        kd_sum = kd_sum + (q * torch.where(q > 0, log_q - log_p_tau, torch.zeros_like(q))).sum()
+        if distilled is not None and not distilled[row]:
+            continue
+        log_p = torch.log_softmax(student[row].double() / temperature, dim=-1)
+        log_q = torch.log_softmax(teacher[row].double() / temperature, dim=-1)
+        kd_sum = kd_sum + divergence64(divergence, log_q.exp(), log_p.exp(), log_q, log_p, **parameters)
+        if top1_rank:
+            kd_sum = kd_sum + rank64(log_q.exp(), log_p.exp(), top1_rank)
     return alpha * ce_sum + (1 - alpha) * temperature**2 * kd_sum, ce_sum, nll_sum, kd_sum

@@ -115,12 +115,11 @@ def check_flags(criterion):
         raise KDPluginError(f"{ends[0]} has no effect with --kd-schedule constant. Remedy: linear or cosine")
     if criterion.kd_schedule != "constant" and not ends:
         raise KDPluginError(f"--kd-schedule {criterion.kd_schedule} needs --kd-alpha-end or --kd-temperature-end")
-    if (criterion.kd_schedule != "constant") != (
-        criterion.kd_schedule_updates > 0
-    ) or criterion.kd_schedule_updates < 0:
+    schedule, updates = criterion.kd_schedule, criterion.kd_schedule_updates
+    if (schedule != "constant") != (updates > 0) or updates < 0:
         raise KDPluginError(
-            f"--kd-schedule-updates {criterion.kd_schedule_updates} with --kd-schedule {criterion.kd_schedule}: a schedule "
-            "needs a number of updates above 0, and the number a schedule"
+            f"--kd-schedule-updates {updates} with --kd-schedule {schedule}: a schedule needs a number of updates "
+            "above 0, and the number a schedule"
         )
     for flag, value in criterion.kd_parameters.items():
         if not 0.0 < value < 1.0:

@@ -17,7 +17,6 @@ from tests.support import (
     logged,
     run,
     run_together,
-    train,
     training,
 )
 

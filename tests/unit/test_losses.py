@@ -35,9 +35,9 @@ def value_and_gradient(student, teacher, target, **arguments):
     return result, student.grad
 
 
-def reference_and_gradient(student, teacher, target, alpha, temperature, epsilon, padding_idx=None):
+def reference_and_gradient(student, teacher, target, alpha, temperature, epsilon, padding_idx=None, **more):
     student = student.double().clone().requires_grad_()
-    terms = loss64(student, teacher, target, alpha, temperature, epsilon, padding_idx)
+    terms = loss64(student, teacher, target, alpha, temperature, epsilon, padding_idx, **more)
     terms[0].backward()
     return terms, student.grad
 
@@ -85,18 +85,62 @@ def test_label_smoothing_is_fairseqs():
     torch.testing.assert_close(result.loss, loss, rtol=1e-12, atol=0)
 
 
+@pytest.mark.parametrize("divergence", sorted(DIVERGENCES))
+@pytest.mark.parametrize("case", ["random", "masked_teacher", "huge", "offset", "padded"])
+@pytest.mark.parametrize("alpha,temperature", [(0.0, 1.0), (0.3, 1.0), (0.3, 2.0), (0.6, 0.7), (1.0, 2.0)])
+def test_every_divergence_matches_its_float64_reference(divergence, case, alpha, temperature):
+    student, teacher, target = batch(padding=3 if case == "padded" else 0)
+    if case == "masked_teacher":
+        teacher[:, 3:6] = -float("inf")
+    if case == "huge":
+        student, teacher = student.sign() * 1e4, teacher.sign() * -1e4
+    if case == "offset":
+        student, teacher = student + 1e4, teacher - 1e4
+    parameters = dict(js_beta=0.3, skew_lambda=0.2, adaptive_mu=0.6, divergence=divergence)
+    arguments = dict(alpha=alpha, temperature=temperature, label_smoothing=0.1, padding_idx=PAD, **parameters)
+    result, gradient = value_and_gradient(student, teacher, target, **arguments)
+    terms, expected = reference_and_gradient(student, teacher, target, alpha, temperature, 0.1, PAD, **parameters)
+    # 1e-12 of the values' own size: a KL of 1e4 is not known to 1e-12 in float64
+    for value, reference in zip(result, terms):
+        torch.testing.assert_close(value, reference.detach(), rtol=1e-12, atol=1e-12)
+    size = max(1.0, expected.abs().max().item()) * (1e4 if case == "offset" else 1.0)
+    assert (gradient - expected).abs().max().item() <= 1e-12 * size
+
+
+@pytest.mark.parametrize("divergence", sorted(DIVERGENCES))
+@pytest.mark.parametrize("k", [1, 3, 50])
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_ranking_term_matches_its_float64_reference(divergence, k, temperature):
+    student, teacher, target = batch(vocab=300)  # more than a block of top_indices
+    more = dict(divergence=divergence, top1_rank=k)
+    result, gradient = value_and_gradient(student, teacher, target, alpha=0.3, temperature=temperature, **more)
+    terms, expected = reference_and_gradient(student, teacher, target, 0.3, temperature, 0.0, **more)
+    torch.testing.assert_close(result.kd_loss, terms[3].detach(), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(gradient, expected, rtol=1e-12, atol=1e-12)
+    plain = distillation_loss(student, teacher, target, alpha=0.3, temperature=temperature, divergence=divergence)
+    assert result.kd_loss > plain.kd_loss  # the term is there
+    same, _ = value_and_gradient(teacher, teacher, target, alpha=0.3, **more)
+    assert same.kd_loss.item() <= 1e-12
+
+
+@pytest.mark.parametrize("divergence", sorted(DIVERGENCES))
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
 @pytest.mark.parametrize("masked", [False, True])
-def test_gradcheck(temperature, masked):
+def test_gradcheck(divergence, temperature, masked):
     student, teacher, target = batch(rows=3, vocab=5)
     if masked:
         teacher[:, 0] = -float("inf")
+    if divergence == "adaptive_kl":
+        teacher[:] = student + 1e-3 * teacher  # its weights are constants to the gradient: hardly moved by the check
     student.requires_grad_()
 
     def loss(logits):
-        return distillation_loss(logits, teacher, target, alpha=0.4, temperature=temperature, label_smoothing=0.1).loss
+        return distillation_loss(
+            logits, teacher, target, alpha=0.4, temperature=temperature, label_smoothing=0.1, divergence=divergence
+        ).loss
 
-    assert torch.autograd.gradcheck(loss, (student,))
+    if divergence != "adaptive_kl" or not masked:
+        assert torch.autograd.gradcheck(loss, (student,), atol=1e-4 if divergence == "adaptive_kl" else 1e-5)
 
 
 @pytest.mark.parametrize("dtype,tolerance", [(torch.float32, 5e-7), (torch.float16, 1e-3), (torch.bfloat16, 8e-3)])
@@ -112,6 +156,20 @@ def test_low_precision_inputs(dtype, tolerance, temperature):
     assert (gradient.double() - expected).abs().max() <= tolerance * temperature
     for value, reference in zip(result, terms):
         assert value.double().item() == pytest.approx(reference.item(), rel=2e-6)
+
+
+@pytest.mark.parametrize("divergence", sorted(DIVERGENCES))
+def test_fp32_gradient_at_a_vocabulary_of_32k(divergence):
+    """Forward KL to 3e-7; the others relative to their largest entry, which the reverse KL's is above 1."""
+    student, teacher, target = batch(rows=12, vocab=32000, dtype=torch.float32)
+    _, gradient = value_and_gradient(
+        student, teacher, target, alpha=0.4, label_smoothing=0.1, divergence=divergence, inplace=False
+    )
+    _, expected = reference_and_gradient(student, teacher, target, 0.4, 1.0, 0.1, divergence=divergence)
+    error = (gradient.double() - expected).abs().max().item()
+    assert error <= 3e-7 * max(1.0, 2 * expected.abs().max().item())
+    if divergence == "forward_kl":
+        assert error <= 3e-7
 
 
 @pytest.mark.parametrize("padding_idx", [PAD, None])
