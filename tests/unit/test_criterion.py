@@ -8,6 +8,7 @@ from fairseq.data import Dictionary
 
 from kd_plugin.criterions import KDLabelSmoothedCrossEntropyCriterion
 from kd_plugin.errors import KDPluginError
+from kd_plugin.losses import DIVERGENCES
 from kd_plugin.signature import run_signature
 from kd_plugin.teachers.online import TeacherAnswer
 from tests.reference import loss64
@@ -83,6 +84,72 @@ def test_loss_gradient_and_log_match_the_reference(alpha, prefix):
     assert int(log["n_agree"]) == int(agree)
 
 
+PARAMETERS = dict(kd_js_beta=0.3, kd_skew_lambda=0.2, kd_adaptive_mu=0.6)
+
+
+@pytest.mark.parametrize("divergence", sorted(DIVERGENCES))
+@pytest.mark.parametrize("k", [0, 2])
+def test_divergence_and_its_parameters_are_those_of_the_flags(divergence, k):
+    model, criterion, sample = setup(
+        TARGET, TEACHER, kd_alpha=0.3, kd_temperature=2.0, kd_divergence=divergence, kd_top1_rank=k, **PARAMETERS
+    )
+    loss, _, log = criterion(model, sample)
+    loss.backward()
+    logits = model.logits.detach().double().requires_grad_()
+    expected = loss64(
+        logits.view(-1, VOCAB), TEACHER.view(-1, VOCAB), TARGET.view(-1), 0.3, 2.0, 0.1, PAD, divergence, k,
+        **{name[3:]: value for name, value in PARAMETERS.items()},
+    )  # fmt: skip
+    expected[0].backward()
+    for name, value in zip(("loss", "ce_loss", "nll_loss", "kd_loss"), expected):
+        assert float(log[name]) == pytest.approx(value.item(), rel=1e-5, abs=1e-6), name
+    assert (float(log["rank_loss"]) > 0) == (k > 0)
+    torch.testing.assert_close(model.logits.grad.double(), logits.grad, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("rule", ["batch", "global"])
+@pytest.mark.parametrize("alpha", [0.0, 0.3])
+def test_selection_distils_the_worst_tokens_in_training_and_all_in_validation(rule, alpha):
+    flags = dict(kd_alpha=alpha, kd_selection=rule, kd_select_ratio=0.4, kd_queue_size=100)
+    model, criterion, sample = setup(TARGET, TEACHER, **flags)
+    logits, flat = model.logits.detach().view(-1, VOCAB), TARGET.view(-1)
+    nll = torch.nn.functional.cross_entropy(logits, flat, reduction="none")
+    worst = nll[flat.ne(PAD)].sort(descending=True).values[3]  # ceil(0.4 * 9) = 4 tokens
+    chosen = (nll >= worst) & flat.ne(PAD)
+    for training, distilled in ((True, chosen), (False, None)):
+        criterion.train(training)
+        loss, _, log = criterion(model, sample)
+        double = logits.double().requires_grad_()
+        expected = loss64(double, TEACHER.view(-1, VOCAB), flat, alpha, 1.0, 0.1, PAD, distilled=distilled)
+        assert float(loss) == pytest.approx(expected[0].item(), rel=1e-5)
+        assert float(log["kd_loss"]) == pytest.approx(expected[3].item(), rel=1e-5)
+        assert int(log["n_distilled"]) == (4 if training else 9) and log["n_counted"] == 9
+        if training:
+            loss.backward()
+            expected[0].backward()
+            torch.testing.assert_close(model.logits.grad.double().view(-1, VOCAB), double.grad, rtol=1e-5, atol=1e-6)
+    if rule == "global":
+        assert criterion.selection.queue.numel() == 9  # one training batch; padding and validation stay outside
+
+
+def test_a_batch_that_fairseq_throws_away_is_not_counted():
+    """The dummy batch of a rank without data is judged, but its tokens enter neither queue nor threshold."""
+    model, criterion, sample = setup(TARGET, TEACHER, kd_selection="global", kd_queue_size=100)
+    criterion.train()
+    criterion.task.is_dummy_batch = True
+    loss, _, _ = criterion(model, sample)
+    assert torch.isfinite(loss) and criterion.selection.queue.numel() == 0
+
+
+def test_logits_that_are_not_ours_are_left_alone():
+    """A model whose logits are a leaf: auto must not write over its parameters."""
+    for how in ("auto", "off"):
+        model, criterion, sample = setup(TARGET, TEACHER, kd_inplace=how)
+        before = model.logits.detach().clone()
+        criterion(model, sample)[0].backward()
+        assert torch.equal(model.logits.detach(), before)
+
+
 @pytest.mark.parametrize("alpha", [0.3, 1.0])
 def test_batch_of_padding_alone_gives_zero(alpha):
     """fairseq's dummy batch, and a rank without data."""
@@ -148,6 +215,14 @@ def test_masked_teacher_vocabulary_is_finite():
         (dict(kd_schedule="cosine", kd_alpha_end=0.1), "--kd-schedule-updates 0"),
         (dict(kd_schedule_updates=5), "--kd-schedule-updates 5"),
         (dict(kd_schedule_updates=-5), "--kd-schedule-updates -5"),
+        (dict(kd_js_beta=1.0), "--kd-js-beta 1.0"),
+        (dict(kd_skew_lambda=0.0), "--kd-skew-lambda 0.0"),
+        (dict(kd_adaptive_mu=-0.5), "--kd-adaptive-mu -0.5"),
+        (dict(kd_top1_rank=-1), "--kd-top1-rank -1"),
+        (dict(kd_select_ratio=0.0), "--kd-select-ratio 0.0"),
+        (dict(kd_select_ratio=1.5), "--kd-select-ratio 1.5"),
+        (dict(kd_queue_size=0), "--kd-queue-size 0"),
+        (dict(kd_fused_head=True, report_accuracy=True), "--kd-fused-head"),
     ],
 )
 def test_values_out_of_range_are_refused_by_flag(flags, named):
@@ -184,6 +259,11 @@ def test_signature_tells_every_setting():
         "kd|alpha:0.5|T:2.0|div:forward_kl|ls:0.1|select:all|teacher:sha256:1a2b3c4d(7.9M)|vocab:ok|fairseq"
     )
     assert f"|torch:{torch.__version__}|kd_plugin:" in line
+    _, criterion, _ = setup(
+        TARGET, TEACHER, kd_divergence="js", kd_top1_rank=5, kd_selection="global", kd_select_ratio=0.3
+    )
+    line = run_signature(criterion, teacher)
+    assert "|div:js(js_beta=0.5)+rank:5|" in line and "|select:global:0.3:30000|" in line
     member.target_indices = torch.arange(3)
     teacher.members, teacher.weights = [member, member], lambda: [0.75, 0.25]
     assert "1a2b3c4d(7.9M)*0.75|teacher:sha256:1a2b3c4d(7.9M)*0.25|vocab:remapped" in run_signature(criterion, teacher)

@@ -80,6 +80,33 @@ def test_any_architecture_is_read_from_its_own_checkpoint(name, dictionaries, tm
     assert not answer.logits.requires_grad
 
 
+@pytest.mark.parametrize("name", ["post_norm", "pre_norm_gelu_deeper", "shared_embeddings", "iwslt", "fconv"])
+def test_answer_is_fairseqs_and_can_be_had_in_pieces(name, dictionaries, tmp_path):
+    """Logits within 2e-6 of fairseq's own eval forward in fp32: attention without weights adds up in another order."""
+    model = make_checkpoint(tmp_path / "teacher.pt", dictionaries, *LANGS, *ARCHITECTURES[name])
+    loaded = load_teacher(str(tmp_path / "teacher.pt"), student_task(dictionaries))
+    rows = torch.tensor([0, 2, 3, 5, 7])
+    answer = OnlineTeacher([loaded])(batch(), rows, torch.float32)
+    with torch.no_grad():
+        expected = model(**batch()["net_input"])[0].reshape(-1, 32)[rows]
+    torch.testing.assert_close(answer.logits, expected, rtol=0, atol=2e-6)
+    torch.testing.assert_close(answer.chunk(1, 4), answer.logits[1:4], rtol=0, atol=1e-6)
+
+
+def test_teacher_computes_no_attention_weights_and_projects_only_the_rows_asked_for(dictionaries, tmp_path):
+    make_checkpoint(tmp_path / "teacher.pt", dictionaries, *LANGS, *ARCHITECTURES["post_norm"])
+    loaded = load_teacher(str(tmp_path / "teacher.pt"), student_task(dictionaries))
+    weights, projected = [], []
+    for layer in loaded.model.decoder.layers:
+        layer.encoder_attn.register_forward_hook(lambda module, inputs, output: weights.append(output[1]))
+    loaded.model.decoder.output_projection.register_forward_hook(
+        lambda module, inputs, output: projected.append((inputs[0].shape, inputs[0].is_contiguous()))
+    )
+    answer = OnlineTeacher([loaded])(batch(), torch.tensor([0, 2, 3]), torch.float32)
+    assert weights == [None] and projected == []
+    assert answer.logits.shape == (3, 32) and projected == [(torch.Size([3, 16]), True)]
+
+
 def test_old_checkpoints_with_args_are_read(dictionaries, tmp_path):
     path = tmp_path / "teacher.pt"
     make_checkpoint(path, dictionaries, *LANGS, *MODEL)
