@@ -1,0 +1,335 @@
+"""The GPU kernels against the definition in float64: in Triton's interpreter, or on the GPU where there is one."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from kd_plugin.losses import DIVERGENCES
+from kd_plugin.losses.definition import AGREE, CE, KD, N_TERMS, NLL, TEACHER_NLL, Objective, terms_by_definition
+from kd_plugin.losses.divergences import Divergence, forward_kl
+from kd_plugin.losses.one_pass import gradient_scale
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+if DEVICE == "cpu" and "triton" in sys.modules:
+    pytest.skip("Triton is there as a compiler already and cannot interpret", allow_module_level=True)
+with pytest.MonkeyPatch.context() as patch:
+    if DEVICE == "cpu":
+        patch.setenv("TRITON_INTERPRET", "1")  # read on import and on the first call, and not left for other tests
+    pytest.importorskip("triton", reason="Triton is not installed")
+    from kd_plugin.losses import kernels_triton as kernels
+
+INF = float("inf")
+# blocks of 8 entries in fp32 and 16 in half precision in the interpreter, which takes its time over each
+BF16_ROUNDING = 2**-7 if DEVICE == "cpu" else 2**-8  # the interpreter cuts off
+LANES, VOCAB, HALF_VOCAB = (2, 12, 24) if DEVICE == "cpu" else (32, 300, 600)
+
+
+@pytest.fixture(autouse=True)
+def interpreter_and_several_blocks(monkeypatch):
+    if DEVICE == "cpu":
+        monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setattr(kernels, "MIN_LANES", LANES)
+    monkeypatch.setattr(kernels, "MAX_LANES", LANES)
+
+
+def batch(rows=2, vocab=VOCAB, dtype=torch.float32, scale=3.0, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    student, teacher = ((torch.randn(rows, vocab, generator=generator) * scale).to(dtype) for _ in range(2))
+    target = torch.randint(vocab, (rows,), generator=generator)
+    return student.to(DEVICE), teacher.to(DEVICE), target.to(DEVICE)
+
+
+def run(student, teacher, target, objective, gradient_dtype=None, **which):
+    """Terms and d loss / d logits, unscaled and in float64, of the kernels."""
+    gradient = torch.full_like(student, 7.0, dtype=gradient_dtype)
+    terms = kernels.one_pass(student, teacher, target, objective, gradient=gradient, **which)
+    assert terms.dtype == torch.float32 and terms.shape == (target.numel(), N_TERMS)
+    return terms, gradient.double() / gradient_scale(gradient.dtype)
+
+
+def definition(student, teacher, target, objective):
+    return terms_by_definition(student.double(), None if teacher is None else teacher.double(), target, objective)
+
+
+def check(student, teacher, target, objective, rtol=2e-6, atol=1e-6):
+    terms, gradient = run(student, teacher, target, objective)
+    expected_terms, expected_gradient = definition(student, teacher, target, objective)
+    torch.testing.assert_close(terms.double(), expected_terms, rtol=2e-6, atol=2e-6)
+    torch.testing.assert_close(gradient, expected_gradient, rtol=rtol, atol=atol)
+    return terms, gradient
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0, 0.7])
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("epsilon", [0.0, 0.1])
+def test_matches_the_definition(temperature, alpha, epsilon):
+    check(*batch(rows=1), Objective(alpha, temperature, epsilon))
+
+
+@pytest.mark.parametrize("divergence", kernels.KNOWN_DIVERGENCES[1:])
+@pytest.mark.parametrize("temperature", [1.0, 2.0, 0.7])
+def test_every_divergence_matches_its_definition(divergence, temperature):
+    check(*batch(rows=1), Objective(0.3, temperature, 0.1, divergence))
+
+
+@pytest.mark.parametrize("divergence,parameter", [("js", 0.2), ("skew_forward_kl", 0.4), ("skew_reverse_kl", 0.4)])
+def test_takes_parameters(divergence, parameter):
+    (name,) = DIVERGENCES[divergence].parameters
+    check(*batch(rows=1), Objective(0.3, 2.0, 0.1, divergence, {name: parameter}))
+
+
+@pytest.mark.parametrize("vocab", [1, 2, VOCAB + 1, VOCAB + 2])
+def test_any_vocabulary(vocab, monkeypatch):
+    """Also those whose rows cannot be loaded 16 bytes at a time."""
+    monkeypatch.setattr(kernels, "MAX_LANES", 4 * LANES)
+    check(*batch(rows=1, vocab=vocab), Objective(0.3, 2.0, 0.1 if vocab > 1 else 0.0, "js"))
+
+
+@pytest.mark.parametrize("dtype,rounding", [(torch.float16, 2**-11), (torch.bfloat16, BF16_ROUNDING)])
+@pytest.mark.parametrize("divergence", ["forward_kl", "js"])
+def test_low_precision(dtype, rounding, divergence):
+    """Only the rounding of the gradient to its dtype is left; in fp16 it is stored 1024 times as large."""
+    check(*batch(vocab=HALF_VOCAB, dtype=dtype), Objective(0.3, 2.0, 0.1, divergence), rtol=rounding)
+
+
+@pytest.mark.parametrize("dtypes", [(torch.float32, torch.bfloat16), (torch.bfloat16, torch.float32)], ids=str)
+def test_mixed_precision(dtypes):
+    student, teacher, target = batch(vocab=HALF_VOCAB)
+    arguments = student.to(dtypes[0]), teacher.to(dtypes[1]), target, Objective(0.3, 2.0, 0.1)
+    terms, gradient = run(*arguments, gradient_dtype=torch.float32)
+    expected_terms, expected_gradient = definition(*arguments)
+    torch.testing.assert_close(terms.double(), expected_terms, rtol=2e-6, atol=2e-6)
+    torch.testing.assert_close(gradient, expected_gradient, rtol=2e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_cross_entropy_alone(dtype):
+    student, _, target = batch(vocab=HALF_VOCAB, dtype=dtype)
+    terms, _ = check(student, None, target, Objective(0.3, 2.0, 0.1), rtol=BF16_ROUNDING)
+    assert not terms[:, NLL + 1 :].any()
+
+
+@pytest.mark.parametrize("divergence", ["forward_kl", "reverse_kl"])
+def test_without_gradient(divergence):
+    student, teacher, target = batch()
+    objective, untouched = Objective(0.3, 2.0, 0.1, divergence), student.clone()
+    terms = kernels.one_pass(student, teacher, target, objective)
+    torch.testing.assert_close(terms, run(student, teacher, target, objective)[0], rtol=1e-6, atol=1e-6)
+    assert torch.equal(student, untouched)
+
+
+@pytest.mark.parametrize("divergence", ["forward_kl", "tvd"])
+@pytest.mark.parametrize("inplace", [True, False])
+def test_chosen_rows_and_no_others(divergence, inplace):
+    """Of tensors whose rows do not lie back to back, too."""
+    student, teacher, target = batch(rows=5, vocab=VOCAB + 8)
+    student, teacher, target = student[:, :VOCAB], teacher[:, 4 : VOCAB + 4], target[:2] % VOCAB
+    rows, teacher_rows = torch.tensor([1, 4], device=DEVICE), torch.tensor([0, 3], device=DEVICE)
+    objective = Objective(0.3, 2.0, 0.1, divergence)
+    expected_terms, expected_gradient = definition(student[rows], teacher[teacher_rows], target, objective)
+    before, teacher_before = student.clone(), teacher.clone()
+    gradient = student if inplace else torch.full_like(student, 7.0)
+    terms = kernels.one_pass(
+        student, teacher, target, objective, rows=rows, teacher_rows=teacher_rows, gradient=gradient
+    )
+    torch.testing.assert_close(terms.double(), expected_terms, rtol=2e-6, atol=2e-6)
+    torch.testing.assert_close(gradient[rows].double(), expected_gradient, rtol=2e-6, atol=1e-6)
+    others = torch.tensor([0, 2, 3], device=DEVICE)
+    assert torch.equal(gradient[others], before[others] if inplace else torch.full_like(before[others], 7.0))
+    assert torch.equal(teacher, teacher_before) and (inplace or torch.equal(student, before))
+
+
+@pytest.mark.parametrize("divergence", kernels.KNOWN_DIVERGENCES)
+def test_masked_teacher(divergence):
+    student, teacher, target = batch()
+    teacher[0, 3:6], teacher[1, :-1] = -INF, -INF  # a part, whole blocks
+    target[:] = VOCAB - 1
+    # the reverse KL's slope is around 100 there
+    terms, _ = check(student, teacher, target, Objective(0.3, 1.0, 0.1, divergence), rtol=1e-5)
+    assert torch.isfinite(terms).all()
+
+
+def test_teacher_masked_by_the_lowest_number():
+    student, teacher, target = batch()
+    teacher[0, 3:6], teacher[1, :-1] = (torch.finfo(torch.float32).min,) * 2
+    target[:] = VOCAB - 1
+    check(student, teacher, target, Objective(0.3, 1.0, 0.1))
+
+
+@pytest.mark.parametrize("divergence", kernels.KNOWN_DIVERGENCES)
+def test_masked_on_both_sides(divergence):
+    student, teacher, target = batch(rows=1)
+    student[:, 3:10], teacher[:, 3:10] = -INF, -INF
+    target[:] = VOCAB - 1
+    terms, gradient = run(student, teacher, target, Objective(0.3, 2.0, 0.0, divergence))
+    keep = [*range(3), *range(10, VOCAB)]
+    left = student[:, keep], teacher[:, keep], target - 7, Objective(0.3, 2.0, 0.0, divergence)
+    expected_terms, expected_gradient = definition(*left)
+    torch.testing.assert_close(terms.double(), expected_terms, rtol=2e-6, atol=2e-6)
+    torch.testing.assert_close(gradient[:, keep], expected_gradient, rtol=2e-6, atol=1e-6)
+    assert not gradient[:, 3:10].any()
+
+
+def test_infinite_where_the_definition_is():
+    """The student, or its target, masked where the teacher is not."""
+    student, teacher, target = batch()
+    student[0, 3], target[0] = -INF, 3
+    terms, gradient = check(student, teacher, target, Objective(0.0, 1.0))
+    assert terms[0, NLL] == INF and terms[0, KD] == INF and torch.isfinite(gradient).all()
+    assert run(student, teacher, target, Objective(0.3, 1.0, 0.1))[0][0, CE] == INF
+
+
+@pytest.mark.parametrize("divergence", kernels.KNOWN_DIVERGENCES)
+def test_nan_stays_seen(divergence):
+    student, teacher, target = batch()
+    student[0, 5], teacher[1, 5] = float("nan"), float("nan")
+    terms, gradient = run(student, teacher, target, Objective(0.3, 2.0, 0.0, divergence))
+    assert terms[:, KD].isnan().all() and gradient.isnan().all()
+
+
+@pytest.mark.parametrize("divergence", kernels.KNOWN_DIVERGENCES)
+def test_huge_logits(divergence):
+    student, teacher, target = batch(rows=1)
+    check(student.sign() * 1e4, teacher.sign() * -1e4, target, Objective(0.3, 2.0, 0.1, divergence))
+
+
+def test_large_common_offset():
+    """Shifted logits, exactly so in fp32: neither a KL of differences nor label smoothing loses more than rounding."""
+    student, teacher, target = batch()
+    student, teacher = (student * 64).round() / 64, (teacher * 64).round() / 64
+    check(student + 4096.0, teacher - 8192.0, target, Objective(0.3, 1.0, 0.1))
+
+
+@pytest.mark.parametrize("divergence", kernels.KNOWN_DIVERGENCES)
+def test_zero_for_equal_sides(divergence):
+    student, _, target = batch(rows=1)
+    terms, gradient = run(student, student.clone(), target, Objective(0.0, 2.0, 0.0, divergence))
+    assert (terms[:, KD] >= 0).all() and (terms[:, KD] <= 2e-7).all()  # never below 0
+    assert gradient.abs().max() <= 3e-7
+
+
+def test_first_best_entry_agrees():
+    """Ties go to the first index, across lanes and blocks."""
+    student, teacher, target = batch(rows=1)
+    student.zero_(), teacher.zero_()
+    agree = {}
+    for first, *others in [(0,), (1, 2), (3, 4), (5, 6, 11), (2, 8), (9, 10), (7, 8, 11)]:
+        student[0], teacher[0] = 0, 0
+        student[0, [first, *others]], teacher[0, first] = 5.0, 5.0
+        agree[first] = kernels.one_pass(student, teacher, target, Objective(0.5))[0, AGREE].item()
+        if others:
+            teacher[0] = teacher[0].roll(others[0] - first)
+            assert kernels.one_pass(student, teacher, target, Objective(0.5))[0, AGREE] == 0
+    assert set(agree.values()) == {1.0}
+
+
+def test_a_row_does_not_depend_on_its_neighbours():
+    student, teacher, target = batch(rows=3)
+    student[0], teacher[2] = float("nan"), float("nan")
+    objective = Objective(0.3, 2.0, 0.1, "js")
+    terms, gradient = run(student, teacher, target, objective)
+    alone, gradient_alone = run(student[1:2], teacher[1:2], target[1:2], objective)
+    assert torch.equal(terms[1:2], alone) and torch.equal(gradient[1:2], gradient_alone)
+
+
+def test_no_rows():
+    student, teacher, target = batch()
+    none = torch.zeros(0, dtype=torch.long, device=DEVICE)
+    terms, gradient = run(student, teacher, target[:0], Objective(0.5), rows=none, teacher_rows=none)
+    assert terms.shape == (0, N_TERMS) and (gradient == 7.0).all()
+
+
+def test_teacher_nll_is_without_temperature():
+    student, teacher, target = batch()
+    terms = kernels.one_pass(student, teacher, target, Objective(0.5, 4.0))
+    expected = torch.nn.functional.cross_entropy(teacher, target, reduction="none")
+    torch.testing.assert_close(terms[:, TEACHER_NLL], expected, rtol=2e-6, atol=2e-6)
+
+
+def test_supports_what_it_can_do_and_leaves_the_rest(monkeypatch):
+    student, teacher, _ = batch()
+
+    def supports(student=student, teacher=teacher, **objective):
+        return kernels.supports(student, teacher, Objective(0.5, **objective))
+
+    assert all(supports(divergence=divergence) for divergence in kernels.KNOWN_DIVERGENCES)
+    assert supports(student.bfloat16(), teacher.half())
+    assert not supports(student.double()) and not supports(teacher=teacher.double())
+    assert not supports(student.t()) and not supports(teacher=teacher[:, ::2])
+    assert not supports(top1_rank=5) and not supports(divergence="adaptive_kl")
+    assert supports(teacher=None, divergence="adaptive_kl", top1_rank=5)  # cross-entropy alone
+    monkeypatch.setitem(DIVERGENCES, "new", Divergence(forward_kl))
+    assert not supports(divergence="new")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+def test_scale(dtype):
+    """As if in fp32, for any layout, and for a factor that the dtype does not have."""
+    big = torch.randn(6, 40, device=DEVICE).to(dtype)
+    factor = torch.tensor(1.0 + 2**-10, device=DEVICE)
+    for view in (big, big[:, :33], big[::2], big[2:4].t(), big[0], big[0, ::2], big[0, 0], big.view(2, 3, 40), big[:0]):
+        tensor = view.clone(memory_format=torch.preserve_format)
+        tensor = big.clone().as_strided(view.size(), view.stride(), view.storage_offset())
+        expected = (tensor.to(torch.promote_types(dtype, torch.float32)) * factor).to(dtype)
+        kernels.scale_(tensor, factor)
+        assert torch.equal(tensor, expected)
+
+
+def test_scale_leaves_what_lies_between():
+    big = torch.ones(4, 40, device=DEVICE)
+    kernels.scale_(big[:, :33], torch.tensor(3.0, device=DEVICE))
+    assert (big[:, :33] == 3).all() and (big[:, 33:] == 1).all()
+
+
+def test_scale_by_one_changes_nothing():
+    tensor = torch.tensor([[1.5, float("nan"), INF]], device=DEVICE)
+    before = tensor.clone()
+    kernels.scale_(tensor, torch.tensor(1.0, device=DEVICE))
+    assert torch.equal(tensor[:, ::2], before[:, ::2]) and tensor[0, 1].isnan()
+
+
+COMPILE = """
+import sys
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, compile
+from kd_plugin.losses import kernels_triton
+
+def check(kernel, constants, **types):
+    names = kernel.arg_names
+    signature = {name: types.get(name, "constexpr" if name in constants else "fp32") for name in names}
+    places = {(names.index(name),): value for name, value in constants.items()}
+    aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if signature[name].startswith("*")}
+    source = ASTSource(kernel, signature, places, aligned)
+    binary = compile(source, target=GPUTarget("cuda", 90, 32), options=dict(num_warps=16, maxnreg=64))
+    assert ".v4" in binary.asm["ptx"] and "convert_layout" not in binary.asm["ttgir"]
+
+sizes = dict(VOCAB=32008, STUDENT_STRIDE=32008, TEACHER_STRIDE=32008, GRADIENT_STRIDE=32008, LANES=1024, VECTOR=8)
+types = dict(student="*bf16", target="*i64", rows="*i64", terms="*fp32")
+for divergence in ("forward_kl", "js"):
+    check(
+        kernels_triton._row_kernel,
+        dict(sizes, DIVERGENCE=divergence, TEMPERED=True, SMOOTHED=True, teacher_rows=None),
+        **types, teacher="*bf16", gradient="*bf16",
+    )
+without = dict(teacher=None, teacher_rows=None, gradient=None)
+check(kernels_triton._row_kernel, dict(sizes, DIVERGENCE="", TEMPERED=False, SMOOTHED=False, **without), **types)
+check(
+    kernels_triton._scale_kernel, dict(WIDTH=32008, STRIDE=32008, BLOCK=4096),
+    tensor="*bf16", factor="*fp32", n_rows="i32",
+)
+"""
+
+
+@pytest.mark.slow
+def test_compiles_for_an_h100_where_there_is_none(tmp_path, monkeypatch):
+    """The interpreter takes what the compiler refuses. Loads are wide, and data stay in the thread that loaded them."""
+    version = tuple(int(part) for part in kernels.triton.__version__.split(".")[:2])
+    if version < (3, 3):
+        pytest.skip("Triton's compiler is called otherwise before 3.3")
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
+    (tmp_path / "check.py").write_text(COMPILE)
+    result = subprocess.run([sys.executable, str(tmp_path / "check.py")], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
