@@ -15,7 +15,7 @@ from typing import Callable, Dict, NamedTuple, Optional, Tuple, Union
 import torch
 from torch import Tensor
 
-from kd_plugin.losses.rows import Rows, descending
+from kd_plugin.losses.rows import Rows, largest
 
 # the reverse KL's stand-in for log 0; e^-100 is below every normal fp32 number
 MASKED_LPROB = -100.0
@@ -169,7 +169,7 @@ def adaptive_kl(student_lprobs: Tensor, teacher_lprobs: Tensor, adaptive_mu: flo
     weights are constants to the gradient.
     """
     teacher_probs = teacher_lprobs.exp()
-    weight = head_weight(student_lprobs.detach().exp(), teacher_probs, adaptive_mu)
+    weight = head_weight(student_lprobs.detach().exp(), teacher_probs.detach(), adaptive_mu)
     return weight * forward_kl(student_lprobs, teacher_lprobs) + (1.0 - weight) * reverse_kl(
         student_lprobs, teacher_lprobs
     )
@@ -177,12 +177,18 @@ def adaptive_kl(student_lprobs: Tensor, teacher_lprobs: Tensor, adaptive_mu: flo
 
 def head_weight(student_probs: Tensor, teacher_probs: Tensor, adaptive_mu: float) -> Tensor:
     """(tokens,) the share of the gap |q - p| that lies in the teacher's head."""
-    ranked = descending(teacher_probs)
-    n_head = (ranked.cumsum(dim=-1) <= adaptive_mu).sum(dim=-1, keepdim=True).clamp_(min=1)
+    vocab = teacher_probs.size(-1)
+    ranked = largest(teacher_probs, min(vocab, 1024))  # few words hold the head of a trained teacher
+    mass = ranked.cumsum(dim=-1)
+    if bool((mass[:, -1] <= adaptive_mu).any()):
+        ranked = largest(teacher_probs, vocab)
+        mass = ranked.cumsum(dim=-1)
+    n_head = (mass <= adaptive_mu).sum(dim=-1, keepdim=True).clamp_(1, ranked.size(-1))
     threshold = ranked.gather(-1, n_head - 1)
-    gap = (teacher_probs - student_probs).abs()
+    gap = (teacher_probs - student_probs).abs_()
     total = gap.sum(dim=-1)
-    head = gap.mul_(teacher_probs >= threshold).sum(dim=-1)
+    # 0 or 1 as a number: torch's masks cost more than all the rest
+    head = (teacher_probs - threshold).ge_(0).mul_(gap).sum(dim=-1)
     # equal distributions have no gap: both KL are 0 there, and any weight will do
     return torch.where(total == 0, torch.full_like(total, 0.5), head / total)
 

@@ -24,13 +24,14 @@ def top_indices(values: Tensor, k: int, block: int = 64) -> Tensor:
     return candidates.gather(-1, values.gather(-1, candidates).topk(k, dim=-1).indices)
 
 
-def descending(values: Tensor) -> Tensor:
-    """(tokens, vocab) each row sorted, the largest first, without gradient."""
-    values = values.detach()
+def largest(values: Tensor, k: int) -> Tensor:
+    """(tokens, k) the largest of (tokens, vocab) entries, largest first."""
     if values.is_cuda:
-        return values.sort(dim=-1, descending=True).values
-    # numpy's vectorised sort takes a twentieth of torch's time
-    return torch.from_numpy(np.sort(values.numpy(), axis=-1)).flip(-1)
+        return values.topk(k, dim=-1).values
+    # numpy's vectorised partition and sort take a twentieth of torch's time
+    below = values.size(-1) - k
+    parted = np.partition(values.numpy(), below, axis=-1)[:, below:] if below > 0 else values.numpy()
+    return torch.from_numpy(np.sort(parted, axis=-1)[:, ::-1].copy())
 
 
 class Side:

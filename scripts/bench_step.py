@@ -1,0 +1,204 @@
+#!/usr/bin/env python3
+"""Time of a whole training update: distillation beside plain cross-entropy, and where it goes.
+
+    bench_step.py [--quick] [--device cpu|cuda] [--threads N] [--seconds S] [--out DIR]
+
+An update is fairseq's own Trainer.train_step: forward, backward, clipping, Adam, logging. Task, criterion, optimizer
+and models are built from the flags that a user gives to fairseq-train; only the reading of data is left out. The
+students of a comparison are of one size and see the same batches, made by fairseq's own batching and collater.
+"""
+
+import argparse
+import pathlib
+import tempfile
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence
+
+import torch
+from benchmarking import (
+    CASE,
+    MILLISECONDS,
+    SPREAD,
+    Column,
+    Contestant,
+    LossArena,
+    Progress,
+    Report,
+    Size,
+    Table,
+    draw_batches,
+    draw_logits,
+    fairseq_config,
+    parse_arguments,
+    race,
+    share_of_padding,
+    target_rows,
+    write_checkpoint,
+    write_dictionaries,
+)
+from fairseq import tasks, utils
+from fairseq.trainer import Trainer
+from torch import Tensor
+
+from kd_plugin.compat import BETTER_TRANSFORMER_COPY
+from kd_plugin.losses import distillation_loss
+
+ALPHA, LABEL_SMOOTHING = 0.5, 0.1
+OPTIMIZER = ["--optimizer=adam", "--adam-betas=(0.9, 0.98)", "--lr=0.0001", "--clip-norm=1.0", "--dropout=0.1"]
+PLAIN = ["--task=translation", "--criterion=label_smoothed_cross_entropy"]
+DISTILLED = ["--task=distillation_translation", "--criterion=kd_label_smoothed_cross_entropy", f"--kd-alpha={ALPHA}"]
+
+
+class Case(NamedTuple):
+    """max_tokens: of a batch, as fairseq's flag."""
+
+    student: str
+    size: Size
+    vocab: int
+    max_tokens: int
+    batches: int
+
+    def __str__(self) -> str:
+        return f"{self.student} student, V {self.vocab}"
+
+
+def cases(arguments: argparse.Namespace) -> List[Case]:
+    if arguments.quick:
+        return [Case("tiny", Size(1, 16, 32, 2), 256, 128, 2)]
+    tiny = Size(2, 64, 128, 4)  # transformer_student_micro
+    if arguments.device.type == "cpu":
+        # a base transformer has six layers a side; two of them keep the shares of layers and vocabulary alike
+        students = [("tiny", tiny, 1024, 2), ("base-like", Size(2, 512, 2048, 8), 512, 1)]
+    else:
+        students = [("tiny", tiny, 8192, 8), ("base", Size(6, 512, 2048, 8), 8192, 4)]
+    return [Case(name, size, vocab, *batch) for vocab in (8192, 32768) for name, size, *batch in students]
+
+
+def trainer(folder: pathlib.Path, size: Size, device: torch.device, *flags: str) -> Trainer:
+    """fairseq's Trainer as `fairseq-train FOLDER flags…` makes it, its student untrained."""
+    place = ["--cpu"] if device.type == "cpu" else ["--fp16", "--fp16-init-scale=4"]
+    smoothing = f"--label-smoothing={LABEL_SMOOTHING}"
+    cfg = fairseq_config(folder, *size.flags(), *OPTIMIZER, *place, smoothing, "--distributed-world-size=1", *flags)
+    torch.manual_seed(2)
+    task = tasks.setup_task(cfg.task)
+    return Trainer(cfg, task, task.build_model(cfg.model), task.build_criterion(cfg.criterion))
+
+
+def update(name: str, of_trainer: Trainer, samples: Sequence[Dict[str, Any]]) -> Contestant:
+    def run() -> None:
+        for sample in samples:
+            of_trainer.train_step([sample])
+
+    return Contestant(name, run)
+
+
+class Alone:
+    """The teacher's answer and the loss by themselves, on the batches that the updates see."""
+
+    def __init__(self, samples: Sequence[Dict[str, Any]], padding_idx: int, vocab: int, device: torch.device):
+        self._samples = samples if device.type == "cpu" else [utils.move_to_cuda(sample) for sample in samples]
+        self._rows = [target_rows(sample, padding_idx)[0] for sample in self._samples]
+        self._dtype = torch.float32 if device.type == "cpu" else torch.float16
+        self.tokens = [len(rows) for rows in self._rows]
+        self._arenas = [LossArena(draw_logits(tokens, vocab, self._dtype, device)) for tokens in self.tokens]
+
+    def teacher(self, name: str, online_teacher: Any) -> Contestant:
+        def run() -> None:
+            for sample, rows in zip(self._samples, self._rows):
+                online_teacher(sample, rows, self._dtype).logits  # noqa: B018 (they are made when asked for)
+
+        return Contestant(name, run)
+
+    def loss(self, name: str) -> Contestant:
+        def prepare() -> None:
+            for arena in self._arenas:
+                arena.restore()
+
+        def run() -> None:
+            for arena in self._arenas:
+                arena.run(_distillation_loss)
+
+        return Contestant(name, run, prepare)
+
+
+def _distillation_loss(student: Tensor, teacher: Tensor, target: Tensor) -> Tensor:
+    parameters = {"alpha": ALPHA, "label_smoothing": LABEL_SMOOTHING, "inplace": True}
+    return distillation_loss(student, teacher, target, **parameters).loss
+
+
+PLAIN_UPDATE, LOSS_ALONE = "plain cross-entropy", "loss alone"
+
+
+def step_rows(case: Case, folder: pathlib.Path, arguments: argparse.Namespace, table: Table) -> None:
+    device = arguments.device
+    write_dictionaries(folder, case.vocab)
+    plain = trainer(folder, case.size, device, *PLAIN)
+    dictionary = plain.task.target_dictionary
+    samples = draw_batches(dictionary, case.max_tokens, case.batches)
+    alone = Alone(samples, dictionary.pad(), case.vocab, device)
+    contestants = [update(PLAIN_UPDATE, plain, samples), alone.loss(LOSS_ALONE)]
+    parameters = {PLAIN_UPDATE: _count(plain.model)}
+    for name, size in (("same size", case.size), ("twice as wide", case.size.wider())):
+        path = folder / f"{name.replace(' ', '-')}.pt"
+        parameters[name] = _count(write_checkpoint(path, size))
+        distilled = trainer(folder, case.size, device, *DISTILLED, f"--teacher-path={path}")
+        contestants.append(update(name, distilled, samples))
+        contestants.append(alone.teacher(f"{name} alone", distilled.task.teacher))
+    timings = race(contestants, arguments)
+
+    for name, count in parameters.items():
+        timing = timings[name]
+        values = {**case._asdict(), **timing.row(), "parameters": count, "ratio": timing.over(timings[PLAIN_UPDATE])}
+        if name != PLAIN_UPDATE:
+            values["teacher_share"] = timings[f"{name} alone"].over(timing)
+            values["loss_share"] = timings[LOSS_ALONE].over(timing)
+        title = name if name == PLAIN_UPDATE else f"distilled, teacher {name}"
+        table.add(str(case), title, values)
+    table.notes.append(
+        f"{case}: {case.size}; {len(samples)} batches of {min(alone.tokens)}–{max(alone.tokens)} target tokens, "
+        f"{share_of_padding(samples):.0%} of the positions are padding."
+    )
+
+
+def _count(model: torch.nn.Module) -> int:
+    # fairseq 0.12.2 keeps unused copies of some weights
+    named = model.named_parameters()
+    return sum(parameter.numel() for name, parameter in named if not BETTER_TRANSFORMER_COPY.search(name))
+
+
+def step_table(arguments: argparse.Namespace, progress: Progress) -> Table:
+    ratio = Column("÷ plain", "ratio", ".3f")
+    columns = [
+        CASE,
+        Column("update", "contestant"),
+        Column("parameters", "parameters", ",d"),
+        MILLISECONDS,
+        SPREAD,
+        ratio,
+    ]
+    columns += [Column("teacher's share", "teacher_share", ".0%"), Column("loss's share", "loss_share", ".0%")]
+    notes = [
+        "Parameters: of the student in the first row of each case, of the teacher in the others.",
+        "Shares: the teacher's answer, and distillation_loss forward and backward from logits and in place, each run "
+        "alone on the same batches in the same rounds, as a part of the update's time.",
+    ]
+    table = Table("A training update", columns, notes, chart=ratio)
+    for case in cases(arguments):
+        progress.step(f"updates: {case}")
+        with tempfile.TemporaryDirectory() as folder:
+            step_rows(case, pathlib.Path(folder), arguments, table)
+    if arguments.device.type == "cpu":
+        table.not_measured("CUDA, fp16", "no CUDA device was used")
+    return table
+
+
+def main(argv: Optional[Sequence[str]] = None) -> None:
+    arguments = parse_arguments(__doc__, argv)
+    progress = Progress(steps=len(cases(arguments)))
+    report = Report("bench_step", arguments)
+    report.add(step_table(arguments, progress))
+    progress.close()
+    report.finish()
+
+
+if __name__ == "__main__":
+    main()

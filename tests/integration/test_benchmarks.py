@@ -1,0 +1,95 @@
+"""The benchmark of the loss, as a user runs it: every contestant has real numbers or a reason why not."""
+
+import importlib.util
+import json
+import math
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+SCRIPTS = pathlib.Path(__file__).resolve().parents[2] / "scripts"
+IN_PLACE, NEW_BUFFER, USUAL = "kd_plugin, in place", "kd_plugin, new buffer", "usual"
+OTHERS = {
+    "usual, without the teacher's entropy",
+    "F.cross_entropy + F.kl_div",
+    "torch.compile of usual",
+    "Liger-Kernel",
+}
+CONTESTANTS = {USUAL, NEW_BUFFER, IN_PLACE, *OTHERS}
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    """(folder, the JSON report) of a quick run."""
+    folder = tmp_path_factory.mktemp("bench") / "re ports"
+    command = [sys.executable, "bench_loss.py", "--quick", "--device", "cpu", "--threads", "1", "--out", str(folder)]
+    result = subprocess.run(
+        command,
+        cwd=str(SCRIPTS),
+        env={**os.environ, "PYTHONIOENCODING": "utf-8", "CUDA_VISIBLE_DEVICES": ""},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stdout[-4000:]
+    return folder, json.loads((folder / "bench_loss.json").read_text(encoding="utf-8"))
+
+
+def rows(report, title):
+    """The rows of the table whose title starts so, but for the line about the GPU."""
+    (table,) = (table for table in report[1]["tables"] if table["title"].startswith(title))
+    *measured, gpu = table["rows"]
+    assert gpu["skipped"].startswith("not measured")
+    return measured
+
+
+def test_every_contestant_is_measured_or_says_why_not(report):
+    by_case = {}
+    for row in rows(report, "Loss"):
+        by_case.setdefault(row["case"], {})[row["contestant"]] = row
+    assert by_case
+    for contestants in by_case.values():
+        assert CONTESTANTS <= set(contestants)
+        for row in contestants.values():
+            if "skipped" in row:
+                assert row["skipped"] and "seconds" not in row
+            else:
+                assert 0 < row["lowest"] <= row["seconds"] <= row["highest"]
+                assert row["ratio"] > 0 and math.isfinite(row["ratio"])
+        assert contestants[USUAL]["ratio"] == 1.0
+        assert not any("skipped" in contestants[name] for name in (USUAL, IN_PLACE, NEW_BUFFER))
+
+
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="peak memory is read on Linux only")
+def test_in_place_saves_the_gradient(report):
+    shares = {row["contestant"]: row["memory_share"] for row in rows(report, "Loss") if row.get("memory_share")}
+    assert shares[NEW_BUFFER] - shares[IN_PLACE] == pytest.approx(1.0, abs=0.3)
+    assert shares[USUAL] > shares[NEW_BUFFER]
+
+
+def test_gradients_are_the_usual_ones(report):
+    errors = [row["error"] for row in rows(report, "Gradient") if "skipped" not in row]
+    assert len(errors) == 10  # five contestants, two temperatures
+    assert all(0 <= error < 1e-5 for error in errors)
+
+
+def test_other_tables_hold_numbers(report):
+    for title in ("Every divergence", "Output projections"):
+        measured = [row for row in rows(report, title) if "skipped" not in row]
+        assert len(measured) >= 4
+        assert all(row["ratio"] > 0 for row in measured)
+
+
+def test_report_names_machine_and_command(report):
+    folder, data = report
+    text = (folder / "bench_loss.md").read_text(encoding="utf-8")
+    assert data["machine"]["name"] in text and f"torch {data['machine']['torch']}" in text
+    assert "bench_loss.py --quick" in data["command"] and data["command"] in text
+    if importlib.util.find_spec("matplotlib"):
+        assert (folder / "bench_loss.png").stat().st_size > 10_000
