@@ -14,7 +14,7 @@ from kd_plugin.losses.definition import N_TERMS, NLL, Objective, accumulation_dt
 from kd_plugin.losses.engine import GradientInHand, in_two_groups, row_losses
 from kd_plugin.losses.one_pass import gradient_scale
 
-# bytes of one side's logits in a chunk: large enough for matrix products at full speed, and because each chunk reads and
+# bytes of one side's logits in a chunk: large enough for matrix products at full speed, and since each chunk reads and
 # writes the projection's whole gradient
 CHUNK_BYTES = {"cpu": 64 * 1024 * 1024, "cuda": 256 * 1024 * 1024}
 
