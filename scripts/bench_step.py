@@ -11,7 +11,7 @@ students of a comparison are of one size and see the same batches, made by fairs
 import argparse
 import pathlib
 import tempfile
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence
+from typing import Any, Dict, List, Optional, Sequence
 
 import torch
 from benchmarking import (
@@ -21,6 +21,7 @@ from benchmarking import (
     Column,
     Contestant,
     LossArena,
+    ModelCase,
     Progress,
     Report,
     Size,
@@ -48,29 +49,21 @@ PLAIN = ["--task=translation", "--criterion=label_smoothed_cross_entropy"]
 DISTILLED = ["--task=distillation_translation", "--criterion=kd_label_smoothed_cross_entropy", f"--kd-alpha={ALPHA}"]
 
 
-class Case(NamedTuple):
-    """max_tokens: of a batch, as fairseq's flag."""
-
-    student: str
-    size: Size
-    vocab: int
-    max_tokens: int
-    batches: int
-
-    def __str__(self) -> str:
-        return f"{self.student} student, V {self.vocab}"
-
-
-def cases(arguments: argparse.Namespace) -> List[Case]:
+def cases(arguments: argparse.Namespace) -> List[ModelCase]:
     if arguments.quick:
-        return [Case("tiny", Size(1, 16, 32, 2), 256, 128, 2)]
+        return [ModelCase("tiny student", Size(1, 16, 32, 2), 256, 128, 2)]
     tiny = Size(2, 64, 128, 4)  # transformer_student_micro
     if arguments.device.type == "cpu":
         # a base transformer has six layers a side; two of them keep the shares of layers and vocabulary alike
         students = [("tiny", tiny, 1024, 2), ("base-like", Size(2, 512, 2048, 8), 512, 1)]
     else:
         students = [("tiny", tiny, 8192, 8), ("base", Size(6, 512, 2048, 8), 8192, 4)]
-    return [Case(name, size, vocab, *batch) for vocab in (8192, 32768) for name, size, *batch in students]
+    precision = "fp32" if arguments.device.type == "cpu" else "fp16"
+    return [
+        ModelCase(f"{name} student", size, vocab, *batch, precision)
+        for vocab in (8192, 32768)
+        for name, size, *batch in students
+    ]
 
 
 def trainer(folder: pathlib.Path, size: Size, device: torch.device, *flags: str) -> Trainer:
@@ -128,7 +121,7 @@ def _distillation_loss(student: Tensor, teacher: Tensor, target: Tensor) -> Tens
 PLAIN_UPDATE, LOSS_ALONE = "plain cross-entropy", "loss alone"
 
 
-def step_rows(case: Case, folder: pathlib.Path, arguments: argparse.Namespace, table: Table) -> None:
+def step_rows(case: ModelCase, folder: pathlib.Path, arguments: argparse.Namespace, table: Table) -> None:
     device = arguments.device
     write_dictionaries(folder, case.vocab)
     plain = trainer(folder, case.size, device, *PLAIN)

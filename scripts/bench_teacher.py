@@ -12,7 +12,7 @@ import argparse
 import contextlib
 import pathlib
 import tempfile
-from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence
+from typing import Any, Dict, Iterator, List, Optional, Sequence
 
 import torch
 from benchmarking import (
@@ -24,6 +24,7 @@ from benchmarking import (
     Column,
     Contestant,
     Memory,
+    ModelCase,
     Progress,
     Report,
     Size,
@@ -44,31 +45,17 @@ from kd_plugin.teachers import OnlineTeacher
 from kd_plugin.teachers.loading import load_teacher
 
 
-class Case(NamedTuple):
-    """max_tokens: of a batch, as fairseq's flag; dtype is a key of DTYPES."""
-
-    teacher: str
-    size: Size
-    vocab: int
-    max_tokens: int
-    batches: int
-    dtype: str
-
-    def __str__(self) -> str:
-        return f"{self.teacher}, V {self.vocab}, {self.dtype}"
-
-
-def cases(arguments: argparse.Namespace) -> List[Case]:
+def cases(arguments: argparse.Namespace) -> List[ModelCase]:
     # examples/translation/train-teacher.sh's, and a base transformer
     multi30k, base = Size(4, 128, 256, 4), Size(6, 512, 2048, 8)
     if arguments.quick:
-        return [Case("tiny", Size(1, 16, 32, 2), 256, 128, 2, "fp32")]
+        return [ModelCase("tiny", Size(1, 16, 32, 2), 256, 128, 2)]
     if arguments.device.type == "cpu":
-        small = [Case("Multi30k", multi30k, vocab, 1024, 4, "fp32") for vocab in (8192, 32768)]
-        return [*small, Case("base", base, 32768, 512, 2, "fp32")]
+        small = [ModelCase("Multi30k", multi30k, vocab, 1024, 4) for vocab in (8192, 32768)]
+        return [*small, ModelCase("base", base, 32768, 512, 2)]
     sizes = {"Multi30k": multi30k, "base": base}
     return [
-        Case(name, size, vocab, 8192, 8, dtype)
+        ModelCase(name, size, vocab, 8192, 8, dtype)
         for name, size in sizes.items()
         for vocab in (8192, 32768)
         for dtype in ("bf16", "fp16")
@@ -78,7 +65,7 @@ def cases(arguments: argparse.Namespace) -> List[Case]:
 class Teacher:
     """A checkpoint of random weights, read in both ways, and batches for it."""
 
-    def __init__(self, folder: pathlib.Path, case: Case, device: torch.device):
+    def __init__(self, folder: pathlib.Path, case: ModelCase, device: torch.device):
         write_dictionaries(folder, case.vocab)
         path = folder / "teacher.pt"
         self.stock = write_checkpoint(path, case.size).eval()
@@ -131,12 +118,12 @@ def contestant(name: str, teacher: Teacher) -> Contestant:
 
 
 @contextlib.contextmanager
-def teacher_of(case: Case, device: torch.device) -> Iterator[Teacher]:
+def teacher_of(case: ModelCase, device: torch.device) -> Iterator[Teacher]:
     with tempfile.TemporaryDirectory() as folder:
         yield Teacher(pathlib.Path(folder), case, device)
 
 
-def build(name: str, case: Case, device: str) -> Contestant:
+def build(name: str, case: ModelCase, device: str) -> Contestant:
     """A contestant by itself, as a process that measures its memory needs it."""
     with teacher_of(case, torch.device(device)) as teacher:
         return contestant(name, teacher)

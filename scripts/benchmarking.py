@@ -587,6 +587,20 @@ class Size(NamedTuple):
         return f"{self.layers}+{self.layers} layers, width {self.width}, ffn {self.ffn}"
 
 
+class ModelCase(NamedTuple):
+    """A model and the batches it sees; max_tokens of a batch as fairseq's flag, dtype is a key of DTYPES."""
+
+    model: str
+    size: Size
+    vocab: int
+    max_tokens: int
+    batches: int
+    dtype: str = "fp32"
+
+    def __str__(self) -> str:
+        return f"{self.model}, V {self.vocab}, {self.dtype}"
+
+
 def write_dictionaries(folder: pathlib.Path, vocab: int) -> None:
     """dict.en.txt and dict.de.txt of `vocab` symbols with fairseq's four special ones."""
     text = "".join(f"word{i} 1\n" for i in range(vocab - 4))

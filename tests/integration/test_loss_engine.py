@@ -10,6 +10,8 @@ import torch
 
 from tests.support import (
     MODEL,
+    PLUGIN,
+    STOCK,
     USER_DIR,
     assert_same_weights,
     free_port,
@@ -67,7 +69,7 @@ def test_curves_of_one_pass_and_definition_agree_for_200_updates(workspace, tmp_
 
 
 def test_in_place_changes_no_bit(workspace, tmp_path):
-    """auto writes over the logits of a real training (a forward hook sees it), off does not; the weights are equal."""
+    """Weights, and what else reads the logits (accuracy, agreement), are equal wherever the gradient is written."""
     same = [*workspace.distil("--kd-alpha", 0.3, "--kd-temperature", 2), *SHORT, "--report-accuracy"]
     outputs = run_together(
         *[training(workspace.data, tmp_path / how, *same, "--kd-inplace", how) for how in ("auto", "on", "off")]
@@ -95,6 +97,18 @@ def test_fused_head_trains_the_same_student(workspace, tmp_path, tied):
     for one, two, three in zip(*steps):
         for name in ("loss", "nll_loss", "kd_loss", "teacher_nll_loss", "agreement"):
             assert one[name] == pytest.approx(two[name], abs=2e-3) and two[name] == pytest.approx(three[name], abs=2e-3)
+
+
+def test_fused_head_without_a_teacher_is_plain_training(workspace, tmp_path):
+    """alpha 1: stock fairseq's cross-entropy without its logits; not bitwise, which only the default is."""
+    same = [*SGD, *SHORT]
+    run_together(
+        training(workspace.data, tmp_path / "stock", *STOCK, *same),
+        training(workspace.data, tmp_path / "fused", *PLUGIN, "--kd-alpha", 1, "--kd-fused-head", *same),
+    )
+    assert_same_weights(
+        tmp_path / "stock" / "checkpoint_last.pt", tmp_path / "fused" / "checkpoint_last.pt", tolerance=3e-6
+    )
 
 
 @pytest.mark.parametrize(

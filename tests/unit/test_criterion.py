@@ -12,6 +12,7 @@ from kd_plugin.losses import DIVERGENCES
 from kd_plugin.signature import run_signature
 from kd_plugin.teachers.online import TeacherAnswer
 from tests.reference import loss64
+from tests.support import MODEL, make_checkpoint
 
 PAD, VOCAB = 1, 9
 
@@ -148,6 +149,33 @@ def test_logits_that_are_not_ours_are_left_alone():
         before = model.logits.detach().clone()
         criterion(model, sample)[0].backward()
         assert torch.equal(model.logits.detach(), before)
+
+
+@pytest.mark.parametrize("extra", [[], ["--share-decoder-input-output-embed"], ["--share-all-embeddings"]], ids=str)
+def test_logits_of_fairseqs_transformers_are_overwritten(extra, dictionaries, tmp_path):
+    """auto must not be off by mistake: this is the path that students take."""
+    student = make_checkpoint(tmp_path / "student.pt", dictionaries, "-s", "en", "-t", "de", *MODEL, *extra).train()
+    tokens = torch.randint(4, 32, (3, 5))
+    net_input = {"src_tokens": tokens, "src_lengths": torch.full((3,), 5), "prev_output_tokens": tokens}
+    sample = {"id": torch.arange(3), "net_input": net_input, "target": tokens, "ntokens": 15}
+
+    def teacher(sample, rows, student_dtype):
+        return TeacherAnswer(torch.zeros(len(rows), 32))
+
+    seen = {}
+    forward = student.forward
+    student.forward = lambda **inputs: seen.setdefault("output", forward(**inputs))
+    for how, same in (("auto", False), ("off", True)):
+        seen.clear()
+        dictionary = Dictionary.load(str(dictionaries / "dict.de.txt"))
+        task = SimpleNamespace(target_dictionary=dictionary, teacher=teacher, num_updates=0)
+        criterion = KDLabelSmoothedCrossEntropyCriterion(task, False, 0.1, kd_inplace=how)
+        torch.manual_seed(1)
+        loss, _, _ = criterion(student, sample)
+        torch.manual_seed(1)
+        untouched = forward(**net_input)[0]
+        assert torch.equal(seen["output"][0], untouched) == same
+        loss.backward()
 
 
 @pytest.mark.parametrize("alpha", [0.3, 1.0])

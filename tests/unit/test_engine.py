@@ -278,6 +278,44 @@ def test_fused_head_gives_loss_and_gradients_of_the_logits(dtype, tolerance, wit
         assert value.dtype in (dtype, torch.float32)
 
 
+class FeaturesOnly(torch.nn.Module):
+    """A student whose forward stops before its projection, as fairseq's with features_only."""
+
+    def __init__(self, tied):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding = torch.nn.Embedding(VOCAB, DIMENSION)
+        self.head = torch.nn.Linear(DIMENSION, VOCAB, bias=False)
+        if tied:
+            self.head.weight = self.embedding.weight
+        self.body = torch.nn.Linear(DIMENSION, DIMENSION)
+
+    def forward(self, words):
+        return self.body(self.embedding(words))
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_fused_head_behind_distributed_data_parallel(tied, tmp_path):
+    """The projection is used outside of the wrapped forward: its gradient must pass through the reducer too."""
+    target = torch.randint(0, VOCAB, (ROWS,), generator=torch.Generator().manual_seed(9))
+    words = torch.randint(0, VOCAB, (ROWS,), generator=torch.Generator().manual_seed(3))
+    answer, objective = TeacherAnswer(drawn(ROWS, VOCAB, seed=2, dtype=torch.float32)), Objective(0.3, 2.0, 0.1)
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        plain, wrapped = FeaturesOnly(tied), torch.nn.parallel.DistributedDataParallel(FeaturesOnly(tied))
+        for _ in range(3):  # the reducer rebuilds its buckets after the first, and complains of an unfinished one
+            gradients = []
+            for model, module in ((plain, plain), (wrapped, wrapped.module)):
+                model.zero_grad()
+                StudentFeatures(model(words), module.head.weight).loss(answer, target, objective)[0].backward()
+                gradients.append([parameter.grad for parameter in module.parameters()])
+            for one, other in zip(*gradients):
+                torch.testing.assert_close(one, other)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
 def test_fused_head_in_fp16_neither_underflows_nor_overflows():
     """A frequent word, large features: the sums of scaled gradients stay in fp16's range."""
     rows = 600
