@@ -178,11 +178,11 @@ def adaptive_kl(student_lprobs: Tensor, teacher_lprobs: Tensor, adaptive_mu: flo
 def head_weight(student_probs: Tensor, teacher_probs: Tensor, adaptive_mu: float) -> Tensor:
     """(tokens,) the share of the gap |q - p| that lies in the teacher's head."""
     vocab = teacher_probs.size(-1)
-    ranked = largest(teacher_probs, min(vocab, 1024))  # few words hold the head of a trained teacher
-    mass = ranked.cumsum(dim=-1)
-    if bool((mass[:, -1] <= adaptive_mu).any()):
-        ranked = largest(teacher_probs, vocab)
+    for k in sorted({min(k, vocab) for k in (128, 2048, vocab)}):  # few words hold the head of a trained teacher
+        ranked = largest(teacher_probs, k)
         mass = ranked.cumsum(dim=-1)
+        if bool((mass[:, -1] > adaptive_mu).all()):
+            break
     n_head = (mass <= adaptive_mu).sum(dim=-1, keepdim=True).clamp_(1, ranked.size(-1))
     threshold = ranked.gather(-1, n_head - 1)
     gap = (teacher_probs - student_probs).abs_()

@@ -25,7 +25,7 @@ from kd_plugin.losses.rows import Rows, Side
 
 # bytes of one working buffer of a chunk; four to six of them are in use. Measured: on a CPU they should stay in its
 # caches, on a GPU (without Triton) the launches of many small operations count
-CHUNK_BYTES = {"cpu": 1024 * 1024, "cuda": 256 * 1024 * 1024}
+CHUNK_BYTES = {"cpu": 1536 * 1024, "cuda": 256 * 1024 * 1024}
 
 
 def gradient_scale(dtype: torch.dtype) -> float:
@@ -162,8 +162,9 @@ def _chunk(
         teacher_nll = teacher.total.log() - teacher.centred.gather(-1, index)
         student = plain
         if temperature != 1.0:
-            student = _temper(plain, temperature, memory.take() if want_gradient and alpha > 0 else plain.exp)
-            teacher = _temper(teacher, temperature, teacher.exp)
+            spare = memory.take() if want_gradient and alpha > 0 else plain.exp
+            student = _temper(plain, best, temperature, spare)
+            teacher = _temper(teacher, teacher_best, temperature, teacher.exp)
         rows = Rows(student, teacher, memory.take)
         rank, rank_slope = _rank(rows, objective)
         kd, slope = _divergence(rows, objective)
@@ -194,13 +195,23 @@ def _side(logits: Tensor, centred: Tensor, exp: Tensor) -> Tuple[Side, Tensor]:
     else:  # torch's argmax takes ten times as long as numpy's, which is as quick as a maximum alone
         best = torch.from_numpy(logits.numpy().argmax(axis=-1)).unsqueeze(-1)
     torch.sub(logits, logits.gather(-1, best), out=centred)
-    return Side(centred, exp, torch.exp(centred, out=exp).sum(dim=-1, keepdim=True)), best
+    return Side(centred, exp, _exp_and_total(centred, best, exp)), best
 
 
-def _temper(side: Side, temperature: float, exp: Tensor) -> Side:
+def _temper(side: Side, best: Tensor, temperature: float, exp: Tensor) -> Side:
     """The same side at another temperature: centred in place, the exponentials in `exp`."""
     centred = side.centred.div_(temperature)
-    return Side(centred, exp, torch.exp(centred, out=exp).sum(dim=-1, keepdim=True))
+    return Side(centred, exp, _exp_and_total(centred, best, exp))
+
+
+def _exp_and_total(centred: Tensor, best: Tensor, exp: Tensor) -> Tensor:
+    """(rows, 1) sum_v exp(centred), whose terms go to `exp`.
+
+    The best entry's, which is 1, comes last: tens of thousands of small terms would lose their last bits beside it.
+    """
+    total = torch.exp(centred, out=exp).scatter_(-1, best, 0.0).sum(dim=-1, keepdim=True).add_(1.0)
+    exp.scatter_(-1, best, 1.0)
+    return total
 
 
 def _rank(rows: Rows, objective: Objective) -> Tuple[Tensor, Optional[Tuple[Tensor, Tensor]]]:
