@@ -90,6 +90,7 @@ class StudentFeatures:
                 terms.append(row_losses(logits, teacher_logits, target[at], objective, gradient=in_place))
                 if gradients is not None:
                     _add_gradients(gradients, at, logits, features, weight)
+            del logits, teacher_logits, in_place  # before the next chunk makes its own
         empty = torch.zeros(0, N_TERMS, dtype=accumulation_dtype(self.features, None), device=target.device)
         return torch.cat(terms) if terms else empty
 
