@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from kd_plugin.compat import TORCH_VERSION
 from kd_plugin.losses import DIVERGENCES, distillation_loss, divergences
 from kd_plugin.losses import one_pass as engine_of_chunks
 from kd_plugin.losses.answer import ProjectedAnswer, TeacherAnswer
@@ -91,6 +92,8 @@ def test_graph_may_be_kept_and_is_otherwise_used_once():
     (first,) = torch.autograd.grad(loss, leaf, retain_graph=True)
     (second,) = torch.autograd.grad(loss * 2, leaf)
     torch.testing.assert_close(second, 2 * first)
+    if not hasattr(torch._C._autograd, "_get_current_graph_task_keep_graph"):
+        return  # this torch does not tell that a graph is used once: the gradient is copied, and may be had again
     with pytest.raises(RuntimeError, match="second time"):
         loss.backward()
 
@@ -316,6 +319,7 @@ def test_fused_head_behind_distributed_data_parallel(tied, tmp_path):
         torch.distributed.destroy_process_group()
 
 
+@pytest.mark.skipif(TORCH_VERSION < (2, 1), reason="this torch has no fp16 matrix product on CPUs")
 def test_fused_head_in_fp16_neither_underflows_nor_overflows():
     """A frequent word, large features: the sums of scaled gradients stay in fp16's range."""
     rows = 600
