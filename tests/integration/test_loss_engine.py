@@ -8,6 +8,7 @@ import pathlib
 import pytest
 import torch
 
+from kd_plugin.compat import TORCH_VERSION
 from tests.support import (
     MODEL,
     PLUGIN,
@@ -49,11 +50,14 @@ def ranks(workspace, save_dir, *extra):
     ids=["forward_kl", "js_tempered_ranked"],
 )
 def test_curves_of_one_pass_and_definition_agree_for_200_updates(workspace, tmp_path, objective):
-    """Each term to 2e-3 bits (the log's last digit is 1e-3) for 50 updates, to 0.5 % for 200, the weights to 5e-3.
+    """Each term at each of 200 updates to 2e-3 bits (the log's last digit is 1e-3), the weights after them to 1e-3.
 
-    An update's gradients differ by rounding alone, but 199 updates build upon the first.
+    Below torch 2.0 the rounding of an update, on which 199 others build, is larger: there, with a smaller learning rate,
+    0.5 % after 50 updates, and 5e-3.
     """
-    same = [*workspace.distil("--kd-alpha", 0.3, *objective), *SGD, *SHORT, "--max-update", 200, "--lr", 0.2]
+    exact = TORCH_VERSION >= (2, 0)
+    lr = 0.5 if exact else 0.2
+    same = [*workspace.distil("--kd-alpha", 0.3, *objective), *SGD, *SHORT, "--max-update", 200, "--lr", lr]
     definition = [DEFINITION if part == USER_DIR else part for part in same]
     results = run_together(
         training(workspace.data, tmp_path / "one", *same),
@@ -65,11 +69,10 @@ def test_curves_of_one_pass_and_definition_agree_for_200_updates(workspace, tmp_
     assert len(one) == len(other) == 200 and one[-1]["loss"] < 0.8 * one[0]["loss"]
     for update, (step_one, step_other) in enumerate(zip(one, other)):
         for name in ("loss", "ce_loss", "nll_loss", "kd_loss", "teacher_nll_loss"):
-            expected = pytest.approx(step_other[name], abs=2e-3, rel=1e-6 if update < 50 else 5e-3)
+            expected = pytest.approx(step_other[name], abs=2e-3, rel=1e-6 if exact or update < 50 else 5e-3)
             assert step_one[name] == expected, (update, name)
-    assert_same_weights(
-        tmp_path / "one" / "checkpoint_last.pt", tmp_path / "other" / "checkpoint_last.pt", tolerance=5e-3
-    )
+    weights = [tmp_path / name / "checkpoint_last.pt" for name in ("one", "other")]
+    assert_same_weights(*weights, tolerance=1e-3 if exact else 5e-3)
 
 
 def test_in_place_changes_no_bit(workspace, tmp_path):
