@@ -59,6 +59,9 @@ setup(
             "num2words>=0.5.12",  # numbers written out in English and German
             "Babel>=2.12",  # dates, times, prices and measures in both languages
         ],
+        "cpu": [
+            "numba>=0.57",  # the loss on CPUs in compiled loops: three to five times faster than PyTorch's operations
+        ],
         "bench": [
             "matplotlib>=3.5",  # the pictures of scripts/bench_*.py
         ],
@@ -70,6 +73,7 @@ setup(
             "mypy>=1.14,<3",  # types of losses, teachers and the leaf modules
             "build>=1.2,<2",  # release files (make dist)
             "setuptools>=56,<81",  # the packaging test builds without isolation; 81 removed pkg_resources (tensorboard)
+            "numba>=0.57",  # the CPU kernels' tests
             # the GPU kernels' tests in its interpreter, without a GPU; beside a CUDA torch it is there already
             'triton>=3.1; platform_system == "Linux" and platform_machine == "x86_64" and python_version >= "3.10"',
             "wheel>=0.40",  # the same, where setuptools is older than 70

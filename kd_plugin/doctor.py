@@ -19,7 +19,7 @@ OK, WARN, FAIL = "ok", "warn", "FAIL"
 # The distributions and versions this package is tested with.
 TESTED_FAIRSEQ = ("fairseq:0.12.2", "fairseq-fixed:0.12.3.1")
 REQUIRED_PACKAGES = ("numpy", "sentencepiece", "sacrebleu", "omegaconf", "hydra-core")
-OPTIONAL_PACKAGES = ("tensorboard", "triton", "num2words", "Babel")
+OPTIONAL_PACKAGES = ("numba", "tensorboard", "triton", "num2words", "Babel")
 
 
 @dataclass

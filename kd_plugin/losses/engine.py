@@ -1,7 +1,10 @@
 """From terms to a loss that autograd knows: which rows, which kernel, where the gradient goes."""
 
+from functools import lru_cache
+from importlib import import_module
 from typing import Any, Callable, Optional, Tuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,7 +24,7 @@ def row_losses(
     gradient: Optional[Tensor] = None,
 ) -> Tensor:
     """`one_pass` by the fastest means for the device: the same arguments, the same results."""
-    kernels = triton_kernels(student_logits, teacher_logits, objective)
+    kernels = compiled_kernels(student_logits, teacher_logits, objective)
     run = kernels.one_pass if kernels is not None else one_pass
     with torch.no_grad(), torch.autocast(device_type=student_logits.device.type, enabled=False):
         return run(
@@ -29,15 +32,20 @@ def row_losses(
         )
 
 
-def triton_kernels(student_logits: Tensor, teacher_logits: Optional[Tensor], objective: Objective) -> Any:
-    """The module of GPU kernels where CUDA and Triton are there and it knows the objective, else None."""
-    if not student_logits.is_cuda:
-        return None
+def compiled_kernels(student_logits: Tensor, teacher_logits: Optional[Tensor], objective: Objective) -> Any:
+    """The module of kernels for the device if its compiler is there and it knows the objective, else None."""
+    kernels = kernels_for("cuda" if student_logits.is_cuda else "cpu")
+    return kernels if kernels is not None and kernels.supports(student_logits, teacher_logits, objective) else None
+
+
+@lru_cache(maxsize=None)
+def kernels_for(device_type: str) -> Any:
+    """kernels_triton for "cuda", kernels_numba for "cpu", None where Triton or Numba is not installed."""
+    name = {"cuda": "kernels_triton", "cpu": "kernels_numba"}[device_type]
     try:
-        from kd_plugin.losses import kernels_triton
+        return import_module(f"kd_plugin.losses.{name}")
     except ImportError:
         return None
-    return kernels_triton if kernels_triton.supports(student_logits, teacher_logits, objective) else None
 
 
 class StudentLogits:
@@ -80,7 +88,7 @@ class StudentLogits:
         logits, gradient = self.logits, None
         if torch.is_grad_enabled() and logits.requires_grad:
             # detached, not .data: whoever else has kept the logits for its own backward then gets autograd's error
-            gradient = logits.detach() if self.inplace else torch.empty_like(logits)
+            gradient = logits.detach() if self.inplace else empty_like(logits)
 
         def terms_of(chosen: Any, teacher_logits: Optional[Tensor]) -> Tensor:
             rows = self.rows if chosen is None else self.rows[chosen]
@@ -100,6 +108,17 @@ class StudentLogits:
             gradient.index_fill_(0, self.other_rows, 0)
             loss = GradientInHand.apply(loss, 1.0 / gradient_scale(gradient.dtype), logits, gradient)
         return loss, terms
+
+
+def empty_like(logits: Tensor) -> Tensor:
+    """torch.empty_like of contiguous logits; on a CPU numpy's memory, for which it asks the kernel for huge pages.
+
+    The first touch of ordinary pages took a third of the whole loss.
+    """
+    if logits.device.type != "cpu" or logits.numel() == 0:
+        return torch.empty_like(logits)
+    memory = torch.from_numpy(np.empty(logits.numel() * logits.element_size(), dtype=np.uint8))
+    return memory.view(logits.dtype).view(logits.shape)
 
 
 def in_two_groups(terms_of: Callable[[Any, Any], Tensor], teacher: Any, distilled: Optional[Tensor]) -> Tensor:
@@ -148,12 +167,9 @@ def _graph_is_kept() -> bool:
 def scale_(gradient: Tensor, factor: Tensor) -> None:
     """gradient *= factor, a 0-dim tensor on its device, in fp32 and without waiting for that device."""
     if gradient.is_cuda:
-        try:
-            from kd_plugin.losses import kernels_triton
-        except ImportError:
-            pass
-        else:
-            kernels_triton.scale_(gradient, factor)
+        kernels = kernels_for("cuda")
+        if kernels is not None:
+            kernels.scale_(gradient, factor)
             return
     elif factor.item() == 1.0:  # the usual case, and on a CPU nothing waits
         return

@@ -1,5 +1,7 @@
 import pytest
 
+from kd_plugin.losses import engine
+
 WORDS = [f"word{i}" for i in range(28)]  # with fairseq's four special symbols: 32
 
 
@@ -14,3 +16,16 @@ def write_dictionaries(folder, words):
     for lang in ("en", "de"):
         (folder / f"dict.{lang}.txt").write_text("".join(f"{word} 1\n" for word in words))
     return folder
+
+
+@pytest.fixture(scope="module", params=["compiled", "pytorch"])
+def cpu_engine(request):
+    """Runs a module's tests twice: with the kernels compiled for CPUs, and with PyTorch's operations instead."""
+    if request.param == "compiled":
+        if engine.kernels_for("cpu") is None:
+            pytest.skip("numba is not installed")
+        yield request.param
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "kernels_for", lambda device_type: None)
+        yield request.param

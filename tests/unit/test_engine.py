@@ -18,6 +18,8 @@ from kd_plugin.losses.inplace import may_overwrite
 from kd_plugin.losses.rows import largest, top_indices
 from tests.reference import loss64
 
+pytestmark = pytest.mark.usefixtures("cpu_engine")
+
 ROWS, VOCAB, DIMENSION = 13, 90, 8
 
 

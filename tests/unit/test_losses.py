@@ -9,6 +9,7 @@ from kd_plugin.errors import KDPluginError
 from kd_plugin.losses import DIVERGENCES, distillation_loss
 from tests.reference import loss64
 
+pytestmark = pytest.mark.usefixtures("cpu_engine")
 PAD = 1
 PARAMETERS = [
     (alpha, temperature, epsilon)

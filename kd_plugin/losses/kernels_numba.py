@@ -1,0 +1,534 @@
+"""The one-pass engine on CPUs: `one_pass` compiled by Numba, where that is installed (extra "cpu").
+
+One thread takes one row at a time and runs over the vocabulary five or six times: the best entries, the softmaxes,
+the divergence and its slope, the gradient. All that it works on (both rows, the exponentials, the slope) stays in the
+core's own cache: 0.6 MB at a vocabulary of 32k in fp32.
+
+What was chosen, and why:
+* Small functions over small blocks of a row, indexed from 0: LLVM turns their loops into vector instructions. It does
+  not where an index might be negative (numpy's wrap-around), where a sum mixes fp32 and float64, or in a reduction by
+  maximum (a NaN might be lost); so maxima are kept in lanes.
+* Sums may be reordered within a block (fastmath "reassoc"), blocks are added up in float64. The best entries, whose
+  exponential is 1, are counted and not summed: small terms would lose their last bits beside them.
+* exp and log are polynomials (Cephes, Moshier 1989), exact to 2 units in the last place, since LLVM has no vector
+  form of its own; they must not be reordered. In float64, which only tests use, they are the C library's.
+* Python threads, as many as PyTorch has, because the compiled code releases the interpreter's lock: unlike Numba's
+  own pools they survive a fork and get along with PyTorch's OpenMP.
+* Compiled code is kept on disk by Numba (`__pycache__` or NUMBA_CACHE_DIR), so that only a first run waits for it.
+"""
+
+import logging
+import math
+from concurrent.futures import ThreadPoolExecutor
+from typing import Optional
+
+import numba
+import numpy as np
+import torch
+from numba.extending import overload
+from torch import Tensor
+
+from kd_plugin.losses import definition, divergences
+from kd_plugin.losses.one_pass import gradient_scale
+
+logging.getLogger("numba").setLevel(logging.WARNING)  # it tells the compiler's steps to whoever logs at DEBUG
+
+CE, NLL, KD, TEACHER_NLL, AGREE = (getattr(definition, name) for name in ("CE", "NLL", "KD", "TEACHER_NLL", "AGREE"))
+DIVERGENCES = ("forward_kl", "reverse_kl", "js", "skew_forward_kl", "skew_reverse_kl", "tvd", "adaptive_kl")
+FORWARD_KL, REVERSE_KL, JS, SKEW_FORWARD_KL, SKEW_REVERSE_KL, TVD, ADAPTIVE_KL = range(len(DIVERGENCES))
+BLOCK, LANES = 1024, 64  # entries of a row
+CHUNK_BYTES = 4 * 1024 * 1024  # of rows in half precision, which are converted to fp32 first
+MIN_ENTRIES = 64 * 1024  # below this a second thread costs more than it brings
+
+# typed constants: with Python's own, fp32 would become float64
+ZERO, QUARTER, HALF, ONE = (np.float32(x) for x in (0.0, 0.25, 0.5, 1.0))
+MASKED_LPROB, TINY = np.float32(divergences.MASKED_LPROB), np.finfo(np.float32).tiny
+LOWEST_EXP = np.float32(-87.3)  # exp of anything below is no normal number, and counts as 0
+
+exact = numba.njit(fastmath={"contract"}, cache=True)
+reordered = numba.njit(
+    fastmath={"reassoc", "nsz"}, cache=True
+)  # not "contract": p - q has to be 0 where they are equal
+
+
+def supports(student_logits: Tensor, teacher_logits: Optional[Tensor], objective: definition.Objective) -> bool:
+    """Whether `one_pass` here takes such logits and knows the objective."""
+    if numba.config.DISABLE_JIT:
+        return False
+    if teacher_logits is not None and (objective.divergence not in DIVERGENCES or objective.top1_rank > 0):
+        return False
+    dtypes = {logits.dtype for logits in (student_logits, teacher_logits) if logits is not None}
+    if torch.float64 in dtypes and len(dtypes) > 1:
+        return False
+    return all(
+        logits.device.type == "cpu" and logits.dim() == 2 and logits.is_contiguous()
+        for logits in (student_logits, teacher_logits)
+        if logits is not None
+    )
+
+
+def one_pass(
+    student_logits: Tensor,
+    teacher_logits: Optional[Tensor],
+    target: Tensor,
+    objective: definition.Objective,
+    *,
+    rows: Optional[Tensor] = None,
+    teacher_rows: Optional[Tensor] = None,
+    gradient: Optional[Tensor] = None,
+) -> Tensor:
+    """As kd_plugin.losses.one_pass.one_pass, for what `supports` agrees to.
+
+    gradient: contiguous too, of the student's dtype
+    """
+    student_logits = student_logits.detach()
+    dtype = definition.accumulation_dtype(student_logits, teacher_logits)
+    n_rows, vocab = target.numel(), student_logits.size(1)
+    terms = torch.zeros(n_rows, definition.N_TERMS, dtype=dtype)
+    places = [torch.arange(n_rows) if chosen is None else chosen for chosen in (rows, teacher_rows)]
+    converted = any(x is not None and x.dtype != dtype for x in (student_logits, teacher_logits))
+    step = max(1, CHUNK_BYTES // (4 * vocab)) if converted else max(1, n_rows)
+    for start in range(0, n_rows, step):
+        part = slice(start, start + step)
+        row, teacher_row = (place[part] for place in places)
+        if not converted:
+            _run(student_logits, row, teacher_logits, teacher_row, target, objective, gradient, terms)
+            continue
+        student = student_logits[row].to(dtype)
+        teacher = None if teacher_logits is None else teacher_logits[teacher_row].to(dtype)
+        index = torch.arange(row.numel())
+        into = None if gradient is None else student
+        scale = 1.0 if gradient is None else gradient_scale(gradient.dtype)
+        _run(student, index, teacher, index, target[part], objective, into, terms[part], scale)
+        if gradient is not None:
+            gradient.index_copy_(0, row, student.to(gradient.dtype))
+    return terms
+
+
+def _run(
+    student: Tensor,
+    rows: Tensor,
+    teacher: Optional[Tensor],
+    teacher_rows: Tensor,
+    target: Tensor,
+    objective: definition.Objective,
+    gradient: Optional[Tensor],
+    terms: Tensor,
+    scale: float = 1.0,
+) -> None:
+    """Share the rows out among threads."""
+    vocab = student.size(1)
+    alpha, temperature, eps = objective.alpha, objective.temperature, objective.label_smoothing
+    eps_i = eps / (vocab - 1) if eps > 0 else 0.0
+    divergence, parameter = 0, 0.0
+    if teacher is not None:
+        divergence = DIVERGENCES.index(objective.divergence)
+        parameter = float(next(iter(objective.divergence_parameters().values()), 0.0))
+    real = student.numpy().dtype.type
+    arguments = (
+        student.numpy(),
+        rows.contiguous().numpy(),
+        (student if teacher is None else teacher.detach()).numpy(),
+        teacher_rows.contiguous().numpy(),
+        target.contiguous().numpy(),
+        (student if gradient is None else gradient.detach()).numpy(),
+        terms.numpy(),
+        teacher is not None,
+        gradient is not None,
+        divergence,
+        *(real(x) for x in (scale * alpha, scale * (1.0 - alpha) * temperature, 1.0 / temperature)),
+        *(real(x) for x in (1.0 - eps - eps_i, eps_i, parameter)),
+    )
+    n_rows = target.numel()
+    threads = max(1, min(torch.get_num_threads(), n_rows * vocab // MIN_ENTRIES, n_rows))
+    bounds = [n_rows * i // threads for i in range(threads + 1)]
+    if threads == 1:
+        _rows(*arguments, 0, n_rows)
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        for future in [pool.submit(_rows, *arguments, *bounds[i : i + 2]) for i in range(threads)]:
+            future.result()
+
+
+def _exp(x):  # type: ignore[no-untyped-def]
+    """exp(x) for x <= 0."""
+    raise NotImplementedError
+
+
+def _log(x):  # type: ignore[no-untyped-def]
+    """log(x) for a normal x > 0."""
+    raise NotImplementedError
+
+
+def _exp32(x):  # type: ignore[no-untyped-def]
+    n = np.floor(x * np.float32(1.44269504) + HALF)
+    r = x - n * np.float32(0.693359375) + n * np.float32(2.12194440e-4)  # log 2 in two parts
+    y = np.float32(1.9875691500e-4)
+    y = y * r + np.float32(1.3981999507e-3)
+    y = y * r + np.float32(8.3334519073e-3)
+    y = y * r + np.float32(4.1665795894e-2)
+    y = y * r + np.float32(1.6666665459e-1)
+    y = y * r + np.float32(5.0000001201e-1)
+    y = y * (r * r) + r + ONE
+    power = np.int32((np.int32(n) + np.int32(127)) << np.int32(23)).view(np.float32)
+    return ZERO if x < LOWEST_EXP else y * power
+
+
+def _log32(x):  # type: ignore[no-untyped-def]
+    bits = np.float32(x).view(np.int32)
+    n = np.float32(np.int32((bits >> np.int32(23)) - np.int32(126)))
+    mantissa = np.int32((bits & np.int32(0x7FFFFF)) | np.int32(0x3F000000)).view(np.float32)
+    small = mantissa < np.float32(0.70710678)
+    n = n - ONE if small else n
+    r = (mantissa + mantissa if small else mantissa) - ONE
+    y = np.float32(7.0376836292e-2)
+    y = y * r + np.float32(-1.1514610310e-1)
+    y = y * r + np.float32(1.1676998740e-1)
+    y = y * r + np.float32(-1.2420140846e-1)
+    y = y * r + np.float32(1.4249322787e-1)
+    y = y * r + np.float32(-1.6668057665e-1)
+    y = y * r + np.float32(2.0000714765e-1)
+    y = y * r + np.float32(-2.4999993993e-1)
+    y = y * r + np.float32(3.3333331174e-1)
+    square = r * r
+    y = y * r * square + n * np.float32(-2.12194440e-4) - HALF * square
+    return ZERO * x + (r + y + n * np.float32(0.693359375))  # a NaN stays one
+
+
+@overload(_exp, jit_options={"fastmath": {"contract"}})
+def _exp_of(x):  # type: ignore[no-untyped-def]
+    return _exp32 if x == numba.types.float32 else lambda x: math.exp(x)
+
+
+@overload(_log, jit_options={"fastmath": {"contract"}})
+def _log_of(x):  # type: ignore[no-untyped-def]
+    return _log32 if x == numba.types.float32 else lambda x: math.log(x)
+
+
+# Each entry's share of the divergence, and its slope with respect to log p, as in divergences.py. Where a probability
+# is 0 its logarithm may be infinite. `== 0` and not `> 0`, so that a NaN stays seen. rest is 1 - weight.
+
+
+@exact
+def _forward_kl(p, q, log_p, log_q, weight, rest):  # type: ignore[no-untyped-def]
+    return (ZERO if q == ZERO else q * (log_q - log_p)), -q
+
+
+@exact
+def _reverse_kl(p, q, log_p, log_q, weight, rest):  # type: ignore[no-untyped-def]
+    floor = MASKED_LPROB if log_q == -np.inf else log_q
+    value = ZERO if p == ZERO else p * (log_p - floor)
+    return value, value
+
+
+@exact
+def _against_mixture(p, q, log_p, log_q, weight, rest):  # type: ignore[no-untyped-def]
+    """q log(q / m), p log(p / m) and m = weight q + rest p, above 0 so that its logarithm is finite."""
+    mixture = weight * q + rest * p
+    mixture = TINY if mixture < TINY else mixture
+    log_mixture = _log(mixture)
+    of_teacher = ZERO if q == ZERO else q * (log_q - log_mixture)
+    of_student = ZERO if p == ZERO else p * (log_p - log_mixture)
+    return of_teacher, of_student, mixture
+
+
+@exact
+def _js(p, q, log_p, log_q, weight, rest):  # type: ignore[no-untyped-def]
+    of_teacher, of_student, _ = _against_mixture(p, q, log_p, log_q, weight, rest)
+    slope = rest * of_student
+    return weight * of_teacher + slope, slope
+
+
+@exact
+def _skew_forward_kl(p, q, log_p, log_q, weight, rest):  # type: ignore[no-untyped-def]
+    of_teacher, _, mixture = _against_mixture(p, q, log_p, log_q, weight, rest)
+    return of_teacher, -rest * q * (p / mixture)
+
+
+@exact
+def _skew_reverse_kl(p, q, log_p, log_q, weight, rest):  # type: ignore[no-untyped-def]
+    _, of_student, mixture = _against_mixture(p, q, log_p, log_q, rest, weight)
+    return of_student, of_student - weight * p * (p / mixture)
+
+
+@exact
+def _tvd(p, q, log_p, log_q, weight, rest):  # type: ignore[no-untyped-def]
+    gap = p - q
+    half = HALF * p
+    return HALF * abs(gap), (half if gap > ZERO else (-half if gap < ZERO else ZERO * gap))
+
+
+@exact
+def _adaptive_kl(p, q, log_p, log_q, weight, rest):  # type: ignore[no-untyped-def]
+    forward, slope = _forward_kl(p, q, log_p, log_q, weight, rest)
+    reverse, reverse_slope = _reverse_kl(p, q, log_p, log_q, weight, rest)
+    return weight * forward + rest * reverse, weight * slope + rest * reverse_slope
+
+
+# Passes over a row. Those named `_block_…` see one block, so that a sum is short.
+
+
+@reordered
+def _block_maxima(block, lanes):  # type: ignore[no-untyped-def]
+    for i in range(lanes.size):
+        lanes[i] = block[i] if block[i] > lanes[i] else lanes[i]
+
+
+@reordered
+def _block_has(block, value):  # type: ignore[no-untyped-def]
+    found = False
+    for entry in block:
+        found |= entry == value
+    return found
+
+
+@exact
+def _argmax(row, lanes):  # type: ignore[no-untyped-def]
+    """The first index of the maximum; any index where there is a NaN."""
+    whole = row.size - row.size % LANES
+    best = row[0]
+    if whole > 0:
+        for i in range(lanes.size):
+            lanes[i] = row[i]
+        for start in range(LANES, whole, LANES):
+            _block_maxima(row[start : start + LANES], lanes)
+        for entry in lanes:
+            best = entry if entry > best else best
+    for entry in row[whole:]:
+        best = entry if entry > best else best
+    start = 0
+    while start < whole and not _block_has(row[start : start + LANES], best):
+        start += LANES
+    for index in range(start, row.size):
+        if row[index] == best:
+            return index
+    return 0
+
+
+@reordered
+def _block_softmax(block, best, inverse_temperature, exps):  # type: ignore[no-untyped-def]
+    total, ties, centred_sum = ZERO * best, ZERO * best, ZERO * best
+    for i in range(exps.size):
+        centred = (block[i] - best) * inverse_temperature
+        entry = _exp(centred)
+        exps[i] = entry
+        tie = ONE if centred == ZERO else ZERO  # entry is then 1; two conditions would be one branch, and no vector
+        total += entry - tie
+        ties += tie
+        centred_sum += centred
+    return total, ties, centred_sum
+
+
+@exact
+def _softmax(row, best, inverse_temperature, exps):  # type: ignore[no-untyped-def]
+    """exps = exp(centred), with centred = (row - best) / temperature; their sum and the sum of centred, in float64."""
+    total, centred_sum = 0.0, 0.0
+    for start in range(0, row.size, BLOCK):
+        stop = start + BLOCK
+        small, ties, centred = _block_softmax(row[start:stop], best, inverse_temperature, exps[start:stop])
+        total += np.float64(small) + np.float64(ties)
+        centred_sum += np.float64(centred)
+    return total, centred_sum
+
+
+def _summed(share):  # type: ignore[no-untyped-def]
+    """A row's divergence from each entry's share of it.
+
+    Compiled for each of them, since Numba cannot keep code on disk that is given functions as arguments.
+    """
+
+    @reordered
+    def block_divergence(student, exps, z_scalars, teacher, slope, t_scalars, shape):  # type: ignore[no-untyped-def]
+        z_best, z_norm, z_log = z_scalars
+        t_best, t_norm, t_log = t_scalars
+        inverse_temperature, weight, rest = shape
+        value, slope_sum = ZERO * weight, ZERO * weight
+        for i in range(slope.size):
+            p, q = exps[i] * z_norm, slope[i] * t_norm
+            log_p = (student[i] - z_best) * inverse_temperature - z_log
+            log_q = (teacher[i] - t_best) * inverse_temperature - t_log
+            of_entry, slope_of_entry = share(p, q, log_p, log_q, weight, rest)
+            slope[i] = slope_of_entry
+            value += of_entry
+            slope_sum += slope_of_entry
+        return value, slope_sum
+
+    @exact
+    def divergence(student_side, teacher_side, shape):  # type: ignore[no-untyped-def]
+        """The divergence and the sum of its slope, in float64.
+
+        Of either side: logits, exponentials, best logit, 1 / total, log total. The slope replaces the teacher's
+        exponentials.
+        """
+        z, exps, z_best, z_norm, z_log = student_side
+        t, slope, t_best, t_norm, t_log = teacher_side
+        z_scalars, t_scalars = (z_best, z_norm, z_log), (t_best, t_norm, t_log)
+        value, slope_sum = 0.0, 0.0
+        for start in range(0, z.size, BLOCK):
+            part = slice(start, start + BLOCK)
+            of_block, slope_of_block = block_divergence(
+                z[part], exps[part], z_scalars, t[part], slope[part], t_scalars, shape
+            )
+            value += np.float64(of_block)
+            slope_sum += np.float64(slope_of_block)
+        return value, slope_sum
+
+    return divergence
+
+
+_forward_kl_of_row, _reverse_kl_of_row, _js_of_row = _summed(_forward_kl), _summed(_reverse_kl), _summed(_js)
+_skew_forward_kl_of_row, _skew_reverse_kl_of_row = _summed(_skew_forward_kl), _summed(_skew_reverse_kl)
+_tvd_of_row, _adaptive_kl_of_row = _summed(_tvd), _summed(_adaptive_kl)
+
+
+@reordered
+def _block_mass(exps, cut):  # type: ignore[no-untyped-def]
+    mass = ZERO * cut
+    for i in range(exps.size):
+        mass += exps[i] if exps[i] >= cut else ZERO
+    return mass
+
+
+@reordered
+def _block_gap(exps, z_norm, teacher_exps, t_norm, threshold):  # type: ignore[no-untyped-def]
+    head, total = ZERO * threshold, ZERO * threshold
+    for i in range(exps.size):
+        gap = abs(teacher_exps[i] * t_norm - exps[i] * z_norm)
+        total += gap
+        head += gap if teacher_exps[i] >= threshold else ZERO
+    return head, total
+
+
+@exact
+def _mass(exps, cut):  # type: ignore[no-untyped-def]
+    """Sum of the entries from cut on, in float64."""
+    mass = 0.0
+    for start in range(0, exps.size, BLOCK):
+        mass += np.float64(_block_mass(exps[start : start + BLOCK], cut))
+    return mass
+
+
+@exact
+def _head_weight(exps, z_norm, teacher_exps, t_norm, adaptive_mu):  # type: ignore[no-untyped-def]
+    """As divergences.head_weight, for one row."""
+    # a cut where what lies above fits into mu, and one where it does not, until there is no number between them
+    fits = lower = adaptive_mu * ZERO + ONE
+    above, mass = 0.0, _mass(teacher_exps, lower)
+    while mass * t_norm <= adaptive_mu and lower > ZERO:
+        above, fits, lower = mass, lower, lower * QUARTER
+        mass = _mass(teacher_exps, lower)
+    middle = HALF * (lower + fits)
+    while ZERO < lower < middle < fits:
+        mass = _mass(teacher_exps, middle)
+        if mass * t_norm <= adaptive_mu:
+            above, fits = mass, middle
+        else:
+            lower = middle
+        middle = HALF * (lower + fits)
+    # entries that equal `lower` all belong to the head if one of them still fits
+    threshold = lower if (above + lower) * t_norm <= adaptive_mu else fits
+    head, total = 0.0, 0.0
+    for start in range(0, exps.size, BLOCK):
+        stop = start + BLOCK
+        head_of_block, of_block = _block_gap(exps[start:stop], z_norm, teacher_exps[start:stop], t_norm, threshold)
+        head += np.float64(head_of_block)
+        total += np.float64(of_block)
+    return 0.5 if total == 0.0 else head / total
+
+
+@reordered
+def _block_gradient(slope_part, part, plain_part, constant, gradient):  # type: ignore[no-untyped-def]
+    """gradient = the sum of (entries, factor) less a constant."""
+    slope, slope_weight = slope_part
+    exps, norm = part
+    plain_exps, plain_norm = plain_part
+    for i in range(gradient.size):
+        gradient[i] = slope_weight * slope[i] + norm * exps[i] + plain_norm * plain_exps[i] - constant
+
+
+@numba.njit(nogil=True, cache=True)
+def _rows(  # type: ignore[no-untyped-def]
+    student,  # (all, vocab)
+    rows,  # (tokens,)
+    teacher,  # (any, vocab)
+    teacher_rows,  # (tokens,)
+    target,  # (tokens,)
+    gradient,  # (all, vocab); may be the student
+    terms,  # (tokens, N_TERMS), zeros
+    distilled,  # whether teacher counts
+    want_gradient,  # whether gradient counts
+    divergence,  # its number
+    ce_weight,  # alpha, times gradient_scale
+    kd_weight,  # (1 - alpha) temperature, times gradient_scale
+    inverse_temperature,
+    nll_weight,  # 1 - eps - eps_i
+    eps_i,
+    parameter,  # of the divergence
+    first,
+    last,
+):
+    vocab = student.shape[1]
+    real = student.dtype.type  # sums are float64, what vectors are made with must not be
+    lanes = np.empty(LANES, student.dtype)
+    plain_exps = np.empty(vocab, student.dtype)
+    slope = np.empty(vocab, student.dtype)
+    tempered = distilled and inverse_temperature != ONE
+    exps = np.empty(vocab, student.dtype) if tempered else plain_exps
+    for token in range(first, last):
+        z, out, label = student[rows[token]], terms[token], target[token]
+        z_argmax = _argmax(z, lanes)
+        z_best = z[z_argmax]
+        plain_total, centred_sum = _softmax(z, z_best, real(1.0), plain_exps)
+        plain_log = math.log(plain_total)
+        nll = plain_log - np.float64(z[label] - z_best)
+        out[NLL] = nll
+        out[CE] = nll
+        if eps_i > ZERO:
+            out[CE] = nll_weight * nll + eps_i * (vocab * plain_log - centred_sum)
+        slope_weight, norm = real(0.0), real(0.0)
+        if distilled:
+            t = teacher[teacher_rows[token]]
+            t_argmax = _argmax(t, lanes)
+            t_best = t[t_argmax]
+            total, t_total = plain_total, _softmax(t, t_best, real(1.0), slope)[0]
+            out[TEACHER_NLL] = math.log(t_total) - np.float64(t[label] - t_best)
+            out[AGREE] = z_argmax == t_argmax
+            if tempered:
+                total = _softmax(z, z_best, inverse_temperature, exps)[0]
+                t_total = _softmax(t, t_best, inverse_temperature, slope)[0]
+            weight = parameter
+            if divergence == ADAPTIVE_KL:
+                weight = real(_head_weight(exps, real(1.0 / total), slope, 1.0 / t_total, parameter))
+            student_side = (z, exps, z_best, real(1.0 / total), real(math.log(total)))
+            teacher_side = (t, slope, t_best, real(1.0 / t_total), real(math.log(t_total)))
+            shape = (inverse_temperature, weight, ONE - weight)
+            if divergence == FORWARD_KL:
+                kd, slope_sum = _forward_kl_of_row(student_side, teacher_side, shape)
+            elif divergence == REVERSE_KL:
+                kd, slope_sum = _reverse_kl_of_row(student_side, teacher_side, shape)
+            elif divergence == JS:
+                kd, slope_sum = _js_of_row(student_side, teacher_side, shape)
+            elif divergence == SKEW_FORWARD_KL:
+                kd, slope_sum = _skew_forward_kl_of_row(student_side, teacher_side, shape)
+            elif divergence == SKEW_REVERSE_KL:
+                kd, slope_sum = _skew_reverse_kl_of_row(student_side, teacher_side, shape)
+            elif divergence == TVD:
+                kd, slope_sum = _tvd_of_row(student_side, teacher_side, shape)
+            else:
+                kd, slope_sum = _adaptive_kl_of_row(student_side, teacher_side, shape)
+            out[KD] = 0.0 if kd < 0.0 else kd  # a hair below 0 is rounding; NaN stays NaN
+            slope_weight, norm = kd_weight, real(-kd_weight * slope_sum / total)
+        if want_gradient:
+            # d/d(logits / temperature) = slope - p sum(slope); and the softmax of the cross-entropy, less its target
+            plain_norm = real(ce_weight / plain_total)
+            g = gradient[rows[token]]
+            for start in range(0, vocab, BLOCK):
+                stop = start + BLOCK
+                _block_gradient(
+                    (slope[start:stop], slope_weight),
+                    (exps[start:stop], norm),
+                    (plain_exps[start:stop], plain_norm),
+                    ce_weight * eps_i,
+                    g[start:stop],
+                )
+            g[label] -= ce_weight * nll_weight
