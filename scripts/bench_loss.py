@@ -16,6 +16,7 @@ import os
 import shutil
 import tempfile
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
@@ -45,7 +46,7 @@ from benchmarking import (
 from fairseq.criterions.label_smoothed_cross_entropy import label_smoothed_nll_loss
 from torch import Tensor
 
-from kd_plugin.losses import DIVERGENCES, distillation_loss
+from kd_plugin.losses import DIVERGENCES, distillation_loss, engine
 from kd_plugin.losses.answer import ProjectedAnswer
 from kd_plugin.losses.definition import Objective
 from kd_plugin.losses.fused_head import StudentFeatures
@@ -149,8 +150,10 @@ def liger(case: Case) -> LossFunction:
     return loss
 
 
-def ours(case: Case, inplace: bool) -> LossFunction:
-    def loss(student: Tensor, teacher: Tensor, target: Tensor) -> Tensor:
+def ours(case: Case, inplace: bool, kernels: bool = True) -> LossFunction:
+    """Ours; without kernels it runs as where neither Numba nor Triton is installed."""
+
+    def with_what_is_installed(student: Tensor, teacher: Tensor, target: Tensor) -> Tensor:
         return distillation_loss(
             student,
             teacher,
@@ -162,11 +165,16 @@ def ours(case: Case, inplace: bool) -> LossFunction:
             inplace=inplace,
         ).loss
 
-    return loss
+    def by_pytorch(student: Tensor, teacher: Tensor, target: Tensor) -> Tensor:
+        with mock.patch.object(engine, "kernels_for", lambda device_type: None):
+            return with_what_is_installed(student, teacher, target)
+
+    return with_what_is_installed if kernels else by_pytorch
 
 
 USUAL, COMPILED, LIGER, FLOOR = "usual", "torch.compile of usual", "Liger-Kernel", "floor: one streaming pass"
 OURS_NEW, OURS_IN_PLACE = "kd_plugin, new buffer", "kd_plugin, in place"
+OURS_BY_PYTORCH = "kd_plugin, in place, no compiled kernels"
 LOSSES: Dict[str, Callable[[Case], LossFunction]] = {
     USUAL: usual,
     "usual, without the teacher's entropy": without_entropy,
@@ -175,6 +183,7 @@ LOSSES: Dict[str, Callable[[Case], LossFunction]] = {
     LIGER: liger,
     OURS_NEW: functools.partial(ours, inplace=False),
     OURS_IN_PLACE: functools.partial(ours, inplace=True),
+    OURS_BY_PYTORCH: functools.partial(ours, inplace=True, kernels=False),
 }
 OTHERS = (COMPILED, LIGER)  # they may fail
 
@@ -185,6 +194,8 @@ def why_not(name: str, device: torch.device, arguments: argparse.Namespace) -> O
         if device.type != "cuda":
             return "its kernels need CUDA"
         return None if importlib.util.find_spec("liger_kernel") else "pip install liger-kernel"
+    if name == OURS_BY_PYTORCH and engine.kernels_for(device.type) is None:
+        return "as the rows above: " + ("Triton" if device.type == "cuda" else "Numba") + " is not installed"
     if name == COMPILED:
         if arguments.no_compile or arguments.quick:
             return "--no-compile" if arguments.no_compile else "--quick"

@@ -1,8 +1,9 @@
 """From terms to a loss that autograd knows: which rows, which kernel, where the gradient goes."""
 
+import math
 from functools import lru_cache
 from importlib import import_module
-from typing import Any, Callable, Optional, Tuple
+from typing import Any, Callable, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -88,7 +89,7 @@ class StudentLogits:
         logits, gradient = self.logits, None
         if torch.is_grad_enabled() and logits.requires_grad:
             # detached, not .data: whoever else has kept the logits for its own backward then gets autograd's error
-            gradient = logits.detach() if self.inplace else empty_like(logits)
+            gradient = logits.detach() if self.inplace else new_buffer(logits.shape, logits.dtype, logits.device)
 
         def terms_of(chosen: Any, teacher_logits: Optional[Tensor]) -> Tensor:
             rows = self.rows if chosen is None else self.rows[chosen]
@@ -110,15 +111,16 @@ class StudentLogits:
         return loss, terms
 
 
-def empty_like(logits: Tensor) -> Tensor:
-    """torch.empty_like of contiguous logits; on a CPU numpy's memory, for which it asks the kernel for huge pages.
+def new_buffer(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """torch.empty; on a CPU numpy's memory, for which it asks the kernel for huge pages.
 
     The first touch of ordinary pages took a third of the whole loss.
     """
-    if logits.device.type != "cpu" or logits.numel() == 0:
-        return torch.empty_like(logits)
-    memory = torch.from_numpy(np.empty(logits.numel() * logits.element_size(), dtype=np.uint8))
-    return memory.view(logits.dtype).view(logits.shape)
+    size = math.prod(shape)
+    if device.type != "cpu" or size == 0:
+        return torch.empty(shape, dtype=dtype, device=device)
+    memory = np.empty(size * torch.empty(0, dtype=dtype).element_size(), dtype=np.uint8)
+    return torch.from_numpy(memory).view(dtype).view(*shape)
 
 
 def in_two_groups(terms_of: Callable[[Any, Any], Tensor], teacher: Any, distilled: Optional[Tensor]) -> Tensor:

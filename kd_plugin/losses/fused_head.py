@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kd_plugin.losses.answer import TeacherAnswer
 from kd_plugin.losses.definition import N_TERMS, NLL, Objective, accumulation_dtype
-from kd_plugin.losses.engine import GradientInHand, in_two_groups, row_losses
+from kd_plugin.losses.engine import GradientInHand, in_two_groups, new_buffer, row_losses
 from kd_plugin.losses.one_pass import gradient_scale
 
 # bytes of one side's logits in a chunk: large enough for matrix products at full speed, and since each chunk reads and
@@ -53,7 +53,7 @@ class StudentFeatures:
         if torch.is_grad_enabled() and any(x.requires_grad for x in inputs):
             # summed over many tokens: in fp32 at least
             dtype = accumulation_dtype(self.features, None)
-            gradients = [torch.zeros_like(x, dtype=dtype) for x in inputs]
+            gradients = [new_buffer(x.shape, dtype, x.device).zero_() for x in inputs]
         terms = in_two_groups(
             lambda chosen, teacher: self._terms(chosen, target, teacher, objective, gradients), answer, distilled
         )
@@ -79,18 +79,22 @@ class StudentFeatures:
         weight = self.weight.detach().to(dtype)
         bias = None if self.bias is None else self.bias.detach().to(dtype)
         terms = []
-        for start in range(0, positions.numel(), self._chunk_rows()):
-            at = positions[start : start + self._chunk_rows()]
+        step = min(self._chunk_rows(), max(1, positions.numel()))
+        buffer = new_buffer((step, weight.size(0)), dtype, weight.device)
+        for start in range(0, positions.numel(), step):
+            at = positions[start : start + step]
             features = self.features.detach()
             features = (features[start : start + at.numel()] if chosen is None else features[at]).to(dtype)
             with torch.autocast(device_type=features.device.type, enabled=False):
-                logits = torch.nn.functional.linear(features, weight, bias)
+                logits = torch.mm(features, weight.t(), out=buffer[: at.numel()])
+                if bias is not None:
+                    logits.add_(bias)
                 teacher_logits = None if answer is None else answer.chunk(start, start + at.numel())
                 in_place = logits if gradients is not None else None
                 terms.append(row_losses(logits, teacher_logits, target[at], objective, gradient=in_place))
                 if gradients is not None:
                     _add_gradients(gradients, at, logits, features, weight)
-            del logits, teacher_logits, in_place  # before the next chunk makes its own
+            del teacher_logits  # before the next chunk makes its own
         empty = torch.zeros(0, N_TERMS, dtype=accumulation_dtype(self.features, None), device=target.device)
         return torch.cat(terms) if terms else empty
 

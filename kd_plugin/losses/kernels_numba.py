@@ -38,7 +38,7 @@ DIVERGENCES = ("forward_kl", "reverse_kl", "js", "skew_forward_kl", "skew_revers
 FORWARD_KL, REVERSE_KL, JS, SKEW_FORWARD_KL, SKEW_REVERSE_KL, TVD, ADAPTIVE_KL = range(len(DIVERGENCES))
 BLOCK, LANES = 1024, 64  # entries of a row
 CHUNK_BYTES = 4 * 1024 * 1024  # of rows in half precision, which are converted to fp32 first
-MIN_ENTRIES = 64 * 1024  # below this a second thread costs more than it brings
+MIN_ENTRIES = 2**20  # of a thread; PyTorch's own threads, which wait busily, slow down what is shorter
 
 # typed constants: with Python's own, fp32 would become float64
 ZERO, QUARTER, HALF, ONE = (np.float32(x) for x in (0.0, 0.25, 0.5, 1.0))
