@@ -1,16 +1,15 @@
 """From terms to a loss that autograd knows: which rows, which kernel, where the gradient goes."""
 
-import math
 from functools import lru_cache
 from importlib import import_module
-from typing import Any, Callable, Optional, Sequence, Tuple
+from typing import Any, Callable, Optional, Tuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from kd_plugin.losses.answer import TeacherAnswer
 from kd_plugin.losses.definition import N_TERMS, NLL, Objective
+from kd_plugin.losses.memory import new_buffer
 from kd_plugin.losses.one_pass import gradient_scale, one_pass, rows_per_chunk
 
 
@@ -109,18 +108,6 @@ class StudentLogits:
             gradient.index_fill_(0, self.other_rows, 0)
             loss = GradientInHand.apply(loss, 1.0 / gradient_scale(gradient.dtype), logits, gradient)
         return loss, terms
-
-
-def new_buffer(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """torch.empty; on a CPU numpy's memory, for which it asks the kernel for huge pages.
-
-    The first touch of ordinary pages took a third of the whole loss.
-    """
-    size = math.prod(shape)
-    if device.type != "cpu" or size == 0:
-        return torch.empty(shape, dtype=dtype, device=device)
-    memory = np.empty(size * torch.empty(0, dtype=dtype).element_size(), dtype=np.uint8)
-    return torch.from_numpy(memory).view(dtype).view(*shape)
 
 
 def in_two_groups(terms_of: Callable[[Any, Any], Tensor], teacher: Any, distilled: Optional[Tensor]) -> Tensor:

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from kd_plugin.losses.answer import TeacherAnswer
 from kd_plugin.losses.definition import N_TERMS, NLL, Objective, accumulation_dtype
-from kd_plugin.losses.engine import GradientInHand, in_two_groups, new_buffer, row_losses
+from kd_plugin.losses.engine import GradientInHand, in_two_groups, row_losses
+from kd_plugin.losses.memory import linear, new_buffer
 from kd_plugin.losses.one_pass import gradient_scale
 
 # bytes of one side's logits in a chunk: large enough for matrix products at full speed, and since each chunk reads and
@@ -86,9 +87,7 @@ class StudentFeatures:
             features = self.features.detach()
             features = (features[start : start + at.numel()] if chosen is None else features[at]).to(dtype)
             with torch.autocast(device_type=features.device.type, enabled=False):
-                logits = torch.mm(features, weight.t(), out=buffer[: at.numel()])
-                if bias is not None:
-                    logits.add_(bias)
+                logits = linear(features, weight, bias, out=buffer[: at.numel()])
                 teacher_logits = None if answer is None else answer.chunk(start, start + at.numel())
                 in_place = logits if gradients is not None else None
                 terms.append(row_losses(logits, teacher_logits, target[at], objective, gradient=in_place))

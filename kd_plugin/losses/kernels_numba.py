@@ -36,8 +36,8 @@ logging.getLogger("numba").setLevel(logging.WARNING)  # it tells the compiler's 
 CE, NLL, KD, TEACHER_NLL, AGREE = (getattr(definition, name) for name in ("CE", "NLL", "KD", "TEACHER_NLL", "AGREE"))
 DIVERGENCES = ("forward_kl", "reverse_kl", "js", "skew_forward_kl", "skew_reverse_kl", "tvd", "adaptive_kl")
 FORWARD_KL, REVERSE_KL, JS, SKEW_FORWARD_KL, SKEW_REVERSE_KL, TVD, ADAPTIVE_KL = range(len(DIVERGENCES))
-BLOCK, LANES = 1024, 64  # entries of a row
-CHUNK_BYTES = 4 * 1024 * 1024  # of rows in half precision, which are converted to fp32 first
+BLOCK, LANES = 2048, 64  # entries of a row
+CHUNK_BYTES = 512 * 1024  # of rows in half precision, which are converted to fp32 first
 MIN_ENTRIES = 2**20  # of a thread; PyTorch's own threads, which wait busily, slow down what is shorter
 
 # typed constants: with Python's own, fp32 would become float64
@@ -85,24 +85,49 @@ def one_pass(
     dtype = definition.accumulation_dtype(student_logits, teacher_logits)
     n_rows, vocab = target.numel(), student_logits.size(1)
     terms = torch.zeros(n_rows, definition.N_TERMS, dtype=dtype)
-    places = [torch.arange(n_rows) if chosen is None else chosen for chosen in (rows, teacher_rows)]
+    if rows is None:
+        rows = torch.arange(n_rows)
+    if teacher_rows is None:
+        teacher_rows = torch.arange(n_rows)
     converted = any(x is not None and x.dtype != dtype for x in (student_logits, teacher_logits))
-    step = max(1, CHUNK_BYTES // (4 * vocab)) if converted else max(1, n_rows)
-    for start in range(0, n_rows, step):
-        part = slice(start, start + step)
-        row, teacher_row = (place[part] for place in places)
-        if not converted:
-            _run(student_logits, row, teacher_logits, teacher_row, target, objective, gradient, terms)
-            continue
-        student = student_logits[row].to(dtype)
-        teacher = None if teacher_logits is None else teacher_logits[teacher_row].to(dtype)
-        index = torch.arange(row.numel())
-        into = None if gradient is None else student
-        scale = 1.0 if gradient is None else gradient_scale(gradient.dtype)
-        _run(student, index, teacher, index, target[part], objective, into, terms[part], scale)
-        if gradient is not None:
-            gradient.index_copy_(0, row, student.to(gradient.dtype))
+    run = _run_converted if converted else _run
+
+    def share(start: int, stop: int) -> None:
+        part = slice(start, stop)
+        teacher_part = teacher_rows[part] if teacher_logits is not None else rows[part]
+        run(student_logits, rows[part], teacher_logits, teacher_part, target[part], objective, gradient, terms[part])
+
+    threads = max(1, min(torch.get_num_threads(), n_rows * vocab // MIN_ENTRIES, n_rows))
+    bounds = [n_rows * i // threads for i in range(threads + 1)]
+    if threads == 1:
+        share(0, n_rows)
+    else:
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(share, bounds[:-1], bounds[1:]))
     return terms
+
+
+def _run_converted(
+    student: Tensor,
+    rows: Tensor,
+    teacher: Optional[Tensor],
+    teacher_rows: Tensor,
+    target: Tensor,
+    objective: definition.Objective,
+    gradient: Optional[Tensor],
+    terms: Tensor,
+) -> None:
+    """`_run` of logits in half precision, a few rows at a time in the terms' dtype."""
+    step = max(1, CHUNK_BYTES // (student.size(1) * terms.element_size()))
+    for start in range(0, rows.numel(), step):
+        part = slice(start, start + step)
+        logits = student[rows[part]].to(terms.dtype)
+        of_teacher = None if teacher is None else teacher[teacher_rows[part]].to(terms.dtype)
+        index = torch.arange(logits.size(0))
+        into, scale = (None, 1.0) if gradient is None else (logits, gradient_scale(gradient.dtype))
+        _run(logits, index, of_teacher, index, target[part], objective, into, terms[part], scale)
+        if gradient is not None:
+            gradient.index_copy_(0, rows[part], logits.to(gradient.dtype))
 
 
 def _run(
@@ -116,7 +141,7 @@ def _run(
     terms: Tensor,
     scale: float = 1.0,
 ) -> None:
-    """Share the rows out among threads."""
+    """The compiled code on some rows, whose gradient comes times `scale`."""
     vocab = student.size(1)
     alpha, temperature, eps = objective.alpha, objective.temperature, objective.label_smoothing
     eps_i = eps / (vocab - 1) if eps > 0 else 0.0
@@ -125,7 +150,7 @@ def _run(
         divergence = DIVERGENCES.index(objective.divergence)
         parameter = float(next(iter(objective.divergence_parameters().values()), 0.0))
     real = student.numpy().dtype.type
-    arguments = (
+    _rows(
         student.numpy(),
         rows.contiguous().numpy(),
         (student if teacher is None else teacher.detach()).numpy(),
@@ -139,15 +164,6 @@ def _run(
         *(real(x) for x in (scale * alpha, scale * (1.0 - alpha) * temperature, 1.0 / temperature)),
         *(real(x) for x in (1.0 - eps - eps_i, eps_i, parameter)),
     )
-    n_rows = target.numel()
-    threads = max(1, min(torch.get_num_threads(), n_rows * vocab // MIN_ENTRIES, n_rows))
-    bounds = [n_rows * i // threads for i in range(threads + 1)]
-    if threads == 1:
-        _rows(*arguments, 0, n_rows)
-        return
-    with ThreadPoolExecutor(threads) as pool:
-        for future in [pool.submit(_rows, *arguments, *bounds[i : i + 2]) for i in range(threads)]:
-            future.result()
 
 
 def _exp(x):  # type: ignore[no-untyped-def]
@@ -464,8 +480,6 @@ def _rows(  # type: ignore[no-untyped-def]
     nll_weight,  # 1 - eps - eps_i
     eps_i,
     parameter,  # of the divergence
-    first,
-    last,
 ):
     vocab = student.shape[1]
     real = student.dtype.type  # sums are float64, what vectors are made with must not be
@@ -474,7 +488,7 @@ def _rows(  # type: ignore[no-untyped-def]
     slope = np.empty(vocab, student.dtype)
     tempered = distilled and inverse_temperature != ONE
     exps = np.empty(vocab, student.dtype) if tempered else plain_exps
-    for token in range(first, last):
+    for token in range(rows.size):
         z, out, label = student[rows[token]], terms[token], target[token]
         z_argmax = _argmax(z, lanes)
         z_best = z[z_argmax]

@@ -11,6 +11,7 @@ from torch import Tensor
 from kd_plugin.compat import cpu_computes
 from kd_plugin.errors import KDPluginError
 from kd_plugin.losses.answer import ProjectedAnswer, TeacherAnswer
+from kd_plugin.losses.memory import linear
 from kd_plugin.teachers.loading import LoadedTeacher
 
 logger = logging.getLogger(__name__)
@@ -79,7 +80,7 @@ class OnlineTeacher:
             if gives_features(model):
                 # no layer has this index, so that no attention weights are computed, and no hidden states are kept
                 net_output = model(**net_input, features_only=True, alignment_layer=-1, return_all_hiddens=False)
-                values, project = net_output[0], model.decoder.output_layer
+                values, project = net_output[0], _projection(model.decoder)
             else:
                 net_output = model(**net_input)
                 values, project = net_output[0], _as_it_is
@@ -128,6 +129,14 @@ def gives_features(model: Any) -> bool:
         and type(decoder).forward is TransformerDecoderBase.forward
         and not has_adaptive_softmax(model)
     )
+
+
+def _projection(decoder: Any) -> Callable[[Tensor], Tensor]:
+    """From features to logits."""
+    layer = getattr(decoder, "output_projection", None)
+    if type(decoder).output_layer is not TransformerDecoderBase.output_layer or type(layer) is not torch.nn.Linear:
+        return decoder.output_layer
+    return lambda features: linear(features, layer.weight, layer.bias)
 
 
 def _as_it_is(logits: Tensor) -> Tensor:

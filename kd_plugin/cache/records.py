@@ -1,0 +1,60 @@
+"""What is kept of a teacher's answer to one target token, in a fixed number of bytes."""
+
+from typing import NamedTuple, Tuple
+
+import numpy as np
+
+WIDE_VOCAB = 65_536  # with more symbols than uint16 can number, ids take four bytes
+
+
+class Records(NamedTuple):
+    """Answers to some target tokens.
+
+    ids:      (tokens, k) int64, indices of symbols of the student's dictionary
+    lprobs:   (tokens, k) fp32, the teacher's log-probabilities of them, in nats, never renormalised
+    log_rest: (tokens,) fp32, the logarithm of the mass of all the other symbols; -inf: there is none
+    """
+
+    ids: np.ndarray
+    lprobs: np.ndarray
+    log_rest: np.ndarray
+
+
+class Layout(NamedTuple):
+    """k ids, k log-probabilities in fp16, the log of the rest in fp16: 66 bytes at k = 16.
+
+    Numbers are little-endian.
+    """
+
+    k: int
+    vocab: int
+
+    @property
+    def id_type(self) -> np.dtype:
+        return np.dtype("<u2" if self.vocab <= WIDE_VOCAB else "<u4")
+
+    @property
+    def width(self) -> int:
+        """Bytes of a record."""
+        return self.k * (self.id_type.itemsize + 2) + 2
+
+    def encode(self, records: Records) -> np.ndarray:
+        """(tokens, width) uint8."""
+        tokens = len(records.ids)
+        lprobs = np.concatenate([records.lprobs, records.log_rest[:, None]], axis=1).astype("<f2")
+        parts = [np.ascontiguousarray(records.ids.astype(self.id_type)), np.ascontiguousarray(lprobs)]
+        return np.concatenate([part.view(np.uint8).reshape(tokens, -1) for part in parts], axis=1)
+
+    def decode(self, encoded: np.ndarray) -> Records:
+        """From (tokens, width) uint8."""
+        ids_width = self.k * self.id_type.itemsize
+        ids = np.ascontiguousarray(encoded[:, :ids_width]).view(self.id_type).astype(np.int64)
+        lprobs = np.ascontiguousarray(encoded[:, ids_width:]).view("<f2").astype(np.float32)
+        return Records(ids, lprobs[:, : self.k], lprobs[:, self.k])
+
+
+def mass_histogram(log_rest: np.ndarray) -> Tuple[np.ndarray, float]:
+    """How much of the teacher's mass the k entries capture: (20,) counts of tokens in steps of 5 %, and the sum."""
+    captured = 1.0 - np.exp(np.minimum(log_rest.astype(np.float64), 0.0))
+    counts, _ = np.histogram(captured, bins=np.linspace(0.0, 1.0, 21))
+    return counts, float(captured.sum())

@@ -1,0 +1,125 @@
+"""Reading a store: records by the position of their target token in the split."""
+
+import hashlib
+import mmap
+import zlib
+from pathlib import Path
+from typing import Callable, Dict, List, Optional
+
+import numpy as np
+
+from kd_plugin.cache.manifest import BLOCK_TOKENS, MANIFEST, REMEDY, Identity, Manifest, Shard
+from kd_plugin.cache.records import Records
+from kd_plugin.errors import KDPluginError
+
+
+def checksums(encoded: bytes, width: int, name: str, identity: Identity) -> np.ndarray:
+    """(blocks,) uint32 of a shard's records. Shard and store are part of them, so that no two can be exchanged."""
+    size = BLOCK_TOKENS * width
+    blocks = range(0, len(encoded), size)
+    seeds = _seeds(name, identity, len(blocks))
+    view = memoryview(encoded)
+    return np.array([zlib.crc32(view[at : at + size], seed) for at, seed in zip(blocks, seeds)], dtype="<u4")
+
+
+def _seeds(name: str, identity: Identity, n_blocks: int) -> List[int]:
+    start = zlib.crc32(f"{identity.digest()}/{name}".encode())
+    return [zlib.crc32(block.to_bytes(8, "little"), start) for block in range(n_blocks)]
+
+
+class _OpenShard:
+    """A shard mapped into memory; a block's checksum is compared before its first record is given away."""
+
+    def __init__(self, folder: Path, shard: Shard, identity: Identity):
+        self.path = shard.records_path(folder)
+        self._width = identity.layout.width
+        n_blocks = -(-shard.tokens // BLOCK_TOKENS)
+        expected = shard.tokens * self._width
+        try:
+            stored = shard.checksums_path(folder).read_bytes()
+            with open(self.path, "rb") as file:
+                size = file.seek(0, 2)
+                if size != expected:
+                    raise KDPluginError(f"{self.path} has {size} bytes instead of {expected}. {REMEDY}")
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except OSError as error:
+            raise KDPluginError(f"teacher cache: {error.filename}: {error.strerror}. {REMEDY}") from error
+        if hashlib.sha256(stored).hexdigest() != shard.checksums_sha256:
+            raise KDPluginError(f"{shard.checksums_path(folder)} is damaged: another sha256 than written. {REMEDY}")
+        self._stored = np.frombuffer(stored, dtype="<u4")
+        self._seeds = _seeds(shard.name, identity, n_blocks)
+        self._checked = np.zeros(n_blocks, dtype=bool)
+        self._records = np.frombuffer(self._map, dtype=np.uint8).reshape(shard.tokens, self._width)
+
+    def read(self, positions: np.ndarray) -> np.ndarray:
+        blocks = np.unique(positions // BLOCK_TOKENS)
+        for block in blocks[~self._checked[blocks]].tolist():
+            self._check(block)
+        return self._records[positions]
+
+    def _check(self, block: int) -> None:
+        size = BLOCK_TOKENS * self._width
+        content = memoryview(self._map)[block * size : (block + 1) * size]
+        if zlib.crc32(content, self._seeds[block]) != self._stored[block]:
+            raise KDPluginError(
+                f"{self.path} is damaged: wrong checksum at byte {block * size}, tokens {block * BLOCK_TOKENS} to "
+                f"{(block + 1) * BLOCK_TOKENS - 1}. {REMEDY}"
+            )
+        self._checked[block] = True
+
+
+class Store:
+    """A teacher's answers to every target token of one binarised split, in the split's own order.
+
+    Memory stays flat however large it is: shards are mapped, and a batch's records are all that is copied.
+
+    Args:
+        folder: with the manifest
+
+    Raises:
+        KDPluginError: something is missing, of another size or damaged; the file is named
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = Path(folder)
+        self.manifest = Manifest.read(self.folder)
+        self.identity = self.manifest.identity
+        ends = np.cumsum([shard.tokens for shard in self.manifest.shards], dtype=np.int64)
+        self._starts = np.concatenate([[0], ends])
+        self._shards = [_OpenShard(self.folder, shard, self.identity) for shard in self.manifest.shards]
+
+    def read(self, positions: np.ndarray) -> Records:
+        """(tokens,) positions, counted over the target tokens of the split."""
+        positions = np.asarray(positions, dtype=np.int64)
+        if positions.size and (positions.min() < 0 or positions.max() >= self._starts[-1]):
+            raise KDPluginError(f"{self.folder}: no token {positions.max()} among {self._starts[-1]}. {REMEDY}")
+        encoded = np.empty((len(positions), self.identity.layout.width), dtype=np.uint8)
+        of_shard = np.searchsorted(self._starts, positions, side="right") - 1
+        for shard in np.unique(of_shard).tolist():
+            chosen = of_shard == shard
+            encoded[chosen] = self._shards[shard].read(positions[chosen] - self._starts[shard])
+        return self.identity.layout.decode(encoded)
+
+    def verify(self, progress: Optional[Callable[[int], None]] = None) -> None:
+        """Hash every byte.
+
+        Args:
+            progress: called with the number of bytes of each piece that is done
+        """
+        for shard in self.manifest.shards:
+            path = shard.records_path(self.folder)
+            digest = hashlib.sha256()
+            with open(path, "rb") as file:
+                for piece in iter(lambda: file.read(1 << 22), b""):
+                    digest.update(piece)
+                    if progress is not None:
+                        progress(len(piece))
+            if digest.hexdigest() != shard.sha256:
+                raise KDPluginError(f"{path} is damaged: another sha256 than written. {REMEDY}")
+
+
+def find_stores(folder: Path) -> Dict[str, Path]:
+    """The stores in a cache: split (train, train1, valid, …) to folder."""
+    if not folder.is_dir():
+        raise KDPluginError(f"--teacher-cache {folder}: no such folder. Remedy: kd-plugin cache writes one")
+    return {path.parent.name: path.parent for path in sorted(folder.glob(f"*/{MANIFEST}"))}
