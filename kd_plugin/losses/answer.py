@@ -15,6 +15,11 @@ class TeacherAnswer:
     def __init__(self, logits: Tensor):
         self.logits = logits  # (tokens, vocab)
 
+    @property
+    def everything(self) -> Tensor:
+        """What the engine takes as a teacher, for all of the tokens."""
+        return self.logits
+
     def chunk(self, start: int, stop: int) -> Tensor:
         """(stop - start, vocab) logits of some of the tokens."""
         return self.logits[start:stop]

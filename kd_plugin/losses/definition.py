@@ -1,7 +1,7 @@
 """The loss as a definition, row by row, differentiated by autograd: what the one-pass engine is checked against, and
 what it asks about rows with infinite logits."""
 
-from typing import Dict, NamedTuple, Optional, Tuple
+from typing import Any, Dict, NamedTuple, Optional, Tuple
 
 import torch
 from torch import Tensor
@@ -39,7 +39,7 @@ class Objective(NamedTuple):
         return {name: self.parameters.get(name, default) for name, default in defaults.items()}
 
 
-def accumulation_dtype(student_logits: Tensor, teacher_logits: Optional[Tensor]) -> torch.dtype:
+def accumulation_dtype(student_logits: Tensor, teacher_logits: Any) -> torch.dtype:
     """fp32 always (a KL in bf16 came out negative, in fp16 twice too large), float64 where an input is float64."""
     dtypes = (student_logits.dtype, None if teacher_logits is None else teacher_logits.dtype)
     return torch.float64 if torch.float64 in dtypes else torch.float32

@@ -11,11 +11,12 @@ from kd_plugin.losses.answer import TeacherAnswer
 from kd_plugin.losses.definition import N_TERMS, NLL, Objective
 from kd_plugin.losses.memory import new_buffer
 from kd_plugin.losses.one_pass import gradient_scale, one_pass, rows_per_chunk
+from kd_plugin.losses.sparse import Knowledge
 
 
 def row_losses(
     student_logits: Tensor,
-    teacher_logits: Optional[Tensor],
+    teacher_logits: Knowledge,
     target: Tensor,
     objective: Objective,
     *,
@@ -32,7 +33,7 @@ def row_losses(
         )
 
 
-def compiled_kernels(student_logits: Tensor, teacher_logits: Optional[Tensor], objective: Objective) -> Any:
+def compiled_kernels(student_logits: Tensor, teacher_logits: Knowledge, objective: Objective) -> Any:
     """The module of kernels for the device if its compiler is there and it knows the objective, else None."""
     kernels = kernels_for("cuda" if student_logits.is_cuda else "cpu")
     return kernels if kernels is not None and kernels.supports(student_logits, teacher_logits, objective) else None
@@ -90,7 +91,7 @@ class StudentLogits:
             # detached, not .data: whoever else has kept the logits for its own backward then gets autograd's error
             gradient = logits.detach() if self.inplace else new_buffer(logits.shape, logits.dtype, logits.device)
 
-        def terms_of(chosen: Any, teacher_logits: Optional[Tensor]) -> Tensor:
+        def terms_of(chosen: Any, teacher_logits: Knowledge) -> Tensor:
             rows = self.rows if chosen is None else self.rows[chosen]
             return row_losses(
                 logits,
@@ -102,7 +103,7 @@ class StudentLogits:
                 gradient=gradient,
             )
 
-        terms = in_two_groups(terms_of, None if answer is None else answer.logits, distilled)
+        terms = in_two_groups(terms_of, None if answer is None else answer.everything, distilled)
         loss = objective.total(terms.sum(dim=0))
         if gradient is not None:
             gradient.index_fill_(0, self.other_rows, 0)

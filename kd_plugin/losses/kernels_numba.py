@@ -30,6 +30,7 @@ from torch import Tensor
 
 from kd_plugin.losses import definition, divergences
 from kd_plugin.losses.one_pass import gradient_scale
+from kd_plugin.losses.sparse import BUCKET_DIVERGENCES, Knowledge, SparseAnswer
 
 logging.getLogger("numba").setLevel(logging.WARNING)  # it tells the compiler's steps to whoever logs at DEBUG
 
@@ -51,12 +52,16 @@ reordered = numba.njit(
 )  # not "contract": p - q has to be 0 where they are equal
 
 
-def supports(student_logits: Tensor, teacher_logits: Optional[Tensor], objective: definition.Objective) -> bool:
+def supports(student_logits: Tensor, teacher_logits: Knowledge, objective: definition.Objective) -> bool:
     """Whether `one_pass` here takes such logits and knows the objective."""
     if numba.config.DISABLE_JIT:
         return False
     if teacher_logits is not None and (objective.divergence not in DIVERGENCES or objective.top1_rank > 0):
         return False
+    if isinstance(teacher_logits, SparseAnswer):
+        if objective.divergence not in BUCKET_DIVERGENCES:
+            return False
+        teacher_logits = None if teacher_logits.dtype == torch.float32 else teacher_logits.lprobs
     dtypes = {logits.dtype for logits in (student_logits, teacher_logits) if logits is not None}
     if torch.float64 in dtypes and len(dtypes) > 1:
         return False
@@ -69,7 +74,7 @@ def supports(student_logits: Tensor, teacher_logits: Optional[Tensor], objective
 
 def one_pass(
     student_logits: Tensor,
-    teacher_logits: Optional[Tensor],
+    teacher_logits: Knowledge,
     target: Tensor,
     objective: definition.Objective,
     *,
@@ -89,13 +94,16 @@ def one_pass(
         rows = torch.arange(n_rows)
     if teacher_rows is None:
         teacher_rows = torch.arange(n_rows)
-    converted = any(x is not None and x.dtype != dtype for x in (student_logits, teacher_logits))
+    of_logits = [student_logits] if isinstance(teacher_logits, SparseAnswer) else [student_logits, teacher_logits]
+    converted = any(logits is not None and logits.dtype != dtype for logits in of_logits)
     run = _run_converted if converted else _run
 
     def share(start: int, stop: int) -> None:
         part = slice(start, stop)
-        teacher_part = teacher_rows[part] if teacher_logits is not None else rows[part]
-        run(student_logits, rows[part], teacher_logits, teacher_part, target[part], objective, gradient, terms[part])
+        teacher, teacher_part = teacher_logits, teacher_rows[part]
+        if isinstance(teacher, SparseAnswer):
+            teacher, teacher_part = teacher.chunk(start, stop), teacher_rows[: stop - start]
+        run(student_logits, rows[part], teacher, teacher_part, target[part], objective, gradient, terms[part])
 
     threads = max(1, min(torch.get_num_threads(), n_rows * vocab // MIN_ENTRIES, n_rows))
     bounds = [n_rows * i // threads for i in range(threads + 1)]
@@ -110,7 +118,7 @@ def one_pass(
 def _run_converted(
     student: Tensor,
     rows: Tensor,
-    teacher: Optional[Tensor],
+    teacher: Knowledge,
     teacher_rows: Tensor,
     target: Tensor,
     objective: definition.Objective,
@@ -122,7 +130,10 @@ def _run_converted(
     for start in range(0, rows.numel(), step):
         part = slice(start, start + step)
         logits = student[rows[part]].to(terms.dtype)
-        of_teacher = None if teacher is None else teacher[teacher_rows[part]].to(terms.dtype)
+        if isinstance(teacher, SparseAnswer):
+            of_teacher: Knowledge = teacher.take(teacher_rows[part])
+        else:
+            of_teacher = None if teacher is None else teacher[teacher_rows[part]].to(terms.dtype)
         index = torch.arange(logits.size(0))
         into, scale = (None, 1.0) if gradient is None else (logits, gradient_scale(gradient.dtype))
         _run(logits, index, of_teacher, index, target[part], objective, into, terms[part], scale)
@@ -133,7 +144,7 @@ def _run_converted(
 def _run(
     student: Tensor,
     rows: Tensor,
-    teacher: Optional[Tensor],
+    teacher: Knowledge,
     teacher_rows: Tensor,
     target: Tensor,
     objective: definition.Objective,
@@ -150,20 +161,24 @@ def _run(
         divergence = DIVERGENCES.index(objective.divergence)
         parameter = float(next(iter(objective.divergence_parameters().values()), 0.0))
     real = student.numpy().dtype.type
-    _rows(
-        student.numpy(),
-        rows.contiguous().numpy(),
-        (student if teacher is None else teacher.detach()).numpy(),
-        teacher_rows.contiguous().numpy(),
+    student_side = (student.numpy(), rows.contiguous().numpy())
+    outcome = (
         target.contiguous().numpy(),
         (student if gradient is None else gradient.detach()).numpy(),
         terms.numpy(),
-        teacher is not None,
         gradient is not None,
         divergence,
         *(real(x) for x in (scale * alpha, scale * (1.0 - alpha) * temperature, 1.0 / temperature)),
         *(real(x) for x in (1.0 - eps - eps_i, eps_i, parameter)),
     )
+    if isinstance(teacher, SparseAnswer):
+        answer = teacher.take(teacher_rows)
+        floats = (x.to(student.dtype).contiguous().numpy() for x in (answer.lprobs, answer.log_rest))
+        _sparse_rows(*student_side, answer.ids.contiguous().numpy(), *floats, answer.sampled, *outcome)
+    else:
+        logits = student if teacher is None else teacher.detach()
+        teacher_side = (logits.numpy(), teacher_rows.contiguous().numpy(), teacher is not None)
+        _rows(*student_side, *teacher_side, *outcome)
 
 
 def _exp(x):  # type: ignore[no-untyped-def]
@@ -462,16 +477,49 @@ def _block_gradient(slope_part, part, plain_part, constant, gradient):  # type: 
         gradient[i] = slope_weight * slope[i] + norm * exps[i] + plain_norm * plain_exps[i] - constant
 
 
+@exact
+def _cross_entropy(z, label, nll_weight, eps_i, lanes, exps, out):  # type: ignore[no-untyped-def]
+    """Two terms of a row, and its softmax: index of the best entry, exps = exp(z - best), their sum in float64."""
+    argmax = _argmax(z, lanes)
+    best = z[argmax]
+    total, centred_sum = _softmax(z, best, nll_weight * ZERO + ONE, exps)
+    log_total = math.log(total)
+    nll = log_total - np.float64(z[label] - best)
+    out[NLL] = nll
+    out[CE] = nll
+    if eps_i > ZERO:
+        out[CE] = nll_weight * nll + eps_i * (z.size * log_total - centred_sum)
+    return argmax, total
+
+
+@exact
+def _write_gradient(gradient, label, slope_part, part, plain_part, ce_weight, nll_weight, eps_i):  # type: ignore[no-untyped-def]
+    """gradient = the sum of (entries, factor), less the smoothed one-hot target's share."""
+    slope, slope_weight = slope_part
+    exps, norm = part
+    plain_exps, plain_norm = plain_part
+    for start in range(0, gradient.size, BLOCK):
+        stop = start + BLOCK
+        _block_gradient(
+            (slope[start:stop], slope_weight),
+            (exps[start:stop], norm),
+            (plain_exps[start:stop], plain_norm),
+            ce_weight * eps_i,
+            gradient[start:stop],
+        )
+    gradient[label] -= ce_weight * nll_weight
+
+
 @numba.njit(nogil=True, cache=True)
 def _rows(  # type: ignore[no-untyped-def]
     student,  # (all, vocab)
     rows,  # (tokens,)
     teacher,  # (any, vocab)
     teacher_rows,  # (tokens,)
+    distilled,  # whether teacher counts
     target,  # (tokens,)
     gradient,  # (all, vocab); may be the student
     terms,  # (tokens, N_TERMS), zeros
-    distilled,  # whether teacher counts
     want_gradient,  # whether gradient counts
     divergence,  # its number
     ce_weight,  # alpha, times gradient_scale
@@ -490,15 +538,8 @@ def _rows(  # type: ignore[no-untyped-def]
     exps = np.empty(vocab, student.dtype) if tempered else plain_exps
     for token in range(rows.size):
         z, out, label = student[rows[token]], terms[token], target[token]
-        z_argmax = _argmax(z, lanes)
+        z_argmax, plain_total = _cross_entropy(z, label, nll_weight, eps_i, lanes, plain_exps, out)
         z_best = z[z_argmax]
-        plain_total, centred_sum = _softmax(z, z_best, real(1.0), plain_exps)
-        plain_log = math.log(plain_total)
-        nll = plain_log - np.float64(z[label] - z_best)
-        out[NLL] = nll
-        out[CE] = nll
-        if eps_i > ZERO:
-            out[CE] = nll_weight * nll + eps_i * (vocab * plain_log - centred_sum)
         slope_weight, norm = real(0.0), real(0.0)
         if distilled:
             t = teacher[teacher_rows[token]]
@@ -533,16 +574,109 @@ def _rows(  # type: ignore[no-untyped-def]
             out[KD] = 0.0 if kd < 0.0 else kd  # a hair below 0 is rounding; NaN stays NaN
             slope_weight, norm = kd_weight, real(-kd_weight * slope_sum / total)
         if want_gradient:
-            # d/d(logits / temperature) = slope - p sum(slope); and the softmax of the cross-entropy, less its target
-            plain_norm = real(ce_weight / plain_total)
-            g = gradient[rows[token]]
+            # d/d(logits / temperature) = slope - p sum(slope), and the softmax of the cross-entropy
+            parts = (slope, slope_weight), (exps, norm), (plain_exps, real(ce_weight / plain_total))
+            _write_gradient(gradient[rows[token]], label, *parts, ce_weight, nll_weight, eps_i)
+
+
+@reordered
+def _block_sum(entries):  # type: ignore[no-untyped-def]
+    total = ZERO * entries[0]
+    for i in range(entries.size):
+        total += entries[i]
+    return total
+
+
+@exact
+def _sparse_share(divergence, p, q, log_p, log_q, weight, rest):  # type: ignore[no-untyped-def]
+    if divergence == FORWARD_KL:
+        return _forward_kl(p, q, log_p, log_q, weight, rest)
+    if divergence == REVERSE_KL:
+        return _reverse_kl(p, q, log_p, log_q, weight, rest)
+    if divergence == JS:
+        return _js(p, q, log_p, log_q, weight, rest)
+    return _tvd(p, q, log_p, log_q, weight, rest)
+
+
+@numba.njit(nogil=True, cache=True)
+def _sparse_rows(  # type: ignore[no-untyped-def]
+    student,  # (all, vocab)
+    rows,  # (tokens,)
+    ids,  # (tokens, k)
+    lprobs,  # (tokens, k)
+    log_rest,  # (tokens,)
+    sampled,  # whether they are draws
+    target,  # and so on, as in _rows
+    gradient,
+    terms,
+    want_gradient,
+    divergence,
+    ce_weight,
+    kd_weight,
+    inverse_temperature,
+    nll_weight,
+    eps_i,
+    parameter,
+):
+    """As one_pass._sparse, whose comments hold here too."""
+    vocab, k = student.shape[1], ids.shape[1]
+    real = student.dtype.type
+    lanes = np.empty(LANES, student.dtype)
+    plain_exps = np.empty(vocab, student.dtype)
+    tempered = inverse_temperature != ONE
+    exps = np.empty(vocab, student.dtype) if tempered else plain_exps
+    slopes, entries = np.empty(k, student.dtype), np.empty(k, student.dtype)
+    other = ONE - parameter
+    for token in range(rows.size):
+        z, out, label = student[rows[token]], terms[token], target[token]
+        argmax, plain_total = _cross_entropy(z, label, nll_weight, eps_i, lanes, plain_exps, out)
+        best, total = z[argmax], plain_total
+        if tempered:
+            total = _softmax(z, best, inverse_temperature, exps)[0]
+        norm, log_total = real(1.0 / total), real(math.log(total))
+        kd, slope_sum, of_rest = 0.0, 0.0, real(0.0)
+        for i in range(k):
+            entries[i] = exps[ids[token, i]]
+        if sampled:
+            for i in range(k):
+                log_p = (z[ids[token, i]] - best) * inverse_temperature - log_total
+                kd += np.float64(lprobs[token, i] - log_p) / k
+                slopes[i] = real(-1.0 / k)
+            slope_sum = -1.0
+        else:
+            for i in range(k):
+                log_p = (z[ids[token, i]] - best) * inverse_temperature - log_total
+                log_q = lprobs[token, i]
+                value, slope = _sparse_share(divergence, entries[i] * norm, _exp(log_q), log_p, log_q, parameter, other)
+                slopes[i] = slope
+                kd += np.float64(value)
+                slope_sum += np.float64(slope)
+            for i in range(k):
+                exps[ids[token, i]] = real(0.0)
+            mass = 0.0
             for start in range(0, vocab, BLOCK):
-                stop = start + BLOCK
-                _block_gradient(
-                    (slope[start:stop], slope_weight),
-                    (exps[start:stop], norm),
-                    (plain_exps[start:stop], plain_norm),
-                    ce_weight * eps_i,
-                    g[start:stop],
-                )
-            g[label] -= ce_weight * nll_weight
+                mass += np.float64(_block_sum(exps[start : start + BLOCK]))
+            log_p = MASKED_LPROB + real(0.0)
+            if mass != 0.0:
+                log_p = real(math.log(mass)) - log_total
+                log_p = MASKED_LPROB if log_p < MASKED_LPROB else log_p
+            log_q = log_rest[token]
+            value, slope = _sparse_share(divergence, real(mass / total), _exp(log_q), log_p, log_q, parameter, other)
+            kd += np.float64(value)
+            slope_sum += np.float64(slope)
+            of_rest = real(slope / mass) if mass != 0.0 else of_rest
+            kd = 0.0 if kd < 0.0 else kd
+        out[KD] = kd
+        out[AGREE] = argmax == ids[token, 0]
+        if want_gradient:
+            g = gradient[rows[token]]
+            factor = real(kd_weight * (of_rest - slope_sum / total))
+            parts = (exps, real(0.0)), (exps, factor), (plain_exps, real(ce_weight / plain_total))
+            _write_gradient(g, label, *parts, ce_weight, nll_weight, eps_i)
+            for i in range(k):
+                share = kd_weight * slopes[i]
+                if not sampled:
+                    share -= real(kd_weight * slope_sum) * entries[i] * norm
+                    if not tempered:
+                        share += ce_weight * entries[i] * norm
+                g[ids[token, i]] += share

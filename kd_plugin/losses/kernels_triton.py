@@ -29,6 +29,7 @@ from triton.language.extra import libdevice
 
 from kd_plugin.losses import definition, divergences
 from kd_plugin.losses.one_pass import gradient_scale
+from kd_plugin.losses.sparse import Knowledge, SparseAnswer
 
 # without adaptive_kl, for which the teacher's probabilities would have to be sorted
 KNOWN_DIVERGENCES = ("forward_kl", "reverse_kl", "js", "skew_forward_kl", "skew_reverse_kl", "tvd")
@@ -48,8 +49,10 @@ LOG2_E = tl.constexpr(math.log2(math.e))
 INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")  # the tests do so
 
 
-def supports(student_logits: Tensor, teacher_logits: Optional[Tensor], objective: definition.Objective) -> bool:
+def supports(student_logits: Tensor, teacher_logits: Knowledge, objective: definition.Objective) -> bool:
     """Whether `one_pass` here takes such logits and knows the objective."""
+    if isinstance(teacher_logits, SparseAnswer):
+        return False
     if teacher_logits is not None and (objective.divergence not in KNOWN_DIVERGENCES or objective.top1_rank > 0):
         return False
     if torch.version.hip:

@@ -22,6 +22,7 @@ from kd_plugin.losses.definition import (
 from kd_plugin.losses.divergences import DIVERGENCES, Slope
 from kd_plugin.losses.ranking import top1_rank_slope
 from kd_plugin.losses.rows import Rows, Side
+from kd_plugin.losses.sparse import Knowledge, SparseAnswer, sparse_divergence
 
 # bytes of one working buffer of a chunk; four to six of them are in use. Measured: on a CPU they should stay in its
 # caches, on a GPU (without Triton) the launches of many small operations count
@@ -35,7 +36,7 @@ def gradient_scale(dtype: torch.dtype) -> float:
 
 def one_pass(
     student_logits: Tensor,
-    teacher_logits: Optional[Tensor],
+    teacher_logits: Knowledge,
     target: Tensor,
     objective: Objective,
     *,
@@ -47,7 +48,8 @@ def one_pass(
 
     Args:
         student_logits: (all, vocab)
-        teacher_logits: (any, vocab), or None: these rows are not distilled, their KD and RANK are 0
+        teacher_logits: (any, vocab); a SparseAnswer for each of the tokens; or None: these rows are not distilled,
+            their KD and RANK are 0
         target: (tokens,)
         rows: (tokens,) ascending positions in student_logits; None: all of them
         teacher_rows: (tokens,) ascending positions in teacher_logits; None: all of them
@@ -66,7 +68,10 @@ def one_pass(
     for start in range(0, n_rows, chunk_rows):
         stop = min(start + chunk_rows, n_rows)
         student, place = _take(student_logits, rows, start, stop)
-        teacher = None if teacher_logits is None else _take(teacher_logits, teacher_rows, start, stop)[0]
+        if isinstance(teacher_logits, SparseAnswer):
+            teacher: Knowledge = teacher_logits.chunk(start, stop)
+        else:
+            teacher = None if teacher_logits is None else _take(teacher_logits, teacher_rows, start, stop)[0]
         memory.start(stop - start)
         direct = gradient is not None and place is not None and gradient.dtype == dtype
         work = gradient[place] if direct else memory.take()  # type: ignore[index]
@@ -139,7 +144,7 @@ Chunk = Tuple[_Student, Optional[_Distilled]]
 
 def _chunk(
     student_logits: Tensor,
-    teacher_logits: Optional[Tensor],
+    teacher_logits: Knowledge,
     target: Tensor,
     objective: Objective,
     work: Tensor,
@@ -157,6 +162,12 @@ def _chunk(
         distilled = None
         if want_gradient:
             torch.mul(plain.exp, alpha / plain.total, out=gradient)
+    elif isinstance(teacher_logits, SparseAnswer):
+        student = plain
+        if temperature != 1.0:
+            spare = memory.take() if want_gradient and alpha > 0 else plain.exp
+            student = _temper(plain, best, temperature, spare)
+        distilled = _sparse(student, plain, best, teacher_logits, objective, gradient if want_gradient else None)
     else:
         teacher, teacher_best = _side(teacher_logits, memory.take(), memory.take())
         teacher_nll = teacher.total.log() - teacher.centred.gather(-1, index)
@@ -179,7 +190,7 @@ def _chunk(
             _teachers_gradient(student, plain, slope, rank_slope, objective, gradient)
     if want_gradient and alpha > 0:
         # minus the smoothed one-hot target
-        eps_i = eps / (plain.exp.size(-1) - 1)
+        eps_i = eps / (work.size(-1) - 1)
         if eps > 0:
             gradient.sub_(alpha * eps_i)
         gradient.scatter_add_(-1, index, torch.full_like(at_target, -alpha * (1.0 - eps - eps_i)))
@@ -212,6 +223,44 @@ def _exp_and_total(centred: Tensor, best: Tensor, exp: Tensor) -> Tensor:
     total = torch.exp(centred, out=exp).scatter_(-1, best, 0.0).sum(dim=-1, keepdim=True).add_(1.0)
     exp.scatter_(-1, best, 1.0)
     return total
+
+
+def _sparse(
+    student: Side, plain: Side, best: Tensor, answer: SparseAnswer, objective: Objective, gradient: Optional[Tensor]
+) -> _Distilled:
+    """The terms of a sparse answer, and as `_teachers_gradient` what the two sides' softmaxes have in the gradient.
+
+    With h the slope, d/d(logits / temperature) of an entry is h - p sum h, and of a symbol in the bucket
+    p / p_rest h_rest - p sum h.
+    """
+    ids, log_total = answer.ids, student.total.log()
+    of_entries = student.exp.gather(-1, ids)
+    lprobs = student.centred.gather(-1, ids) - log_total
+    rest = torch.zeros_like(student.total)
+    if not answer.sampled:  # summed without the entries: as a difference a small rest would be inexact
+        rest = student.exp.scatter_(-1, ids, 0.0).sum(dim=-1, keepdim=True)
+    kd, slope = sparse_divergence(
+        lprobs, rest.log() - log_total, answer, objective.divergence, **objective.divergence_parameters()
+    )
+    if gradient is not None:
+        weight, ce_weight = (1.0 - objective.alpha) * objective.temperature, objective.alpha
+        norm = -slope.total / student.total
+        at_entries = weight * slope.entries
+        if not answer.sampled:  # student.exp is 0 there
+            norm = norm + torch.where(rest > 0, slope.rest / rest, torch.zeros_like(rest))
+            at_entries = at_entries - weight * slope.total * of_entries / student.total
+        if student is plain:
+            torch.mul(student.exp, weight * norm + ce_weight / plain.total, out=gradient)
+            if not answer.sampled:
+                at_entries = at_entries + ce_weight * of_entries / plain.total
+        else:
+            torch.mul(student.exp, weight * norm, out=gradient)
+            if ce_weight > 0:
+                gradient.addcmul_(plain.exp, ce_weight / plain.total)
+        gradient.scatter_add_(-1, ids, at_entries)
+    kd = kd if answer.sampled else kd.clamp_(min=0)
+    zero = torch.zeros_like(student.total)
+    return _Distilled(kd.unsqueeze(-1), zero, zero, best == ids[:, :1])
 
 
 def _rank(rows: Rows, objective: Objective) -> Tuple[Tensor, Optional[Tuple[Tensor, Tensor]]]:

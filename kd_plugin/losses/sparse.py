@@ -1,0 +1,88 @@
+"""A teacher that names k symbols of each distribution: the loss on those entries and one bucket for all the others.
+
+The bucket matters: without it the teacher is biased towards its best symbols (Anshumann et al. 2025,
+https://arxiv.org/abs/2503.16870). Merging symbols into a bucket only loses information, so that the loss is a lower
+bound of the one on all entries (data processing inequality), equal to it at k = vocabulary.
+
+The second kind are k draws from the teacher's own distribution (the same paper's random sampling): the mean over them
+of log q - log p is an unbiased estimate of the forward KL, and so is its gradient.
+"""
+
+from typing import NamedTuple, Tuple, Union
+
+import torch
+from torch import Tensor
+
+from kd_plugin.losses.answer import TeacherAnswer
+from kd_plugin.losses.divergences import DIVERGENCES, MASKED_LPROB
+
+# f-divergences, for which the above holds; of the rest nobody has shown what the bucket does to them
+BUCKET_DIVERGENCES = ("forward_kl", "reverse_kl", "js", "tvd")
+SAMPLED_DIVERGENCES = ("forward_kl",)
+
+
+class SparseAnswer(TeacherAnswer):
+    """What a teacher said about some target tokens in k entries, at the temperature of the distillation.
+
+    Args:
+        ids: (tokens, k) int64, in the student's order of symbols; no symbol twice unless they are draws
+        lprobs: (tokens, k) the teacher's log-probabilities of them, not renormalised
+        log_rest: (tokens,) logarithm of the mass of all the other symbols; -inf: none
+        sampled: they are draws, each as likely as its probability
+    """
+
+    def __init__(self, ids: Tensor, lprobs: Tensor, log_rest: Tensor, sampled: bool = False):
+        self.ids, self.lprobs, self.log_rest, self.sampled = ids, lprobs, log_rest, sampled
+        self.dtype = lprobs.dtype
+
+    @property
+    def everything(self) -> "SparseAnswer":  # type: ignore[override]
+        return self
+
+    def chunk(self, start: int, stop: int) -> "SparseAnswer":  # type: ignore[override]
+        parts = (x[start:stop] for x in (self.ids, self.lprobs, self.log_rest))
+        return SparseAnswer(*parts, sampled=self.sampled)
+
+    def take(self, rows: Tensor) -> "SparseAnswer":
+        """The answers at some positions."""
+        return SparseAnswer(self.ids[rows], self.lprobs[rows], self.log_rest[rows], self.sampled)
+
+
+# what an engine takes as a teacher: logits, a sparse answer, or None for rows that are not distilled
+Knowledge = Union[Tensor, SparseAnswer, None]
+
+
+class SparseSlope(NamedTuple):
+    """Derivatives with respect to log p of the k entries, (tokens, k), and of the bucket, (tokens, 1)."""
+
+    entries: Tensor
+    rest: Tensor
+
+    @property
+    def total(self) -> Tensor:
+        return self.entries.sum(dim=-1, keepdim=True) + self.rest
+
+
+def sparse_divergence(
+    lprobs: Tensor, log_rest: Tensor, answer: SparseAnswer, divergence: str, **parameters: float
+) -> Tuple[Tensor, SparseSlope]:
+    """The divergence and its slope from the student's side of the entries.
+
+    Args:
+        lprobs: (tokens, k) log p of the answer's ids
+        log_rest: (tokens, 1) log p of all other symbols together
+
+    Returns:
+        ((tokens,), its slope)
+    """
+    dtype = lprobs.dtype
+    if answer.sampled:
+        value = (answer.lprobs.to(dtype) - lprobs).mean(dim=-1)
+        return value, SparseSlope(torch.full_like(lprobs, -1.0 / lprobs.size(-1)), torch.zeros_like(log_rest))
+    teacher = torch.cat([answer.lprobs, answer.log_rest.unsqueeze(-1)], dim=-1).to(dtype)
+    # floored, for a bucket that is empty on both sides must not yield inf - inf
+    student = torch.cat([lprobs, log_rest.clamp(min=MASKED_LPROB)], dim=-1).detach().requires_grad_()
+    with torch.enable_grad():
+        value = DIVERGENCES[divergence].definition(student, teacher, **parameters)
+        (slope,) = torch.autograd.grad(value.sum(), student)
+    return value.detach(), SparseSlope(slope[:, :-1], slope[:, -1:])
