@@ -42,6 +42,7 @@ setup(
         "torch>=1.13",  # models, losses and the checkpoints themselves
         "numpy",  # fairseq's batches and the arrays inside its checkpoints
         "sentencepiece",  # the subword models that teachers and students share
+        "tqdm",  # progress bars, as fairseq's own
         "sacrebleu",  # the scores in every table, with a signature
     ],
     extras_require={
@@ -61,6 +62,9 @@ setup(
         ],
         "cpu": [
             "numba>=0.57",  # the loss on CPUs in compiled loops: three to five times faster than PyTorch's operations
+        ],
+        "ray": [
+            "ray[default]>=2.9",  # --runner ray: the shards of kd-plugin cache on a cluster
         ],
         "bench": [
             "matplotlib>=3.5",  # the pictures of scripts/bench_*.py

@@ -21,6 +21,8 @@ class Verb(NamedTuple):
 
 VERBS: Dict[str, Verb] = {
     "doctor": Verb("check this installation and, on request, teacher files", "kd_plugin.doctor"),
+    "cache": Verb("ask a teacher about a corpus once and keep its answers", "kd_plugin.pipeline.cache"),
+    "cache-info": Verb("what such a cache holds; --verify: whether it is undamaged", "kd_plugin.pipeline.cache_info"),
     "path": Verb('print the directory for --user-dir "$(kd-plugin path)"', "kd_plugin.cli"),
 }
 

@@ -22,12 +22,7 @@ def run_signature(criterion, teacher=None) -> str:
     if teacher is None:
         fields.append("teacher:none")
     else:
-        weights = teacher.weights() if len(teacher.members) > 1 else [1.0]
-        for member, weight in zip(teacher.members, weights):
-            share = f"*{weight:g}" if weight != 1.0 else ""
-            fields.append(f"teacher:sha256:{member.sha256[:8]}({_millions(member.parameters)}){share}")
-        remapped = any(m.source_indices is not None or m.target_indices is not None for m in teacher.members)
-        fields.append("vocab:remapped" if remapped else "vocab:ok")
+        fields += teacher.signature_fields()
     fields += [fairseq_distribution(), f"torch:{torch.__version__}", f"kd_plugin:{__version__}"]
     return "kd|" + "|".join(fields)
 
@@ -51,7 +46,3 @@ def _scheduled(criterion, start: float, end) -> str:
     if end is None:
         return f"{start}"
     return f"{start}>{end}:{criterion.kd_schedule}:{criterion.kd_schedule_updates}"
-
-
-def _millions(parameters: int) -> str:
-    return f"{parameters / 1e6:.1f}M" if parameters >= 50_000 else f"{parameters}"

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import uuid
 from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Optional
 
@@ -43,6 +44,7 @@ class Identity(NamedTuple):
     """All that decides what is in a store; two jobs that differ in any of it cannot write the same one.
 
     teachers: of each its sha256, parameters and weight
+    max_positions: the longest (source, target) that the teachers read; longer sentences have no answer
     data: {target_sha256, source_sha256, sentences, tokens} of the binarised split
     dictionary_sha256: of the target symbols in their order, in which ids count
     """
@@ -56,6 +58,7 @@ class Identity(NamedTuple):
     shard_tokens: int
     split: str
     dictionary_sha256: str
+    max_positions: List[int]
     data: Dict[str, Any]
     teachers: List[Dict[str, Any]]
 
@@ -76,6 +79,11 @@ class Manifest(NamedTuple):
     def tokens(self) -> int:
         return sum(shard.tokens for shard in self.shards)
 
+    @property
+    def captured(self) -> float:
+        """The share of the teacher's mass that the entries hold, over all tokens."""
+        return sum(shard.captured for shard in self.shards) / max(1, self.tokens)
+
     def write(self, folder: Path) -> None:
         content = {
             "format": "kd_plugin teacher cache",
@@ -84,7 +92,7 @@ class Manifest(NamedTuple):
             "identity_sha256": self.identity.digest(),
             "bytes_per_token": self.identity.layout.width,
             "tokens": self.tokens,
-            "captured_mass": sum(shard.captured for shard in self.shards) / max(1, self.tokens),
+            "captured_mass": self.captured,
             "captured_mass_histogram": [sum(counts) for counts in zip(*(s.histogram for s in self.shards))],
             "shards": [shard._asdict() for shard in self.shards],
         }
@@ -143,7 +151,7 @@ def write_atomically(path: Path, content: Any) -> None:
     Raises:
         KDPluginError: it cannot be written; nothing is left of it
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         with open(temporary, "wb") as file:
             file.write(content)

@@ -40,10 +40,12 @@ class Layout(NamedTuple):
 
     def encode(self, records: Records) -> np.ndarray:
         """(tokens, width) uint8."""
-        tokens = len(records.ids)
         lprobs = np.concatenate([records.lprobs, records.log_rest[:, None]], axis=1).astype("<f2")
-        parts = [np.ascontiguousarray(records.ids.astype(self.id_type)), np.ascontiguousarray(lprobs)]
-        return np.concatenate([part.view(np.uint8).reshape(tokens, -1) for part in parts], axis=1)
+        encoded = np.empty((len(lprobs), self.width), dtype=np.uint8)
+        ids_width = self.k * self.id_type.itemsize
+        encoded[:, :ids_width] = records.ids.astype(self.id_type).view(np.uint8).reshape(-1, ids_width)
+        encoded[:, ids_width:] = lprobs.view(np.uint8).reshape(-1, 2 * (self.k + 1))
+        return encoded
 
     def decode(self, encoded: np.ndarray) -> Records:
         """From (tokens, width) uint8."""

@@ -4,7 +4,7 @@ import hashlib
 import mmap
 import zlib
 from pathlib import Path
-from typing import Callable, Dict, List, Optional
+from typing import Any, Callable, List, Optional
 
 import numpy as np
 
@@ -88,8 +88,16 @@ class Store:
         self._starts = np.concatenate([[0], ends])
         self._shards = [_OpenShard(self.folder, shard, self.identity) for shard in self.manifest.shards]
 
+    def __reduce__(self) -> Any:
+        """For data-loading workers: each maps the files itself."""
+        return Store, (self.folder,)
+
     def read(self, positions: np.ndarray) -> Records:
-        """(tokens,) positions, counted over the target tokens of the split."""
+        """Records at (tokens,) positions, counted over the target tokens of the split."""
+        return self.identity.layout.decode(self.read_encoded(positions))
+
+    def read_encoded(self, positions: np.ndarray) -> np.ndarray:
+        """(tokens, width) uint8."""
         positions = np.asarray(positions, dtype=np.int64)
         if positions.size and (positions.min() < 0 or positions.max() >= self._starts[-1]):
             raise KDPluginError(f"{self.folder}: no token {positions.max()} among {self._starts[-1]}. {REMEDY}")
@@ -98,7 +106,7 @@ class Store:
         for shard in np.unique(of_shard).tolist():
             chosen = of_shard == shard
             encoded[chosen] = self._shards[shard].read(positions[chosen] - self._starts[shard])
-        return self.identity.layout.decode(encoded)
+        return encoded
 
     def verify(self, progress: Optional[Callable[[int], None]] = None) -> None:
         """Hash every byte.
@@ -118,8 +126,13 @@ class Store:
                 raise KDPluginError(f"{path} is damaged: another sha256 than written. {REMEDY}")
 
 
-def find_stores(folder: Path) -> Dict[str, Path]:
-    """The stores in a cache: split (train, train1, valid, …) to folder."""
+def open_stores(folder: Path, flag: str = "--teacher-cache") -> List[Store]:
+    """The finished stores in a cache, one for each split and folder of data."""
     if not folder.is_dir():
-        raise KDPluginError(f"--teacher-cache {folder}: no such folder. Remedy: kd-plugin cache writes one")
-    return {path.parent.name: path.parent for path in sorted(folder.glob(f"*/{MANIFEST}"))}
+        raise KDPluginError(f"{flag} {folder}: no such folder. Remedy: kd-plugin cache writes one")
+    stores = [Store(path.parent) for path in sorted(folder.glob(f"*/{MANIFEST}"))]
+    if not stores:
+        begun = sorted({str(path.parent) for path in folder.glob("*/shard-*.json")})
+        state = f"{', '.join(begun)} begun and not finished" if begun else "nothing was ever written there"
+        raise KDPluginError(f"{flag} {folder}: no finished store ({state}). Remedy: kd-plugin cache, all --num-shards")
+    return stores

@@ -135,5 +135,6 @@ def check_flags(criterion):
     if criterion.task_teacher is None and {criterion.kd_alpha, criterion.kd_alpha_end} - {1.0, None}:
         raise KDPluginError(
             f"--kd-alpha {criterion.kd_alpha} distils, but there is no teacher. Remedy: --task "
-            "distillation_translation --teacher-path CHECKPOINT, or --kd-alpha 1 for plain training"
+            "distillation_translation --teacher-path CHECKPOINT (or --teacher-cache DIR), or --kd-alpha 1 for plain "
+            "training"
         )

@@ -113,7 +113,7 @@ class KDLabelSmoothedCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion):
     def compute_kd_loss(self, model, net_output, sample):
         """The loss from a student's logits, and every term of it for the log."""
         alpha, _ = self.alpha_and_temperature()
-        if self.task_teacher is None:
+        if self.teacher_of(sample) is None:
             loss, nll_loss = self.compute_loss(model, net_output, sample)
             return loss, {"nll_loss": nll_loss.data, "ce_loss": loss.data}
 
@@ -148,13 +148,14 @@ class KDLabelSmoothedCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion):
         """
         alpha, temperature = self.alpha_and_temperature()
         objective = Objective(alpha, temperature, self.eps, self.kd_divergence, self.kd_parameters, self.kd_top1_rank)
-        if self.task_teacher is None:
+        teacher = self.teacher_of(sample)
+        if teacher is None:
             loss, terms = student.loss(None, target, objective)
             self._check_finite(loss, terms, rows, sample)
             sums = terms.sum(dim=0)
             return loss, {"nll_loss": sums[NLL], "ce_loss": sums[CE]}
         distilled = self.select(student, target) if alpha < 1.0 else None
-        answer = self.task_teacher(sample, rows if distilled is None else rows[distilled], dtype)
+        answer = teacher(sample, rows if distilled is None else rows[distilled], dtype)
         loss, terms = student.loss(answer, target, objective, distilled=distilled)
         self._check_finite(loss, terms, rows, sample)
         sums = terms.sum(dim=0)
@@ -163,8 +164,8 @@ class KDLabelSmoothedCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion):
             "ce_loss": sums[CE],
             "kd_loss": sums[KD] + sums[RANK],
             "rank_loss": sums[RANK],
-            "teacher_nll_loss": sums[TEACHER_NLL],
-            "n_agree": sums[AGREE],
+            **({"teacher_nll_loss": sums[TEACHER_NLL]} if answer.knows_target else {}),
+            **({"n_agree": sums[AGREE]} if answer.knows_best else {}),
             "n_counted": rows.numel(),
             "n_distilled": rows.numel() if distilled is None else distilled.sum(),
             # fairseq sums the logs of all ranks and batches, so the mean needs its own count
@@ -195,6 +196,15 @@ class KDLabelSmoothedCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion):
     @property
     def task_teacher(self):
         return getattr(self.task, "teacher", None)
+
+    def teacher_of(self, sample):
+        """The task's teacher if it can answer about a batch; None: there is none, or a cache without that split."""
+        covers = getattr(self.task_teacher, "covers", None)
+        return self.task_teacher if covers is None or covers(sample) else None
+
+    def temperatures(self):
+        """Where the temperature starts, and where a schedule takes it."""
+        return [self.kd_temperature] + ([] if self.kd_temperature_end is None else [self.kd_temperature_end])
 
     def alpha_and_temperature(self):
         """The two values at the current update."""
@@ -282,9 +292,10 @@ class KDLabelSmoothedCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion):
         metrics.log_scalar("kd_alpha", total("kd_alpha") / n_batches, n_batches, round=4)
         metrics.log_scalar("kd_temperature", total("kd_temperature") / n_batches, n_batches, round=4)
         n_distilled, n_counted = total("n_distilled"), total("n_counted")
-        if n_distilled > 0:
+        if n_distilled > 0 and "teacher_nll_loss" in logging_outputs[0]:
             teacher_nll_loss = total("teacher_nll_loss") / n_distilled / math.log(2)
             metrics.log_scalar("teacher_nll_loss", teacher_nll_loss, n_distilled, round=3)
+        if n_distilled > 0 and "n_agree" in logging_outputs[0]:
             metrics.log_scalar("agreement", total("n_agree") * 100.0 / n_distilled, n_distilled, round=2)
         if n_distilled < n_counted:
             metrics.log_scalar("kd_selected", n_distilled * 100.0 / n_counted, n_counted, round=2)

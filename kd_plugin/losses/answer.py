@@ -12,6 +12,9 @@ class TeacherAnswer:
     Logits are unnormalised log-probabilities at temperature 1, in the student's order of symbols.
     """
 
+    knows_target = True  # the probability of every target
+    knows_best = True  # which symbol it ranks first
+
     def __init__(self, logits: Tensor):
         self.logits = logits  # (tokens, vocab)
 

@@ -29,7 +29,6 @@ from numba.extending import overload
 from torch import Tensor
 
 from kd_plugin.losses import definition, divergences
-from kd_plugin.losses.one_pass import gradient_scale
 from kd_plugin.losses.sparse import BUCKET_DIVERGENCES, Knowledge, SparseAnswer
 
 logging.getLogger("numba").setLevel(logging.WARNING)  # it tells the compiler's steps to whoever logs at DEBUG
@@ -38,7 +37,6 @@ CE, NLL, KD, TEACHER_NLL, AGREE = (getattr(definition, name) for name in ("CE", 
 DIVERGENCES = ("forward_kl", "reverse_kl", "js", "skew_forward_kl", "skew_reverse_kl", "tvd", "adaptive_kl")
 FORWARD_KL, REVERSE_KL, JS, SKEW_FORWARD_KL, SKEW_REVERSE_KL, TVD, ADAPTIVE_KL = range(len(DIVERGENCES))
 BLOCK, LANES = 2048, 64  # entries of a row
-CHUNK_BYTES = 512 * 1024  # of rows in half precision, which are converted to fp32 first
 MIN_ENTRIES = 2**20  # of a thread; PyTorch's own threads, which wait busily, slow down what is shorter
 
 # typed constants: with Python's own, fp32 would become float64
@@ -63,9 +61,8 @@ def supports(student_logits: Tensor, teacher_logits: Knowledge, objective: defin
             return False
         teacher_logits = None if teacher_logits.dtype == torch.float32 else teacher_logits.lprobs
     dtypes = {logits.dtype for logits in (student_logits, teacher_logits) if logits is not None}
-    if torch.float64 in dtypes and len(dtypes) > 1:
-        return False
-    return all(
+    # half precision is left to PyTorch, which converts and computes faster than it could be converted for this
+    return (dtypes == {torch.float32} or dtypes == {torch.float64}) and all(
         logits.device.type == "cpu" and logits.dim() == 2 and logits.is_contiguous()
         for logits in (student_logits, teacher_logits)
         if logits is not None
@@ -94,16 +91,13 @@ def one_pass(
         rows = torch.arange(n_rows)
     if teacher_rows is None:
         teacher_rows = torch.arange(n_rows)
-    of_logits = [student_logits] if isinstance(teacher_logits, SparseAnswer) else [student_logits, teacher_logits]
-    converted = any(logits is not None and logits.dtype != dtype for logits in of_logits)
-    run = _run_converted if converted else _run
 
     def share(start: int, stop: int) -> None:
         part = slice(start, stop)
         teacher, teacher_part = teacher_logits, teacher_rows[part]
         if isinstance(teacher, SparseAnswer):
             teacher, teacher_part = teacher.chunk(start, stop), teacher_rows[: stop - start]
-        run(student_logits, rows[part], teacher, teacher_part, target[part], objective, gradient, terms[part])
+        _run(student_logits, rows[part], teacher, teacher_part, target[part], objective, gradient, terms[part])
 
     threads = max(1, min(torch.get_num_threads(), n_rows * vocab // MIN_ENTRIES, n_rows))
     bounds = [n_rows * i // threads for i in range(threads + 1)]
@@ -115,32 +109,6 @@ def one_pass(
     return terms
 
 
-def _run_converted(
-    student: Tensor,
-    rows: Tensor,
-    teacher: Knowledge,
-    teacher_rows: Tensor,
-    target: Tensor,
-    objective: definition.Objective,
-    gradient: Optional[Tensor],
-    terms: Tensor,
-) -> None:
-    """`_run` of logits in half precision, a few rows at a time in the terms' dtype."""
-    step = max(1, CHUNK_BYTES // (student.size(1) * terms.element_size()))
-    for start in range(0, rows.numel(), step):
-        part = slice(start, start + step)
-        logits = student[rows[part]].to(terms.dtype)
-        if isinstance(teacher, SparseAnswer):
-            of_teacher: Knowledge = teacher.take(teacher_rows[part])
-        else:
-            of_teacher = None if teacher is None else teacher[teacher_rows[part]].to(terms.dtype)
-        index = torch.arange(logits.size(0))
-        into, scale = (None, 1.0) if gradient is None else (logits, gradient_scale(gradient.dtype))
-        _run(logits, index, of_teacher, index, target[part], objective, into, terms[part], scale)
-        if gradient is not None:
-            gradient.index_copy_(0, rows[part], logits.to(gradient.dtype))
-
-
 def _run(
     student: Tensor,
     rows: Tensor,
@@ -150,9 +118,8 @@ def _run(
     objective: definition.Objective,
     gradient: Optional[Tensor],
     terms: Tensor,
-    scale: float = 1.0,
 ) -> None:
-    """The compiled code on some rows, whose gradient comes times `scale`."""
+    """The compiled code on some rows."""
     vocab = student.size(1)
     alpha, temperature, eps = objective.alpha, objective.temperature, objective.label_smoothing
     eps_i = eps / (vocab - 1) if eps > 0 else 0.0
@@ -168,7 +135,7 @@ def _run(
         terms.numpy(),
         gradient is not None,
         divergence,
-        *(real(x) for x in (scale * alpha, scale * (1.0 - alpha) * temperature, 1.0 / temperature)),
+        *(real(x) for x in (alpha, (1.0 - alpha) * temperature, 1.0 / temperature)),
         *(real(x) for x in (1.0 - eps - eps_i, eps_i, parameter)),
     )
     if isinstance(teacher, SparseAnswer):
@@ -522,8 +489,8 @@ def _rows(  # type: ignore[no-untyped-def]
     terms,  # (tokens, N_TERMS), zeros
     want_gradient,  # whether gradient counts
     divergence,  # its number
-    ce_weight,  # alpha, times gradient_scale
-    kd_weight,  # (1 - alpha) temperature, times gradient_scale
+    ce_weight,  # alpha
+    kd_weight,  # (1 - alpha) temperature
     inverse_temperature,
     nll_weight,  # 1 - eps - eps_i
     eps_i,

@@ -26,22 +26,25 @@ class SparseAnswer(TeacherAnswer):
 
     Args:
         ids: (tokens, k) int64, in the student's order of symbols; no symbol twice unless they are draws
-        lprobs: (tokens, k) the teacher's log-probabilities of them, not renormalised
+        lprobs: (tokens, k) the teacher's log-probabilities of them, not renormalised; topk: the best first
         log_rest: (tokens,) logarithm of the mass of all the other symbols; -inf: none
         sampled: they are draws, each as likely as its probability
     """
 
+    knows_target = False
+
     def __init__(self, ids: Tensor, lprobs: Tensor, log_rest: Tensor, sampled: bool = False):
         self.ids, self.lprobs, self.log_rest, self.sampled = ids, lprobs, log_rest, sampled
         self.dtype = lprobs.dtype
+        self.knows_best = not sampled
 
     @property
     def everything(self) -> "SparseAnswer":  # type: ignore[override]
         return self
 
     def chunk(self, start: int, stop: int) -> "SparseAnswer":  # type: ignore[override]
-        parts = (x[start:stop] for x in (self.ids, self.lprobs, self.log_rest))
-        return SparseAnswer(*parts, sampled=self.sampled)
+        part = slice(start, stop)
+        return SparseAnswer(self.ids[part], self.lprobs[part], self.log_rest[part], self.sampled)
 
     def take(self, rows: Tensor) -> "SparseAnswer":
         """The answers at some positions."""

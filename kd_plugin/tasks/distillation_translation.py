@@ -3,7 +3,7 @@
 import logging
 from argparse import ArgumentParser
 from dataclasses import dataclass, field, fields
-from typing import Any, List, Optional, Set
+from typing import Any, Optional, Set, Union
 
 from fairseq import utils
 from fairseq.criterions.label_smoothed_cross_entropy import LabelSmoothedCrossEntropyCriterionConfig
@@ -21,7 +21,8 @@ from kd_plugin.criterions.kd_label_smoothed_cross_entropy import (
 from kd_plugin.errors import KDPluginError
 from kd_plugin.losses.selection import SelectAll
 from kd_plugin.signature import run_signature
-from kd_plugin.teachers.loading import load_teacher, parse_overrides
+from kd_plugin.teachers.cached import CachedTeacher
+from kd_plugin.teachers.flags import open_teacher, parse_hashes
 from kd_plugin.teachers.online import TEACHER_DTYPES, OnlineTeacher
 
 logger = logging.getLogger(__name__)
@@ -36,6 +37,13 @@ class DistillationTranslationConfig(TranslationConfig):
         metadata={
             "help": "checkpoint of the teacher; several, separated by colons, make an ensemble. The architecture is "
             "read from the checkpoint itself"
+        },
+    )
+    teacher_cache: Optional[str] = field(
+        default=None,
+        metadata={
+            "help": "folder with a teacher's answers to the training data, as kd-plugin cache writes it, instead of "
+            "--teacher-path"
         },
     )
     # Any: a string on the command line, a list or mapping in YAML
@@ -60,7 +68,7 @@ class DistillationTranslationConfig(TranslationConfig):
     teacher_sha256: Optional[str] = field(
         default=None,
         metadata={
-            "help": "refuse any other file as teacher: the sha256 of each --teacher-path, separated by colons "
+            "help": "refuse any other file as teacher, or answers by any other: sha256, separated by colons "
             "(kd-plugin doctor --teacher PATH prints it)"
         },
     )
@@ -86,7 +94,7 @@ class DistillationTranslationTask(TranslationTask):
 
     def __init__(self, cfg: DistillationTranslationConfig, src_dict, tgt_dict):
         super().__init__(cfg, src_dict, tgt_dict)
-        self.teacher: Optional[OnlineTeacher] = None
+        self.teacher: Union[OnlineTeacher, CachedTeacher, None] = None
         self.num_updates = 0
         self.is_dummy_batch = False
         self.selection: SelectAll = SelectAll()
@@ -105,40 +113,47 @@ class DistillationTranslationTask(TranslationTask):
         criterion = super().build_criterion(cfg, *args, **kwargs)
         if isinstance(criterion, KDLabelSmoothedCrossEntropyCriterion):
             self.selection = criterion.selection
+            if isinstance(self.teacher, CachedTeacher):
+                self.teacher.check(criterion.kd_divergence, criterion.temperatures(), criterion.kd_top1_rank)
             self._signature = run_signature(criterion, self.teacher)
             logger.info(self._signature)
         elif self.teacher is not None:
             raise KDPluginError(
-                f"--teacher-path is given, but the criterion {type(criterion).__name__} asks no teacher. Remedy: "
-                "--criterion kd_label_smoothed_cross_entropy, or leave --teacher-path out"
+                f"a teacher is given, but the criterion {type(criterion).__name__} asks no teacher. Remedy: "
+                "--criterion kd_label_smoothed_cross_entropy, or leave the teacher out"
             )
         return criterion
 
     def _load_teacher(self) -> None:
-        if not self.cfg.teacher_path:
+        cfg = self.cfg
+        if cfg.teacher_cache:
+            for name in ("teacher_path", "teacher_weights"):
+                if getattr(cfg, name):
+                    raise KDPluginError(f"--{name.replace('_', '-')} and --teacher-cache are both given: leave one out")
+            self.teacher = CachedTeacher(cfg.teacher_cache, self.target_dictionary, parse_hashes(cfg.teacher_sha256))
+        elif cfg.teacher_path:
+            self.teacher = open_teacher(
+                self,
+                cfg.teacher_path,
+                cfg.teacher_weights,
+                cfg.teacher_overrides,
+                cfg.teacher_sha256,
+                str(cfg.teacher_dtype),
+            )
+        else:
             for name in ("teacher_weights", "teacher_sha256"):
-                if getattr(self.cfg, name):
+                if getattr(cfg, name):
                     raise KDPluginError(f"--{name.replace('_', '-')} is given without --teacher-path")
-            return
-        paths = utils.split_paths(self.cfg.teacher_path)
-        hashes: List[Optional[str]] = (
-            list((self.cfg.teacher_sha256 or "").split(":")) if self.cfg.teacher_sha256 else []
-        )
-        if hashes and len(hashes) != len(paths):
-            raise KDPluginError(
-                f"--teacher-sha256 names {len(hashes)} hashes for {len(paths)} teachers in --teacher-path"
-            )
-        overrides = parse_overrides(self.cfg.teacher_overrides)
-        members = [
-            load_teacher(path, self, expected, overrides)
-            for path, expected in zip(paths, hashes or [None] * len(paths))
-        ]
-        self.teacher = OnlineTeacher(members, parse_weights(self.cfg.teacher_weights), str(self.cfg.teacher_dtype))
-        for member in members:
-            logger.info(
-                f"teacher {member.path}: {type(member.model).__name__}, {member.parameters:,} parameters, "
-                f"sha256 {member.sha256}"
-            )
+
+    def load_dataset(self, split, epoch=1, combine=False, **kwargs):
+        """As fairseq's; batches of a split whose answers are in --teacher-cache bring them along."""
+        super().load_dataset(split, epoch=epoch, combine=combine, **kwargs)
+        if isinstance(self.teacher, CachedTeacher):
+            training = split == self.cfg.train_subset
+            paths = utils.split_paths(self.cfg.data)
+            data = paths[(epoch - 1) % len(paths)] if training else paths[0]
+            languages = self.cfg.source_lang, self.cfg.target_lang
+            self.teacher.attach(self.datasets[split], data, split, *languages, required=training)
 
     def train_step(self, sample, model, criterion, optimizer, update_num, ignore_grad=False, **kwargs):
         # schedules and error messages need the update number, which fairseq hands to nobody else
@@ -168,17 +183,6 @@ class DistillationTranslationTask(TranslationTask):
         """fairseq skips (training) or refuses (validation) what is longer: no index error in a shorter teacher."""
         own = super().max_positions()
         return utils.resolve_max_positions(own, *self.teacher.max_positions()) if self.teacher is not None else own
-
-
-def parse_weights(weights: Any) -> Optional[List[float]]:
-    """--teacher-weights: `0.7,0.3`, or a list from YAML."""
-    if weights is None or weights == "":
-        return None
-    parts = str(weights).split(",") if isinstance(weights, (str, int, float)) else list(weights)
-    try:
-        return [float(part) for part in parts]
-    except ValueError as error:
-        raise KDPluginError(f"--teacher-weights {weights!r} is no list of numbers. Remedy: write 0.7,0.3") from error
 
 
 # a second task of this name would be ignored by fairseq without a word

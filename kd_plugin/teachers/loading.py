@@ -45,6 +45,12 @@ def sha256_of(path: str) -> str:
     return digest.hexdigest()
 
 
+def short_name(sha256: str, parameters: int) -> str:
+    """`sha256:1a2b3c4d(7.9M)`."""
+    size = f"{parameters / 1e6:.1f}M" if parameters >= 50_000 else f"{parameters}"
+    return f"sha256:{sha256[:8]}({size})"
+
+
 def count_parameters(state: Dict[str, Any]) -> int:
     """Number of parameters in a checkpoint's `model`, tied ones (the same memory) counted once."""
     sizes = {

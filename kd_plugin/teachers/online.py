@@ -12,7 +12,7 @@ from kd_plugin.compat import cpu_computes
 from kd_plugin.errors import KDPluginError
 from kd_plugin.losses.answer import ProjectedAnswer, TeacherAnswer
 from kd_plugin.losses.memory import linear
-from kd_plugin.teachers.loading import LoadedTeacher
+from kd_plugin.teachers.loading import LoadedTeacher, short_name
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +52,20 @@ class OnlineTeacher:
     def max_positions(self) -> List[Any]:
         """The longest (source, target) that each teacher can read, for fairseq's own length filter."""
         return [member.model.max_positions() for member in self.members]
+
+    def signature_fields(self) -> List[str]:
+        """Who they are and whether they were remapped, for the line that identifies a run."""
+        weights = self.weights() if len(self.members) > 1 else [1.0]
+        shares = [f"*{weight:g}" if weight != 1.0 else "" for weight in weights]
+        remapped = any(m.source_indices is not None or m.target_indices is not None for m in self.members)
+        return [
+            *(f"teacher:{short_name(m.sha256, m.parameters)}{share}" for m, share in zip(self.members, shares)),
+            "vocab:remapped" if remapped else "vocab:ok",
+        ]
+
+    def covers(self, sample: Dict[str, Any]) -> bool:
+        """Whether it can answer about a batch: any."""
+        return True
 
     @torch.no_grad()
     def __call__(self, sample: Dict[str, Any], rows: Tensor, student_dtype: torch.dtype) -> TeacherAnswer:

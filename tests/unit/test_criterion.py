@@ -10,7 +10,7 @@ from kd_plugin.criterions import KDLabelSmoothedCrossEntropyCriterion
 from kd_plugin.errors import KDPluginError
 from kd_plugin.losses import DIVERGENCES
 from kd_plugin.signature import run_signature
-from kd_plugin.teachers.online import TeacherAnswer
+from kd_plugin.teachers.online import OnlineTeacher, TeacherAnswer
 from tests.reference import loss64
 from tests.support import MODEL, make_checkpoint
 
@@ -280,7 +280,7 @@ def test_signature_tells_every_setting():
     member = SimpleNamespace(
         sha256="1a2b3c4d" + 56 * "0", parameters=7_912_345, source_indices=None, target_indices=None
     )
-    teacher = SimpleNamespace(members=[member], weights=lambda: [1.0])
+    teacher = OnlineTeacher([member])
     _, criterion, _ = setup(TARGET, TEACHER, kd_alpha=0.5, kd_temperature=2.0)
     line = run_signature(criterion, teacher)
     assert line.startswith(
@@ -293,5 +293,5 @@ def test_signature_tells_every_setting():
     line = run_signature(criterion, teacher)
     assert "|div:js(js_beta=0.5)+rank:5|" in line and "|select:global:0.3:30000|" in line
     member.target_indices = torch.arange(3)
-    teacher.members, teacher.weights = [member, member], lambda: [0.75, 0.25]
+    teacher = OnlineTeacher([member, member], [0.75, 0.25])
     assert "1a2b3c4d(7.9M)*0.75|teacher:sha256:1a2b3c4d(7.9M)*0.25|vocab:remapped" in run_signature(criterion, teacher)

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 
-from kd_plugin.losses import one_pass as by_chunks
 from kd_plugin.losses.definition import AGREE, CE, KD, NLL, Objective, terms_by_definition
 
 pytest.importorskip("numba", reason="numba is not installed")
@@ -120,10 +119,9 @@ def test_masked_words_on_either_side(divergence):
     torch.testing.assert_close(gradient[finite], expected[finite], rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("distilled", [True, False])
-def test_chosen_rows_alone_are_read_and_written(dtype, distilled, monkeypatch):
-    monkeypatch.setattr(kernels, "CHUNK_BYTES", 2 * 40 * 4)  # two rows of a half dtype at a time
+def test_chosen_rows_alone_are_read_and_written(dtype, distilled):
     student, teacher, _ = batch(rows=9, dtype=dtype)
     rows, teacher_rows = torch.tensor([0, 2, 3, 7, 8]), torch.tensor([1, 2, 4, 5, 8])
     target = torch.tensor([3, 1, 0, 39, 5])
@@ -138,9 +136,7 @@ def test_chosen_rows_alone_are_read_and_written(dtype, distilled, monkeypatch):
     )
     tight = 1e-12 if dtype == torch.float64 else 3e-6
     torch.testing.assert_close(terms.double(), expected_terms, rtol=tight, atol=tight)
-    scale = by_chunks.gradient_scale(dtype)
-    half = {torch.bfloat16: 2**-8, torch.float16: 2**-10}.get(dtype, tight)
-    torch.testing.assert_close(gradient[rows].double() / scale, expected, rtol=half, atol=tight)
+    torch.testing.assert_close(gradient[rows].double(), expected, rtol=tight, atol=tight)
     assert (gradient[[1, 4, 5, 6]] == 7.0).all()
     in_place = student.clone()
     kernels.one_pass(in_place, teacher_of, target, objective, rows=rows, teacher_rows=chosen, gradient=in_place)
@@ -185,6 +181,7 @@ def test_what_it_does_not_know_goes_to_pytorch():
     assert knows(student, teacher, Objective(0.5)) is kernels
     assert knows(student, teacher, Objective(0.5, top1_rank=2)) is None
     assert knows(student, teacher.double(), Objective(0.5)) is None
+    assert knows(student.half(), teacher.half(), Objective(0.5)) is None
     assert knows(student.t(), teacher.t(), Objective(0.5)) is None
     assert knows(student, None, Objective(1.0, divergence="somebody's own")) is kernels
     assert knows(student, teacher, Objective(0.5, divergence="somebody's own")) is None

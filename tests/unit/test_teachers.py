@@ -10,9 +10,9 @@ from kd_plugin.errors import KDPluginError
 from kd_plugin.tasks.distillation_translation import (
     DistillationTranslationConfig,
     DistillationTranslationTask,
-    parse_weights,
 )
 from kd_plugin.teachers import online
+from kd_plugin.teachers.flags import parse_weights
 from kd_plugin.teachers.loading import load_teacher, parse_overrides, read_checkpoint
 from kd_plugin.teachers.online import OnlineTeacher
 from tests.support import MODEL, make_checkpoint

@@ -1,0 +1,60 @@
+"""From a teacher's logits to the few entries of each distribution that a store keeps."""
+
+from typing import Optional
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kd_plugin.cache.records import Records
+from kd_plugin.losses.rows import top_indices
+
+
+@torch.no_grad()
+def compress(
+    logits: Tensor, kind: str, k: int, temperature: float = 1.0, generator: Optional[torch.Generator] = None
+) -> Records:
+    """What is kept of softmax(logits / temperature).
+
+    Args:
+        logits: (tokens, vocab), any float dtype; may be written over
+        kind: topk: the k best entries, best first; sampled: k draws, each as likely as its probability, by symbol
+        generator: of the draws, on the CPU, so that they do not depend on the device
+    """
+    logits = logits.float()
+    if temperature != 1.0:
+        logits = logits / temperature
+    logits = logits - logits.amax(dim=-1, keepdim=True)
+    if kind == "topk":
+        ids = top_indices(logits, k)
+        kept = logits.gather(-1, ids)
+        exps = logits.exp_()
+        entries = kept.exp().sum(dim=-1)
+    else:
+        exps = logits.exp()
+        ids = _draws(exps, k, generator)
+        kept = logits.gather(-1, ids)
+        first = torch.ones_like(ids, dtype=torch.bool)
+        first[:, 1:] = ids[:, 1:] != ids[:, :-1]  # they are sorted
+        entries = (kept.exp() * first).sum(dim=-1)
+    # summed without the entries: as a difference a small rest would be inexact
+    rest = exps.scatter_(-1, ids, 0.0).sum(dim=-1)
+    log_total = (entries + rest).log()
+    lprobs, log_rest = kept - log_total.unsqueeze(-1), rest.log() - log_total
+    return Records(*(x.cpu().numpy() for x in (ids, lprobs, log_rest)))
+
+
+def _draws(exps: Tensor, k: int, generator: Optional[torch.Generator]) -> Tensor:
+    """(tokens, k) indices drawn with probabilities proportional to exps, ascending: the inverse of the distribution
+    function at uniform numbers."""
+    distribution = exps.double().cumsum(dim=-1)
+    uniform = torch.rand(exps.size(0), k, generator=generator, dtype=torch.float64).to(exps.device)
+    # right: a symbol of probability 0 is never drawn
+    drawn = torch.searchsorted(distribution, uniform * distribution[:, -1:], right=True)
+    return drawn.clamp_(max=exps.size(1) - 1).sort(dim=-1).values
+
+
+def unknown(tokens: int, k: int) -> Records:
+    """For target tokens that a teacher cannot be asked about: all mass in the rest."""
+    ids = np.zeros((tokens, k), dtype=np.int64)
+    return Records(ids, np.full((tokens, k), -np.inf, dtype=np.float32), np.zeros(tokens, dtype=np.float32))

@@ -1,0 +1,58 @@
+"""Which data a store answers for: the bytes of a binarised split, and the order of the target symbols."""
+
+import hashlib
+import os
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Dict, List, Sequence, Tuple
+
+import numpy as np
+
+from kd_plugin.errors import KDPluginError
+
+
+def split_files(data: str, split: str, source_lang: str, target_lang: str) -> Tuple[List[Path], List[Path]]:
+    """The source's and the target's files of a split as fairseq-preprocess names them."""
+    for pair in (f"{source_lang}-{target_lang}", f"{target_lang}-{source_lang}"):
+        sides = []
+        for lang in (source_lang, target_lang):
+            prefix = os.path.join(data, f"{split}.{pair}.{lang}")
+            sides.append([Path(prefix + end) for end in (".bin", ".idx", "") if os.path.isfile(prefix + end)])
+        if all(sides):
+            return sides[0], sides[1]
+    raise KDPluginError(
+        f"{data}: no binarised split {split!r} of {source_lang}-{target_lang}. Remedy: fairseq-preprocess, or the "
+        "right folder, --subset, -s and -t"
+    )
+
+
+@lru_cache(maxsize=None)
+def fingerprint(data: str, split: str, source_lang: str, target_lang: str) -> Tuple[Tuple[str, str], ...]:
+    """(name, sha256) of either side of a split; a dictionary's items, for the cache."""
+    source, target = split_files(data, split, source_lang, target_lang)
+    return ("source_sha256", _sha256(source)), ("target_sha256", _sha256(target))
+
+
+def _sha256(paths: Sequence[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(f"{path.suffix}:{path.stat().st_size}:".encode())
+        with open(path, "rb") as file:
+            for piece in iter(lambda: file.read(1 << 22), b""):
+                digest.update(piece)
+    return digest.hexdigest()
+
+
+def describe_data(data: str, split: str, source_lang: str, target_lang: str, sizes: np.ndarray) -> Dict[str, Any]:
+    """What a manifest says about its data.
+
+    Args:
+        sizes: (sentences,) number of target tokens of each, end of sentence included
+    """
+    hashes = dict(fingerprint(data, split, source_lang, target_lang))
+    return {**hashes, "sentences": len(sizes), "tokens": int(np.sum(sizes, dtype=np.int64))}
+
+
+def dictionary_sha256(symbols: Sequence[str]) -> str:
+    """Of the symbols in their order, which is what ids count in."""
+    return hashlib.sha256("\n".join(symbols).encode()).hexdigest()

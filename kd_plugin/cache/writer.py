@@ -1,0 +1,135 @@
+"""Writing a store, shard by shard: whatever is finished stays finished, whenever a job is killed."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any, Iterator, List, NamedTuple, Optional
+
+import numpy as np
+
+from kd_plugin.cache.manifest import Identity, Manifest, Shard, read_part, write_atomically
+from kd_plugin.cache.records import Records, mass_histogram
+from kd_plugin.cache.store import checksums
+from kd_plugin.errors import KDPluginError
+
+
+class Plan(NamedTuple):
+    """A shard to write: the sentences [first, last) of the split."""
+
+    name: str
+    first: int
+    last: int
+    tokens: int
+
+
+def plan_shards(sizes: np.ndarray, shard_tokens: int) -> List[Plan]:
+    """Shards of about `shard_tokens` target tokens, whole sentences each; they depend on the data alone.
+
+    Args:
+        sizes: (sentences,) target tokens of each
+    """
+    ends = np.cumsum(sizes, dtype=np.int64)
+    plans: List[Plan] = []
+    first = 0
+    while first < len(sizes):
+        done = int(ends[first - 1]) if first else 0
+        last = max(first + 1, int(np.searchsorted(ends, done + shard_tokens, side="right")))
+        plans.append(Plan(f"shard-{len(plans):05d}", first, last, int(ends[last - 1]) - done))
+        first = last
+    return plans
+
+
+class ShardWriter:
+    """Collects the records of one shard in any order of its sentences, in memory, and writes them at once.
+
+    Args:
+        sizes: (sentences,) target tokens of each sentence of the whole split
+    """
+
+    def __init__(self, folder: Path, identity: Identity, plan: Plan, sizes: np.ndarray):
+        self._folder, self._identity, self._plan = Path(folder), identity, plan
+        lengths = np.asarray(sizes[plan.first : plan.last], dtype=np.int64)
+        self._starts = np.cumsum(lengths) - lengths
+        self._lengths = lengths
+        self._encoded = np.zeros((plan.tokens, identity.layout.width), dtype=np.uint8)
+        self._log_rest = np.zeros(plan.tokens, dtype=np.float32)
+        self._written = np.zeros(len(lengths), dtype=bool)
+
+    def add(self, sentences: np.ndarray, records: Records) -> None:
+        """Records of some sentences, one after the other, each with as many as it has target tokens."""
+        local = np.asarray(sentences, dtype=np.int64) - self._plan.first
+        lengths = self._lengths[local]
+        if int(lengths.sum()) != len(records.ids) or self._written[local].any():
+            raise KDPluginError(f"{self._plan.name}: records do not fit its sentences; nothing of it was written")
+        positions = np.repeat(self._starts[local] - (np.cumsum(lengths) - lengths), lengths) + np.arange(lengths.sum())
+        self._encoded[positions] = self._identity.layout.encode(records)
+        self._log_rest[positions] = records.log_rest
+        self._written[local] = True
+
+    def finish(self) -> Shard:
+        """Write the shard: records, checksums, and last the part of the manifest that says it is there."""
+        if not self._written.all():
+            raise KDPluginError(f"{self._plan.name}: {int((~self._written).sum())} sentences have no records")
+        encoded = self._encoded.tobytes()
+        crc = checksums(encoded, self._identity.layout.width, self._plan.name, self._identity).tobytes()
+        counts, captured = mass_histogram(self._log_rest)
+        shard = Shard(
+            self._plan.name,
+            self._plan.tokens,
+            hashlib.sha256(encoded).hexdigest(),
+            hashlib.sha256(crc).hexdigest(),
+            counts.tolist(),
+            captured,
+        )
+        write_atomically(shard.records_path(self._folder), encoded)
+        write_atomically(shard.checksums_path(self._folder), crc)
+        part = {"identity_sha256": self._identity.digest(), "shard": shard._asdict()}
+        write_atomically(shard.part_path(self._folder), json.dumps(part).encode())
+        return shard
+
+
+def finished(folder: Path, identity: Identity, plan: Plan) -> Optional[Shard]:
+    """The shard of a plan if an earlier run has finished it; its files are looked at, not hashed."""
+    shard = read_part(Path(folder) / f"{plan.name}.json", identity)
+    if shard is None or shard.tokens != plan.tokens:
+        return None
+    path = shard.records_path(Path(folder))
+    whole = path.is_file() and path.stat().st_size == plan.tokens * identity.layout.width
+    return shard if whole and shard.checksums_path(Path(folder)).is_file() else None
+
+
+def merge(folder: Path, identity: Identity, plans: List[Plan]) -> Optional[Manifest]:
+    """Write the manifest if every shard is finished; None: some are missing. Any job may do it, and several at once."""
+    shards = [finished(folder, identity, plan) for plan in plans]
+    if any(shard is None for shard in shards):
+        return None
+    manifest = Manifest(identity, [shard for shard in shards if shard is not None])
+    manifest.write(Path(folder))
+    return manifest
+
+
+def remove_leftovers(folder: Path, mine: List[Plan]) -> None:
+    """Temporary files of a killed run of the same shards."""
+    names = {plan.name for plan in mine}
+    for path in _temporary_files(folder):
+        if path.name.split(".")[1] in names:
+            path.unlink(missing_ok=True)
+
+
+def _temporary_files(folder: Path) -> Iterator[Path]:
+    return Path(folder).glob(".shard-*.tmp")
+
+
+def prepare_folder(folder: Path) -> Any:
+    """Make the folder of a store.
+
+    Raises:
+        KDPluginError: it cannot be written to
+    """
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise KDPluginError(f"--cache-dir {folder}: {error.strerror}. Remedy: a folder that can be written") from error
+    if not os.access(folder, os.W_OK):
+        raise KDPluginError(f"--cache-dir {folder}: no permission to write. Remedy: a folder that can be written")

@@ -1,0 +1,1 @@
+"""Offline work over files, each a verb of kd-plugin."""

@@ -1,0 +1,297 @@
+"""`kd-plugin cache`: ask a teacher about every target token of a corpus once, and keep the answers."""
+
+import argparse
+import functools
+import logging
+from pathlib import Path
+from typing import Any, Callable, Iterator, List, NamedTuple, Sequence
+
+import numpy as np
+import torch
+from fairseq import utils
+from fairseq.data import data_utils
+from fairseq.tasks.translation import TranslationConfig, TranslationTask, load_langpair_dataset
+from tqdm import tqdm
+
+from kd_plugin.cache.compress import compress, unknown
+from kd_plugin.cache.data import describe_data, dictionary_sha256
+from kd_plugin.cache.manifest import KINDS, Identity
+from kd_plugin.cache.records import Records
+from kd_plugin.cache.writer import (
+    Plan,
+    ShardWriter,
+    finished,
+    merge,
+    plan_shards,
+    prepare_folder,
+    remove_leftovers,
+)
+from kd_plugin.errors import KDPluginError
+from kd_plugin.pipeline import engines
+from kd_plugin.teachers.flags import open_teacher
+from kd_plugin.teachers.online import TEACHER_DTYPES
+
+CHUNK_BYTES = 32 * 1024 * 1024  # of fp32 logits that are compressed at a time
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("data", metavar="DATA", help="binarised data as fairseq-train takes them, also A:B:C")
+    parser.add_argument("--teacher-path", required=True, metavar="A.pt[:B.pt…]", help="the teacher, or an ensemble")
+    parser.add_argument("--teacher-weights", metavar="W[,W…]", help="of an ensemble, as in training")
+    parser.add_argument("--teacher-overrides", default="{}", metavar="JSON", help="as in training")
+    parser.add_argument("--teacher-sha256", metavar="HASH[:HASH…]", help="refuse any other file as teacher")
+    parser.add_argument(
+        "--teacher-dtype",
+        default="auto",
+        choices=["auto", *TEACHER_DTYPES],
+        help="auto: fp16 on a GPU, fp32 on a CPU (default: %(default)s)",
+    )
+    parser.add_argument("--cache-dir", required=True, metavar="DIR", help="where --teacher-cache will find the answers")
+    parser.add_argument(
+        "--subset", default="train", help="splits, separated by commas: train,valid (default: %(default)s)"
+    )
+    parser.add_argument("-s", "--source-lang", metavar="LANG", help="default: as the files in DATA are named")
+    parser.add_argument("-t", "--target-lang", metavar="LANG", help="default: as the files in DATA are named")
+    parser.add_argument(
+        "--kind",
+        default="topk",
+        choices=KINDS,
+        help="topk: the k best entries and the mass of the rest; sampled: k draws from the teacher's distribution, "
+        "unbiased, forward_kl only (default: %(default)s)",
+    )
+    parser.add_argument("--k", type=int, default=16, help="entries or draws for each target token (default: 16)")
+    parser.add_argument(
+        "--temperature", type=float, default=1.0, help="the --kd-temperature of the trainings to come (default: 1.0)"
+    )
+    parser.add_argument("--seed", type=int, default=1, help="of the draws (default: %(default)s)")
+    parser.add_argument("--max-tokens", type=int, default=8000, help="in a batch, padded (default: %(default)s)")
+    parser.add_argument(
+        "--shard-tokens",
+        type=int,
+        default=1_000_000,
+        help="target tokens in a file: what a killed job loses at most (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--num-shards", type=int, default=1, metavar="N", help="jobs that share the work (Slurm arrays)"
+    )
+    parser.add_argument("--shard-id", type=int, default=0, metavar="I", help="which of them this is, from 0")
+    parser.add_argument(
+        "--workers", type=int, default=0, metavar="N", help="processes of this job (default: one a GPU, else one)"
+    )
+    parser.add_argument("--runner", default="local", choices=engines.RUNNERS, help="(default: %(default)s)")
+
+
+class Job(NamedTuple):
+    """What a worker has to know; it can be pickled."""
+
+    data: str
+    split: str
+    source_lang: str
+    target_lang: str
+    options: argparse.Namespace
+
+
+def run(args: argparse.Namespace) -> int:
+    """Exit status 0; nothing else than errors ends it early."""
+    _check(args)
+    # fairseq tells everything about every model; what counts comes in a table
+    logging.getLogger("fairseq").setLevel(logging.WARNING)
+    for job in _jobs(args):
+        _write_store(job)
+    return 0
+
+
+def _check(args: argparse.Namespace) -> None:
+    if not 0 <= args.shard_id < args.num_shards:
+        raise KDPluginError(f"--shard-id {args.shard_id}: must lie in 0 … {args.num_shards - 1} (--num-shards)")
+    for name in ("k", "max_tokens", "shard_tokens"):
+        if getattr(args, name) < 1:
+            raise KDPluginError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be at least 1")
+    if not args.temperature > 0:
+        raise KDPluginError(f"--temperature {args.temperature}: must be above 0")
+
+
+def _jobs(args: argparse.Namespace) -> Iterator[Job]:
+    paths = utils.split_paths(args.data)
+    for split in args.subset.split(","):
+        # as in training: of several folders only the training split has a part in each
+        for path in paths if split.startswith("train") else paths[:1]:
+            source, target = args.source_lang, args.target_lang
+            if source is None or target is None:
+                if not Path(path).is_dir():
+                    raise KDPluginError(f"{path}: no such folder of binarised data")
+                found = data_utils.infer_language_pair(path)
+                source, target = source or found[0], target or found[1]
+            if source is None or target is None:
+                raise KDPluginError(f"{path}: its languages cannot be told. Remedy: -s LANG -t LANG")
+            yield Job(path, split, source, target, args)
+
+
+def _write_store(job: Job) -> None:
+    args = job.options
+    session = Session(job, 0)
+    folder, identity = session.folder, session.identity
+    prepare_folder(folder)
+    plans = plan_shards(session.sizes, args.shard_tokens)
+    mine = plans[args.shard_id :: args.num_shards]
+    remove_leftovers(folder, mine)
+    todo = [plan for plan in mine if finished(folder, identity, plan) is None]
+    tokens = sum(plan.tokens for plan in mine)
+    workers = args.workers or max(1, torch.cuda.device_count())
+    here = workers == 1 and args.runner == "local"
+    with tqdm(desc=job.split, total=tokens, initial=tokens - _tokens(todo), unit="tok", unit_scale=True) as bar:
+        if here:
+            session.progress = bar.update  # with every batch, and not only with every shard
+        make_worker = functools.partial(_here, session) if here else functools.partial(Session, job)
+        for plan in engines.run(todo, make_worker, args.runner, workers):
+            if not here:
+                bar.update(plan.tokens)
+    manifest = merge(folder, identity, plans)
+    if manifest is None:
+        missing = sum(finished(folder, identity, plan) is None for plan in plans)
+        print(f"{folder}: this job's {len(mine)} shards are finished, {missing} of other jobs are missing")
+        return
+    print(
+        f"{folder}: {manifest.tokens:,} target tokens, {identity.layout.width} bytes each, "
+        f"{manifest.tokens * identity.layout.width / 1e6:,.1f} MB in {len(plans)} shards; {identity.kind} {identity.k} "
+        f"captures {manifest.captured:.1%} of the teacher's mass. Train with --teacher-cache {args.cache_dir}"
+    )
+
+
+def _tokens(plans: Sequence[Plan]) -> int:
+    return sum(plan.tokens for plan in plans)
+
+
+def _here(session: "Session", number: int) -> "Session":
+    return session
+
+
+class Session:
+    """A teacher and a split of data, ready to write any shard of its store.
+
+    Args:
+        number: of the worker; on a machine with several GPUs it takes that one
+    """
+
+    def __init__(self, job: Job, number: int):
+        options = job.options
+        self._options = options
+        cfg = TranslationConfig(data=job.data, source_lang=job.source_lang, target_lang=job.target_lang)
+        task = TranslationTask.setup_task(cfg)
+        self._dataset = load_langpair_dataset(
+            job.data,
+            job.split,
+            job.source_lang,
+            task.source_dictionary,
+            job.target_lang,
+            task.target_dictionary,
+            combine=False,
+            dataset_impl=None,
+            upsample_primary=1,
+            left_pad_source=True,
+            left_pad_target=False,
+            max_source_positions=2**31,
+            max_target_positions=2**31,
+        )
+        self.sizes = np.asarray(self._dataset.tgt_sizes)
+        self._teacher = open_teacher(
+            task,
+            options.teacher_path,
+            options.teacher_weights,
+            options.teacher_overrides,
+            options.teacher_sha256,
+            _resolved(options.teacher_dtype),
+        )
+        if torch.cuda.is_available():
+            self._device = torch.device("cuda", number % torch.cuda.device_count())
+        else:
+            self._device = torch.device("cpu")
+        vocab = len(task.target_dictionary)
+        if options.k > vocab:
+            raise KDPluginError(f"--k {options.k}: the target dictionary has {vocab} symbols")
+        self._pad = task.target_dictionary.pad()
+        self._rows = max(1, CHUNK_BYTES // (4 * vocab))
+        data = describe_data(job.data, job.split, job.source_lang, job.target_lang, self.sizes)
+        self.identity = Identity(
+            kind=options.kind,
+            k=options.k,
+            temperature=options.temperature,
+            vocab=vocab,
+            seed=options.seed if options.kind == "sampled" else 0,
+            dtype=self._teacher.dtype,
+            shard_tokens=options.shard_tokens,
+            split=job.split,
+            dictionary_sha256=dictionary_sha256(task.target_dictionary.symbols),
+            max_positions=_smallest(self._teacher.max_positions()),
+            data=data,
+            teachers=[
+                {"sha256": member.sha256, "parameters": member.parameters, "weight": weight}
+                for member, weight in zip(self._teacher.members, self._teacher.weights())
+            ],
+        )
+        self.folder = Path(options.cache_dir) / f"{job.split}-{data['target_sha256'][:8]}"
+        self.progress: Callable[[int], Any] = lambda tokens: None
+
+    def __call__(self, plan: Plan) -> Plan:
+        """Write a shard."""
+        writer = ShardWriter(self.folder, self.identity, plan, self.sizes)
+        # by the shard's number, so that draws depend neither on other shards nor on a restart
+        generator = torch.Generator().manual_seed(self.identity.seed * 1_000_003 + int(plan.name.split("-")[1]))
+        for sentences in self._batches(plan):
+            writer.add(sentences, self._answers(sentences, generator))
+            self.progress(int(self.sizes[sentences].sum()))
+        writer.finish()
+        return plan
+
+    def _batches(self, plan: Plan) -> Iterator[np.ndarray]:
+        """Sentences of similar length; those that are too long for the teacher one by one."""
+        sentences = np.arange(plan.first, plan.last)
+        source_sizes = np.asarray(self._dataset.src_sizes)[sentences]
+        lengths = np.maximum(source_sizes, self.sizes[sentences])
+        order = np.lexsort((source_sizes, lengths))
+        longest, batch, room = 0, 0, self._options.max_tokens
+        start = 0
+        for at, index in enumerate(order):
+            longest, batch = max(longest, int(lengths[index])), at - start + 1
+            if batch > 1 and longest * batch > room:
+                yield sentences[order[start:at]]
+                start, longest = at, int(lengths[index])
+        yield sentences[order[start:]]
+
+    def _answers(self, sentences: np.ndarray, generator: torch.Generator) -> Records:
+        """Records of a batch's target tokens, sentence by sentence in the order given."""
+        k, kind, temperature = self.identity.k, self.identity.kind, self.identity.temperature
+        source_limit, target_limit = self.identity.max_positions
+        readable = (self._dataset.src_sizes[sentences] <= source_limit) & (self.sizes[sentences] <= target_limit)
+        if not readable.all():
+            parts = [
+                self._answers(sentences[i : i + 1], generator) if fits else unknown(int(self.sizes[sentences[i]]), k)
+                for i, fits in enumerate(readable)
+            ]
+            return Records(*map(np.concatenate, zip(*parts)))
+        sample = self._dataset.collater([self._dataset[int(index)] for index in sentences])
+        # fairseq's collater sorts a batch by the length of the source
+        given = {int(index): position for position, index in enumerate(sentences)}
+        order = np.argsort([given[int(index)] for index in sample["id"]])
+        sample = utils.apply_to_sample(lambda tensor: tensor.to(self._device), sample)
+        target = sample["target"].reshape(-1)
+        rows = target.ne(self._pad).nonzero(as_tuple=True)[0]
+        answer = self._teacher(sample, rows, torch.float32)
+        chunks = [
+            compress(answer.chunk(start, min(start + self._rows, rows.numel())), kind, k, temperature, generator)
+            for start in range(0, rows.numel(), self._rows)
+        ]
+        records = Records(*map(np.concatenate, zip(*chunks)))
+        lengths = self.sizes[sample["id"].cpu().numpy()]
+        starts = np.cumsum(lengths) - lengths
+        wanted = np.concatenate([np.arange(starts[i], starts[i] + lengths[i]) for i in order])
+        return Records(*(values[wanted] for values in records))
+
+
+def _resolved(dtype: str) -> str:
+    return dtype if dtype != "auto" else ("fp16" if torch.cuda.is_available() else "fp32")
+
+
+def _smallest(positions: Sequence[Any]) -> List[int]:
+    """The (source, target) lengths that every teacher reads."""
+    return [int(length) for length in utils.resolve_max_positions(*positions)]

@@ -1,0 +1,220 @@
+"""A teacher that was asked before: its answers, read from a store on disk beside the student's batches."""
+
+import logging
+from pathlib import Path
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence
+
+import numpy as np
+import torch
+from fairseq.data import Dictionary
+from torch import Tensor
+
+from kd_plugin.cache.data import dictionary_sha256, fingerprint, split_files
+from kd_plugin.cache.manifest import Identity
+from kd_plugin.cache.records import Layout
+from kd_plugin.cache.store import Store, open_stores
+from kd_plugin.errors import KDPluginError
+from kd_plugin.losses.sparse import BUCKET_DIVERGENCES, SAMPLED_DIVERGENCES, SparseAnswer
+from kd_plugin.teachers.loading import short_name
+
+logger = logging.getLogger(__name__)
+
+RECORDS = "teacher_records"  # in a sample: (target tokens without padding, width) uint8, row by row
+
+
+class CachedTeacher:
+    """The same front as OnlineTeacher's, with no model behind it.
+
+    Records are read where fairseq makes a batch (in its --num-workers), and travel with it to the device as they are
+    stored.
+
+    Args:
+        folder: --teacher-cache
+        target_dictionary: the student's
+        hashes: --teacher-sha256, which the manifest must name
+
+    Raises:
+        KDPluginError: a store is damaged, of another dictionary or teacher, or the stores differ in kind
+    """
+
+    def __init__(self, folder: str, target_dictionary: Dictionary, hashes: Sequence[Optional[str]] = ()):
+        self.folder = folder
+        self._stores = open_stores(Path(folder))
+        self._pad = target_dictionary.pad()
+        self.identity: Identity = self._stores[0].identity
+        for store in self._stores:
+            for name in ("kind", "k", "temperature", "teachers", "dtype"):
+                mine, other = getattr(self.identity, name), getattr(store.identity, name)
+                if mine != other:
+                    raise KDPluginError(
+                        f"--teacher-cache {folder}: {self._stores[0].folder.name} and {store.folder.name} differ in "
+                        f"{name} ({mine}, {other}). Remedy: a cache folder of its own for each teacher and kind"
+                    )
+            if store.identity.dictionary_sha256 != dictionary_sha256(target_dictionary.symbols):
+                raise KDPluginError(
+                    f"{store.folder}: written with another target dictionary of {store.identity.vocab} symbols, the "
+                    f"student's has {len(target_dictionary)}. Remedy: binarise the student's data with the dictionary "
+                    "of the cached data, or write the cache for these data"
+                )
+        known = [teacher["sha256"] for teacher in self.identity.teachers]
+        if hashes and [str(given).lower() for given in hashes] != known:
+            raise KDPluginError(
+                f"--teacher-sha256 {':'.join(map(str, hashes))}: the answers in {folder} are by {':'.join(known)}. "
+                "Remedy: another --teacher-cache, or the right hash"
+            )
+
+    def signature_fields(self) -> List[str]:
+        """Whose answers they are and how many entries, for the line that identifies a run."""
+        identity = self.identity
+        members = [
+            f"teacher:{short_name(teacher['sha256'], teacher['parameters'])}"
+            + (f"*{teacher['weight']:g}" if teacher["weight"] != 1.0 else "")
+            for teacher in identity.teachers
+        ]
+        return [*members, f"cache:{identity.kind}:{identity.k}:{identity.dtype}", "vocab:ok"]
+
+    def max_positions(self) -> List[Any]:
+        """The longest (source, target) that has answers."""
+        return [tuple(self.identity.max_positions)]
+
+    def check(self, divergence: str, temperatures: Sequence[float], top1_rank: int) -> None:
+        """Refuse what the stored entries cannot give.
+
+        Args:
+            temperatures: all that the run will have
+        """
+        allowed = BUCKET_DIVERGENCES if self.identity.kind == "topk" else SAMPLED_DIVERGENCES
+        if divergence not in allowed:
+            raise KDPluginError(
+                f"--kd-divergence {divergence}: cannot be had from --teacher-cache of kind {self.identity.kind}, which "
+                f"gives {', '.join(allowed)}. Remedy: one of these, or --teacher-path"
+            )
+        if top1_rank > 0:
+            raise KDPluginError("--kd-top1-rank needs the teacher's whole distribution. Remedy: --teacher-path")
+        if any(temperature != self.identity.temperature for temperature in temperatures):
+            raise KDPluginError(
+                f"--teacher-cache {self.folder} was written at temperature {self.identity.temperature}, this run has "
+                f"--kd-temperature {' to '.join(f'{t:g}' for t in temperatures)}. Remedy: that temperature without a "
+                "schedule, or kd-plugin cache --temperature"
+            )
+
+    def attach(self, dataset: Any, data: str, split: str, source_lang: str, target_lang: str, required: bool) -> None:
+        """Let every batch of a dataset bring its records.
+
+        Args:
+            dataset: fairseq's LanguagePairDataset of the split; changed
+            data: the folder of binarised data that it was read from
+            required: the split is trained on
+        """
+        parts, start = [], 0
+        for number, part in enumerate(_parts(dataset.tgt)):
+            name = split + (str(number) if number else "")
+            store = self._find(data, name, source_lang, target_lang, required)
+            if store is None:
+                return
+            sizes = np.asarray(part.dataset.sizes, dtype=np.int64)
+            if int(sizes.sum()) != store.manifest.tokens:
+                raise KDPluginError(
+                    f"{store.folder} holds {store.manifest.tokens} target tokens, {data} has {int(sizes.sum())} in "
+                    f"{name}. Remedy: write the cache with the same options of the task"
+                )
+            starts = np.cumsum(sizes) - sizes
+            parts.append(_Part(start, len(sizes), starts, sizes, store))
+            start += len(sizes) * part.times
+        dataset.collater = _Collater(dataset.collater, parts, self._pad)
+        logger.info(f"{split}: {start:,} sentences with answers from {', '.join(str(p.store.folder) for p in parts)}")
+
+    def _find(self, data: str, split: str, source_lang: str, target_lang: str, required: bool) -> Optional[Store]:
+        hashes = dict(fingerprint(data, split, source_lang, target_lang))
+        for store in self._stores:
+            if all(store.identity.data[name] == value for name, value in hashes.items()):
+                return store
+        same_split = [str(store.folder) for store in self._stores if store.identity.split == split]
+        files = split_files(data, split, source_lang, target_lang)[1]
+        if required:
+            reason = f"{', '.join(same_split)} is of other data" if same_split else f"it has no {split}"
+            raise KDPluginError(
+                f"--teacher-cache {self.folder}: no answers for {files[0]} ({reason}). Remedy: kd-plugin cache {data} "
+                f"--subset {split} --cache-dir {self.folder} with the teacher's other options"
+            )
+        logger.info(
+            f"{split}: no answers in --teacher-cache {self.folder}, so only the cross-entropy is reported. kd-plugin "
+            f"cache --subset {split} adds them"
+        )
+        return None
+
+    def covers(self, sample: Dict[str, Any]) -> bool:
+        """Whether a batch has brought its answers."""
+        return RECORDS in sample
+
+    @torch.no_grad()
+    def __call__(self, sample: Dict[str, Any], rows: Tensor, student_dtype: torch.dtype) -> SparseAnswer:
+        """As OnlineTeacher's: rows are positions in the flattened (batch * target length)."""
+        of_token = sample["target"].ne(self._pad).reshape(-1).cumsum(dim=0) - 1
+        return decode(sample[RECORDS][of_token[rows]], self.identity.layout, self.identity.kind == "sampled")
+
+
+class _Repeated(NamedTuple):
+    dataset: Any
+    times: int
+
+
+def _parts(target: Any) -> List[_Repeated]:
+    """The files behind a dataset's target side: fairseq joins train, train1, … and may repeat the first."""
+    while not hasattr(target, "datasets") and hasattr(target, "dataset"):
+        target = target.dataset  # a wrapper that pads to buckets
+    if hasattr(target, "datasets"):
+        return [_Repeated(dataset, ratio) for dataset, ratio in zip(target.datasets, target.sample_ratios)]
+    return [_Repeated(target, 1)]
+
+
+class _Part(NamedTuple):
+    """Sentences [first, first + n · times) of a dataset, n of them in a store."""
+
+    first: int
+    sentences: int
+    starts: np.ndarray  # (sentences,) position of each one's first target token in the store
+    sizes: np.ndarray  # (sentences,) its target tokens
+    store: Store
+
+
+class _Collater:
+    """A dataset's collater that adds the records; a class, because workers may have to pickle it."""
+
+    def __init__(self, collater: Any, parts: Sequence[_Part], pad: int):
+        self._collater, self._parts, self._pad = collater, list(parts), pad
+        self._firsts = [part.first for part in parts]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Dict[str, Any]:
+        sample: Dict[str, Any] = self._collater(*args, **kwargs)
+        if not sample:
+            return sample
+        ids = sample["id"].numpy()
+        of_part = np.searchsorted(self._firsts, ids, side="right") - 1
+        records: List[Any] = [None] * len(ids)
+        for number in np.unique(of_part).tolist():
+            part, chosen = self._parts[number], np.flatnonzero(of_part == number)
+            local = (ids[chosen] - part.first) % part.sentences
+            sizes = part.sizes[local]
+            ends = np.cumsum(sizes)
+            positions = np.repeat(part.starts[local] - (ends - sizes), sizes) + np.arange(ends[-1])
+            for at, piece in zip(chosen, np.split(part.store.read_encoded(positions), ends[:-1])):
+                records[at] = piece
+        encoded = np.concatenate(records)
+        tokens = int(sample["target"].ne(self._pad).sum())
+        if tokens != len(encoded):
+            raise KDPluginError(
+                f"{self._parts[0].store.folder}: {len(encoded)} records for {tokens} target tokens of the sentences "
+                f"{ids.tolist()}. Remedy: train with the options of the task that the cache was written with"
+            )
+        sample[RECORDS] = torch.from_numpy(encoded)
+        return sample
+
+
+def decode(encoded: Tensor, layout: Layout, sampled: bool) -> SparseAnswer:
+    """Layout.decode on the device of the batch."""
+    ids_width = layout.k * layout.id_type.itemsize
+    signed, mask = (torch.int16, 0xFFFF) if layout.id_type.itemsize == 2 else (torch.int32, 0xFFFFFFFF)
+    ids = encoded[:, :ids_width].contiguous().view(signed).long() & mask
+    lprobs = encoded[:, ids_width:].contiguous().view(torch.float16).float()
+    return SparseAnswer(ids, lprobs[:, :-1], lprobs[:, -1], sampled)

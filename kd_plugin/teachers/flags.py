@@ -1,0 +1,48 @@
+"""From the --teacher-… flags, which training and caching share, to a teacher."""
+
+import logging
+from typing import Any, List, Optional
+
+from fairseq import utils
+from fairseq.tasks.translation import TranslationTask
+
+from kd_plugin.errors import KDPluginError
+from kd_plugin.teachers.loading import load_teacher, parse_overrides
+from kd_plugin.teachers.online import OnlineTeacher
+
+logger = logging.getLogger(__name__)
+
+
+def open_teacher(
+    task: TranslationTask, path: str, weights: Any, overrides: Any, sha256: Optional[str], dtype: str
+) -> OnlineTeacher:
+    """The teacher or ensemble that the flags name, for the student's task."""
+    paths = utils.split_paths(path)
+    hashes = parse_hashes(sha256)
+    if hashes and len(hashes) != len(paths):
+        raise KDPluginError(f"--teacher-sha256 names {len(hashes)} hashes for {len(paths)} teachers in --teacher-path")
+    fields = parse_overrides(overrides)
+    members = [load_teacher(p, task, expected, fields) for p, expected in zip(paths, hashes or [None] * len(paths))]
+    teacher = OnlineTeacher(members, parse_weights(weights), dtype)
+    for member in members:
+        logger.info(
+            f"teacher {member.path}: {type(member.model).__name__}, {member.parameters:,} parameters, "
+            f"sha256 {member.sha256}"
+        )
+    return teacher
+
+
+def parse_hashes(sha256: Optional[str]) -> List[Optional[str]]:
+    """--teacher-sha256: hashes separated by colons."""
+    return list(sha256.split(":")) if sha256 else []
+
+
+def parse_weights(weights: Any) -> Optional[List[float]]:
+    """--teacher-weights: `0.7,0.3`, or a list from YAML."""
+    if weights is None or weights == "":
+        return None
+    parts = str(weights).split(",") if isinstance(weights, (str, int, float)) else list(weights)
+    try:
+        return [float(part) for part in parts]
+    except ValueError as error:
+        raise KDPluginError(f"--teacher-weights {weights!r} is no list of numbers. Remedy: write 0.7,0.3") from error

@@ -1,0 +1,353 @@
+"""The store on disk: what goes in comes out, interruptions lose nothing finished, damage never gets through."""
+
+import errno
+import hashlib
+import json
+import os
+import pickle
+import random
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+
+from kd_plugin.cache import manifest as manifests
+from kd_plugin.cache.compress import compress, unknown
+from kd_plugin.cache.manifest import BLOCK_TOKENS, MANIFEST, Identity
+from kd_plugin.cache.records import Layout, Records, mass_histogram
+from kd_plugin.cache.store import Store, open_stores
+from kd_plugin.cache.writer import ShardWriter, finished, merge, plan_shards, remove_leftovers
+from kd_plugin.errors import KDPluginError
+
+
+def identity_of(**changes):
+    fields = dict(
+        kind="topk",
+        k=3,
+        temperature=1.0,
+        vocab=500,
+        seed=0,
+        dtype="fp32",
+        shard_tokens=2500,
+        split="train",
+        dictionary_sha256="d" * 64,
+        max_positions=[1024, 1024],
+        data={"source_sha256": "a" * 64, "target_sha256": "b" * 64, "sentences": 700, "tokens": 7000},
+        teachers=[{"sha256": "c" * 64, "parameters": 7, "weight": 1.0}],
+    )
+    return Identity(**{**fields, **changes})
+
+
+def sizes_and_records(sentences=700, k=3, vocab=500, seed=0):
+    generator = np.random.default_rng(seed)
+    sizes = generator.integers(1, 20, sentences)
+    tokens = int(sizes.sum())
+    lprobs = -np.sort(generator.exponential(2.0, (tokens, k)), axis=1)
+    rest = np.log(np.clip(1 - np.exp(lprobs).sum(axis=1), 1e-4, 1))
+    records = Records(generator.integers(0, vocab, (tokens, k)), lprobs.astype("f4"), rest.astype("f4"))
+    return sizes, records
+
+
+def write(folder, identity, sizes, records, order=None, only=None):
+    folder.mkdir(exist_ok=True)
+    starts = np.cumsum(sizes) - sizes
+    plans = plan_shards(sizes, identity.shard_tokens)
+    for plan in plans if only is None else only:
+        writer = ShardWriter(folder, identity, plan, sizes)
+        sentences = np.arange(plan.first, plan.last)
+        if order is not None:
+            order.shuffle(sentences)
+        for batch in np.array_split(sentences, 5):
+            at = np.concatenate([np.arange(starts[s], starts[s] + sizes[s]) for s in batch])
+            writer.add(batch, Records(*(values[at] for values in records)))
+        writer.finish()
+    return merge(folder, identity, plans)
+
+
+@pytest.fixture
+def written(tmp_path):
+    sizes, records = sizes_and_records()
+    identity = identity_of(data={**identity_of().data, "tokens": int(sizes.sum())})
+    assert write(tmp_path / "store", identity, sizes, records) is not None
+    return tmp_path / "store", identity, sizes, records
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    tokens=st.integers(0, 30),
+    k=st.integers(1, 40),
+    vocab=st.sampled_from([40, 65_536, 65_537, 300_000]),
+    seed=st.integers(0, 99),
+)
+def test_records_come_back_as_they_were_to_fp16(tokens, k, vocab, seed):
+    generator = np.random.default_rng(seed)
+    ids = generator.integers(0, vocab, (tokens, k))
+    ids[:1] = vocab - 1
+    records = Records(ids, -generator.exponential(5.0, (tokens, k)).astype("f4"), np.full(tokens, -np.inf, "f4"))
+    layout = Layout(k, vocab)
+    encoded = layout.encode(records)
+    assert encoded.shape == (tokens, layout.width) and encoded.dtype == np.uint8
+    back = layout.decode(encoded)
+    assert (back.ids == ids).all() and (back.log_rest == -np.inf).all()
+    assert (back.lprobs == records.lprobs.astype("f2")).all()
+
+
+def test_sixteen_entries_take_66_bytes():
+    assert Layout(16, 32_000).width == 66 and Layout(16, 65_537).width == 98
+
+
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_a_store_gives_back_every_token(tmp_path, shuffled):
+    sizes, records = sizes_and_records()
+    identity = identity_of()
+    write(tmp_path / "store", identity, sizes, records, random.Random(1) if shuffled else None)
+    store = Store(tmp_path / "store")
+    assert len(store.manifest.shards) == 3 and store.manifest.tokens == sizes.sum()
+    positions = np.random.default_rng(0).permutation(int(sizes.sum()))
+    read = store.read(positions)
+    assert (read.ids == records.ids[positions]).all()
+    assert (read.lprobs == records.lprobs[positions].astype("f2")).all()
+    assert (read.log_rest == records.log_rest[positions].astype("f2")).all()
+    store.verify()
+    again = pickle.loads(pickle.dumps(store))
+    assert (again.read(positions[:9]).ids == read.ids[:9]).all()
+    with pytest.raises(KDPluginError, match="no token"):
+        store.read(np.array([sizes.sum()]))
+
+
+def test_captured_mass_is_counted(written):
+    folder, _, _, records = written
+    manifest = Store(folder).manifest
+    captured = 1 - np.exp(records.log_rest.astype("f8"))
+    assert abs(manifest.captured - captured.mean()) < 1e-6
+    content = json.loads((folder / MANIFEST).read_text())
+    assert sum(content["captured_mass_histogram"]) == len(captured)
+    assert content["captured_mass_histogram"][19] == (captured >= 0.95).sum()
+    assert mass_histogram(np.array([0.0, -np.inf]))[0][[0, 19]].tolist() == [1, 1]
+
+
+class Killed(BaseException):
+    """As SIGKILL: no handler of Exception sees it."""
+
+
+def tree(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_killed_at_twenty_random_moments_the_store_is_the_same(tmp_path, monkeypatch):
+    """Every system call of writing may be the last one; the next run goes on from the finished shards."""
+    sizes, records = sizes_and_records()
+    identity = identity_of()
+    plans = plan_shards(sizes, identity.shard_tokens)
+    write(tmp_path / "whole", identity, sizes, records)
+    calls = {"left": 10**9}
+
+    def counted(real):
+        def call(*arguments):
+            calls["left"] -= 1
+            if calls["left"] == 0:
+                raise Killed
+            return real(*arguments)
+
+        return call
+
+    monkeypatch.setattr(manifests.os, "fsync", counted(os.fsync))
+    monkeypatch.setattr(manifests.os, "replace", counted(os.replace))
+    generator = random.Random(0)
+    moments = [generator.randint(1, 20) for _ in range(20)]
+    assert len(set(moments)) > 10
+    for number, moment in enumerate(moments):
+        folder = tmp_path / f"killed{number}"
+        folder.mkdir()
+        calls["left"] = moment
+        done = 0
+        with pytest.raises(Killed):
+            for plan in plans:
+                write(folder, identity, sizes, records, only=[plan])
+                done += 1
+        calls["left"] = 10**9
+        if not (folder / MANIFEST).exists():
+            kept = [plan for plan in plans if finished(folder, identity, plan)]
+            assert len(kept) >= done and merge(folder, identity, plans) is None or len(kept) == len(plans)
+        (folder / ".shard-00001.bin.77.tmp").write_bytes(b"half")
+        remove_leftovers(folder, plans)
+        todo = [plan for plan in plans if finished(folder, identity, plan) is None]
+        write(folder, identity, sizes, records, only=todo)
+        assert {k: v for k, v in tree(folder).items() if not k.startswith(".manifest")} == tree(tmp_path / "whole")
+
+
+def test_full_disk_names_file_and_bytes_and_keeps_what_is_finished(tmp_path, monkeypatch):
+    sizes, records = sizes_and_records()
+    identity = identity_of()
+    plans = plan_shards(sizes, identity.shard_tokens)
+    write(tmp_path / "store", identity, sizes, records, only=plans[:1])
+    before = tree(tmp_path / "store")
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(manifests.os, "fsync", full)
+        with pytest.raises(KDPluginError, match=r"shard-00001.bin: \d+ bytes could not be written: No space left"):
+            write(tmp_path / "store", identity, sizes, records, only=plans[1:])
+    assert tree(tmp_path / "store") == before
+    assert write(tmp_path / "store", identity, sizes, records, only=plans[1:]) is not None
+
+
+@pytest.mark.parametrize("suffix", ["bin", "crc"])
+@pytest.mark.parametrize("damage", ["truncated", "longer", "missing", "swapped"])
+def test_damaged_shard_is_refused_by_name_at_opening(written, suffix, damage):
+    folder = written[0]
+    path, other = folder / f"shard-00001.{suffix}", folder / f"shard-00000.{suffix}"
+    content = path.read_bytes()
+    if damage == "truncated":
+        path.write_bytes(content[: len(content) // 2])
+    elif damage == "longer":
+        path.write_bytes(content + b"\0")
+    elif damage == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(other.read_bytes())
+        other.write_bytes(content)
+    with pytest.raises(KDPluginError, match=rf"shard-0000[01]\.{suffix}"):
+        store = Store(folder)
+        store.read(np.arange(store.manifest.tokens))
+
+
+def test_two_shards_swapped_with_their_checksums_are_refused(tmp_path):
+    """Of equal size, so that no length tells."""
+    sizes, records = sizes_and_records()
+    sizes[:] = 10
+    records = Records(*(np.resize(values, (7000, *values.shape[1:])) for values in records))
+    identity = identity_of(shard_tokens=2000)
+    write(tmp_path / "store", identity, sizes, records)
+    contents = tree(tmp_path / "store")
+    manifest = json.loads(contents[MANIFEST])
+    for suffix in ("bin", "crc"):
+        for here, there in ((0, 1), (1, 0)):
+            (tmp_path / "store" / f"shard-0000{here}.{suffix}").write_bytes(contents[f"shard-0000{there}.{suffix}"])
+    with pytest.raises(KDPluginError, match=r"shard-00000.crc is damaged"):
+        Store(tmp_path / "store")
+    # even with a forged manifest the checksums belong to their shard's name
+    for here, there in ((0, 1), (1, 0)):
+        digest = hashlib.sha256(contents[f"shard-0000{there}.crc"]).hexdigest()
+        manifest["shards"][here]["checksums_sha256"] = digest
+    (tmp_path / "store" / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(KDPluginError, match=r"shard-00000.bin is damaged"):
+        Store(tmp_path / "store").read(np.arange(3))
+
+
+def test_every_flipped_bit_is_seen_before_its_records_are_given_away(written):
+    folder, identity, sizes, _ = written
+    generator = random.Random(0)
+    path = folder / "shard-00001.bin"
+    content = path.read_bytes()
+    width, first = identity.layout.width, Store(folder).manifest.shards[0].tokens
+    for _ in range(200):
+        at = generator.randrange(len(content))
+        damaged = bytearray(content)
+        damaged[at] ^= 1 << generator.randrange(8)
+        path.write_bytes(bytes(damaged))
+        store = Store(folder)
+        with pytest.raises(KDPluginError, match=r"shard-00001.bin is damaged: wrong checksum at byte"):
+            store.read(np.array([first + at // width]))
+        with pytest.raises(KDPluginError, match=r"shard-00001.bin is damaged"):
+            store.verify()
+        block = at // width // BLOCK_TOKENS
+        elsewhere = first + (block + 1) % 2 * BLOCK_TOKENS
+        store.read(np.array([0, elsewhere]))  # other blocks are still good
+
+
+@pytest.mark.parametrize(
+    "content,message",
+    [
+        ("{", "cannot be read"),
+        ("[1]", "no manifest"),
+        ("{}", "version None"),
+        ('{"version": 1}', "no manifest"),
+    ],
+)
+def test_manifest_that_is_none(written, content, message):
+    (written[0] / MANIFEST).write_text(content)
+    with pytest.raises(KDPluginError, match=message):
+        Store(written[0])
+
+
+@pytest.mark.parametrize("field,value", [("temperature", 2.0), ("k", 4), ("vocab", 501)])
+def test_manifest_that_was_edited(written, field, value):
+    content = json.loads((written[0] / MANIFEST).read_text())
+    content["identity"][field] = value
+    (written[0] / MANIFEST).write_text(json.dumps(content))
+    with pytest.raises(KDPluginError, match="was changed after it was written"):
+        Store(written[0])
+
+
+def test_somebody_elses_shards_are_refused(written):
+    folder, identity, sizes, _ = written
+    plan = plan_shards(sizes, identity.shard_tokens)[0]
+    with pytest.raises(KDPluginError, match="another teacher, other data or other options"):
+        finished(folder, identity._replace(temperature=2.0), plan)
+
+
+def test_unfinished_cache_says_so(tmp_path):
+    sizes, records = sizes_and_records()
+    identity = identity_of()
+    write(tmp_path / "cache", identity, sizes, records, only=[])
+    with pytest.raises(KDPluginError, match="nothing was ever written"):
+        open_stores(tmp_path)
+    write(tmp_path / "cache", identity, sizes, records, only=plan_shards(sizes, 2500)[:1])
+    with pytest.raises(KDPluginError, match="begun and not finished"):
+        open_stores(tmp_path)
+    with pytest.raises(KDPluginError, match="no such folder"):
+        open_stores(tmp_path / "nowhere")
+
+
+def test_a_writer_refuses_records_that_do_not_fit(tmp_path):
+    sizes, records = sizes_and_records()
+    plan = plan_shards(sizes, 2500)[0]
+    writer = ShardWriter(tmp_path, identity_of(), plan, sizes)
+    with pytest.raises(KDPluginError, match="do not fit"):
+        writer.add(np.array([0, 1]), Records(*(values[: sizes[0]] for values in records)))
+    with pytest.raises(KDPluginError, match="sentences have no records"):
+        writer.finish()
+    assert not list(tmp_path.iterdir())
+
+
+def test_shards_are_whole_sentences_and_no_token_is_lost():
+    sizes = np.array([5, 5, 5, 100, 1, 1, 1])
+    plans = plan_shards(sizes, 10)
+    assert [(plan.first, plan.last, plan.tokens) for plan in plans] == [(0, 2, 10), (2, 3, 5), (3, 4, 100), (4, 7, 3)]
+    assert plan_shards(np.array([], dtype=int), 10) == []
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+@pytest.mark.parametrize("k", [1, 7, 300])
+def test_topk_are_the_teachers_best_and_the_rest_is_exact(temperature, k):
+    logits = torch.randn(9, 300, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 4
+    records = compress(logits.float(), "topk", k, temperature)
+    lprobs = torch.log_softmax(logits.float().double() / temperature, dim=-1)
+    best, ids = lprobs.topk(k, dim=-1)
+    assert (torch.from_numpy(records.ids) == ids).all()
+    torch.testing.assert_close(torch.from_numpy(records.lprobs).double(), best, rtol=1e-5, atol=1e-5)
+    rest = lprobs.scatter(-1, ids, -torch.inf).logsumexp(dim=-1)
+    torch.testing.assert_close(torch.from_numpy(records.log_rest).double(), rest, rtol=1e-5, atol=2e-5)
+
+
+def test_draws_follow_the_teachers_distribution():
+    logits = torch.tensor([[2.0, 0.0, 1.0, -torch.inf, -1.0]]).repeat(4000, 1)
+    records = compress(logits, "sampled", 10, 2.0, torch.Generator().manual_seed(5))
+    lprobs = torch.log_softmax(logits[0].double() / 2.0, dim=-1)
+    counts = np.bincount(records.ids.ravel(), minlength=5) / 40_000
+    errors = (lprobs.exp() * (1 - lprobs.exp()) / 40_000).sqrt().numpy()
+    assert (np.abs(counts - lprobs.exp().numpy()) <= 4.5 * errors).all() and counts[3] == 0
+    torch.testing.assert_close(torch.from_numpy(records.lprobs).double(), lprobs[records.ids], rtol=1e-5, atol=1e-5)
+    row = records.ids[0]
+    missing = [v for v in range(5) if v not in row]
+    assert abs(np.exp(records.log_rest[0]) - lprobs.exp()[missing].sum().item()) < 1e-6
+
+
+def test_what_nobody_could_be_asked_about_captures_nothing():
+    records = unknown(4, 3)
+    assert mass_histogram(records.log_rest) == (pytest.approx([4] + [0] * 19), 0.0)
