@@ -1,0 +1,124 @@
+"""Caches that do not fit, or are damaged: refused before the first update, the file or flag named."""
+
+import re
+import shutil
+
+import pytest
+
+from tests.faults.test_refusals import refused
+from tests.support import PLUGIN, STOCK, USER_DIR, preprocess, run, training, write_corpus
+
+
+@pytest.fixture(scope="module")
+def cache(workspace, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cache")
+    run(
+        "kd-plugin", "cache", workspace.data, "--teacher-path", workspace.teacher, "--cache-dir", folder,
+        "--k", 4, "--temperature", 2, "--shard-tokens", 800,
+    )  # fmt: skip
+    return folder
+
+
+def test_flags_that_do_not_fit_the_cache(workspace, cache, tmp_path):
+    save = tmp_path / "save"
+
+    def message(*flags, data=workspace.data):
+        return refused(training(data, save, *PLUGIN, "--teacher-cache", cache, *flags), save)
+
+    assert "--kd-temperature 1" in message() and "written at temperature 2" in message("--kd-temperature", 1.5)
+    two = ["--kd-temperature", 2]
+    schedule = ["--kd-temperature-end", 1, "--kd-schedule", "linear", "--kd-schedule-updates", 10]
+    assert "--kd-temperature 2 to 1" in message(*two, *schedule)
+    for divergence in ("skew_forward_kl", "skew_reverse_kl", "adaptive_kl"):
+        named = message(*two, "--kd-divergence", divergence)
+        assert f"--kd-divergence {divergence}" in named and "forward_kl, reverse_kl, js, tvd" in named
+    assert "--kd-top1-rank" in message(*two, "--kd-top1-rank", 5)
+    assert "--teacher-path and --teacher-cache" in message(*two, "--teacher-path", workspace.teacher)
+    assert "--teacher-weights and --teacher-cache" in message(*two, "--teacher-weights", "1")
+    assert "the answers in" in message(*two, "--teacher-sha256", "0" * 64)
+    missing = ["--teacher-cache", tmp_path / "nowhere"]
+    assert "nowhere: no such folder" in message(*two, *missing)
+
+
+def test_other_data_and_other_dictionaries(workspace, cache, tmp_path):
+    """One more word in the corpus: another dictionary. The same dictionary, one sentence less: other data."""
+    save = tmp_path / "save"
+    flags = [*PLUGIN, "--teacher-cache", cache, "--kd-temperature", 2]
+    write_corpus(tmp_path)
+    for lang in ("en", "de"):
+        path = tmp_path / f"train.{lang}"
+        path.write_text("".join(path.read_text(encoding="utf-8").splitlines(keepends=True)[:-1]), encoding="utf-8")
+    same_words = preprocess(tmp_path, "fewer", "--srcdict", str(workspace.data / "dict.en.txt"))
+    message = refused(training(same_words, save, *flags), save)
+    assert "is of other data" in message and "train.en-de.de.bin" in message
+    for lang in ("en", "de"):
+        with open(tmp_path / f"train.{lang}", "a", encoding="utf-8") as file:
+            file.write("newcomer\n")
+    other_words = preprocess(tmp_path, "other")
+    assert "another target dictionary" in refused(training(other_words, save, *flags), save)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "missing", "swapped", "manifest"])
+def test_damaged_cache_is_refused_before_training(workspace, cache, tmp_path, damage):
+    copy = tmp_path / "copy"
+    shutil.copytree(cache, copy)
+    first, second = sorted(copy.glob("*/shard-*.bin"))[:2]
+    content = first.read_bytes()
+    named = first.name
+    if damage == "truncated":
+        first.write_bytes(content[:-1])
+    elif damage == "missing":
+        first.unlink()
+    elif damage == "swapped":
+        for suffix in (".bin", ".crc"):
+            a, b = first.with_suffix(suffix), second.with_suffix(suffix)
+            a_content = a.read_bytes()
+            a.write_bytes(b.read_bytes())
+            b.write_bytes(a_content)
+    else:
+        named = "manifest.json"
+        (first.parent / named).write_text("{}")
+    save = tmp_path / "save"
+    message = refused(training(workspace.data, save, *PLUGIN, "--teacher-cache", copy, "--kd-temperature", 2), save)
+    assert re.search(r"shard-0000[01]\.(bin|crc)" if damage == "swapped" else re.escape(named), message)
+
+
+def test_flipped_bit_stops_the_training_that_meets_it(workspace, cache, tmp_path):
+    """In the data-loading workers too; nothing was learned from it."""
+    copy = tmp_path / "copy"
+    shutil.copytree(cache, copy)
+    for shard in copy.glob("*/shard-*.bin"):
+        content = bytearray(shard.read_bytes())
+        content[100] ^= 4
+        shard.write_bytes(bytes(content))
+    for workers in (0, 1):
+        save = tmp_path / f"save{workers}"
+        flags = ["--teacher-cache", copy, "--kd-temperature", 2, "--num-workers", workers]
+        result = run(*training(workspace.data, save, *PLUGIN, *flags), check=False)
+        assert result.returncode != 0 and "| train_inner |" not in result.stdout
+        assert "wrong checksum at byte 0" in result.stdout and "shard-0000" in result.stdout
+
+
+def test_another_criterion_with_a_cache(workspace, cache, tmp_path):
+    flags = ["--user-dir", USER_DIR, "--task", "distillation_translation", "--teacher-cache", cache, *STOCK[2:]]
+    assert "a teacher is given, but the criterion" in refused(training(workspace.data, tmp_path, *flags), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "flags,named",
+    [
+        (["--shard-id", 2, "--num-shards", 2], "--shard-id 2"),
+        (["--k", 0], "--k 0"),
+        (["--k", 10_000], "--k 10000: the target dictionary has"),
+        (["--temperature", 0], "--temperature 0"),
+        (["--subset", "nothing"], "no binarised split 'nothing'"),
+        (["--teacher-sha256", "0" * 64], "sha256 is"),
+        (["--k", 5], "belongs to a store of another teacher"),
+    ],
+)
+def test_writing_is_refused(workspace, cache, flags, named):
+    before = {path: path.stat().st_mtime_ns for path in cache.rglob("*")}
+    command = ["kd-plugin", "cache", workspace.data, "--teacher-path", workspace.teacher, "--cache-dir", cache]
+    result = run(*command, "--temperature", 2, "--shard-tokens", 800, *flags, check=False)
+    assert result.returncode == 1 and "kd-plugin: error: " in result.stdout and named in result.stdout
+    assert {path: path.stat().st_mtime_ns for path in cache.rglob("*")} == before
