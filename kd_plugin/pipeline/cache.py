@@ -14,7 +14,7 @@ from fairseq.tasks.translation import TranslationConfig, TranslationTask, load_l
 from tqdm import tqdm
 
 from kd_plugin.cache.compress import compress, unknown
-from kd_plugin.cache.data import describe_data, dictionary_sha256
+from kd_plugin.cache.data import describe_data, dictionary_sha256, split_files
 from kd_plugin.cache.manifest import KINDS, Identity
 from kd_plugin.cache.records import Records
 from kd_plugin.cache.writer import (
@@ -176,6 +176,7 @@ class Session:
     def __init__(self, job: Job, number: int):
         options = job.options
         self._options = options
+        split_files(job.data, job.split, job.source_lang, job.target_lang)  # its error is clearer than fairseq's
         cfg = TranslationConfig(data=job.data, source_lang=job.source_lang, target_lang=job.target_lang)
         task = TranslationTask.setup_task(cfg)
         self._dataset = load_langpair_dataset(

@@ -25,19 +25,11 @@ def test_flags_that_do_not_fit_the_cache(workspace, cache, tmp_path):
     def message(*flags, data=workspace.data):
         return refused(training(data, save, *PLUGIN, "--teacher-cache", cache, *flags), save)
 
-    assert "--kd-temperature 1" in message() and "written at temperature 2" in message("--kd-temperature", 1.5)
+    assert "written at temperature 2.0, this run has --kd-temperature 1." in message()
     two = ["--kd-temperature", 2]
-    schedule = ["--kd-temperature-end", 1, "--kd-schedule", "linear", "--kd-schedule-updates", 10]
-    assert "--kd-temperature 2 to 1" in message(*two, *schedule)
-    for divergence in ("skew_forward_kl", "skew_reverse_kl", "adaptive_kl"):
-        named = message(*two, "--kd-divergence", divergence)
-        assert f"--kd-divergence {divergence}" in named and "forward_kl, reverse_kl, js, tvd" in named
-    assert "--kd-top1-rank" in message(*two, "--kd-top1-rank", 5)
+    assert "--kd-divergence skew_forward_kl" in message(*two, "--kd-divergence", "skew_forward_kl")
     assert "--teacher-path and --teacher-cache" in message(*two, "--teacher-path", workspace.teacher)
-    assert "--teacher-weights and --teacher-cache" in message(*two, "--teacher-weights", "1")
     assert "the answers in" in message(*two, "--teacher-sha256", "0" * 64)
-    missing = ["--teacher-cache", tmp_path / "nowhere"]
-    assert "nowhere: no such folder" in message(*two, *missing)
 
 
 def test_other_data_and_other_dictionaries(workspace, cache, tmp_path):
@@ -107,10 +99,7 @@ def test_another_criterion_with_a_cache(workspace, cache, tmp_path):
 @pytest.mark.parametrize(
     "flags,named",
     [
-        (["--shard-id", 2, "--num-shards", 2], "--shard-id 2"),
-        (["--k", 0], "--k 0"),
         (["--k", 10_000], "--k 10000: the target dictionary has"),
-        (["--temperature", 0], "--temperature 0"),
         (["--subset", "nothing"], "no binarised split 'nothing'"),
         (["--teacher-sha256", "0" * 64], "sha256 is"),
         (["--k", 5], "belongs to a store of another teacher"),

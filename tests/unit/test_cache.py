@@ -11,15 +11,19 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 import torch
+from fairseq.data import Dictionary
 from hypothesis import given, settings
 
 from kd_plugin.cache import manifest as manifests
 from kd_plugin.cache.compress import compress, unknown
+from kd_plugin.cache.data import dictionary_sha256
 from kd_plugin.cache.manifest import BLOCK_TOKENS, MANIFEST, Identity
 from kd_plugin.cache.records import Layout, Records, mass_histogram
 from kd_plugin.cache.store import Store, open_stores
 from kd_plugin.cache.writer import ShardWriter, finished, merge, plan_shards, remove_leftovers
+from kd_plugin.cli import main
 from kd_plugin.errors import KDPluginError
+from kd_plugin.teachers.cached import CachedTeacher, decode
 
 
 def identity_of(**changes):
@@ -351,3 +355,71 @@ def test_draws_follow_the_teachers_distribution():
 def test_what_nobody_could_be_asked_about_captures_nothing():
     records = unknown(4, 3)
     assert mass_histogram(records.log_rest) == (pytest.approx([4] + [0] * 19), 0.0)
+
+
+@pytest.mark.parametrize(
+    "flags,named",
+    [
+        (["--shard-id", "2", "--num-shards", "2"], "--shard-id 2: must lie in 0 … 1"),
+        (["--k", "0"], "--k 0: must be at least 1"),
+        (["--shard-tokens", "0"], "--shard-tokens 0"),
+        (["--temperature", "0"], "--temperature 0"),
+        ([], "no such folder of binarised data"),
+    ],
+)
+def test_command_with_flags_out_of_range(tmp_path, capsys, flags, named):
+    command = ["cache", str(tmp_path / "nowhere"), "--teacher-path", "A.pt", "--cache-dir", str(tmp_path / "cache")]
+    assert main([*command, *flags]) == 1
+    assert named in capsys.readouterr().err and not (tmp_path / "cache").exists()
+
+
+def cached_teacher(tmp_path, hashes=(), **changes):
+    dictionary = Dictionary()
+    for number in range(496):
+        dictionary.add_symbol(f"word{number}")
+    sizes, records = sizes_and_records()
+    tmp_path.mkdir(exist_ok=True)
+    identity = identity_of(dictionary_sha256=dictionary_sha256(dictionary.symbols), **changes)
+    write(tmp_path / identity.split, identity, sizes, records)
+    return CachedTeacher(str(tmp_path), dictionary, hashes)
+
+
+@pytest.mark.parametrize(
+    "kind,divergence,temperatures,top1_rank,named",
+    [
+        ("topk", "adaptive_kl", [1.0], 0, "--kd-divergence adaptive_kl.*forward_kl, reverse_kl, js, tvd"),
+        ("topk", "skew_reverse_kl", [1.0], 0, "--kd-divergence skew_reverse_kl"),
+        ("sampled", "js", [1.0], 0, "of kind sampled, which gives forward_kl"),
+        ("topk", "forward_kl", [1.0], 5, "--kd-top1-rank"),
+        ("topk", "forward_kl", [1.5], 0, "written at temperature 1.0, this run has --kd-temperature 1.5"),
+        ("topk", "forward_kl", [1.0, 2.0], 0, "--kd-temperature 1 to 2"),
+    ],
+)
+def test_what_stored_entries_cannot_give_is_refused(tmp_path, kind, divergence, temperatures, top1_rank, named):
+    teacher = cached_teacher(tmp_path, kind=kind)
+    teacher.check("forward_kl", [1.0], 0)
+    with pytest.raises(KDPluginError, match=named):
+        teacher.check(divergence, temperatures, top1_rank)
+
+
+def test_stores_of_two_teachers_in_one_folder_are_refused(tmp_path):
+    cached_teacher(tmp_path)
+    other = [{"sha256": "e" * 64, "parameters": 7, "weight": 1.0}]
+    with pytest.raises(KDPluginError, match="train and valid differ in teachers"):
+        cached_teacher(tmp_path, split="valid", teachers=other)
+
+
+def test_expected_hash_is_compared_with_the_manifest(tmp_path):
+    assert cached_teacher(tmp_path, hashes=["C" * 64]).signature_fields()[1] == "cache:topk:3:fp32"
+    with pytest.raises(KDPluginError, match="the answers in"):
+        cached_teacher(tmp_path, hashes=["f" * 64])
+
+
+@pytest.mark.parametrize("vocab", [500, 70_000])
+def test_records_are_decoded_on_the_device_as_numpy_does(vocab):
+    layout = Layout(3, vocab)
+    _, records = sizes_and_records(vocab=vocab)
+    encoded = layout.encode(records)
+    answer, wanted = decode(torch.from_numpy(encoded), layout, False), layout.decode(encoded)
+    assert (answer.ids.numpy() == wanted.ids).all() and wanted.ids.max() > 0.9 * vocab
+    assert (answer.lprobs.numpy() == wanted.lprobs).all() and (answer.log_rest.numpy() == wanted.log_rest).all()
