@@ -20,7 +20,7 @@ What was chosen, and why:
 import logging
 import math
 from concurrent.futures import ThreadPoolExecutor
-from typing import Optional
+from typing import Callable, Optional, Tuple
 
 import numba
 import numpy as np
@@ -99,14 +99,43 @@ def one_pass(
             teacher, teacher_part = teacher.chunk(start, stop), teacher_rows[: stop - start]
         _run(student_logits, rows[part], teacher, teacher_part, target[part], objective, gradient, terms[part])
 
+    _in_threads(share, n_rows, vocab)
+    return terms
+
+
+def top_entries(logits: Tensor, k: int, temperature: float = 1.0) -> Tuple[Tensor, Tensor, Tensor]:
+    """The k best entries of softmax(logits / temperature), best first, and the rest.
+
+    Args:
+        logits: (tokens, vocab) fp32 or float64 on a CPU, contiguous; vocab >= 2 k
+
+    Returns:
+        (tokens, k) int64 ids; (tokens, k) their log-probabilities; (tokens,) the logarithm of all others' mass
+    """
+    n_rows, vocab = logits.shape
+    ids = torch.empty(n_rows, k, dtype=torch.long)
+    lprobs, log_rest = torch.empty(n_rows, k, dtype=logits.dtype), torch.empty(n_rows, dtype=logits.dtype)
+    arrays = [tensor.detach().numpy() for tensor in (logits, ids, lprobs, log_rest)]
+    inverse_temperature = arrays[0].dtype.type(1.0 / temperature)
+    # the best k lie in the k groups with the best maxima; group i has every n_groups-th entry, from the i-th on
+    n_groups = max(k, min(vocab // 2, 1024))
+
+    def share(start: int, stop: int) -> None:
+        _top_rows(*(array[start:stop] for array in arrays), inverse_temperature, n_groups)
+
+    _in_threads(share, n_rows, vocab)
+    return ids, lprobs, log_rest
+
+
+def _in_threads(share: Callable[[int, int], None], n_rows: int, vocab: int) -> None:
+    """share(start, stop) of all rows, as many at the same time as pay."""
     threads = max(1, min(torch.get_num_threads(), n_rows * vocab // MIN_ENTRIES, n_rows))
     bounds = [n_rows * i // threads for i in range(threads + 1)]
     if threads == 1:
         share(0, n_rows)
-    else:
-        with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(share, bounds[:-1], bounds[1:]))
-    return terms
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(share, bounds[:-1], bounds[1:]))
 
 
 def _run(
@@ -647,3 +676,53 @@ def _sparse_rows(  # type: ignore[no-untyped-def]
                     if not tempered:
                         share += ce_weight * entries[i] * norm
                 g[ids[token, i]] += share
+
+
+@exact
+def _insert(value, index, values, indices, count):  # type: ignore[no-untyped-def]
+    """Into the first `count` of descending values, the last of which falls out where all places are taken."""
+    at = min(count, values.size - 1)
+    while at > 0 and values[at - 1] < value:
+        values[at] = values[at - 1]
+        indices[at] = indices[at - 1]
+        at -= 1
+    values[at] = value
+    indices[at] = index
+
+
+@numba.njit(nogil=True, cache=True)
+def _top_rows(logits, ids, lprobs, log_rest, inverse_temperature, n_groups):  # type: ignore[no-untyped-def]
+    vocab, k = logits.shape[1], ids.shape[1]
+    maxima = np.empty(n_groups, logits.dtype)
+    exps = np.empty(vocab, logits.dtype)
+    values, groups = np.empty(k, logits.dtype), np.empty(k, np.int64)
+    whole = vocab - vocab % n_groups
+    for token in range(logits.shape[0]):
+        row = logits[token]
+        for i in range(n_groups):
+            maxima[i] = row[i]
+        for start in range(n_groups, whole, n_groups):
+            _block_maxima(row[start : start + n_groups], maxima)
+        for i in range(whole, vocab):
+            maxima[i - whole] = max(maxima[i - whole], row[i])
+        for i in range(n_groups):
+            if i < k or maxima[i] > values[k - 1]:
+                _insert(maxima[i], i, values, groups, i)
+        chosen = np.sort(groups)
+        count = 0
+        for start in range(0, vocab, n_groups):
+            for group in chosen:
+                i = start + group
+                if i < vocab and (count < k or row[i] > values[k - 1]):
+                    _insert(row[i], i, values, ids[token], count)
+                    count += 1
+        total, _ = _softmax(row, values[0], inverse_temperature, exps)
+        for i in range(k):
+            exps[ids[token, i]] = 0
+        rest = 0.0
+        for start in range(0, vocab, BLOCK):
+            rest += np.float64(_block_sum(exps[start : start + BLOCK]))
+        log_total = math.log(total)
+        for i in range(k):
+            lprobs[token, i] = (values[i] - values[0]) * inverse_temperature - log_total
+        log_rest[token] = math.log(rest) - log_total if rest > 0.0 else -np.inf

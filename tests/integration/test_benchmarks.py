@@ -75,7 +75,8 @@ def test_in_place_saves_the_gradient(report):
 
 def test_gradients_are_the_usual_ones(report):
     errors = [row["error"] for row in rows(report, "Gradient") if "skipped" not in row]
-    assert len(errors) == 10  # five contestants, two temperatures
+    # five contestants and ours once more without compiled kernels, two temperatures
+    assert len(errors) == (12 if importlib.util.find_spec("numba") else 10)
     assert all(0 <= error < 1e-5 for error in errors)
 
 
