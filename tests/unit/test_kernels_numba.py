@@ -8,10 +8,11 @@ from kd_plugin.losses.definition import AGREE, CE, KD, NLL, Objective, terms_by_
 
 pytest.importorskip("numba", reason="numba is not installed")
 
-from kd_plugin.losses import engine  # noqa: E402
+from kd_plugin.losses import compiled_rows, engine  # noqa: E402
 from kd_plugin.losses import kernels_numba as kernels  # noqa: E402
 
 INF = float("inf")
+SIZES = ((1, -1), (1, 1), (2, 0))  # around blocks
 
 
 def batch(rows=5, vocab=40, dtype=torch.float32, scale=3.0, seed=0):
@@ -29,9 +30,11 @@ def definition(student, teacher, target, objective):
     return terms_by_definition(student.double(), None if teacher is None else teacher.double(), target, objective)
 
 
-@pytest.mark.parametrize("divergence", kernels.DIVERGENCES)
+@pytest.mark.parametrize("divergence", compiled_rows.DIVERGENCES)
 @pytest.mark.parametrize("temperature", [1.0, 2.5])
-@pytest.mark.parametrize("vocab", [2, 63, 64, 130, kernels.BLOCK - 1, kernels.BLOCK + 1, 2 * kernels.BLOCK])
+@pytest.mark.parametrize(
+    "vocab", [2, 63, 64, 130, compiled_rows.BLOCK - 1, compiled_rows.BLOCK + 1, 2 * compiled_rows.BLOCK]
+)
 def test_every_shape_of_row_in_fp32(divergence, temperature, vocab):
     student, teacher, target = batch(vocab=vocab)
     objective = Objective(0.3, temperature, 0.1, divergence)
@@ -41,7 +44,7 @@ def test_every_shape_of_row_in_fp32(divergence, temperature, vocab):
     torch.testing.assert_close(gradient.double(), expected, rtol=2e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("divergence", kernels.DIVERGENCES)
+@pytest.mark.parametrize("divergence", compiled_rows.DIVERGENCES)
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
 def test_gradient_at_32k_words_is_exact_to_3e_7(divergence, temperature):
     """Peaked rows, as trained models have them: small terms beside large ones are what sums lose."""
@@ -76,11 +79,11 @@ def test_head_of_the_adaptive_kl_in_float64(mu, teacher):
 
 
 def test_exp_and_log_are_exact_to_two_units_in_the_last_place():
-    @kernels.exact
+    @compiled_rows.exact
     def both(x, exps, logs):
         for i in range(x.size):
-            exps[i] = kernels._exp(-x[i])
-            logs[i] = kernels._log(x[i])
+            exps[i] = compiled_rows._exp(-x[i])
+            logs[i] = compiled_rows._log(x[i])
 
     x = np.exp(np.linspace(-87.0, np.log(87.0), 200_001)).astype(np.float32)
     x = np.concatenate([x, np.linspace(0.5, 2, 200_001, dtype=np.float32)])
@@ -94,7 +97,7 @@ def test_exp_and_log_are_exact_to_two_units_in_the_last_place():
     assert exps[:4].tolist() == [1, 0, 0, 0] and np.isnan(exps[4])
 
 
-@pytest.mark.parametrize("divergence", kernels.DIVERGENCES)
+@pytest.mark.parametrize("divergence", compiled_rows.DIVERGENCES)
 @pytest.mark.parametrize("bad", [INF, float("nan")])
 @pytest.mark.parametrize("side", ["student", "teacher"])
 def test_a_bad_logit_stays_seen(divergence, bad, side):
@@ -105,7 +108,7 @@ def test_a_bad_logit_stays_seen(divergence, bad, side):
     assert terms[[0, 2, 3, 4]].isfinite().all() and gradient[[0, 2, 3, 4]].isfinite().all()
 
 
-@pytest.mark.parametrize("divergence", kernels.DIVERGENCES)
+@pytest.mark.parametrize("divergence", compiled_rows.DIVERGENCES)
 def test_masked_words_on_either_side(divergence):
     student, teacher, target = batch(vocab=80, dtype=torch.float64)
     teacher[:, 5:9] = -INF
@@ -151,8 +154,10 @@ def test_threads_share_the_rows_and_change_nothing(monkeypatch):
     monkeypatch.setattr(kernels, "MIN_ENTRIES", 100)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
     ran = []
-    real = kernels._rows
-    monkeypatch.setattr(kernels, "_rows", lambda *arguments: (ran.append(arguments[1].tolist()), real(*arguments)))
+    real = compiled_rows.dense_rows
+    monkeypatch.setattr(
+        compiled_rows, "dense_rows", lambda *arguments: (ran.append(arguments[1].tolist()), real(*arguments))
+    )
     several = run(student, teacher, target, objective)
     assert sorted(ran) == [[0, 1], [2, 3, 4], [5, 6, 7], [8, 9, 10]]
     assert all(torch.equal(a, b) for a, b in zip(one, several))
@@ -190,6 +195,6 @@ def test_what_it_does_not_know_goes_to_pytorch():
 def test_compiled_code_is_kept_on_disk():
     student, teacher, target = batch()
     run(student, teacher, target, Objective(0.5))
-    stats = kernels._rows.stats
+    stats = compiled_rows.dense_rows.stats
     assert sum(stats.cache_hits.values()) + sum(stats.cache_misses.values()) > 0
     assert stats.cache_path

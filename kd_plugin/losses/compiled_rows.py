@@ -1,0 +1,589 @@
+"""The rows of the one-pass engine as Numba compiles them for CPUs; kernels_numba.py is the front door.
+
+All that a row is worked on (itself, the teacher's, the exponentials, the slope) stays in the core's own cache: 0.6 MB
+at a vocabulary of 32k in fp32. It is run over five or six times: the best entries, the softmaxes, the divergence and
+its slope, the gradient.
+
+What was chosen, and why:
+* Small functions over small blocks of a row, indexed from 0: LLVM turns their loops into vector instructions. It does
+  not where an index might be negative (numpy's wrap-around), where a sum mixes fp32 and float64, where two sums have
+  one condition, or in a reduction by maximum (a NaN might be lost); so maxima are kept in lanes.
+* Sums may be reordered within a block (fastmath "reassoc"), blocks are added up in float64. The best entries, whose
+  exponential is 1, are counted and not summed: small terms would lose their last bits beside them.
+* exp and log are polynomials (Cephes, Moshier 1989), exact to 2 units in the last place, since LLVM has no vector
+  form of its own; they must not be reordered. In float64, which only tests use, they are the C library's.
+* One file: Numba keeps compiled code on disk and sees changes of the file that holds it, not of others.
+"""
+
+import math
+
+import numba
+import numpy as np
+from numba.extending import overload
+
+from kd_plugin.losses import definition, divergences
+
+CE, NLL, KD, TEACHER_NLL, AGREE = (getattr(definition, name) for name in ("CE", "NLL", "KD", "TEACHER_NLL", "AGREE"))
+DIVERGENCES = ("forward_kl", "reverse_kl", "js", "skew_forward_kl", "skew_reverse_kl", "tvd", "adaptive_kl")
+FORWARD_KL, REVERSE_KL, JS, SKEW_FORWARD_KL, SKEW_REVERSE_KL, TVD, ADAPTIVE_KL = range(len(DIVERGENCES))
+BLOCK, LANES = 2048, 64  # entries of a row
+
+# typed constants: with Python's own, fp32 would become float64
+ZERO, QUARTER, HALF, ONE = (np.float32(x) for x in (0.0, 0.25, 0.5, 1.0))
+MASKED_LPROB, TINY = np.float32(divergences.MASKED_LPROB), np.finfo(np.float32).tiny
+LOWEST_EXP = np.float32(-87.3)  # exp of anything below is no normal number, and counts as 0
+
+exact = numba.njit(fastmath={"contract"}, cache=True)
+# not "contract": p - q has to be 0 where they are equal
+reordered = numba.njit(fastmath={"reassoc", "nsz"}, cache=True)
+
+
+def _exp(x):  # type: ignore[no-untyped-def]
+    """exp(x) for x <= 0. A name for Numba, which takes what _exp_of gives it for a type; so is the next."""
+    raise NotImplementedError
+
+
+def _log(x):  # type: ignore[no-untyped-def]
+    """log(x) for a normal x > 0."""
+    raise NotImplementedError
+
+
+def _exp32(x):  # type: ignore[no-untyped-def]
+    n = np.floor(x * np.float32(1.44269504) + HALF)
+    r = x - n * np.float32(0.693359375) + n * np.float32(2.12194440e-4)  # log 2 in two parts
+    y = np.float32(1.9875691500e-4)
+    y = y * r + np.float32(1.3981999507e-3)
+    y = y * r + np.float32(8.3334519073e-3)
+    y = y * r + np.float32(4.1665795894e-2)
+    y = y * r + np.float32(1.6666665459e-1)
+    y = y * r + np.float32(5.0000001201e-1)
+    y = y * (r * r) + r + ONE
+    power = np.int32((np.int32(n) + np.int32(127)) << np.int32(23)).view(np.float32)
+    return ZERO if x < LOWEST_EXP else y * power
+
+
+def _log32(x):  # type: ignore[no-untyped-def]
+    bits = np.float32(x).view(np.int32)
+    n = np.float32(np.int32((bits >> np.int32(23)) - np.int32(126)))
+    mantissa = np.int32((bits & np.int32(0x7FFFFF)) | np.int32(0x3F000000)).view(np.float32)
+    small = mantissa < np.float32(0.70710678)
+    n = n - ONE if small else n
+    r = (mantissa + mantissa if small else mantissa) - ONE
+    y = np.float32(7.0376836292e-2)
+    y = y * r + np.float32(-1.1514610310e-1)
+    y = y * r + np.float32(1.1676998740e-1)
+    y = y * r + np.float32(-1.2420140846e-1)
+    y = y * r + np.float32(1.4249322787e-1)
+    y = y * r + np.float32(-1.6668057665e-1)
+    y = y * r + np.float32(2.0000714765e-1)
+    y = y * r + np.float32(-2.4999993993e-1)
+    y = y * r + np.float32(3.3333331174e-1)
+    square = r * r
+    y = y * r * square + n * np.float32(-2.12194440e-4) - HALF * square
+    return ZERO * x + (r + y + n * np.float32(0.693359375))  # a NaN stays one
+
+
+@overload(_exp, jit_options={"fastmath": {"contract"}})
+def _exp_of(x):  # type: ignore[no-untyped-def]
+    return _exp32 if x == numba.types.float32 else lambda x: math.exp(x)
+
+
+@overload(_log, jit_options={"fastmath": {"contract"}})
+def _log_of(x):  # type: ignore[no-untyped-def]
+    return _log32 if x == numba.types.float32 else lambda x: math.log(x)
+
+
+# Each entry's share of the divergence, and its slope with respect to log p, as in divergences.py. Where a probability
+# is 0 its logarithm may be infinite. `== 0` and not `> 0`, so that a NaN stays seen. rest is 1 - weight.
+
+
+@exact
+def _forward_kl(p, q, log_p, log_q, weight, rest):  # type: ignore[no-untyped-def]
+    return (ZERO if q == ZERO else q * (log_q - log_p)), -q
+
+
+@exact
+def _reverse_kl(p, q, log_p, log_q, weight, rest):  # type: ignore[no-untyped-def]
+    floor = MASKED_LPROB if log_q == -np.inf else log_q
+    value = ZERO if p == ZERO else p * (log_p - floor)
+    return value, value
+
+
+@exact
+def _against_mixture(p, q, log_p, log_q, weight, rest):  # type: ignore[no-untyped-def]
+    """q log(q / m), p log(p / m) and m = weight q + rest p, above 0 so that its logarithm is finite."""
+    mixture = weight * q + rest * p
+    mixture = TINY if mixture < TINY else mixture
+    log_mixture = _log(mixture)
+    of_teacher = ZERO if q == ZERO else q * (log_q - log_mixture)
+    of_student = ZERO if p == ZERO else p * (log_p - log_mixture)
+    return of_teacher, of_student, mixture
+
+
+@exact
+def _js(p, q, log_p, log_q, weight, rest):  # type: ignore[no-untyped-def]
+    of_teacher, of_student, _ = _against_mixture(p, q, log_p, log_q, weight, rest)
+    slope = rest * of_student
+    return weight * of_teacher + slope, slope
+
+
+@exact
+def _skew_forward_kl(p, q, log_p, log_q, weight, rest):  # type: ignore[no-untyped-def]
+    of_teacher, _, mixture = _against_mixture(p, q, log_p, log_q, weight, rest)
+    return of_teacher, -rest * q * (p / mixture)
+
+
+@exact
+def _skew_reverse_kl(p, q, log_p, log_q, weight, rest):  # type: ignore[no-untyped-def]
+    _, of_student, mixture = _against_mixture(p, q, log_p, log_q, rest, weight)
+    return of_student, of_student - weight * p * (p / mixture)
+
+
+@exact
+def _tvd(p, q, log_p, log_q, weight, rest):  # type: ignore[no-untyped-def]
+    gap = p - q
+    half = HALF * p
+    return HALF * abs(gap), (half if gap > ZERO else (-half if gap < ZERO else ZERO * gap))
+
+
+@exact
+def _adaptive_kl(p, q, log_p, log_q, weight, rest):  # type: ignore[no-untyped-def]
+    forward, slope = _forward_kl(p, q, log_p, log_q, weight, rest)
+    reverse, reverse_slope = _reverse_kl(p, q, log_p, log_q, weight, rest)
+    return weight * forward + rest * reverse, weight * slope + rest * reverse_slope
+
+
+# Passes over a row. Those named `_block_…` see one block, so that a sum is short.
+
+
+@reordered
+def _block_maxima(block, lanes):  # type: ignore[no-untyped-def]
+    for i in range(lanes.size):
+        lanes[i] = block[i] if block[i] > lanes[i] else lanes[i]
+
+
+@reordered
+def _block_has(block, value):  # type: ignore[no-untyped-def]
+    found = False
+    for entry in block:
+        found |= entry == value
+    return found
+
+
+@exact
+def _argmax(row, lanes):  # type: ignore[no-untyped-def]
+    """The first index of the maximum; any index where there is a NaN."""
+    whole = row.size - row.size % LANES
+    best = row[0]
+    if whole > 0:
+        for i in range(lanes.size):
+            lanes[i] = row[i]
+        for start in range(LANES, whole, LANES):
+            _block_maxima(row[start : start + LANES], lanes)
+        for entry in lanes:
+            best = entry if entry > best else best
+    for entry in row[whole:]:
+        best = entry if entry > best else best
+    start = 0
+    while start < whole and not _block_has(row[start : start + LANES], best):
+        start += LANES
+    for index in range(start, row.size):
+        if row[index] == best:
+            return index
+    return 0
+
+
+@reordered
+def _block_softmax(block, best, inverse_temperature, exps):  # type: ignore[no-untyped-def]
+    total, ties, centred_sum = ZERO * best, ZERO * best, ZERO * best
+    for i in range(exps.size):
+        centred = (block[i] - best) * inverse_temperature
+        entry = _exp(centred)
+        exps[i] = entry
+        tie = ONE if centred == ZERO else ZERO  # entry is then 1; two conditions would be one branch, and no vector
+        total += entry - tie
+        ties += tie
+        centred_sum += centred
+    return total, ties, centred_sum
+
+
+@exact
+def _softmax(row, best, inverse_temperature, exps):  # type: ignore[no-untyped-def]
+    """exps = exp(centred), with centred = (row - best) / temperature; their sum and the sum of centred, in float64."""
+    total, centred_sum = 0.0, 0.0
+    for start in range(0, row.size, BLOCK):
+        stop = start + BLOCK
+        small, ties, centred = _block_softmax(row[start:stop], best, inverse_temperature, exps[start:stop])
+        total += np.float64(small) + np.float64(ties)
+        centred_sum += np.float64(centred)
+    return total, centred_sum
+
+
+def _summed(share):  # type: ignore[no-untyped-def]
+    """A row's divergence from each entry's share of it.
+
+    Compiled for each of them, since Numba cannot keep code on disk that is given functions as arguments.
+    """
+
+    @reordered
+    def block_divergence(student, exps, z_scalars, teacher, slope, t_scalars, shape):  # type: ignore[no-untyped-def]
+        z_best, z_norm, z_log = z_scalars
+        t_best, t_norm, t_log = t_scalars
+        inverse_temperature, weight, rest = shape
+        value, slope_sum = ZERO * weight, ZERO * weight
+        for i in range(slope.size):
+            p, q = exps[i] * z_norm, slope[i] * t_norm
+            log_p = (student[i] - z_best) * inverse_temperature - z_log
+            log_q = (teacher[i] - t_best) * inverse_temperature - t_log
+            of_entry, slope_of_entry = share(p, q, log_p, log_q, weight, rest)
+            slope[i] = slope_of_entry
+            value += of_entry
+            slope_sum += slope_of_entry
+        return value, slope_sum
+
+    @exact
+    def divergence(student_side, teacher_side, shape):  # type: ignore[no-untyped-def]
+        """The divergence and the sum of its slope, in float64.
+
+        Of either side: logits, exponentials, best logit, 1 / total, log total. The slope replaces the teacher's
+        exponentials.
+        """
+        z, exps, z_best, z_norm, z_log = student_side
+        t, slope, t_best, t_norm, t_log = teacher_side
+        z_scalars, t_scalars = (z_best, z_norm, z_log), (t_best, t_norm, t_log)
+        value, slope_sum = 0.0, 0.0
+        for start in range(0, z.size, BLOCK):
+            part = slice(start, start + BLOCK)
+            of_block, slope_of_block = block_divergence(
+                z[part], exps[part], z_scalars, t[part], slope[part], t_scalars, shape
+            )
+            value += np.float64(of_block)
+            slope_sum += np.float64(slope_of_block)
+        return value, slope_sum
+
+    return divergence
+
+
+_forward_kl_of_row, _reverse_kl_of_row, _js_of_row = _summed(_forward_kl), _summed(_reverse_kl), _summed(_js)
+_skew_forward_kl_of_row, _skew_reverse_kl_of_row = _summed(_skew_forward_kl), _summed(_skew_reverse_kl)
+_tvd_of_row, _adaptive_kl_of_row = _summed(_tvd), _summed(_adaptive_kl)
+
+
+@reordered
+def _block_mass(exps, cut):  # type: ignore[no-untyped-def]
+    mass = ZERO * cut
+    for i in range(exps.size):
+        mass += exps[i] if exps[i] >= cut else ZERO
+    return mass
+
+
+@reordered
+def _block_gap(exps, z_norm, teacher_exps, t_norm, threshold):  # type: ignore[no-untyped-def]
+    head, total = ZERO * threshold, ZERO * threshold
+    for i in range(exps.size):
+        gap = abs(teacher_exps[i] * t_norm - exps[i] * z_norm)
+        total += gap
+        head += gap if teacher_exps[i] >= threshold else ZERO
+    return head, total
+
+
+@exact
+def _mass(exps, cut):  # type: ignore[no-untyped-def]
+    """Sum of the entries from cut on, in float64."""
+    mass = 0.0
+    for start in range(0, exps.size, BLOCK):
+        mass += np.float64(_block_mass(exps[start : start + BLOCK], cut))
+    return mass
+
+
+@exact
+def _head_weight(exps, z_norm, teacher_exps, t_norm, adaptive_mu):  # type: ignore[no-untyped-def]
+    """As divergences.head_weight, for one row."""
+    # a cut where what lies above fits into mu, and one where it does not, until there is no number between them
+    fits = lower = adaptive_mu * ZERO + ONE
+    above, mass = 0.0, _mass(teacher_exps, lower)
+    while mass * t_norm <= adaptive_mu and lower > ZERO:
+        above, fits, lower = mass, lower, lower * QUARTER
+        mass = _mass(teacher_exps, lower)
+    middle = HALF * (lower + fits)
+    while ZERO < lower < middle < fits:
+        mass = _mass(teacher_exps, middle)
+        if mass * t_norm <= adaptive_mu:
+            above, fits = mass, middle
+        else:
+            lower = middle
+        middle = HALF * (lower + fits)
+    # entries that equal `lower` all belong to the head if one of them still fits
+    threshold = lower if (above + lower) * t_norm <= adaptive_mu else fits
+    head, total = 0.0, 0.0
+    for start in range(0, exps.size, BLOCK):
+        stop = start + BLOCK
+        head_of_block, of_block = _block_gap(exps[start:stop], z_norm, teacher_exps[start:stop], t_norm, threshold)
+        head += np.float64(head_of_block)
+        total += np.float64(of_block)
+    return 0.5 if total == 0.0 else head / total
+
+
+@reordered
+def _block_gradient(slope_part, part, plain_part, constant, gradient):  # type: ignore[no-untyped-def]
+    """gradient = the sum of (entries, factor) less a constant."""
+    slope, slope_weight = slope_part
+    exps, norm = part
+    plain_exps, plain_norm = plain_part
+    for i in range(gradient.size):
+        gradient[i] = slope_weight * slope[i] + norm * exps[i] + plain_norm * plain_exps[i] - constant
+
+
+@exact
+def _cross_entropy(z, label, nll_weight, eps_i, lanes, exps, out):  # type: ignore[no-untyped-def]
+    """Two terms of a row, and its softmax: index of the best entry, exps = exp(z - best), their sum in float64."""
+    argmax = _argmax(z, lanes)
+    best = z[argmax]
+    total, centred_sum = _softmax(z, best, nll_weight * ZERO + ONE, exps)
+    log_total = math.log(total)
+    nll = log_total - np.float64(z[label] - best)
+    out[NLL] = nll
+    out[CE] = nll
+    if eps_i > ZERO:
+        out[CE] = nll_weight * nll + eps_i * (z.size * log_total - centred_sum)
+    return argmax, total
+
+
+@exact
+def _write_gradient(gradient, label, slope_part, part, plain_part, ce_weight, nll_weight, eps_i):  # type: ignore[no-untyped-def]
+    """gradient = the sum of (entries, factor), less the smoothed one-hot target's share."""
+    slope, slope_weight = slope_part
+    exps, norm = part
+    plain_exps, plain_norm = plain_part
+    for start in range(0, gradient.size, BLOCK):
+        stop = start + BLOCK
+        _block_gradient(
+            (slope[start:stop], slope_weight),
+            (exps[start:stop], norm),
+            (plain_exps[start:stop], plain_norm),
+            ce_weight * eps_i,
+            gradient[start:stop],
+        )
+    gradient[label] -= ce_weight * nll_weight
+
+
+@numba.njit(nogil=True, cache=True)
+def dense_rows(  # type: ignore[no-untyped-def]
+    student,  # (all, vocab)
+    rows,  # (tokens,)
+    teacher,  # (any, vocab)
+    teacher_rows,  # (tokens,)
+    distilled,  # whether teacher counts
+    target,  # (tokens,)
+    gradient,  # (all, vocab); may be the student
+    terms,  # (tokens, N_TERMS), zeros
+    want_gradient,  # whether gradient counts
+    divergence,  # its number
+    ce_weight,  # alpha
+    kd_weight,  # (1 - alpha) temperature
+    inverse_temperature,
+    nll_weight,  # 1 - eps - eps_i
+    eps_i,
+    parameter,  # of the divergence
+):
+    vocab = student.shape[1]
+    real = student.dtype.type  # sums are float64, what vectors are made with must not be
+    lanes = np.empty(LANES, student.dtype)
+    plain_exps = np.empty(vocab, student.dtype)
+    slope = np.empty(vocab, student.dtype)
+    tempered = distilled and inverse_temperature != ONE
+    exps = np.empty(vocab, student.dtype) if tempered else plain_exps
+    for token in range(rows.size):
+        z, out, label = student[rows[token]], terms[token], target[token]
+        z_argmax, plain_total = _cross_entropy(z, label, nll_weight, eps_i, lanes, plain_exps, out)
+        z_best = z[z_argmax]
+        slope_weight, norm = real(0.0), real(0.0)
+        if distilled:
+            t = teacher[teacher_rows[token]]
+            t_argmax = _argmax(t, lanes)
+            t_best = t[t_argmax]
+            total, t_total = plain_total, _softmax(t, t_best, real(1.0), slope)[0]
+            out[TEACHER_NLL] = math.log(t_total) - np.float64(t[label] - t_best)
+            out[AGREE] = z_argmax == t_argmax
+            if tempered:
+                total = _softmax(z, z_best, inverse_temperature, exps)[0]
+                t_total = _softmax(t, t_best, inverse_temperature, slope)[0]
+            weight = parameter
+            if divergence == ADAPTIVE_KL:
+                weight = real(_head_weight(exps, real(1.0 / total), slope, 1.0 / t_total, parameter))
+            student_side = (z, exps, z_best, real(1.0 / total), real(math.log(total)))
+            teacher_side = (t, slope, t_best, real(1.0 / t_total), real(math.log(t_total)))
+            shape = (inverse_temperature, weight, ONE - weight)
+            if divergence == FORWARD_KL:
+                kd, slope_sum = _forward_kl_of_row(student_side, teacher_side, shape)
+            elif divergence == REVERSE_KL:
+                kd, slope_sum = _reverse_kl_of_row(student_side, teacher_side, shape)
+            elif divergence == JS:
+                kd, slope_sum = _js_of_row(student_side, teacher_side, shape)
+            elif divergence == SKEW_FORWARD_KL:
+                kd, slope_sum = _skew_forward_kl_of_row(student_side, teacher_side, shape)
+            elif divergence == SKEW_REVERSE_KL:
+                kd, slope_sum = _skew_reverse_kl_of_row(student_side, teacher_side, shape)
+            elif divergence == TVD:
+                kd, slope_sum = _tvd_of_row(student_side, teacher_side, shape)
+            else:
+                kd, slope_sum = _adaptive_kl_of_row(student_side, teacher_side, shape)
+            out[KD] = 0.0 if kd < 0.0 else kd  # a hair below 0 is rounding; NaN stays NaN
+            slope_weight, norm = kd_weight, real(-kd_weight * slope_sum / total)
+        if want_gradient:
+            # d/d(logits / temperature) = slope - p sum(slope), and the softmax of the cross-entropy
+            parts = (slope, slope_weight), (exps, norm), (plain_exps, real(ce_weight / plain_total))
+            _write_gradient(gradient[rows[token]], label, *parts, ce_weight, nll_weight, eps_i)
+
+
+@reordered
+def _block_sum(entries):  # type: ignore[no-untyped-def]
+    total = ZERO * entries[0]
+    for i in range(entries.size):
+        total += entries[i]
+    return total
+
+
+@exact
+def _sparse_share(divergence, p, q, log_p, log_q, weight, rest):  # type: ignore[no-untyped-def]
+    if divergence == FORWARD_KL:
+        return _forward_kl(p, q, log_p, log_q, weight, rest)
+    if divergence == REVERSE_KL:
+        return _reverse_kl(p, q, log_p, log_q, weight, rest)
+    if divergence == JS:
+        return _js(p, q, log_p, log_q, weight, rest)
+    return _tvd(p, q, log_p, log_q, weight, rest)
+
+
+@numba.njit(nogil=True, cache=True)
+def sparse_rows(  # type: ignore[no-untyped-def]
+    student,  # (all, vocab)
+    rows,  # (tokens,)
+    ids,  # (tokens, k)
+    lprobs,  # (tokens, k)
+    log_rest,  # (tokens,)
+    sampled,  # whether they are draws
+    target,  # and so on, as in dense_rows
+    gradient,
+    terms,
+    want_gradient,
+    divergence,
+    ce_weight,
+    kd_weight,
+    inverse_temperature,
+    nll_weight,
+    eps_i,
+    parameter,
+):
+    """As one_pass._sparse, whose comments hold here too."""
+    vocab, k = student.shape[1], ids.shape[1]
+    real = student.dtype.type
+    lanes = np.empty(LANES, student.dtype)
+    plain_exps = np.empty(vocab, student.dtype)
+    tempered = inverse_temperature != ONE
+    exps = np.empty(vocab, student.dtype) if tempered else plain_exps
+    slopes, entries = np.empty(k, student.dtype), np.empty(k, student.dtype)
+    other = ONE - parameter
+    for token in range(rows.size):
+        z, out, label = student[rows[token]], terms[token], target[token]
+        argmax, plain_total = _cross_entropy(z, label, nll_weight, eps_i, lanes, plain_exps, out)
+        best, total = z[argmax], plain_total
+        if tempered:
+            total = _softmax(z, best, inverse_temperature, exps)[0]
+        norm, log_total = real(1.0 / total), real(math.log(total))
+        kd, slope_sum, of_rest = 0.0, 0.0, real(0.0)
+        for i in range(k):
+            entries[i] = exps[ids[token, i]]
+        if sampled:
+            for i in range(k):
+                log_p = (z[ids[token, i]] - best) * inverse_temperature - log_total
+                kd += np.float64(lprobs[token, i] - log_p) / k
+                slopes[i] = real(-1.0 / k)
+            slope_sum = -1.0
+        else:
+            for i in range(k):
+                log_p = (z[ids[token, i]] - best) * inverse_temperature - log_total
+                log_q = lprobs[token, i]
+                value, slope = _sparse_share(divergence, entries[i] * norm, _exp(log_q), log_p, log_q, parameter, other)
+                slopes[i] = slope
+                kd += np.float64(value)
+                slope_sum += np.float64(slope)
+            for i in range(k):
+                exps[ids[token, i]] = real(0.0)
+            mass = 0.0
+            for start in range(0, vocab, BLOCK):
+                mass += np.float64(_block_sum(exps[start : start + BLOCK]))
+            log_p = MASKED_LPROB + real(0.0)
+            if mass != 0.0:
+                log_p = real(math.log(mass)) - log_total
+                log_p = MASKED_LPROB if log_p < MASKED_LPROB else log_p
+            log_q = log_rest[token]
+            value, slope = _sparse_share(divergence, real(mass / total), _exp(log_q), log_p, log_q, parameter, other)
+            kd += np.float64(value)
+            slope_sum += np.float64(slope)
+            of_rest = real(slope / mass) if mass != 0.0 else of_rest
+            kd = 0.0 if kd < 0.0 else kd
+        out[KD] = kd
+        out[AGREE] = argmax == ids[token, 0]
+        if want_gradient:
+            g = gradient[rows[token]]
+            factor = real(kd_weight * (of_rest - slope_sum / total))
+            parts = (exps, real(0.0)), (exps, factor), (plain_exps, real(ce_weight / plain_total))
+            _write_gradient(g, label, *parts, ce_weight, nll_weight, eps_i)
+            for i in range(k):
+                share = kd_weight * slopes[i]
+                if not sampled:
+                    share -= real(kd_weight * slope_sum) * entries[i] * norm
+                    if not tempered:
+                        share += ce_weight * entries[i] * norm
+                g[ids[token, i]] += share
+
+
+@exact
+def _insert(value, index, values, indices, count):  # type: ignore[no-untyped-def]
+    """Into the first `count` of descending values, the last of which falls out where all places are taken."""
+    at = min(count, values.size - 1)
+    while at > 0 and values[at - 1] < value:
+        values[at] = values[at - 1]
+        indices[at] = indices[at - 1]
+        at -= 1
+    values[at] = value
+    indices[at] = index
+
+
+@numba.njit(nogil=True, cache=True)
+def top_rows(logits, ids, lprobs, log_rest, inverse_temperature, n_groups):  # type: ignore[no-untyped-def]
+    vocab, k = logits.shape[1], ids.shape[1]
+    maxima = np.empty(n_groups, logits.dtype)
+    exps = np.empty(vocab, logits.dtype)
+    values, groups = np.empty(k, logits.dtype), np.empty(k, np.int64)
+    whole = vocab - vocab % n_groups
+    for token in range(logits.shape[0]):
+        row = logits[token]
+        for i in range(n_groups):
+            maxima[i] = row[i]
+        for start in range(n_groups, whole, n_groups):
+            _block_maxima(row[start : start + n_groups], maxima)
+        for i in range(whole, vocab):
+            maxima[i - whole] = max(maxima[i - whole], row[i])
+        for i in range(n_groups):
+            if i < k or maxima[i] > values[k - 1]:
+                _insert(maxima[i], i, values, groups, i)
+        chosen = np.sort(groups)
+        count = 0
+        for start in range(0, vocab, n_groups):
+            for group in chosen:
+                i = start + group
+                if i < vocab and (count < k or row[i] > values[k - 1]):
+                    _insert(row[i], i, values, ids[token], count)
+                    count += 1
+        total, _ = _softmax(row, values[0], inverse_temperature, exps)
+        for i in range(k):
+            exps[ids[token, i]] = 0
+        rest = 0.0
+        for start in range(0, vocab, BLOCK):
+            rest += np.float64(_block_sum(exps[start : start + BLOCK]))
+        log_total = math.log(total)
+        for i in range(k):
+            lprobs[token, i] = (values[i] - values[0]) * inverse_temperature - log_total
+        log_rest[token] = math.log(rest) - log_total if rest > 0.0 else -np.inf
