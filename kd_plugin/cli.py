@@ -47,7 +47,13 @@ def build_parser(verb: Optional[str] = None) -> argparse.ArgumentParser:
     for name, row in VERBS.items():
         subparser = subparsers.add_parser(name, help=row.help, description=row.help, allow_abbrev=False)
         if name == verb:
-            module = importlib.import_module(row.module)
+            try:
+                module = importlib.import_module(row.module)
+            except ImportError as error:
+                raise KDPluginError(
+                    f"{name} needs {error.name}, which cannot be imported ({error}). Remedy: kd-plugin doctor says "
+                    "what is missing and how to install it"
+                ) from error
             module.add_arguments(subparser)
             subparser.set_defaults(run=module.run)
     return parser

@@ -4,7 +4,8 @@
 #
 #   distill.sh DATA_BIN TEACHER SAVE_DIR [further fairseq-train flags]      → SAVE_DIR/averaged.pt
 #
-# TEACHER is a checkpoint, or several: a.pt:b.pt (see TEACHER_WEIGHTS). With KD=0 it is not read.
+# TEACHER is a checkpoint, or several: a.pt:b.pt (see TEACHER_WEIGHTS), or the folder of a cache that kd-plugin cache has
+# written. With KD=0 it is not read.
 # Each value below can be set from outside: `ALPHA=0.3 distill.sh …`. Run again after an interruption, it resumes.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -36,7 +37,9 @@ USER_DIR=${USER_DIR:-$(cd "$here/../../kd_plugin" && pwd)}
 if [ "$KD" = 0 ]; then
     objective=(--task translation --criterion label_smoothed_cross_entropy)
 else
-    objective=(--task distillation_translation --teacher-path "$teacher"
+    kind=--teacher-path
+    [ ! -d "$teacher" ] || kind=--teacher-cache
+    objective=(--task distillation_translation "$kind" "$teacher"
         --criterion kd_label_smoothed_cross_entropy --kd-alpha "$ALPHA" --kd-temperature "$TEMPERATURE")
     [ -z "$TEACHER_WEIGHTS" ] || objective+=(--teacher-weights "$TEACHER_WEIGHTS")
 fi

@@ -3,6 +3,7 @@
 import argparse
 import functools
 import logging
+import sys
 from pathlib import Path
 from typing import Any, Callable, Iterator, List, NamedTuple, Sequence
 
@@ -139,7 +140,9 @@ def _write_store(job: Job) -> None:
     tokens = sum(plan.tokens for plan in mine)
     workers = args.workers or max(1, torch.cuda.device_count())
     here = workers == 1 and args.runner == "local"
-    with tqdm(desc=job.split, total=tokens, initial=tokens - _tokens(todo), unit="tok", unit_scale=True) as bar:
+    often = 0.5 if sys.stderr.isatty() else 30.0  # seconds; in a log every step is a line
+    done = tokens - _tokens(todo)
+    with tqdm(desc=job.split, total=tokens, initial=done, unit="tok", unit_scale=True, mininterval=often) as bar:
         if here:
             session.progress = bar.update  # with every batch, and not only with every shard
         make_worker = functools.partial(_here, session) if here else functools.partial(Session, job)

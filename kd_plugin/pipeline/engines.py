@@ -4,6 +4,8 @@ import multiprocessing
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from typing import Any, Callable, Iterator, Sequence
 
+import torch
+
 from kd_plugin.errors import KDPluginError
 
 RUNNERS = ("local", "ray")
@@ -35,8 +37,9 @@ def _run_here(shards: Sequence[Any], make_worker: MakeWorker) -> Iterator[Any]:
 _worker: Worker  # of a process of the pool
 
 
-def _start_worker(make_worker: MakeWorker, numbers: Any) -> None:
+def _start_worker(make_worker: MakeWorker, numbers: Any, workers: int) -> None:
     global _worker
+    torch.set_num_threads(max(1, torch.get_num_threads() // workers))
     _worker = make_worker(numbers.get())
 
 
@@ -49,7 +52,7 @@ def _run_processes(shards: Sequence[Any], make_worker: MakeWorker, workers: int)
     numbers = context.Manager().Queue()
     for number in range(workers):
         numbers.put(number)
-    with ProcessPoolExecutor(workers, context, _start_worker, (make_worker, numbers)) as pool:
+    with ProcessPoolExecutor(workers, context, _start_worker, (make_worker, numbers, workers)) as pool:
         futures = [pool.submit(_work, shard) for shard in shards]
         try:
             for future in as_completed(futures):

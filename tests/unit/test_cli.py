@@ -81,7 +81,7 @@ def test_a_refusal_is_one_line_without_traceback(verb_that, capsys):
     assert captured.out == ""
 
 
-@pytest.mark.parametrize("verb, status", [("path", 0), ("doctor", 1)])
+@pytest.mark.parametrize("verb, status", [("path", 0), ("doctor", 1), ("cache", 1)])
 def test_without_fairseq_the_command_still_answers(verb, status):
     """None in sys.modules is how Python itself marks a module that cannot be imported."""
     code = "import sys; sys.modules['fairseq'] = None; from kd_plugin.cli import main; sys.exit(main(sys.argv[1:]))"
@@ -90,3 +90,5 @@ def test_without_fairseq_the_command_still_answers(verb, status):
     assert "Traceback" not in done.stderr
     if verb == "doctor":
         assert "FAIL" in done.stdout and "pip install 'kd-plugin[fairseq]'" in done.stdout
+    if verb == "cache":
+        assert "kd-plugin: error: cache needs fairseq" in done.stderr
