@@ -103,6 +103,8 @@ if [ "$lint" = yes ]; then
   check "shell syntax" shell_syntax
 fi
 
+check "compile CPU kernels" "$python" -m tests.compile_kernels
+
 if [ "$paths_given" = yes ]; then
   check_tests "pytest" "${pytest_args[@]}"
 else

@@ -50,29 +50,23 @@ def test_other_data_and_other_dictionaries(workspace, cache, tmp_path):
     assert "another target dictionary" in refused(training(other_words, save, *flags), save)
 
 
-@pytest.mark.parametrize("damage", ["truncated", "missing", "swapped", "manifest"])
+@pytest.mark.parametrize("damage", ["truncated", "swapped"])
 def test_damaged_cache_is_refused_before_training(workspace, cache, tmp_path, damage):
     copy = tmp_path / "copy"
     shutil.copytree(cache, copy)
     first, second = sorted(copy.glob("*/shard-*.bin"))[:2]
     content = first.read_bytes()
-    named = first.name
     if damage == "truncated":
         first.write_bytes(content[:-1])
-    elif damage == "missing":
-        first.unlink()
-    elif damage == "swapped":
+    else:
         for suffix in (".bin", ".crc"):
             a, b = first.with_suffix(suffix), second.with_suffix(suffix)
             a_content = a.read_bytes()
             a.write_bytes(b.read_bytes())
             b.write_bytes(a_content)
-    else:
-        named = "manifest.json"
-        (first.parent / named).write_text("{}")
     save = tmp_path / "save"
     message = refused(training(workspace.data, save, *PLUGIN, "--teacher-cache", copy, "--kd-temperature", 2), save)
-    assert re.search(r"shard-0000[01]\.(bin|crc)" if damage == "swapped" else re.escape(named), message)
+    assert re.search(r"shard-0000[01]\.(bin|crc)", message)
 
 
 def test_flipped_bit_stops_the_training_that_meets_it(workspace, cache, tmp_path):
