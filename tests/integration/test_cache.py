@@ -11,6 +11,7 @@ import time
 import pytest
 
 from kd_plugin.cache.store import Store
+from kd_plugin.compat import TORCH_VERSION
 from tests.support import (
     MODEL,
     PLUGIN,
@@ -133,7 +134,9 @@ def test_joined_repeated_and_divided_data_filtered_sentences(workspace, tmp_path
         "filtered": (
             workspace.data,
             ["--max-source-positions", 9, "--max-target-positions", 9, "--max-update", 20]
-            + ["--skip-invalid-size-inputs-valid-test", "--max-tokens-valid", 100, "--left-pad-target"],
+            + ["--skip-invalid-size-inputs-valid-test", "--max-tokens-valid", 100]
+            # with an older torch fairseq itself makes NaN of left-padded targets
+            + (["--left-pad-target"] if TORCH_VERSION >= (2, 0) else []),
         ),
     }
     for name, (data, flags) in cases.items():
