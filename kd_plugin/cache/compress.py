@@ -18,7 +18,7 @@ def compress(
     """What is kept of softmax(logits / temperature).
 
     Args:
-        logits: (tokens, vocab), any float dtype; may be written over
+        logits: (tokens, vocab), any float dtype
         kind: topk: the k best entries, best first; sampled: k draws, each as likely as its probability, by symbol
         generator: of the draws, on the CPU, so that they do not depend on the device
     """

@@ -62,6 +62,13 @@ class ShardWriter:
         lengths = self._lengths[local]
         if int(lengths.sum()) != len(records.ids) or self._written[local].any():
             raise KDPluginError(f"{self._plan.name}: records do not fit its sentences; nothing of it was written")
+        bad = np.isnan(records.lprobs).any(axis=1) | np.isnan(records.log_rest)
+        if bad.any():
+            at = np.unique(np.repeat(np.asarray(sentences), lengths)[bad]).tolist()
+            raise KDPluginError(
+                f"{self._plan.name}: the teacher's answers to the sentences {at[:10]} are NaN; nothing of it was "
+                "written. Remedy: --teacher-dtype fp32, or another checkpoint"
+            )
         positions = np.repeat(self._starts[local] - (np.cumsum(lengths) - lengths), lengths) + np.arange(lengths.sum())
         self._encoded[positions] = self._identity.layout.encode(records)
         self._log_rest[positions] = records.log_rest

@@ -319,6 +319,17 @@ def test_a_writer_refuses_records_that_do_not_fit(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("kind", ["topk", "sampled"])
+def test_a_teacher_that_answers_nan_is_refused_and_its_sentences_named(tmp_path, kind, cpu_engine):
+    logits = torch.randn(9, 500, generator=torch.Generator().manual_seed(0))
+    logits[5, 77] = torch.nan
+    sizes = np.array([4, 3, 2])
+    writer = ShardWriter(tmp_path, identity_of(kind=kind), plan_shards(sizes, 100)[0], sizes)
+    with pytest.raises(KDPluginError, match=r"the sentences \[1\] are NaN"):
+        writer.add(np.arange(3), compress(logits, kind, 3, 1.0, torch.Generator().manual_seed(1)))
+    assert not list(tmp_path.iterdir())
+
+
 def test_shards_are_whole_sentences_and_no_token_is_lost():
     sizes = np.array([5, 5, 5, 100, 1, 1, 1])
     plans = plan_shards(sizes, 10)
