@@ -539,6 +539,14 @@ def sparse_rows(  # type: ignore[no-untyped-def]
                 g[ids[token, i]] += share
 
 
+@reordered
+def _block_exps(block, best, inverse_temperature):  # type: ignore[no-untyped-def]
+    total = ZERO * best
+    for i in range(block.size):
+        total += _exp((block[i] - best) * inverse_temperature)
+    return total
+
+
 @exact
 def _insert(value, index, values, indices, count):  # type: ignore[no-untyped-def]
     """Into the first `count` of descending values, the last of which falls out where all places are taken."""
@@ -555,7 +563,6 @@ def _insert(value, index, values, indices, count):  # type: ignore[no-untyped-de
 def top_rows(logits, ids, lprobs, log_rest, inverse_temperature, n_groups):  # type: ignore[no-untyped-def]
     vocab, k = logits.shape[1], ids.shape[1]
     maxima = np.empty(n_groups, logits.dtype)
-    exps = np.empty(vocab, logits.dtype)
     values, groups = np.empty(k, logits.dtype), np.empty(k, np.int64)
     whole = vocab - vocab % n_groups
     for token in range(logits.shape[0]):
@@ -577,12 +584,16 @@ def top_rows(logits, ids, lprobs, log_rest, inverse_temperature, n_groups):  # t
                 if i < vocab and (count < k or row[i] > values[k - 1]):
                     _insert(row[i], i, values, ids[token], count)
                     count += 1
-        total, _ = _softmax(row, values[0], inverse_temperature, exps)
+        # summed without the entries: as a difference a small rest would be inexact
         for i in range(k):
-            exps[ids[token, i]] = 0
+            row[ids[token, i]] = -np.inf
         rest = 0.0
         for start in range(0, vocab, BLOCK):
-            rest += np.float64(_block_sum(exps[start : start + BLOCK]))
+            rest += np.float64(_block_exps(row[start : start + BLOCK], values[0], inverse_temperature))
+        total = rest
+        for i in range(k):
+            row[ids[token, i]] = values[i]
+            total += np.float64(_exp((values[i] - values[0]) * inverse_temperature))
         log_total = math.log(total)
         for i in range(k):
             lprobs[token, i] = (values[i] - values[0]) * inverse_temperature - log_total

@@ -32,7 +32,8 @@ from kd_plugin.pipeline import engines
 from kd_plugin.teachers.flags import open_teacher
 from kd_plugin.teachers.online import TEACHER_DTYPES
 
-CHUNK_BYTES = 32 * 1024 * 1024  # of fp32 logits that are compressed at a time
+# of fp32 logits that are compressed at a time; malloc gives smaller ones ordinary pages (losses/memory.py)
+CHUNK_BYTES = 64 * 1024 * 1024
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
