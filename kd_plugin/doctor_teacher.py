@@ -12,6 +12,7 @@ from fairseq.tasks.translation import TranslationConfig, TranslationTask
 
 from kd_plugin.doctor import FAIL, Check
 from kd_plugin.errors import KDPluginError
+from kd_plugin.files import sha256_of
 from kd_plugin.teachers import loading
 from kd_plugin.teachers.vocabulary import find_dictionary
 
@@ -35,7 +36,7 @@ def teacher_checks(path: str, args: argparse.Namespace) -> List[Check]:
     checks = [
         Check(section, "safe to read", "yes, as tensors and fairseq's configuration alone"),
         Check(section, "size", f"{os.path.getsize(path):,} bytes"),
-        Check(section, "sha256", loading.sha256_of(path)),
+        Check(section, "sha256", sha256_of(path)),
         Check(section, "architecture", architecture(cfg.model)),
         Check(section, "parameters", f"{loading.count_parameters(state):,}"),
         Check(section, "languages", "-".join(langs) if all(langs) else "not in the checkpoint"),

@@ -1,14 +1,11 @@
 """The manifest of a store: whose answers to which data it holds, and which bytes that is, in JSON."""
 
-import hashlib
-import json
-import os
-import uuid
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple, Optional
+from typing import Any, Dict, List, NamedTuple
 
 from kd_plugin.cache.records import Layout
 from kd_plugin.errors import KDPluginError
+from kd_plugin.files import digest_of, read_json, write_json
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -35,9 +32,6 @@ class Shard(NamedTuple):
 
     def checksums_path(self, folder: Path) -> Path:
         return folder / f"{self.name}.crc"
-
-    def part_path(self, folder: Path) -> Path:
-        return folder / f"{self.name}.json"
 
 
 class Identity(NamedTuple):
@@ -67,8 +61,7 @@ class Identity(NamedTuple):
         return Layout(self.k, self.vocab)
 
     def digest(self) -> str:
-        text = json.dumps(self._asdict(), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()
+        return digest_of(self._asdict())
 
 
 class Manifest(NamedTuple):
@@ -96,12 +89,12 @@ class Manifest(NamedTuple):
             "captured_mass_histogram": [sum(counts) for counts in zip(*(s.histogram for s in self.shards))],
             "shards": [shard._asdict() for shard in self.shards],
         }
-        write_atomically(folder / MANIFEST, json.dumps(content, indent=1).encode() + b"\n")
+        write_json(folder / MANIFEST, content)
 
     @classmethod
     def read(cls, folder: Path) -> "Manifest":
         path = folder / MANIFEST
-        content = read_json(path)
+        content = read_json(path, REMEDY)
         if content.get("version") != FORMAT_VERSION:
             raise KDPluginError(
                 f"{path}: format version {content.get('version')}, this kd_plugin reads {FORMAT_VERSION}. {REMEDY}"
@@ -114,53 +107,3 @@ class Manifest(NamedTuple):
         if not whole:
             raise KDPluginError(f"{path} was changed after it was written. {REMEDY}")
         return manifest
-
-
-def read_json(path: Path) -> Dict[str, Any]:
-    try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise KDPluginError(f"{path} cannot be read: {error}. {REMEDY}") from error
-    if not isinstance(content, dict):
-        raise KDPluginError(f"{path}: no manifest of a teacher cache. {REMEDY}")
-    return content
-
-
-def read_part(path: Path, identity: Identity) -> Optional[Shard]:
-    """The finished shard that a part's manifest tells of; None: there is none, or a crash left half of it.
-
-    Raises:
-        KDPluginError: it is somebody else's
-    """
-    try:
-        content = json.loads(path.read_bytes())
-        digest, shard = content["identity_sha256"], Shard(**content["shard"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    if digest != identity.digest():
-        raise KDPluginError(
-            f"{path} belongs to a store of another teacher, other data or other options. Remedy: another --cache-dir, "
-            "or the options that it was begun with"
-        )
-    return shard
-
-
-def write_atomically(path: Path, content: Any) -> None:
-    """Under another name, to the disk, then renamed: whoever reads sees all of it or nothing.
-
-    Raises:
-        KDPluginError: it cannot be written; nothing is left of it
-    """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise KDPluginError(
-            f"{path}: {len(content)} bytes could not be written: {error.strerror or error}. Finished shards are kept. "
-            "Remedy: make room, then run the same command again"
-        ) from error

@@ -1,17 +1,17 @@
 """Writing a store, shard by shard: whatever is finished stays finished, whenever a job is killed."""
 
 import hashlib
-import json
-import os
 from pathlib import Path
-from typing import Any, Iterator, List, NamedTuple, Optional
+from typing import List, NamedTuple, Optional
 
 import numpy as np
 
-from kd_plugin.cache.manifest import Identity, Manifest, Shard, read_part, write_atomically
+from kd_plugin.cache.manifest import Identity, Manifest, Shard
 from kd_plugin.cache.records import Records, mass_histogram
 from kd_plugin.cache.store import checksums
 from kd_plugin.errors import KDPluginError
+from kd_plugin.files import write_atomically
+from kd_plugin.shards import read_part, write_part
 
 
 class Plan(NamedTuple):
@@ -91,16 +91,16 @@ class ShardWriter:
         )
         write_atomically(shard.records_path(self._folder), encoded)
         write_atomically(shard.checksums_path(self._folder), crc)
-        part = {"identity_sha256": self._identity.digest(), "shard": shard._asdict()}
-        write_atomically(shard.part_path(self._folder), json.dumps(part).encode())
+        write_part(self._folder, shard.name, self._identity.digest(), shard._asdict())
         return shard
 
 
 def finished(folder: Path, identity: Identity, plan: Plan) -> Optional[Shard]:
     """The shard of a plan if an earlier run has finished it; its files are looked at, not hashed."""
-    shard = read_part(Path(folder) / f"{plan.name}.json", identity)
-    if shard is None or shard.tokens != plan.tokens:
+    part = read_part(folder, plan.name, identity.digest())
+    if part is None or part.get("tokens") != plan.tokens:
         return None
+    shard = Shard(**part)
     path = shard.records_path(Path(folder))
     whole = path.is_file() and path.stat().st_size == plan.tokens * identity.layout.width
     return shard if whole and shard.checksums_path(Path(folder)).is_file() else None
@@ -114,29 +114,3 @@ def merge(folder: Path, identity: Identity, plans: List[Plan]) -> Optional[Manif
     manifest = Manifest(identity, [shard for shard in shards if shard is not None])
     manifest.write(Path(folder))
     return manifest
-
-
-def remove_leftovers(folder: Path, mine: List[Plan]) -> None:
-    """Temporary files of a killed run of the same shards."""
-    names = {plan.name for plan in mine}
-    for path in _temporary_files(folder):
-        if path.name.split(".")[1] in names:
-            path.unlink(missing_ok=True)
-
-
-def _temporary_files(folder: Path) -> Iterator[Path]:
-    return Path(folder).glob(".shard-*.tmp")
-
-
-def prepare_folder(folder: Path) -> Any:
-    """Make the folder of a store.
-
-    Raises:
-        KDPluginError: it cannot be written to
-    """
-    try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise KDPluginError(f"--cache-dir {folder}: {error.strerror}. Remedy: a folder that can be written") from error
-    if not os.access(folder, os.W_OK):
-        raise KDPluginError(f"--cache-dir {folder}: no permission to write. Remedy: a folder that can be written")

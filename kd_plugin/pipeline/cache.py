@@ -24,11 +24,11 @@ from kd_plugin.cache.writer import (
     finished,
     merge,
     plan_shards,
-    prepare_folder,
-    remove_leftovers,
 )
 from kd_plugin.errors import KDPluginError
+from kd_plugin.files import make_folder
 from kd_plugin.pipeline import engines
+from kd_plugin.shards import remove_leftovers
 from kd_plugin.teachers.flags import open_teacher
 from kd_plugin.teachers.online import TEACHER_DTYPES
 
@@ -133,10 +133,10 @@ def _write_store(job: Job) -> None:
     args = job.options
     session = Session(job, 0)
     folder, identity = session.folder, session.identity
-    prepare_folder(folder)
+    make_folder(folder, "--cache-dir")
     plans = plan_shards(session.sizes, args.shard_tokens)
     mine = plans[args.shard_id :: args.num_shards]
-    remove_leftovers(folder, mine)
+    remove_leftovers(folder, [plan.name for plan in mine])
     todo = [plan for plan in mine if finished(folder, identity, plan) is None]
     tokens = sum(plan.tokens for plan in mine)
     workers = args.workers or max(1, torch.cuda.device_count())

@@ -1,7 +1,6 @@
 """Reading a teacher from disk: safely, hashed, with its own architecture, frozen, its dictionary checked."""
 
 import ast
-import hashlib
 import json
 import logging
 import os
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from kd_plugin.compat import BETTER_TRANSFORMER_COPY, WEIGHTS_ONLY_IS_WEAK, fairseq_is_given, load_safely
 from kd_plugin.errors import KDPluginError
+from kd_plugin.files import sha256_of
 from kd_plugin.teachers.vocabulary import find_dictionary, teacher_indices
 
 logger = logging.getLogger(__name__)
@@ -34,15 +34,6 @@ class LoadedTeacher:
     parameters: int
     source_indices: Optional[Tensor]  # (source vocab,) teacher's index of each student symbol, None: the same
     target_indices: Optional[Tensor]  # (target vocab,) likewise
-
-
-def sha256_of(path: str) -> str:
-    """Hexadecimal sha256 of a file, read in pieces."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        for piece in iter(lambda: file.read(1 << 20), b""):
-            digest.update(piece)
-    return digest.hexdigest()
 
 
 def short_name(sha256: str, parameters: int) -> str:

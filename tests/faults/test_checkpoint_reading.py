@@ -13,7 +13,8 @@ import torch
 
 from kd_plugin import compat
 from kd_plugin.errors import KDPluginError
-from kd_plugin.teachers.loading import count_parameters, read_checkpoint, sha256_of
+from kd_plugin.files import sha256_of
+from kd_plugin.teachers.loading import count_parameters, read_checkpoint
 from tests.support import MODEL, load, make_checkpoint
 from tests.unit.conftest import WORDS, write_dictionaries
 

@@ -14,15 +14,16 @@ import torch
 from fairseq.data import Dictionary
 from hypothesis import given, settings
 
-from kd_plugin.cache import manifest as manifests
+from kd_plugin import files
 from kd_plugin.cache.compress import compress, unknown
 from kd_plugin.cache.data import dictionary_sha256
 from kd_plugin.cache.manifest import BLOCK_TOKENS, MANIFEST, Identity
 from kd_plugin.cache.records import Layout, Records, mass_histogram
 from kd_plugin.cache.store import Store, open_stores
-from kd_plugin.cache.writer import ShardWriter, finished, merge, plan_shards, remove_leftovers
+from kd_plugin.cache.writer import ShardWriter, finished, merge, plan_shards
 from kd_plugin.cli import main
 from kd_plugin.errors import KDPluginError
+from kd_plugin.shards import remove_leftovers
 from kd_plugin.teachers.cached import CachedTeacher, decode
 
 
@@ -157,8 +158,8 @@ def test_killed_at_twenty_random_moments_the_store_is_the_same(tmp_path, monkeyp
 
         return call
 
-    monkeypatch.setattr(manifests.os, "fsync", counted(os.fsync))
-    monkeypatch.setattr(manifests.os, "replace", counted(os.replace))
+    monkeypatch.setattr(files.os, "fsync", counted(os.fsync))
+    monkeypatch.setattr(files.os, "replace", counted(os.replace))
     generator = random.Random(0)
     moments = [generator.randint(1, 20) for _ in range(20)]
     assert len(set(moments)) > 10
@@ -176,7 +177,7 @@ def test_killed_at_twenty_random_moments_the_store_is_the_same(tmp_path, monkeyp
             kept = [plan for plan in plans if finished(folder, identity, plan)]
             assert len(kept) >= done and merge(folder, identity, plans) is None or len(kept) == len(plans)
         (folder / ".shard-00001.bin.77.tmp").write_bytes(b"half")
-        remove_leftovers(folder, plans)
+        remove_leftovers(folder, [plan.name for plan in plans])
         todo = [plan for plan in plans if finished(folder, identity, plan) is None]
         write(folder, identity, sizes, records, only=todo)
         assert {k: v for k, v in tree(folder).items() if not k.startswith(".manifest")} == tree(tmp_path / "whole")
@@ -193,7 +194,7 @@ def test_full_disk_names_file_and_bytes_and_keeps_what_is_finished(tmp_path, mon
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr(manifests.os, "fsync", full)
+        patch.setattr(files.os, "fsync", full)
         with pytest.raises(KDPluginError, match=r"shard-00001.bin: \d+ bytes could not be written: No space left"):
             write(tmp_path / "store", identity, sizes, records, only=plans[1:])
     assert tree(tmp_path / "store") == before

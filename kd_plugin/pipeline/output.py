@@ -1,0 +1,77 @@
+"""What every verb that writes translations offers: a folder, parallel text on request, and a summary in a line."""
+
+import argparse
+import os
+import sys
+import uuid
+from pathlib import Path
+from typing import Any, Iterable, Iterator, List, Optional
+
+from tqdm import tqdm
+
+from kd_plugin.errors import KDPluginError
+from kd_plugin.pipeline.translations import Manifest, Translations
+
+
+def add_output_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--output", required=True, metavar="DIR", help="folder for the translations and their manifest")
+    parser.add_argument(
+        "--text",
+        metavar="PREFIX",
+        help="also write PREFIX.SRC and PREFIX.TGT, line by line, as fairseq-preprocess takes them, and PREFIX.scores "
+        "(number of the line, from 0, and score)",
+    )
+
+
+def progress(items: Iterable[Any], total: Optional[int], name: str, unit: str = "sent") -> Iterator[Any]:
+    """A progress bar; in a log a line each half minute."""
+    often = 0.5 if sys.stderr.isatty() else 30.0
+    return iter(tqdm(items, desc=name, total=total, unit=unit, mininterval=often))
+
+
+def finish_output(manifest: Manifest, args: argparse.Namespace) -> None:
+    """The text, where --text asks for it, and the summary."""
+    if args.text:
+        write_text(Path(args.output), args.text)
+    counts = ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in manifest.counts.items() if count)
+    print(
+        f"{args.output}: {manifest.hypotheses:,} translations of {manifest.lines:,} of {manifest.input_lines:,} lines"
+        + (f" ({counts})" if counts else "")
+        + (f"; text in {args.text}.{{{','.join(manifest.languages)},scores}}" if args.text else "")
+    )
+
+
+def write_text(folder: Path, prefix: str) -> List[Path]:
+    """Parallel text in the order of the corpus: a line for each translation of each line; lines without are left out.
+
+    Raises:
+        KDPluginError: damaged translations, or the files cannot be written; none of them is then there
+    """
+    translations = Translations(folder)
+    paths = [Path(f"{prefix}.{end}") for end in (*translations.manifest.languages, "scores")]
+    temporary = [path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp") for path in paths]
+    try:
+        paths[0].parent.mkdir(parents=True, exist_ok=True)
+        files = [open(path, "w", encoding="utf-8", newline="\n") for path in temporary]
+        try:
+            for line, record in progress(translations.lines(), translations.manifest.lines, "text"):
+                for hypothesis in record.hypotheses:
+                    score = "" if hypothesis.score is None else f"{hypothesis.score:.6g}"
+                    for file, text in zip(files, (record.source, hypothesis.text, f"{line}\t{score}")):
+                        file.write(text + "\n")
+            for file in files:
+                file.flush()
+                os.fsync(file.fileno())
+        finally:
+            for file in files:
+                file.close()
+        for path, written in zip(paths, temporary):
+            os.replace(written, path)
+    except OSError as error:
+        raise KDPluginError(
+            f"--text {prefix}: {error.strerror or error}. Remedy: make room, or another folder"
+        ) from error
+    finally:
+        for path in temporary:
+            path.unlink(missing_ok=True)
+    return paths

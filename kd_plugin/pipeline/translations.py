@@ -1,0 +1,315 @@
+"""Translations of a corpus on disk: what `kd-plugin decode` and `import` write, and `select` and `filter` rewrite.
+
+A folder of shards in JSON lines and a manifest, which is written last: a folder without one is not finished. A line is
+a source sentence with all its translations, and the numbers of the corpus' lines that have this source:
+
+    {"ids": [0, 17], "source": "A dog.", "hypotheses": [{"text": "Ein Hund.", "score": -0.21}]}
+
+Records come in the order of their first id; no id occurs twice. Text is raw (no subwords) and holds no line break.
+"""
+
+import heapq
+import json
+import math
+from pathlib import Path
+from typing import Any, Dict, Iterable, Iterator, List, NamedTuple, Optional, Tuple
+
+from kd_plugin.errors import KDPluginError
+from kd_plugin.files import digest_of, digest_of_bytes, make_folder, read_json, sha256_of, write_atomically, write_json
+from kd_plugin.shards import read_part, write_part
+
+FORMAT, FORMAT_VERSION = "kd_plugin translations", 1
+MANIFEST = "manifest.json"
+REMEDY = "Remedy: make it again, or fetch an undamaged copy"
+
+
+class Hypothesis(NamedTuple):
+    """A translation. score: what its system says of it, higher is better (fairseq: log-probability a token)."""
+
+    text: str
+    score: Optional[float] = None
+
+
+class Record(NamedTuple):
+    """A source sentence, its translations, best first, and which lines of the corpus (from 0, ascending) have it.
+
+    system: which system translated, where several may have
+    """
+
+    ids: List[int]
+    source: str
+    hypotheses: List[Hypothesis]
+    system: Optional[str] = None
+
+    def encode(self) -> str:
+        """A line of JSON.
+
+        Raises:
+            KDPluginError: a text holds a line break, or a score is no number
+        """
+        for text in (self.source, *(h.text for h in self.hypotheses)):
+            if "\n" in text or "\r" in text:
+                raise KDPluginError(f"sentence {self.ids[0]}: a line break inside {text!r}")
+        if any(h.score is not None and math.isnan(h.score) for h in self.hypotheses):
+            raise KDPluginError(f"sentence {self.ids[0]}: the score of a translation is NaN")
+        content = {"ids": self.ids, "source": self.source, "hypotheses": [h._asdict() for h in self.hypotheses]}
+        if self.system is not None:
+            content["system"] = self.system
+        return json.dumps(content, ensure_ascii=False)
+
+    @classmethod
+    def decode(cls, line: str) -> "Record":
+        content = json.loads(line)
+        hypotheses = [Hypothesis(h["text"], h["score"]) for h in content["hypotheses"]]
+        return cls(content["ids"], content["source"], hypotheses, content.get("system"))
+
+
+class Shard(NamedTuple):
+    """A file of records. counts: what else its writer counted, summed up in the manifest."""
+
+    name: str
+    sha256: str
+    records: int
+    lines: int
+    hypotheses: int
+    counts: Dict[str, int]
+
+    def path(self, folder: Path) -> Path:
+        return Path(folder) / f"{self.name}.jsonl"
+
+
+class Manifest(NamedTuple):
+    """What a folder holds.
+
+    Args:
+        identity: all that decides what is in it: verb, options, hashes of what it was made from; JSON
+        languages: [source, target]
+        input_lines: of the corpus that was translated first: ids lie in 0 … input_lines - 1
+    """
+
+    identity: Dict[str, Any]
+    languages: List[str]
+    input_lines: int
+    shards: List[Shard]
+
+    @property
+    def records(self) -> int:
+        return sum(shard.records for shard in self.shards)
+
+    @property
+    def lines(self) -> int:
+        """How many ids there are: less than input_lines where lines were dropped."""
+        return sum(shard.lines for shard in self.shards)
+
+    @property
+    def hypotheses(self) -> int:
+        return sum(shard.hypotheses for shard in self.shards)
+
+    @property
+    def counts(self) -> Dict[str, int]:
+        total: Dict[str, int] = {}
+        for shard in self.shards:
+            for name, count in shard.counts.items():
+                total[name] = total.get(name, 0) + count
+        return total
+
+    def content(self) -> Dict[str, Any]:
+        return {
+            "format": FORMAT,
+            "version": FORMAT_VERSION,
+            "identity": self.identity,
+            "languages": self.languages,
+            "input_lines": self.input_lines,
+            "lines": self.lines,
+            "records": self.records,
+            "hypotheses": self.hypotheses,
+            "counts": self.counts,
+            "shards": [shard._asdict() for shard in self.shards],
+        }
+
+    def digest(self) -> str:
+        """Of everything: what a verb that reads the folder puts into its own identity."""
+        return digest_of(self.content())
+
+    def write(self, folder: Path) -> None:
+        write_json(Path(folder) / MANIFEST, {**self.content(), "sha256": self.digest()})
+
+    @classmethod
+    def read(cls, folder: Path) -> "Manifest":
+        path = Path(folder) / MANIFEST
+        if not path.is_file():
+            state = "is not finished" if Path(folder).is_dir() else "does not exist"
+            raise KDPluginError(
+                f"{folder}: no {MANIFEST} there: the folder {state}. Remedy: kd-plugin decode (the same command goes "
+                "on with what is missing) or kd-plugin import"
+            )
+        content = read_json(path, REMEDY)
+        if content.get("format") != FORMAT or content.get("version") != FORMAT_VERSION:
+            raise KDPluginError(
+                f"{path}: format {content.get('format')!r} {content.get('version')}, this kd_plugin reads "
+                f"{FORMAT!r} {FORMAT_VERSION}. {REMEDY}"
+            )
+        try:
+            shards = [Shard(**shard) for shard in content["shards"]]
+            manifest = cls(content["identity"], content["languages"], content["input_lines"], shards)
+            whole = manifest.digest() == content["sha256"]
+        except (KeyError, TypeError) as error:
+            raise KDPluginError(f"{path}: no manifest of translations ({error}). {REMEDY}") from error
+        if not whole:
+            raise KDPluginError(f"{path} was changed after it was written. {REMEDY}")
+        return manifest
+
+
+class Translations:
+    """A finished folder, read from its beginning to its end.
+
+    Raises:
+        KDPluginError: not finished, changed or damaged; each shard's sha256 is compared before its first record is
+            given away
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = Path(folder)
+        self.manifest = Manifest.read(self.folder)
+
+    def __len__(self) -> int:
+        """Number of records."""
+        return self.manifest.records
+
+    def records(self) -> Iterator[Record]:
+        """All records, by their first id."""
+        last, ids = -1, 0
+        for shard in self.manifest.shards:
+            for record in self._shard(shard):
+                first = record.ids[0] if record.ids else -1
+                if (
+                    first <= last
+                    or record.ids != sorted(set(record.ids))
+                    or record.ids[-1] >= self.manifest.input_lines
+                ):
+                    raise KDPluginError(f"{shard.path(self.folder)}: ids {record.ids} after {last}. {REMEDY}")
+                last, ids = first, ids + len(record.ids)
+                yield record
+        if ids != self.manifest.lines:
+            raise KDPluginError(f"{self.folder}: {ids} lines instead of {self.manifest.lines}. {REMEDY}")
+
+    def lines(self) -> Iterator[Tuple[int, Record]]:
+        """(id, its record) for every line of the corpus that is left, in the corpus' order, each once.
+
+        What it holds in memory are the records whose source occurs again.
+        """
+        waiting: List[Tuple[int, int, Record]] = []  # by their next id
+        last = -1
+        for record in self.records():
+            while waiting and waiting[0][0] < record.ids[0]:
+                last = self._after(last, waiting[0][0])
+                yield self._next(waiting)
+            last = self._after(last, record.ids[0])
+            yield record.ids[0], record
+            if len(record.ids) > 1:
+                heapq.heappush(waiting, (record.ids[1], 1, record))
+        while waiting:
+            last = self._after(last, waiting[0][0])
+            yield self._next(waiting)
+
+    def _after(self, last: int, line: int) -> int:
+        if line <= last:
+            raise KDPluginError(f"{self.folder}: two translations of line {line}. {REMEDY}")
+        return line
+
+    @staticmethod
+    def _next(waiting: List[Tuple[int, int, Record]]) -> Tuple[int, Record]:
+        line, at, record = waiting[0]
+        if at + 1 < len(record.ids):
+            heapq.heapreplace(waiting, (record.ids[at + 1], at + 1, record))
+        else:
+            heapq.heappop(waiting)
+        return line, record
+
+    def _shard(self, shard: Shard) -> Iterator[Record]:
+        path = shard.path(self.folder)
+        if not path.is_file():
+            raise KDPluginError(f"{path} is missing. {REMEDY}")
+        if sha256_of(path) != shard.sha256:
+            raise KDPluginError(f"{path} is damaged: another sha256 than written. {REMEDY}")
+        with open(path, encoding="utf-8", newline="\n") as file:
+            for line in file:
+                yield Record.decode(line)
+
+
+def write_shard(
+    folder: Path, name: str, records: Iterable[Record], identity_sha256: str, counts: Optional[Dict[str, int]] = None
+) -> Shard:
+    """Write some records at once, and last the part that says that they are there (kd_plugin.shards)."""
+    kept = list(records)
+    content = "".join(record.encode() + "\n" for record in kept).encode("utf-8")
+    shard = Shard(
+        name,
+        sha256=digest_of_bytes(content),
+        records=len(kept),
+        lines=sum(len(record.ids) for record in kept),
+        hypotheses=sum(len(record.hypotheses) for record in kept),
+        counts=dict(counts or {}),
+    )
+    write_atomically(shard.path(folder), content)
+    write_part(folder, name, identity_sha256, shard._asdict())
+    return shard
+
+
+def finished_shard(folder: Path, name: str, identity_sha256: str) -> Optional[Shard]:
+    """A shard that an earlier run has finished."""
+    part = read_part(folder, name, identity_sha256)
+    shard = None if part is None else Shard(**part)
+    return shard if shard is not None and shard.path(folder).is_file() else None
+
+
+def shard_name(number: int) -> str:
+    return f"shard-{number:05d}"
+
+
+class Writer:
+    """Writes records that come in the order of their ids, a shard at a time, and the manifest at the end.
+
+    Args:
+        identity, languages, input_lines: as Manifest's
+        flag: that names the folder, for errors
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        identity: Dict[str, Any],
+        languages: List[str],
+        input_lines: int,
+        flag: str = "--output",
+        shard_records: int = 50_000,
+    ):
+        self._folder, self._shard_records = Path(folder), shard_records
+        self._manifest = Manifest(identity, languages, input_lines, [])
+        self._identity_sha256 = digest_of(identity)
+        self._waiting: List[Record] = []
+        make_folder(self._folder, flag)
+        existing = self._folder / MANIFEST
+        if existing.is_file():
+            if Manifest.read(self._folder).identity != identity:
+                raise KDPluginError(
+                    f"{flag} {folder} holds other translations already. Remedy: another folder, or remove that one"
+                )
+            existing.unlink()  # until all of it is there again
+
+    def add(self, record: Record) -> None:
+        self._waiting.append(record)
+        if len(self._waiting) >= self._shard_records:
+            self._flush({})
+
+    def finish(self, counts: Optional[Dict[str, int]] = None) -> Manifest:
+        """counts: of the whole run, such as what a filter dropped and why."""
+        self._flush(counts or {})
+        self._manifest.write(self._folder)
+        return self._manifest
+
+    def _flush(self, counts: Dict[str, int]) -> None:
+        name = shard_name(len(self._manifest.shards))
+        shard = write_shard(self._folder, name, self._waiting, self._identity_sha256, counts)
+        self._manifest.shards.append(shard)
+        self._waiting = []
