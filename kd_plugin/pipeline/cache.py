@@ -3,7 +3,6 @@
 import argparse
 import functools
 import logging
-import sys
 from pathlib import Path
 from typing import Any, Callable, Iterator, List, NamedTuple, Sequence
 
@@ -12,7 +11,6 @@ import torch
 from fairseq import utils
 from fairseq.data import data_utils
 from fairseq.tasks.translation import TranslationConfig, TranslationTask, load_langpair_dataset
-from tqdm import tqdm
 
 from kd_plugin.cache.compress import compress, unknown
 from kd_plugin.cache.data import describe_data, dictionary_sha256, split_files
@@ -27,8 +25,8 @@ from kd_plugin.cache.writer import (
 )
 from kd_plugin.errors import KDPluginError
 from kd_plugin.files import make_folder
-from kd_plugin.pipeline import engines
-from kd_plugin.shards import remove_leftovers
+from kd_plugin.pipeline.batches import by_length
+from kd_plugin.pipeline.jobs import add_job_arguments, check_job, missing, work
 from kd_plugin.teachers.flags import open_teacher
 from kd_plugin.teachers.online import TEACHER_DTYPES
 
@@ -73,14 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=1_000_000,
         help="target tokens in a file: what a killed job loses at most (default: %(default)s)",
     )
-    parser.add_argument(
-        "--num-shards", type=int, default=1, metavar="N", help="jobs that share the work (Slurm arrays)"
-    )
-    parser.add_argument("--shard-id", type=int, default=0, metavar="I", help="which of them this is, from 0")
-    parser.add_argument(
-        "--workers", type=int, default=0, metavar="N", help="processes of this job (default: one a GPU, else one)"
-    )
-    parser.add_argument("--runner", default="local", choices=engines.RUNNERS, help="(default: %(default)s)")
+    add_job_arguments(parser)
 
 
 class Job(NamedTuple):
@@ -95,22 +86,14 @@ class Job(NamedTuple):
 
 def run(args: argparse.Namespace) -> int:
     """Exit status 0; nothing else than errors ends it early."""
-    _check(args)
+    check_job(args, ("k", "max_tokens", "shard_tokens"))
+    if not args.temperature > 0:
+        raise KDPluginError(f"--temperature {args.temperature}: must be above 0")
     # fairseq tells everything about every model; what counts comes in a table
     logging.getLogger("fairseq").setLevel(logging.WARNING)
     for job in _jobs(args):
         _write_store(job)
     return 0
-
-
-def _check(args: argparse.Namespace) -> None:
-    if not 0 <= args.shard_id < args.num_shards:
-        raise KDPluginError(f"--shard-id {args.shard_id}: must lie in 0 … {args.num_shards - 1} (--num-shards)")
-    for name in ("k", "max_tokens", "shard_tokens"):
-        if getattr(args, name) < 1:
-            raise KDPluginError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be at least 1")
-    if not args.temperature > 0:
-        raise KDPluginError(f"--temperature {args.temperature}: must be above 0")
 
 
 def _jobs(args: argparse.Namespace) -> Iterator[Job]:
@@ -135,25 +118,15 @@ def _write_store(job: Job) -> None:
     folder, identity = session.folder, session.identity
     make_folder(folder, "--cache-dir")
     plans = plan_shards(session.sizes, args.shard_tokens)
-    mine = plans[args.shard_id :: args.num_shards]
-    remove_leftovers(folder, [plan.name for plan in mine])
-    todo = [plan for plan in mine if finished(folder, identity, plan) is None]
-    tokens = sum(plan.tokens for plan in mine)
-    workers = args.workers or max(1, torch.cuda.device_count())
-    here = workers == 1 and args.runner == "local"
-    often = 0.5 if sys.stderr.isatty() else 30.0  # seconds; in a log every step is a line
-    done = tokens - _tokens(todo)
-    with tqdm(desc=job.split, total=tokens, initial=done, unit="tok", unit_scale=True, mininterval=often) as bar:
-        if here:
-            session.progress = bar.update  # with every batch, and not only with every shard
-        make_worker = functools.partial(_here, session) if here else functools.partial(Session, job)
-        for plan in engines.run(todo, make_worker, args.runner, workers):
-            if not here:
-                bar.update(plan.tokens)
+
+    def done(plan: Plan) -> bool:
+        return finished(folder, identity, plan) is not None
+
+    make_session = functools.partial(Session, job)
+    mine = work(args, folder, plans, done, _tokens, session, make_session, job.split, "tok")
     manifest = merge(folder, identity, plans)
     if manifest is None:
-        missing = sum(finished(folder, identity, plan) is None for plan in plans)
-        print(f"{folder}: this job's {len(mine)} shards are finished, {missing} of other jobs are missing")
+        print(missing(folder, mine, plans, done))
         return
     print(
         f"{folder}: {manifest.tokens:,} target tokens, {identity.layout.width} bytes each, "
@@ -162,12 +135,8 @@ def _write_store(job: Job) -> None:
     )
 
 
-def _tokens(plans: Sequence[Plan]) -> int:
-    return sum(plan.tokens for plan in plans)
-
-
-def _here(session: "Session", number: int) -> "Session":
-    return session
+def _tokens(plan: Plan) -> int:
+    return plan.tokens
 
 
 class Session:
@@ -252,16 +221,9 @@ class Session:
         """Sentences of similar length; those that are too long for the teacher one by one."""
         sentences = np.arange(plan.first, plan.last)
         source_sizes = np.asarray(self._dataset.src_sizes)[sentences]
-        lengths = np.maximum(source_sizes, self.sizes[sentences])
-        order = np.lexsort((source_sizes, lengths))
-        longest, batch, room = 0, 0, self._options.max_tokens
-        start = 0
-        for at, index in enumerate(order):
-            longest, batch = max(longest, int(lengths[index])), at - start + 1
-            if batch > 1 and longest * batch > room:
-                yield sentences[order[start:at]]
-                start, longest = at, int(lengths[index])
-        yield sentences[order[start:]]
+        longer = np.maximum(source_sizes, self.sizes[sentences])
+        for positions in by_length(np.stack([source_sizes, longer]), self._options.max_tokens):
+            yield sentences[positions]
 
     def _answers(self, sentences: np.ndarray, generator: torch.Generator) -> Records:
         """Records of a batch's target tokens, sentence by sentence in the order given."""

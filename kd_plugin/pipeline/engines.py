@@ -1,6 +1,7 @@
 """Where shards of offline work run: in this process, in several, or on a Ray cluster."""
 
 import multiprocessing
+import pickle
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from typing import Any, Callable, Iterator, Sequence
 
@@ -65,25 +66,33 @@ def _run_processes(shards: Sequence[Any], make_worker: MakeWorker, workers: int)
 def _run_ray(shards: Sequence[Any], make_worker: MakeWorker, workers: int) -> Iterator[Any]:
     try:
         import ray
-        from ray.util import ActorPool
+        import ray.data
     except ImportError as error:
         raise KDPluginError(f"--runner ray: {error}. Remedy: pip install 'kd-plugin[ray]'") from error
     if not ray.is_initialized():
         ray.init(log_to_driver=False)  # the cluster that RAY_ADDRESS names, else one of this machine's own
-    gpus = ray.cluster_resources().get("GPU", 0)
+    # as bytes: Ray Data would make columns of them
+    rows = [{"shard": pickle.dumps(shard)} for shard in shards]
+    dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
+        _RayWorker,
+        fn_constructor_args=(make_worker,),
+        concurrency=workers,
+        num_gpus=1 if ray.cluster_resources().get("GPU", 0) else 0,
+    )
+    for row in dataset.iter_rows():
+        if row["error"]:
+            raise KDPluginError(row["error"])
+        yield pickle.loads(row["result"])
 
-    class Actor:
-        def __init__(self, number: int):
-            # Ray shows each actor its own GPU only, which is then number 0
-            self._worker = make_worker(0 if gpus else number)
 
-        def work(self, shard: Any) -> Any:
-            return self._worker(shard)
+class _RayWorker:
+    """An actor: it loads the teacher once, and does one shard after the other."""
 
-    remote = ray.remote(num_gpus=1 if gpus else 0)(Actor)
-    pool = ActorPool([remote.remote(number) for number in range(workers)])
-    try:
-        yield from pool.map_unordered(lambda actor, shard: actor.work.remote(shard), list(shards))
-    except ray.exceptions.RayTaskError as error:
-        cause = error.cause
-        raise cause if isinstance(cause, KDPluginError) else KDPluginError(f"--runner ray: {cause}") from error
+    def __init__(self, make_worker: MakeWorker):
+        self._worker = make_worker(0)  # Ray shows each actor its own GPU only, which is then number 0
+
+    def __call__(self, row: Any) -> Any:
+        try:
+            return {"result": pickle.dumps(self._worker(pickle.loads(row["shard"]))), "error": ""}
+        except KDPluginError as error:  # an exception would come out wrapped in Ray's own
+            return {"result": b"", "error": str(error)}

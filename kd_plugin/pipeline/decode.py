@@ -1,0 +1,243 @@
+"""`kd-plugin decode`: translate a corpus with the teacher, for sequence-level distillation (Kim & Rush 2016).
+
+Equal source lines are translated once. An empty line's translation is empty; a line that is too long for the model has
+none, and both are counted.
+"""
+
+import argparse
+import functools
+import logging
+from pathlib import Path
+from typing import Any, Callable, Dict, List, NamedTuple, Optional
+
+import numpy as np
+import torch
+from fairseq.data.data_utils import infer_language_pair
+
+from kd_plugin.errors import KDPluginError
+from kd_plugin.files import digest_of, make_folder
+from kd_plugin.pipeline.batches import by_length
+from kd_plugin.pipeline.decoders import (
+    Checkpoints,
+    CTranslate2Decoder,
+    FairseqDecoder,
+    Scored,
+    Settings,
+    open_checkpoints,
+)
+from kd_plugin.pipeline.jobs import add_job_arguments, check_job, missing, work
+from kd_plugin.pipeline.output import add_output_arguments, finish_output
+from kd_plugin.pipeline.sources import BinarisedSource, Sentence, TextSource, group_equal, shares
+from kd_plugin.pipeline.subwords import SYMBOLS, Subwords
+from kd_plugin.pipeline.translations import (
+    Hypothesis,
+    Manifest,
+    Record,
+    finished_shard,
+    shard_name,
+    write_shard,
+)
+from kd_plugin.teachers.loading import parse_overrides
+
+ENGINES = ("fairseq", "ctranslate2")
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+EMPTY, TOO_LONG = "empty_lines", "too_long_lines"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("data", nargs="?", metavar="DATA", help="binarised data as fairseq-generate takes them")
+    parser.add_argument("--input", metavar="FILE", help="raw text instead, UTF-8, a sentence a line")
+    parser.add_argument("--path", required=True, metavar="A.pt[:B.pt…]", help="the teacher, or an ensemble")
+    parser.add_argument("--model-overrides", default="{}", metavar="JSON", help="as fairseq-generate's")
+    parser.add_argument("--gen-subset", default="train", help="split of DATA (default: %(default)s)")
+    parser.add_argument("-s", "--source-lang", metavar="LANG", help="default: the checkpoint's")
+    parser.add_argument("-t", "--target-lang", metavar="LANG", help="default: the checkpoint's")
+    parser.add_argument("--sentencepiece-model", metavar="FILE", help="for raw text, unless it is segmented already")
+    parser.add_argument(
+        "--remove-bpe", default="sentencepiece", choices=SYMBOLS, help="of segmented text (default: %(default)s)"
+    )
+    add_output_arguments(parser)
+    add_engine_arguments(parser)
+    add_search_arguments(parser)
+    parser.add_argument("--seed", type=int, default=1, help="of --sampling (default: %(default)s)")
+    parser.add_argument(
+        "--shard-sentences",
+        type=int,
+        default=10_000,
+        help="different source sentences in a file: what a killed job loses at most (default: %(default)s)",
+    )
+    add_job_arguments(parser)
+
+
+def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--engine",
+        default="fairseq",
+        choices=ENGINES,
+        help="fairseq: any architecture, ensembles; ctranslate2: transformers, converted on the way, several times as "
+        "fast on CPUs (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--compute-type",
+        default="auto",
+        help="float32, float16, bfloat16, and int8, int8_float16, … of ctranslate2 (default: float16 on a GPU, float32 "
+        "on a CPU)",
+    )
+    parser.add_argument(
+        "--max-tokens", type=int, default=4000, help="source tokens in a batch, padded (default: %(default)s)"
+    )
+
+
+def add_search_arguments(parser: argparse.ArgumentParser) -> None:
+    for name, default in Settings()._asdict().items():
+        flag = f"--{name.replace('_', '-')}"
+        if name == "sampling":
+            parser.add_argument(flag, action="store_true", help="draw translations instead of searching for the best")
+        else:
+            text = f"as fairseq-generate's (default: {default})"
+            parser.add_argument(flag, type=type(default), default=default, help=text)
+
+
+def settings_of(args: argparse.Namespace) -> Settings:
+    """The search that the flags ask for, checked."""
+    settings = Settings(**{name: getattr(args, name) for name in Settings._fields})
+    settings.check()
+    return settings
+
+
+class Plan(NamedTuple):
+    """A shard to write: the groups [first, last) of equal lines."""
+
+    name: str
+    first: int
+    last: int
+
+    @property
+    def size(self) -> int:
+        return self.last - self.first
+
+
+def run(args: argparse.Namespace) -> int:
+    """Exit status 0; nothing else than errors ends it early."""
+    check_job(args, ("max_tokens", "shard_sentences"))
+    if (args.data is None) == (args.input is None):
+        raise KDPluginError("kd-plugin decode: needs either DATA (binarised) or --input FILE (raw text)")
+    if args.engine == "fairseq" and args.compute_type not in ("auto", *DTYPES):
+        raise KDPluginError(f"--compute-type {args.compute_type}: --engine fairseq computes in {', '.join(DTYPES)}")
+    # fairseq tells everything about every model; what counts comes in a line
+    logging.getLogger("fairseq").setLevel(logging.WARNING)
+    folder = Path(args.output)
+    make_folder(folder, "--output")
+    session = Session(args, 0)
+    identity_sha256 = digest_of(session.identity)
+
+    def done(plan: Plan) -> bool:
+        return finished_shard(folder, plan.name, identity_sha256) is not None
+
+    make_session = functools.partial(Session, args)
+    mine = work(args, folder, session.plans, done, lambda plan: plan.size, session, make_session, "decode", "sent")
+    shards = [finished_shard(folder, plan.name, identity_sha256) for plan in session.plans]
+    if None in shards:
+        print(missing(folder, mine, session.plans, done))
+        return 0
+    manifest = Manifest(session.identity, session.languages, len(session.source), [s for s in shards if s is not None])
+    if manifest.lines != len(session.source):
+        raise KDPluginError(f"{folder}: {manifest.lines} lines were translated instead of {len(session.source)}")
+    manifest.write(folder)
+    finish_output(manifest, args)
+    return 0
+
+
+class Session:
+    """A corpus and a teacher, ready to write any shard.
+
+    Args:
+        number: of the worker; on a machine with several GPUs it takes that one
+    """
+
+    def __init__(self, args: argparse.Namespace, number: int):
+        self._args, self.settings = args, settings_of(args)
+        self._folder = Path(args.output)
+        languages = (args.source_lang, args.target_lang)
+        if args.data is not None and None in languages and Path(args.data).is_dir():
+            languages = tuple(given or found for given, found in zip(languages, infer_language_pair(args.data)))
+        checkpoints = open_checkpoints(args.path, parse_overrides(args.model_overrides), *languages)
+        self.languages = checkpoints.languages
+        subwords = self._subwords = Subwords(args.sentencepiece_model, args.remove_bpe)
+        self.source: Any
+        if args.input is not None:
+            self.source = TextSource(args.input, subwords)
+        else:
+            dictionary = checkpoints.source_dictionary
+            self.source = BinarisedSource(args.data, args.gen_subset, self.languages, dictionary, subwords)
+        self._groups = group_equal(self.source.hashes)
+        bounds = shares(self._groups, args.shard_sentences)
+        self.plans = [Plan(shard_name(at), first, last) for at, (first, last) in enumerate(bounds)]
+        self._device = torch.device("cuda", number % torch.cuda.device_count()) if torch.cuda.is_available() else None
+        self._compute_type = args.compute_type
+        if self._compute_type == "auto":
+            self._compute_type = "float16" if self._device is not None else "float32"
+        search: Dict[str, Any] = self.settings._asdict()
+        if self.settings.sampling:
+            search["seed"] = args.seed
+        self.identity: Dict[str, Any] = {
+            "verb": "decode",
+            "engine": args.engine,
+            "compute_type": self._compute_type,
+            "models": checkpoints.identity(),
+            "source": self.source.identity(),
+            "search": search,
+            "max_tokens": args.max_tokens,
+            "shard_sentences": args.shard_sentences,
+        }
+        self._decoder = self._open_decoder(checkpoints)
+        self.progress: Callable[[int], Any] = lambda sentences: None
+
+    def _open_decoder(self, checkpoints: Checkpoints) -> Any:
+        if self._args.engine == "fairseq":
+            device = self._device or torch.device("cpu")
+            return FairseqDecoder(checkpoints, self.settings, device, DTYPES[self._compute_type])
+        from kd_plugin.pipeline.ctranslate2_models import convert
+
+        if len(checkpoints.paths) > 1:
+            raise KDPluginError("--engine ctranslate2 runs one model. Remedy: --engine fairseq for an ensemble")
+        name = f"model-ctranslate2-{checkpoints.identity()[0][:16]}"
+        folder = self._folder / name
+        if not folder.is_dir():
+            convert(checkpoints.paths[0], folder, "float32", checkpoints.overrides)
+        return CTranslate2Decoder(folder, self.settings, "cpu" if self._device is None else "cuda", self._compute_type)
+
+    def __call__(self, plan: Plan) -> Plan:
+        """Translate a shard and write it."""
+        groups = [self._groups.ids(group) for group in range(plan.first, plan.last)]
+        sentences = list(self.source.read([ids[0] for ids in groups]))
+        answers = self._translate(sentences, int(plan.name.split("-")[1]))
+        counts = {EMPTY: 0, TOO_LONG: 0}
+        records = []
+        for ids, sentence, answer in zip(groups, sentences, answers):
+            if not sentence.tokens:
+                counts[EMPTY] += len(ids)
+                answer = [([], 0.0)]
+            elif answer is None:
+                counts[TOO_LONG] += len(ids)
+                answer = []
+            hypotheses = [Hypothesis(self._subwords.decode(tokens), score) for tokens, score in answer]
+            records.append(Record(ids, sentence.text, hypotheses))
+        write_shard(self._folder, plan.name, records, digest_of(self.identity), counts)
+        return plan
+
+    def _translate(self, sentences: List[Sentence], shard: int) -> List[Optional[List[Scored]]]:
+        """The translations of each sentence; None where it is empty or too long."""
+        lengths = np.array([len(sentence.tokens) for sentence in sentences], dtype=np.int64)
+        decodable = np.flatnonzero((lengths > 0) & (lengths <= self._decoder.max_source_tokens))
+        answers: List[Optional[List[Scored]]] = [None] * len(sentences)
+        self.progress(len(sentences) - len(decodable))
+        for number, positions in enumerate(by_length(lengths[decodable] + 1, self._args.max_tokens)):
+            batch = decodable[positions]
+            # by shard and batch, so that draws depend neither on other shards nor on a restart
+            seed = (self._args.seed * 1_000_003 + shard) * 1_000_003 + number
+            translated = self._decoder([sentences[at].tokens for at in batch], seed % 2**32)
+            for at, answer in zip(batch, translated):
+                answers[at] = answer
+            self.progress(len(batch))
+        return answers

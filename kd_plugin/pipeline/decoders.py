@@ -1,0 +1,182 @@
+"""Translating batches of sentences: fairseq's own search, or CTranslate2 on a converted model, behind one interface."""
+
+from pathlib import Path
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
+
+import torch
+from fairseq import utils
+from fairseq.data import Dictionary, data_utils
+from fairseq.dataclass.configs import GenerationConfig
+from fairseq.tasks.translation import TranslationConfig, TranslationTask
+
+from kd_plugin.errors import KDPluginError
+from kd_plugin.files import sha256_of
+from kd_plugin.teachers.loading import dictionary_directories, load_teacher, read_checkpoint
+from kd_plugin.teachers.vocabulary import find_dictionary
+
+Tokens = List[str]
+Scored = Tuple[Tokens, float]  # symbols without end of sentence, and log-probability / length ** lenpen
+
+
+class Settings(NamedTuple):
+    """How to search: the names, defaults and meanings of fairseq-generate's flags."""
+
+    beam: int = 5
+    nbest: int = 1
+    max_len_a: float = 0.0
+    max_len_b: int = 200
+    lenpen: float = 1.0
+    unkpen: float = 0.0
+    sampling: bool = False
+    sampling_topk: int = -1
+    sampling_topp: float = -1.0
+    temperature: float = 1.0
+
+    def check(self) -> None:
+        """Raises KDPluginError, naming the flag."""
+        if self.beam < 1 or not 1 <= self.nbest <= self.beam:
+            raise KDPluginError(f"--nbest {self.nbest}, --beam {self.beam}: 1 <= nbest <= beam is needed")
+        if self.max_len_a < 0 or self.max_len_b < 0 or self.max_len_a + self.max_len_b <= 0:
+            raise KDPluginError("--max-len-a and --max-len-b: must be >= 0 and not both 0")
+        if not self.temperature > 0:
+            raise KDPluginError(f"--temperature {self.temperature}: must be above 0")
+        if not self.sampling and (self.sampling_topk > 0 or self.sampling_topp > 0):
+            raise KDPluginError("--sampling-topk and --sampling-topp: they need --sampling")
+        if self.sampling_topk > 0 and self.sampling_topp > 0:
+            raise KDPluginError("--sampling-topk and --sampling-topp: one of them only")
+
+
+class Checkpoints(NamedTuple):
+    """Checkpoints of one model or an ensemble, and the dictionaries that they were trained with."""
+
+    paths: List[str]
+    source_dictionary: Dictionary
+    target_dictionary: Dictionary
+    languages: List[str]
+    overrides: Dict[str, Any]
+
+    def identity(self) -> List[str]:
+        return [sha256_of(path) for path in self.paths]
+
+
+def open_checkpoints(
+    path: str,
+    overrides: Optional[Dict[str, Any]] = None,
+    source_lang: Optional[str] = None,
+    target_lang: Optional[str] = None,
+) -> Checkpoints:
+    """A.pt[:B.pt…] with the dictionaries of the first; languages as they were trained for, where they are not given.
+
+    Raises:
+        KDPluginError: as teachers.loading.read_checkpoint, and where languages or dictionaries are not to be found
+    """
+    paths = utils.split_paths(path)
+    cfg = read_checkpoint(paths[0], overrides=overrides)["cfg"].task
+    languages = []
+    for flag, given, field in (("-s", source_lang, "source_lang"), ("-t", target_lang, "target_lang")):
+        language = given or getattr(cfg, field, None)
+        if not language:
+            raise KDPluginError(f"{paths[0]}: its languages are not in the checkpoint. Remedy: {flag} LANG")
+        languages.append(language)
+    directories = dictionary_directories(paths[0], cfg, overrides or {})
+    source, target = (find_dictionary(directories, language, paths[0])[0] for language in languages)
+    return Checkpoints(paths, source, target, languages, overrides or {})
+
+
+class FairseqDecoder:
+    """fairseq's SequenceGenerator with one model or an ensemble of any architecture.
+
+    Args:
+        dtype: of the weights on `device`
+    """
+
+    def __init__(
+        self, checkpoints: Checkpoints, settings: Settings, device: torch.device, dtype: torch.dtype = torch.float32
+    ):
+        source_lang, target_lang = checkpoints.languages
+        cfg = TranslationConfig(source_lang=source_lang, target_lang=target_lang)
+        self._task = TranslationTask(cfg, checkpoints.source_dictionary, checkpoints.target_dictionary)
+        members = [load_teacher(path, self._task, None, checkpoints.overrides) for path in checkpoints.paths]
+        for member in members:
+            if member.source_indices is not None or member.target_indices is not None:
+                raise KDPluginError(
+                    f"{member.path}: its dictionary has another order than {members[0].path}'s, and fairseq's search "
+                    "averages models symbol by symbol. Remedy: an ensemble trained on the same data-bin"
+                )
+        models = [member.model.to(device=device, dtype=dtype) for member in members]
+        given = {name: value for name, value in settings._asdict().items()}
+        self._generator = self._task.build_generator(models, GenerationConfig(**given))
+        self._nbest, self._device = settings.nbest, device
+        positions = utils.resolve_max_positions(*(model.max_positions() for model in models))
+        self.max_source_tokens = int(positions[0]) - 1  # and end of sentence
+        self.parameters = sum(member.parameters for member in members)
+
+    @torch.no_grad()
+    def __call__(self, sentences: Sequence[Tokens], seed: int = 1) -> List[List[Scored]]:
+        """The nbest translations of each sentence, best first.
+
+        Args:
+            sentences: symbols, without end of sentence; one batch
+            seed: of the draws, where there are any
+        """
+        source, target = self._task.source_dictionary, self._task.target_dictionary
+        rows = [torch.tensor([source.index(token) for token in tokens] + [source.eos()]) for tokens in sentences]
+        lengths = torch.tensor([len(row) for row in rows])
+        src_tokens = data_utils.collate_tokens(rows, source.pad(), source.eos(), left_pad=True)
+        net_input = {"src_tokens": src_tokens.to(self._device), "src_lengths": lengths.to(self._device)}
+        torch.manual_seed(seed)
+        answers = self._generator.generate([], {"net_input": net_input})
+        return [[self._scored(hypothesis, target) for hypothesis in answer[: self._nbest]] for answer in answers]
+
+    @staticmethod
+    def _scored(hypothesis: Dict[str, Any], target: Dictionary) -> Scored:
+        indices = [index for index in hypothesis["tokens"].tolist() if index not in (target.eos(), target.pad())]
+        return [target[index] for index in indices], float(hypothesis["score"])
+
+
+class CTranslate2Decoder:
+    """A CTranslate2 model.
+
+    Args:
+        folder: of the converted model
+        compute_type: CTranslate2's; "default" keeps the type of the stored weights
+        threads: of a batch, 0: CTranslate2's own choice
+    """
+
+    def __init__(
+        self, folder: Path, settings: Settings, device: str = "cpu", compute_type: str = "default", threads: int = 0
+    ):
+        from kd_plugin.pipeline.ctranslate2_models import open_translator
+
+        if settings.unkpen not in (0.0, float("inf")):
+            raise KDPluginError(
+                f"--unkpen {settings.unkpen}: CTranslate2 knows 0 and inf. Remedy: one of these, or --engine fairseq"
+            )
+        self._translator = open_translator(folder, device, compute_type, threads)
+        self._settings = settings
+        self.max_source_tokens = 1022
+
+    def __call__(self, sentences: Sequence[Tokens], seed: int = 1) -> List[List[Scored]]:
+        """As FairseqDecoder."""
+        import ctranslate2
+
+        settings = self._settings
+        longest = max(map(len, sentences), default=0) + 1
+        search: Dict[str, Any] = {"beam_size": settings.beam}
+        if settings.sampling:
+            ctranslate2.set_random_seed(seed)
+            search = {"beam_size": 1, "sampling_temperature": settings.temperature}
+            search["sampling_topk"] = max(0, settings.sampling_topk)
+            if settings.sampling_topp > 0:
+                search["sampling_topp"] = settings.sampling_topp
+        answers = self._translator.translate_batch(
+            [list(tokens) for tokens in sentences],
+            num_hypotheses=settings.nbest,
+            length_penalty=settings.lenpen,
+            max_decoding_length=int(settings.max_len_a * longest + settings.max_len_b),
+            disable_unk=settings.unkpen == float("inf"),
+            return_scores=True,
+            max_input_length=0,
+            **search,
+        )
+        return [list(zip(answer.hypotheses, map(float, answer.scores))) for answer in answers]

@@ -1,0 +1,83 @@
+"""A long job in shards: shared among jobs, processes or machines, and gone on with after a kill."""
+
+import argparse
+import functools
+import sys
+from pathlib import Path
+from typing import Any, Callable, List, Sequence
+
+import torch
+from tqdm import tqdm
+
+from kd_plugin.errors import KDPluginError
+from kd_plugin.pipeline import engines
+from kd_plugin.shards import remove_leftovers
+
+
+def add_job_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--num-shards", type=int, default=1, metavar="N", help="jobs that share the work (Slurm arrays)"
+    )
+    parser.add_argument("--shard-id", type=int, default=0, metavar="I", help="which of them this is, from 0")
+    parser.add_argument(
+        "--workers", type=int, default=0, metavar="N", help="processes of this job (default: one a GPU, else one)"
+    )
+    parser.add_argument("--runner", default="local", choices=engines.RUNNERS, help="(default: %(default)s)")
+
+
+def check_job(args: argparse.Namespace, at_least_one: Sequence[str] = ()) -> None:
+    """Refuse what makes no sense; `at_least_one` names numbers."""
+    if not 0 <= args.shard_id < args.num_shards:
+        raise KDPluginError(f"--shard-id {args.shard_id}: must lie in 0 … {args.num_shards - 1} (--num-shards)")
+    for name in at_least_one:
+        if getattr(args, name) < 1:
+            raise KDPluginError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be at least 1")
+
+
+def work(
+    args: argparse.Namespace,
+    folder: Path,
+    plans: Sequence[Any],
+    finished: Callable[[Any], bool],
+    size: Callable[[Any], int],
+    session: Any,
+    make_session: Callable[[int], Any],
+    name: str,
+    unit: str,
+) -> List[Any]:
+    """Do those of this job's shards that are not finished.
+
+    Args:
+        plans: of all shards, each with a `name`
+        size: of a shard, in the progress bar's unit
+        session: does a shard when called with its plan, in this process; tells its `progress(size)` how far it is
+        make_session: the same in another process, of the worker's number; can be pickled
+
+    Returns:
+        the plans of this job's shards
+    """
+    mine = list(plans[args.shard_id :: args.num_shards])
+    remove_leftovers(folder, [plan.name for plan in mine])
+    todo = [plan for plan in mine if not finished(plan)]
+    total, left = sum(map(size, mine)), sum(map(size, todo))
+    workers = args.workers or max(1, torch.cuda.device_count())
+    here = workers == 1 and args.runner == "local"
+    often = 0.5 if sys.stderr.isatty() else 30.0  # seconds; in a log every step is a line
+    with tqdm(desc=name, total=total, initial=total - left, unit=unit, unit_scale=True, mininterval=often) as bar:
+        if here:
+            session.progress = bar.update  # with every batch, and not only with every shard
+        start = functools.partial(_here, session) if here else make_session
+        for plan in engines.run(todo, start, args.runner, workers):
+            if not here:
+                bar.update(size(plan))
+    return mine
+
+
+def missing(folder: Path, mine: Sequence[Any], plans: Sequence[Any], finished: Callable[[Any], bool]) -> str:
+    """What to say where other jobs have not finished yet."""
+    left = sum(not finished(plan) for plan in plans)
+    return f"{folder}: this job's {len(mine)} shards are finished, {left} of other jobs are missing"
+
+
+def _here(session: Any, number: int) -> Any:
+    return session

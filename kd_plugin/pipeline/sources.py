@@ -1,0 +1,175 @@
+"""What is translated: a raw text file, or a split that fairseq-preprocess has binarised. Equal lines are found once."""
+
+import hashlib
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, NamedTuple, Sequence, Tuple
+
+import numpy as np
+from fairseq.data import Dictionary, data_utils
+
+from kd_plugin.cache.data import split_files
+from kd_plugin.errors import KDPluginError
+from kd_plugin.pipeline.output import progress
+from kd_plugin.pipeline.subwords import Subwords
+
+HASH_BYTES = 16  # of a line: among 10^9 lines two of the same hash have a probability of 10^-21
+
+
+class Sentence(NamedTuple):
+    """A source sentence: as it will be written, and its symbols without end of sentence."""
+
+    text: str
+    tokens: List[str]
+
+
+class TextSource:
+    """A UTF-8 file with a sentence a line; lines end in LF or CR LF, and in nothing else.
+
+    Only the lines' positions and hashes are held in memory, 24 bytes a line.
+
+    Raises:
+        KDPluginError: no such file, or no UTF-8: the line is named
+    """
+
+    def __init__(self, path: str, subwords: Subwords):
+        self._path, self._subwords = Path(path), subwords
+        if not self._path.is_file():
+            raise KDPluginError(f"--input {path}: no such file")
+        digest = hashlib.sha256()
+        starts, hashes, position = [0], bytearray(), 0
+        with open(self._path, "rb") as file:
+            for number, line in enumerate(progress(file, None, "reading", "line"), 1):
+                try:
+                    line.decode("utf-8")
+                except UnicodeDecodeError as error:
+                    raise KDPluginError(
+                        f"{path}, line {number}: no UTF-8 ({error.reason} at byte {error.start}). Remedy: convert the "
+                        "file (iconv), or take the line out"
+                    ) from error
+                digest.update(line)
+                hashes += hashlib.blake2b(_without_end(line), digest_size=HASH_BYTES).digest()
+                position += len(line)
+                starts.append(position)
+        self.hashes = np.frombuffer(bytes(hashes), dtype=f"V{HASH_BYTES}")
+        self._starts = np.array(starts, dtype=np.int64)
+        self._description = {"text_sha256": digest.hexdigest(), "subwords": subwords.identity()}
+
+    def __len__(self) -> int:
+        return len(self.hashes)
+
+    def identity(self) -> Dict[str, Any]:
+        return {**self._description, "lines": len(self)}
+
+    def read(self, lines: Sequence[int]) -> Iterator[Sentence]:
+        """Sentences by their number, from 0."""
+        with open(self._path, "rb") as file:
+            for line in lines:
+                start, stop = self._starts[line : line + 2]
+                file.seek(int(start))
+                text = _without_end(file.read(int(stop - start))).decode("utf-8").replace("\r", " ")
+                yield Sentence(text, self._subwords.encode(text))
+
+
+class BinarisedSource:
+    """The source side of a split in fairseq's format."""
+
+    def __init__(self, data: str, split: str, languages: Sequence[str], dictionary: Dictionary, subwords: Subwords):
+        source_lang, target_lang = languages
+        files = source_files(data, split, source_lang, target_lang)
+        self._dictionary, self._subwords = dictionary, subwords
+        stored = Dictionary.load(str(_dictionary_path(Path(data), source_lang)))
+        if stored.symbols != dictionary.symbols:
+            index = next((i for i, (a, b) in enumerate(zip(stored.symbols, dictionary.symbols)) if a != b), None)
+            raise KDPluginError(
+                f"{data}: its dictionary of {source_lang} ({len(stored)} symbols) is not the model's "
+                f"({len(dictionary)} symbols); first difference: "
+                + (f"index {index}, {stored[index]!r} and {dictionary[index]!r}" if index is not None else "the size")
+                + ". Remedy: binarise the data with the model's dictionary (fairseq-preprocess --srcdict)"
+            )
+        self._dataset = data_utils.load_indexed_dataset(str(files[0].with_suffix("")), dictionary, "mmap")
+        digest, hashes = hashlib.sha256(), bytearray()
+        for index in progress(range(len(self._dataset)), None, "reading", "line"):
+            content = self._dataset[index].numpy().tobytes()
+            digest.update(len(content).to_bytes(8, "little") + content)
+            hashes += hashlib.blake2b(content, digest_size=HASH_BYTES).digest()
+        self.hashes = np.frombuffer(bytes(hashes), dtype=f"V{HASH_BYTES}")
+        self._description = {"tokens_sha256": digest.hexdigest(), "subwords": subwords.identity()}
+
+    def __len__(self) -> int:
+        return len(self.hashes)
+
+    def identity(self) -> Dict[str, Any]:
+        return {**self._description, "lines": len(self)}
+
+    def read(self, lines: Sequence[int]) -> Iterator[Sentence]:
+        """As TextSource.read; symbols that the dictionary did not have when it was binarised are <unk>."""
+        for line in lines:
+            indices = self._dataset[int(line)].tolist()
+            tokens = [self._dictionary[index] for index in indices if index != self._dictionary.eos()]
+            yield Sentence(self._subwords.decode(tokens), tokens)
+
+
+def source_files(data: str, split: str, source_lang: str, target_lang: str) -> List[Path]:
+    """The source's files of a split; there need be no target (fairseq-preprocess --only-source)."""
+    for pair in (f"{source_lang}-{target_lang}", f"{target_lang}-{source_lang}", f"{source_lang}-None"):
+        prefix = Path(data) / f"{split}.{pair}.{source_lang}"
+        found = [Path(f"{prefix}{end}") for end in (".bin", ".idx") if Path(f"{prefix}{end}").is_file()]
+        if len(found) == 2:
+            return found
+    return split_files(data, split, source_lang, target_lang)[0]  # says what is missing
+
+
+def _dictionary_path(data: Path, language: str) -> Path:
+    for path in (data / f"dict.{language}.txt", data / "dict.txt"):
+        if path.is_file():
+            return path
+    raise KDPluginError(f"{data}: no dict.{language}.txt there. Remedy: the folder that fairseq-preprocess made")
+
+
+def _without_end(line: bytes) -> bytes:
+    line = line[:-1] if line.endswith(b"\n") else line
+    return line[:-1] if line.endswith(b"\r") else line
+
+
+class Groups(NamedTuple):
+    """Lines with the same source, by their first line.
+
+    Args:
+        lines: (lines,) int64, group by group, ascending in each
+        starts: (groups + 1,) int64, where each group begins in `lines`
+    """
+
+    lines: np.ndarray
+    starts: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    def ids(self, group: int) -> List[int]:
+        return list(map(int, self.lines[self.starts[group] : self.starts[group + 1]]))
+
+
+def group_equal(hashes: np.ndarray) -> Groups:
+    """Groups of lines with equal hashes, ordered by their first line.
+
+    Args:
+        hashes: (lines,) of a void dtype
+    """
+    if len(hashes) == 0:
+        return Groups(np.zeros(0, np.int64), np.zeros(1, np.int64))
+    words = hashes.view(np.uint64).reshape(len(hashes), -1)
+    order = np.lexsort(words.T)  # stable: equal lines stay in their order
+    ordered = words[order]
+    new = np.concatenate([[True], (ordered[1:] != ordered[:-1]).any(axis=1)])
+    begins = np.flatnonzero(new)
+    counts = np.diff(np.append(begins, len(order)))
+    by_first = np.argsort(order[begins], kind="stable")
+    begins, counts = begins[by_first], counts[by_first]
+    starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    within = np.arange(len(order)) - np.repeat(starts[:-1], counts)
+    return Groups(order[np.repeat(begins, counts) + within].astype(np.int64), starts)
+
+
+def shares(groups: Groups, shard_sentences: int) -> List[Tuple[int, int]]:
+    """[first, last) group of each shard."""
+    return [(at, min(at + shard_sentences, len(groups))) for at in range(0, len(groups), shard_sentences)]

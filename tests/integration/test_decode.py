@@ -1,0 +1,123 @@
+"""`kd-plugin decode` as a user runs it: beside fairseq-generate, killed for real, in several processes, on Ray."""
+
+import os
+import pathlib
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from kd_plugin.pipeline.translations import MANIFEST, Translations
+from tests.support import run, run_together
+
+SEARCH = ["--beam", 3, "--nbest", 2]
+
+
+def command(workspace, folder, *flags):
+    common = ["--path", workspace.teacher, "--gen-subset", "train", "--remove-bpe", "none", "--shard-sentences", 60]
+    return ["kd-plugin", "decode", workspace.data, *common, "--max-tokens", 400, *SEARCH, "--output", folder, *flags]
+
+
+def tree(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix in (".json", ".jsonl")}
+
+
+@pytest.fixture(scope="module")
+def decoded(workspace, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("decoded") / "out"
+    run(*command(workspace, folder))
+    return folder
+
+
+def test_same_translations_and_scores_as_fairseq_generate(workspace, decoded):
+    output = run(
+        "fairseq-generate", workspace.data, "--path", workspace.teacher, "--gen-subset", "train", "--cpu",
+        "--user-dir", "kd_plugin", "--task", "translation", *SEARCH, "--max-tokens", 400,
+        "--required-batch-size-multiple", 1,
+        cwd=pathlib.Path(__file__).parents[2],
+    ).stdout  # fmt: skip
+    theirs = {}
+    for line, score, text in re.findall(r"^H-(\d+)\t(\S+)\t(.*)$", output, flags=re.MULTILINE):
+        theirs.setdefault(int(line), []).append((text, float(score)))
+    ours = dict(Translations(decoded).lines())
+    assert sorted(ours) == sorted(theirs) == list(range(300))
+    for line, record in ours.items():
+        assert [h.text for h in record.hypotheses] == [text for text, _ in theirs[line]]
+        # fairseq-generate prints base-2 logarithms
+        assert [h.score for h in record.hypotheses] == pytest.approx([s * 0.6931472 for _, s in theirs[line]], abs=1e-4)
+
+
+def test_killed_and_restarted_no_shard_is_decoded_twice(workspace, tmp_path, decoded):
+    draw = random.Random(11)
+    folder = tmp_path / "out"
+    kept = {}
+    for _ in range(4):
+        arguments = list(map(str, command(workspace, folder)))
+        arguments[0] = str(pathlib.Path(sys.executable).parent / arguments[0])
+        process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        before = len(kept)
+        deadline = time.monotonic() + 120
+        while process.poll() is None and time.monotonic() < deadline:
+            if len(list(folder.glob("shard-*.json"))) > before:
+                time.sleep(draw.random() * 0.3)
+                break
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        now = {path.name: path.stat().st_mtime_ns for path in folder.glob("shard-*.json")}
+        assert {name: now[name] for name in kept} == kept, "a finished shard was written again"
+        assert len(now) > before or (folder / MANIFEST).exists()
+        kept = now
+    run(*command(workspace, folder))
+    assert {name: (folder / name).stat().st_mtime_ns for name in kept} == kept
+    assert tree(folder) == tree(decoded) and not list(folder.glob(".*.tmp"))
+
+
+def test_jobs_of_an_array_and_processes_make_the_same(workspace, tmp_path, decoded):
+    run_together(
+        command(workspace, tmp_path / "array", "--num-shards", 2, "--shard-id", 0),
+        command(workspace, tmp_path / "array", "--num-shards", 2, "--shard-id", 1),
+    )
+    run(*command(workspace, tmp_path / "processes", "--workers", 2))
+    assert tree(tmp_path / "array") == tree(tmp_path / "processes") == tree(decoded)
+
+
+def test_ray_makes_the_same(workspace, tmp_path, decoded):
+    pytest.importorskip("ray.data", reason="ray[data] is not installed")
+    env = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "TMPDIR": os.environ.get("TMPDIR", "/tmp")}
+    run(*command(workspace, tmp_path / "ray", "--runner", "ray", "--workers", 2), env=env)
+    assert tree(tmp_path / "ray") == tree(decoded)
+
+
+def test_ctranslate2_translates_as_fairseq_does(workspace, tmp_path, decoded):
+    pytest.importorskip("ctranslate2", reason="ctranslate2 is not installed")
+    run(*command(workspace, tmp_path / "out", "--engine", "ctranslate2"))
+    ours, theirs = (dict(Translations(folder).lines()) for folder in (tmp_path / "out", decoded))
+    same = [ours[line].hypotheses[0].text == theirs[line].hypotheses[0].text for line in theirs]
+    assert sum(same) >= 0.98 * len(same)
+
+
+def test_data_of_another_dictionary_is_refused(workspace, tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    for path in workspace.data.iterdir():
+        (data / path.name).write_bytes(path.read_bytes())
+    words = (data / "dict.en.txt").read_text().splitlines(keepends=True)
+    (data / "dict.en.txt").write_text("".join(words[1::-1] + words[2:]))
+    arguments = command(workspace, tmp_path / "out")
+    arguments[2] = data
+    # the teacher's own dictionary, beside it
+    for lang in ("en", "de"):
+        copy = workspace.teacher.parent / f"dict.{lang}.txt"
+        copy.write_bytes((workspace.data / f"dict.{lang}.txt").read_bytes())
+    try:
+        result = run(*arguments, check=False)
+    finally:
+        for lang in ("en", "de"):
+            (workspace.teacher.parent / f"dict.{lang}.txt").unlink()
+    assert result.returncode == 1 and "first difference: index 4" in result.stdout
+    assert not list((tmp_path / "out").glob("shard-*"))

@@ -1,0 +1,214 @@
+"""Decoding a corpus: as fairseq's own search, nothing lost, doubled or reordered, restartable at any moment."""
+
+import errno
+import json
+import os
+import random
+
+import pytest
+import torch
+
+from kd_plugin import files
+from kd_plugin.cli import main
+from kd_plugin.pipeline import decode
+from kd_plugin.pipeline.decoders import FairseqDecoder, Settings, open_checkpoints
+from kd_plugin.pipeline.translations import MANIFEST, Translations
+from tests.support import MODEL, make_checkpoint
+from tests.unit.conftest import WORDS, write_dictionaries
+
+LINES = [" ".join(random.Random(i).choices(WORDS, k=1 + i % 9)) for i in range(40)]
+LINES[7], LINES[21], LINES[33] = LINES[3], "", LINES[3]
+COMMON = ["-s", "en", "-t", "de", "--remove-bpe", "none", "--max-len-b", "12", "--max-tokens", "60"]
+
+
+class Killed(BaseException):
+    """As SIGKILL: nobody catches it."""
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    """Two untrained teachers beside their dictionaries."""
+    folder = tmp_path_factory.mktemp("teachers")
+    write_dictionaries(folder, WORDS)
+    for seed in (1, 2):
+        make_checkpoint(
+            folder / f"{seed}.pt", folder, "-s", "en", "-t", "de", *MODEL, "--max-source-positions", 64, seed=seed
+        )
+    return folder / "1.pt"
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    path = tmp_path_factory.mktemp("corpus") / "input.en"
+    path.write_text("".join(line + "\n" for line in LINES))
+    return path
+
+
+def run(teacher, corpus, output, *flags, status=0):
+    arguments = ["decode", "--input", corpus, "--path", teacher, "--output", output, "--shard-sentences", 8]
+    assert main(list(map(str, [*arguments, *COMMON, *flags]))) == status
+
+
+def tree(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix in (".json", ".jsonl")}
+
+
+@pytest.fixture(scope="module")
+def decoded(teacher, corpus, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("decoded") / "whole"
+    run(teacher, corpus, folder, "--nbest", 3)
+    return folder
+
+
+def test_every_line_once_in_order_with_the_search_s_translations(teacher, decoded):
+    checkpoints = open_checkpoints(str(teacher), None, "en", "de")
+    decoder = FairseqDecoder(checkpoints, Settings(nbest=3, max_len_b=12), torch.device("cpu"))
+    lines = list(Translations(decoded).lines())
+    assert [line for line, _ in lines] == list(range(len(LINES)))
+    for line, record in lines:
+        assert record.source == LINES[line] and line in record.ids
+        if not LINES[line]:
+            assert record.hypotheses == [("", 0.0)]
+            continue
+        (alone,) = decoder([LINES[line].split()])
+        assert [h.text for h in record.hypotheses] == [" ".join(tokens) for tokens, _ in alone]
+        assert [h.score for h in record.hypotheses] == pytest.approx([score for _, score in alone], abs=1e-5)
+        assert record.hypotheses == sorted(record.hypotheses, key=lambda h: -h.score)
+
+
+def test_equal_lines_are_decoded_once(decoded):
+    ids = {record.ids[0]: record.ids for record in Translations(decoded).records()}
+    assert ids[3] == [3, 7, 33] and 7 not in ids and len(ids) == len(LINES) - 2
+
+
+def test_text_has_a_line_for_each_translation_of_each_line(teacher, corpus, tmp_path, decoded):
+    run(teacher, corpus, tmp_path / "out", "--nbest", 3, "--text", tmp_path / "text" / "pseudo")
+    source, target, scores = (
+        (tmp_path / "text" / f"pseudo.{end}").read_text().split("\n")[:-1] for end in ("en", "de", "scores")
+    )
+    expected = [(i, r.source, h) for i, r in Translations(decoded).lines() for h in r.hypotheses]
+    assert source == [text for _, text, _ in expected] and target == [h.text for _, _, h in expected]
+    assert [line.split("\t")[0] for line in scores] == [str(i) for i, _, _ in expected]
+
+
+def test_killed_at_twenty_random_moments_the_output_is_the_same(teacher, tmp_path, monkeypatch):
+    corpus = tmp_path / "few.en"
+    corpus.write_text("".join(line + "\n" for line in LINES[:12]))
+    quick = ["--beam", 1, "--max-len-b", 2, "--shard-sentences", 2]
+    calls = {"left": 10**9}
+    written = []
+
+    def counted(real):
+        def call(*arguments):
+            calls["left"] -= 1
+            if calls["left"] == 0:
+                raise Killed
+            if real is real_shard:
+                written.append(arguments[1])
+            return real(*arguments)
+
+        return call
+
+    real_shard = decode.write_shard
+    monkeypatch.setattr(decode, "write_shard", counted(real_shard))
+    monkeypatch.setattr(files.os, "fsync", counted(os.fsync))
+    monkeypatch.setattr(files.os, "replace", counted(os.replace))
+    run(teacher, corpus, tmp_path / "whole", *quick)
+    moments = [random.Random(number).randint(1, 24) for number in range(20)]
+    assert len(set(moments)) > 10
+    for number, moment in enumerate(moments):
+        folder = tmp_path / f"killed{number}"
+        calls["left"] = moment
+        written.clear()
+        with pytest.raises(Killed):
+            run(teacher, corpus, folder, *quick)
+        assert not (folder / MANIFEST).exists()
+        finished = {path.stem for path in folder.glob("shard-*.json")}
+        calls["left"] = 10**9
+        written.clear()
+        run(teacher, corpus, folder, *quick)
+        assert not finished & set(written), "a finished shard was decoded again"
+        assert tree(folder) == tree(tmp_path / "whole") and not list(folder.glob(".*.tmp"))
+
+
+def test_jobs_share_the_shards(teacher, corpus, tmp_path, decoded, capsys):
+    for job in (2, 0, 1):
+        run(teacher, corpus, tmp_path, "--nbest", 3, "--num-shards", 3, "--shard-id", job)
+        assert (tmp_path / MANIFEST).exists() == (job == 1)
+    assert "missing" in capsys.readouterr().out and tree(tmp_path) == tree(decoded)
+
+
+def test_draws_depend_on_the_seed_alone(teacher, corpus, tmp_path):
+    flags = ["--sampling", "--beam", 4, "--nbest", 4]
+    for name, seed in (("one", 1), ("again", 1), ("other", 2)):
+        run(teacher, corpus, tmp_path / name, *flags, "--seed", seed)
+    for job in (1, 0):
+        run(teacher, corpus, tmp_path / "jobs", *flags, "--num-shards", 2, "--shard-id", job)
+    assert tree(tmp_path / "one") == tree(tmp_path / "again") == tree(tmp_path / "jobs")
+    texts = [[r.hypotheses for r in Translations(tmp_path / name).records()] for name in ("one", "other")]
+    assert texts[0] != texts[1]
+    assert any(len({h.text for h in hypotheses}) > 1 for hypotheses in texts[0])
+
+
+def test_ensemble_averages_probabilities(teacher, corpus, tmp_path, decoded):
+    run(f"{teacher}:{teacher}", corpus, tmp_path / "same", "--nbest", 3)
+    same, alone = (list(Translations(folder).records()) for folder in (tmp_path / "same", decoded))
+    assert [[h.text for h in r.hypotheses] for r in same] == [[h.text for h in r.hypotheses] for r in alone]
+    run(f"{teacher}:{teacher.with_name('2.pt')}", corpus, tmp_path / "two", "--nbest", 3)
+    assert [r.hypotheses for r in Translations(tmp_path / "two").records()] != [r.hypotheses for r in alone]
+
+
+def test_lines_of_1_and_1024_tokens_unknown_words_and_odd_bytes(teacher, tmp_path, capsys):
+    corpus = tmp_path / "odd.en"
+    long, fits = " ".join(["word1"] * 1024), " ".join(["word2"] * 63)
+    corpus.write_bytes("\r\n".join(["word1", long, "", "unheard of \U0001f600", "\t ", fits, "word3 \0"]).encode())
+    run(teacher, corpus, tmp_path / "out")
+    records = dict(Translations(tmp_path / "out").lines())
+    assert sorted(records) == list(range(7)) and records[1].hypotheses == [] and records[1].source == long
+    assert records[2].hypotheses == records[4].hypotheses == [("", 0.0)]
+    assert all(len(records[line].hypotheses) == 1 for line in (0, 3, 5, 6))
+    manifest = json.loads((tmp_path / "out" / MANIFEST).read_text())
+    assert manifest["counts"] == {"empty_lines": 2, "too_long_lines": 1}
+    assert "empty lines 2, too long lines 1" in capsys.readouterr().out
+
+
+def test_full_disk_keeps_what_is_finished_and_names_the_file(teacher, corpus, tmp_path, monkeypatch, decoded, capsys):
+    run(teacher, corpus, tmp_path, "--nbest", 3, "--num-shards", 2)
+    before = tree(tmp_path)
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files.os, "fsync", full)
+        run(teacher, corpus, tmp_path, "--nbest", 3, status=1)
+    assert "shard-00001.jsonl" in capsys.readouterr().err and tree(tmp_path) == before
+    run(teacher, corpus, tmp_path, "--nbest", 3)
+    assert tree(tmp_path) == tree(decoded)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--nbest", 6], "--nbest 6, --beam 5"),
+        (["--sampling-topk", 3], "need --sampling"),
+        (["--temperature", 0], "--temperature"),
+        (["--shard-id", 1], "--shard-id 1"),
+        (["--shard-sentences", 0], "--shard-sentences 0"),
+        (["--compute-type", "int8"], "--compute-type int8"),
+        (["somewhere"], "either DATA"),
+        (["--beam", 4], "other options"),
+    ],
+)
+def test_refusals_name_the_flag_and_leave_the_folder_alone(teacher, corpus, decoded, capsys, flags, message):
+    before = tree(decoded)
+    run(teacher, corpus, decoded, *flags, status=1)
+    error = capsys.readouterr().err
+    assert message in error and tree(decoded) == before
+
+
+def test_checkpoint_that_is_not_there_or_not_for_these_languages(teacher, corpus, tmp_path, capsys):
+    run(tmp_path / "none.pt", corpus, tmp_path / "out", status=1)
+    assert "none.pt" in capsys.readouterr().err
+    run(teacher, corpus, tmp_path / "out", "-t", "fr", status=1)
+    assert "dict.fr.txt" in capsys.readouterr().err
