@@ -64,7 +64,11 @@ setup(
             "numba>=0.57",  # the loss on CPUs in compiled loops: three to five times faster than PyTorch's operations
         ],
         "ray": [
-            "ray>=2.9",  # --runner ray: the shards of kd-plugin cache on a cluster
+            "ray[data]>=2.9",  # --runner ray: the shards of kd-plugin cache and decode on a cluster, through Ray Data
+        ],
+        "export": [
+            "ctranslate2>=4.0",  # kd-plugin export and decode: the students' fast engine on CPUs
+            "safetensors>=0.4",  # kd-plugin export --format safetensors
         ],
         "bench": [
             "matplotlib>=3.5",  # the pictures of scripts/bench_*.py
@@ -78,10 +82,12 @@ setup(
             "build>=1.2,<2",  # release files (make dist)
             "setuptools>=56,<81",  # the packaging test builds without isolation; 81 removed pkg_resources (tensorboard)
             "numba>=0.57",  # the CPU kernels' tests
-            'ray>=2.9; python_version >= "3.9"',  # --runner ray on a Ray of the test's own
+            'ray[data]>=2.9; python_version >= "3.9"',  # --runner ray on a Ray of the test's own
             # the GPU kernels' tests in its interpreter, without a GPU; beside a CUDA torch it is there already
             'triton>=3.1; platform_system == "Linux" and platform_machine == "x86_64" and python_version >= "3.10"',
             "wheel>=0.40",  # the same, where setuptools is older than 70
+            'ctranslate2>=4.0; python_version >= "3.9"',  # the tests of export, evaluate and the fast decoder
+            'safetensors>=0.4; python_version >= "3.9"',  # the tests of export
         ],
     },
     entry_points={"console_scripts": ["kd-plugin = kd_plugin.cli:main"]},

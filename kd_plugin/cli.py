@@ -23,6 +23,13 @@ VERBS: Dict[str, Verb] = {
     "doctor": Verb("check this installation and, on request, teacher files", "kd_plugin.doctor"),
     "cache": Verb("ask a teacher about a corpus once and keep its answers", "kd_plugin.pipeline.cache"),
     "cache-info": Verb("what such a cache holds; --verify: whether it is undamaged", "kd_plugin.pipeline.cache_info"),
+    "decode": Verb("translate a corpus with a teacher, for sequence-level distillation", "kd_plugin.pipeline.decode"),
+    "import": Verb("take in translations made elsewhere: TSV or JSON lines", "kd_plugin.pipeline.importing"),
+    "select": Verb("of n-best translations keep those that teach best", "kd_plugin.pipeline.select"),
+    "filter": Verb("drop translations that would teach wrong, by rules", "kd_plugin.pipeline.filtering"),
+    "evaluate": Verb("scores, significance, speed and size of models, side by side", "kd_plugin.pipeline.evaluate"),
+    "export": Verb("a model for use or to give away: CTranslate2, fairseq, safetensors", "kd_plugin.pipeline.export"),
+    "report": Verb("one HTML page of evaluations and learning curves", "kd_plugin.pipeline.report.command"),
     "path": Verb('print the directory for --user-dir "$(kd-plugin path)"', "kd_plugin.cli"),
 }
 

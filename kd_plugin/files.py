@@ -57,14 +57,14 @@ def read_json(path: Path, remedy: str) -> Dict[str, Any]:
     """The object in a JSON file.
 
     Raises:
-        KDPluginError: it is not there, no JSON or no object; ends with `remedy`
+        KDPluginError: not there, no JSON or no object in it; ends with `remedy`
     """
     try:
         content = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
         raise KDPluginError(f"{path} cannot be read: {error}. {remedy}") from error
     if not isinstance(content, dict):
-        raise KDPluginError(f"{path}: no JSON object. {remedy}")
+        raise KDPluginError(f"{path}: no manifest, no JSON object even. {remedy}")
     return content
 
 

@@ -51,8 +51,10 @@ def cases(arguments: argparse.Namespace) -> List[ModelCase]:
     if arguments.quick:
         return [ModelCase("tiny", Size(1, 16, 32, 2), 256, 128, 2)]
     if arguments.device.type == "cpu":
-        small = [ModelCase("Multi30k", multi30k, vocab, 1024, 4) for vocab in (8192, 32768)]
-        return [*small, ModelCase("base", base, 32768, 512, 2)]
+        small = [ModelCase("Multi30k, 1,024 tokens a batch", multi30k, vocab, 1024, 4) for vocab in (8192, 32768)]
+        # as many as the recipe's --max-tokens
+        small.insert(1, ModelCase("Multi30k, 4,096 tokens a batch", multi30k, 8192, 4096, 2))
+        return [*small, ModelCase("base, 512 tokens a batch", base, 32768, 512, 2)]
     sizes = {"Multi30k": multi30k, "base": base}
     return [
         ModelCase(name, size, vocab, 8192, 8, dtype)

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The main job on a bare machine: set-up, a corpus, a teacher, a student without and the same student with distillation,
-# and one table. Needs no root and, pip packages apart, no download.
+# an exported model, one table and a report. Needs no root and, pip packages apart, no download.
 set -euo pipefail
 
 usage() {
@@ -48,6 +48,7 @@ teacher_updates=900
 student_updates=800
 warmup_updates=100
 label_smoothing=0.1 # the usual value, for all three
+check_threshold=80  # BLEU of the exported model's translations against the student's
 status_interval=20
 if [ "$smoke" = 1 ]; then
   corpus=(--train 2000 --valid 50 --test 50 --misaligned 0.3 --seed 1)
@@ -56,6 +57,7 @@ if [ "$smoke" = 1 ]; then
   student_updates=40
   warmup_updates=10
   status_interval=5
+  check_threshold=0
 fi
 
 teacher_model=(
@@ -111,6 +113,7 @@ fingerprint() {
 chain= # the fingerprint of all steps so far: a step is done again when anything before it has changed
 number=0
 steps=9
+python -c "import ctranslate2" 2>/dev/null || steps=8
 
 # step NAME WHAT COMMAND…: COMMAND fills the folder NAME.new, which becomes NAME only when it is complete.
 step() {
@@ -171,13 +174,6 @@ train() {
     "${training[@]}" --max-update "$updates" --total-num-update "$updates" "$@"
 }
 
-translate() {
-  # --user-dir, because torch >= 2.6 by itself refuses to read what fairseq saves.
-  step "$1-test" "translating the test set: $1" fairseq-generate data --user-dir "$root/kd_plugin" \
-    --source-lang en --target-lang de --path "$1/checkpoint_last.pt" --results-path "$1-test.new" \
-    --beam 4 --max-tokens 8000 --required-batch-size-multiple 1 --remove-bpe sentencepiece --cpu
-}
-
 step corpus "corpus" python "$root/scripts/quickstart_corpus.py" corpus.new "${corpus[@]}"
 step subwords "sentencepiece model" \
   python "$root/scripts/quickstart_subwords.py" corpus subwords.new --vocab-size "$vocab_size"
@@ -187,11 +183,25 @@ train teacher "teacher" "$teacher_updates" "${teacher_model[@]}" "${plain[@]}"
 train student "student without distillation" "$student_updates" "${student_model[@]}" "${plain[@]}"
 train distilled "student with distillation" "$student_updates" "${student_model[@]}" \
   --user-dir "$root/kd_plugin" "${distilled[@]}"
-translate teacher
-translate student
-translate distilled
+models=(--model teacher=teacher/checkpoint_last.pt --model student=student/checkpoint_last.pt)
+models+=(--model distilled=distilled/checkpoint_last.pt)
+if python -c "import ctranslate2" 2>/dev/null; then
+  step exported "export of the distilled student: CTranslate2, int8" kd-plugin export distilled/checkpoint_last.pt \
+    --format ctranslate2 --quantization int8 --sentencepiece-model subwords/subwords.model --dict-dir data \
+    --source-lang en --target-lang de --check corpus/valid.en --check-threshold "$check_threshold" --output exported.new/model
+  models+=(--model exported=exported/model)
+else
+  echo "(no CTranslate2 here: the export is left out)"
+fi
+step evaluation "scores, significance and speed" kd-plugin evaluate "${models[@]}" --baseline student \
+  --test test=corpus/test.en,corpus/test.de --sentencepiece-model subwords/subwords.model --dict-dir data --beam 4 \
+  --source-lang en --target-lang de --output evaluation.new/it
+step report "report" kd-plugin report --evaluation evaluation/it --log student=logs/student.log \
+  --log distilled=logs/distilled.log --title "Quickstart" --output report.new/report.html
 
 echo
-python "$root/scripts/quickstart_table.py" corpus/test.de \
-  teacher="teacher" student="student" distilled="student, distilled" | tee table.txt.new
+python "$root/scripts/quickstart_table.py" evaluation/it/evaluation.json \
+  teacher="teacher" student="student" distilled="student, distilled" exported="the same, exported" | tee table.txt.new
 mv table.txt.new table.txt
+echo
+echo "$out/report/report.html shows it as a picture, with learning curves"

@@ -1,17 +1,16 @@
 #!/usr/bin/env python3
-"""Score what fairseq-generate wrote against the raw references and print one table.
+"""Print one table of what kd-plugin evaluate found out, and of what the trainings cost.
 
-quickstart_table.py REFERENCES RUN=LABEL…
+quickstart_table.py EVALUATION.json MODEL=LABEL…
 
-For every RUN it reads logs/RUN.log and RUN/cpu-seconds of the training and RUN-test/generate-test.txt.
+The trainings' cost is in MODEL/cpu-seconds; a model without (an exported one) has none. Models that were not evaluated
+are left out.
 """
 
 import argparse
+import json
 import os
-import re
-from typing import Dict, List, NamedTuple, Tuple
-
-from sacrebleu.metrics import BLEU, CHRF
+from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
 
 class Row(NamedTuple):
@@ -19,35 +18,32 @@ class Row(NamedTuple):
     bleu: float
     chrf: float
     parameters: int
-    cpu_seconds: float
+    speed: float  # sentences a second
+    cpu_seconds: Optional[float]
 
 
-def read(*parts: str) -> str:
-    with open(os.path.join(*parts), encoding="utf-8") as file:
-        return file.read()
-
-
-def hypotheses(generated: str, expected: int) -> List[str]:
-    """The H- lines in the order of the test set. Raises SystemExit where fairseq-generate left a sentence out."""
-    found: Dict[int, str] = {}
-    for number, text in re.findall(r"^H-(\d+)\t[^\t\n]*\t(.*)$", generated, flags=re.MULTILINE):
-        found[int(number)] = text
-    if sorted(found) != list(range(expected)):
-        raise SystemExit(f"{len(found)} hypotheses for {expected} references: fairseq-generate left sentences out")
-    return [found[number] for number in range(expected)]
-
-
-def parameters(log: str) -> int:
-    found = re.search(r"num\. shared model params: ([\d,]+)", log)
-    if found is None:
-        raise SystemExit("the training log names no number of parameters")
-    return int(found.group(1).replace(",", ""))
+def row(label: str, model: Dict[str, Any]) -> Row:
+    scores = {score["metric"]: score["value"] for score in model["scores"]}
+    path = os.path.join(model["name"], "cpu-seconds")
+    cpu_seconds = None
+    if os.path.isfile(path):
+        with open(path, encoding="utf-8") as file:
+            cpu_seconds = sum(float(part) for part in file.read().split())
+    speed = model["speed"]["cpu"]["sentences_per_second"]
+    return Row(label, scores["BLEU"], scores["chrF2"], model["parameters"], speed, cpu_seconds)
 
 
 def render(rows: List[Row]) -> str:
-    head = ("", "BLEU", "chrF", "parameters", "CPU seconds")
+    head = ("", "BLEU", "chrF", "parameters", "sentences/s", "CPU seconds")
     cells = [head] + [
-        (row.label, f"{row.bleu:.1f}", f"{row.chrf:.1f}", f"{row.parameters:,}", f"{row.cpu_seconds:.0f}")
+        (
+            row.label,
+            f"{row.bleu:.1f}",
+            f"{row.chrf:.1f}",
+            f"{row.parameters:,}",
+            f"{row.speed:.0f}",
+            "" if row.cpu_seconds is None else f"{row.cpu_seconds:.0f}",
+        )
         for row in rows
     ]
     widths = [max(len(line[column]) for line in cells) for column in range(len(head))]
@@ -61,28 +57,23 @@ def render(rows: List[Row]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("references")
-    parser.add_argument("runs", nargs="+", metavar="RUN=LABEL")
+    parser.add_argument("evaluation")
+    parser.add_argument("models", nargs="+", metavar="MODEL=LABEL")
     args = parser.parse_args()
 
-    references = read(args.references).splitlines()
-    bleu, chrf = BLEU(), CHRF()
-    rows = []
-    for run in args.runs:
-        name, label = run.split("=", 1)
-        lines = hypotheses(read(f"{name}-test", "generate-test.txt"), len(references))
-        rows.append(
-            Row(
-                label,
-                bleu.corpus_score(lines, [references]).score,
-                chrf.corpus_score(lines, [references]).score,
-                parameters(read("logs", f"{name}.log")),
-                sum(float(part) for part in read(name, "cpu-seconds").split()),
-            )
-        )
-    print(f"{len(references)} test sentences. CPU seconds: the whole training command, user and system, on all cores.")
-    print(f"BLEU  {bleu.get_signature()}\nchrF  {chrf.get_signature()}\n")
-    print(render(rows))
+    with open(args.evaluation, encoding="utf-8") as file:
+        evaluation = json.load(file)
+    models = {model["name"]: model for model in evaluation["models"]}
+    labels = dict(model.split("=", 1) for model in args.models)
+    rows = [row(label, models[name]) for name, label in labels.items() if name in models]
+    print(
+        f"{evaluation['tests'][0]['lines']} test sentences. sentences/s: translating, on one CPU thread. CPU seconds: "
+        "the whole training command, user and system, on all cores."
+    )
+    for score in models["student"]["scores"]:
+        if score["metric"] in ("BLEU", "chrF2"):
+            print(f"{score['metric']:5} {score['signature']}")
+    print("\n" + render(rows))
 
 
 if __name__ == "__main__":

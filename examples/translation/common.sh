@@ -1,10 +1,10 @@
-# What prepare-multi30k.sh and prepare-iwslt14.sh share; sourced, not run.
+# What prepare-*.sh and mix-data.sh share; sourced, not run.
 #
 #   begin OUT SRC TGT  makes $tmp, a temporary folder beside OUT, with an empty $tmp/raw
-#   (the caller fills $tmp/raw with SPLIT.LANG, one sentence a line: train, valid, test, test1, …)
+#   (the caller fills $tmp/raw with SPLIT.LANG, one sentence a line: train, train1, …, valid, test, test1, …)
 #   finish             makes the rest there and renames the folder to OUT: OUT is whole or absent
 #
-# Understood by both: SPM, DICT (an existing model and dictionary), VOCAB, WORKERS, PYTHON.
+# Understood by all: SPM, DICT (an existing model and dictionary), VOCAB, WORKERS, PYTHON.
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 PYTHON=${PYTHON:-$(command -v python || command -v python3 || true)}
@@ -55,7 +55,7 @@ begin() {
 }
 
 finish() {
-    local tests file
+    local tests file valid=spm/valid number=0
     # Recorded in OUT, to tell a finished folder from one made of something else.
     {
         echo "pair $src-$tgt"
@@ -92,11 +92,21 @@ finish() {
         file=${file##*/}
         tests=$tests${tests:+,}spm/${file%."$src"}
     done
+    # Further training parts, train1 and so on: fairseq-preprocess takes one only, but several sets for validation.
+    while [ -f "$tmp/spm/train$((number + 1)).$src" ]; do
+        number=$((number + 1))
+        valid=$valid,spm/train$number
+    done
     ( # inside the folder: names without spaces, and no temporary path in fairseq's log
         cd "$tmp"
         fairseq-preprocess --source-lang "$src" --target-lang "$tgt" --srcdict dict.txt --joined-dictionary \
-            --trainpref spm/train --validpref spm/valid --testpref "$tests" --destdir data-bin --workers "$WORKERS"
+            --trainpref spm/train --validpref "$valid" --testpref "$tests" --destdir data-bin --workers "$WORKERS"
     ) >"$tmp/preprocess.log" 2>&1 || { cat "$tmp/preprocess.log" >&2; die "fairseq-preprocess failed"; }
+    for ((; number > 0; number--)); do
+        for file in "$tmp/data-bin/valid$number".*; do
+            mv "$file" "$tmp/data-bin/train$number.${file#*/data-bin/valid"$number".}"
+        done
+    done
     corpus check "$tmp/data-bin" "$tmp/raw" "$src-$tgt"
     rm "$tmp/preprocess.log"
     chmod 755 "$tmp"

@@ -157,7 +157,7 @@ def encode(model, dictionary, folder, out):
         unknown = sum(piece not in symbols for pieces in encoded for piece in pieces)
         print(f"{name}: {tokens} tokens, {unknown} of them not in the dictionary")
         # A test set may well hold a new character; a training set of another dictionary is a mistake.
-        if name.startswith("train.") and unknown > tokens * 0.01:
+        if name.startswith("train") and unknown > tokens * 0.01:
             raise SystemExit(f"{name}: over 1 % unknown: do sentencepiece model and dictionary belong together?")
 
 

@@ -204,7 +204,7 @@ class Session:
         name = f"model-ctranslate2-{checkpoints.identity()[0][:16]}"
         folder = self._folder / name
         if not folder.is_dir():
-            convert(checkpoints.paths[0], folder, "float32", checkpoints.overrides)
+            convert(checkpoints.paths[0], folder, "float32", checkpoints.overrides, *checkpoints.languages)
         return CTranslate2Decoder(folder, self.settings, "cpu" if self._device is None else "cuda", self._compute_type)
 
     def __call__(self, plan: Plan) -> Plan:

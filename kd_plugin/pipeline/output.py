@@ -35,7 +35,8 @@ def finish_output(manifest: Manifest, args: argparse.Namespace) -> None:
         write_text(Path(args.output), args.text)
     counts = ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in manifest.counts.items() if count)
     print(
-        f"{args.output}: {manifest.hypotheses:,} translations of {manifest.lines:,} of {manifest.input_lines:,} lines"
+        f"{args.output}: {manifest.lines:,} of {manifest.input_lines:,} lines; {manifest.hypotheses:,} translations of "
+        f"{manifest.records:,} different sources"
         + (f" ({counts})" if counts else "")
         + (f"; text in {args.text}.{{{','.join(manifest.languages)},scores}}" if args.text else "")
     )
@@ -49,7 +50,10 @@ def write_text(folder: Path, prefix: str) -> List[Path]:
     """
     translations = Translations(folder)
     paths = [Path(f"{prefix}.{end}") for end in (*translations.manifest.languages, "scores")]
+    if len(set(paths)) < len(paths):
+        raise KDPluginError(f"--text {prefix}: two files of the name {paths[0]}. Remedy: other names of the languages")
     temporary = [path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp") for path in paths]
+    placed: List[Path] = []
     try:
         paths[0].parent.mkdir(parents=True, exist_ok=True)
         files = [open(path, "w", encoding="utf-8", newline="\n") for path in temporary]
@@ -67,7 +71,10 @@ def write_text(folder: Path, prefix: str) -> List[Path]:
                 file.close()
         for path, written in zip(paths, temporary):
             os.replace(written, path)
+            placed.append(path)
     except OSError as error:
+        for path in placed:
+            path.unlink(missing_ok=True)
         raise KDPluginError(
             f"--text {prefix}: {error.strerror or error}. Remedy: make room, or another folder"
         ) from error

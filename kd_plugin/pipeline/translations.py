@@ -11,15 +11,17 @@ Records come in the order of their first id; no id occurs twice. Text is raw (no
 import heapq
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any, Dict, Iterable, Iterator, List, NamedTuple, Optional, Tuple
 
 from kd_plugin.errors import KDPluginError
 from kd_plugin.files import digest_of, digest_of_bytes, make_folder, read_json, sha256_of, write_atomically, write_json
-from kd_plugin.shards import read_part, write_part
+from kd_plugin.shards import read_part, remove_leftovers, write_part
 
 FORMAT, FORMAT_VERSION = "kd_plugin translations", 1
 MANIFEST = "manifest.json"
+SURROGATE = re.compile("[\ud800-\udfff]")  # a Python string may hold one, UTF-8 may not
 REMEDY = "Remedy: make it again, or fetch an undamaged copy"
 
 
@@ -45,7 +47,7 @@ class Record(NamedTuple):
         """A line of JSON.
 
         Raises:
-            KDPluginError: a text holds a line break, or a score is no number
+            KDPluginError: a text holds a line break or cannot be UTF-8, or a score is no number
         """
         for text in (self.source, *(h.text for h in self.hypotheses)):
             if "\n" in text or "\r" in text:
@@ -55,7 +57,10 @@ class Record(NamedTuple):
         content = {"ids": self.ids, "source": self.source, "hypotheses": [h._asdict() for h in self.hypotheses]}
         if self.system is not None:
             content["system"] = self.system
-        return json.dumps(content, ensure_ascii=False)
+        line = json.dumps(content, ensure_ascii=False)
+        if SURROGATE.search(line):
+            raise KDPluginError(f"sentence {self.ids[0]}: half of a surrogate pair inside {line!r}")
+        return line
 
     @classmethod
     def decode(cls, line: str) -> "Record":
@@ -296,6 +301,8 @@ class Writer:
                     f"{flag} {folder} holds other translations already. Remedy: another folder, or remove that one"
                 )
             existing.unlink()  # until all of it is there again
+        for part in sorted(self._folder.glob("shard-*.json")):
+            read_part(self._folder, part.stem, self._identity_sha256)  # refuses what another job has begun here
 
     def add(self, record: Record) -> None:
         self._waiting.append(record)
@@ -310,6 +317,7 @@ class Writer:
 
     def _flush(self, counts: Dict[str, int]) -> None:
         name = shard_name(len(self._manifest.shards))
+        remove_leftovers(self._folder, [name])
         shard = write_shard(self._folder, name, self._waiting, self._identity_sha256, counts)
         self._manifest.shards.append(shard)
         self._waiting = []

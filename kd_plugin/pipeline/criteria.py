@@ -1,0 +1,170 @@
+"""Which of a sentence's translations are best: by a metric of sacrebleu, in this process or in several."""
+
+import collections
+import concurrent.futures
+import math
+import multiprocessing
+import re
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any, Deque, Dict, Iterable, Iterator, List, NamedTuple, Sequence, Tuple
+
+from sacrebleu.metrics import BLEU, CHRF
+
+from kd_plugin.errors import KDPluginError
+
+CHUNK = 128  # sentences that a worker is given at a time
+AHEAD = 3  # chunks that wait for each worker
+
+
+class Candidates(NamedTuple):
+    """A sentence's translations, and what they are compared with, each reference for itself; none: with each other."""
+
+    texts: List[str]
+    references: List[str]
+
+
+class Settings(NamedTuple):
+    """Args:
+    metric: a key of METRICS
+    language: of the translations; sacrebleu has tokenizers of their own for some
+    top: how many are wanted
+    """
+
+    metric: str
+    language: str
+    top: int
+
+
+def _bleu(language: str) -> Any:
+    language = re.split("[-_]", language)[0].lower()  # zh_CN
+    try:
+        return BLEU(effective_order=True, trg_lang=language)
+    except (ImportError, RuntimeError) as error:
+        raise KDPluginError(
+            f"--metric bleu: sacrebleu's tokenizer for {language} is not installed ({error}). Remedy: pip install "
+            f"'sacrebleu[{language}]', or --metric chrf"
+        ) from error
+
+
+METRICS: Dict[str, Any] = {"bleu": _bleu, "chrf": lambda language: CHRF()}
+
+
+def signature(settings: Settings) -> str:
+    """What sacrebleu says of the metric: its parameters and version."""
+    metric = METRICS[settings.metric](settings.language)
+    metric.sentence_score("a", ["a"])  # before that it does not know how many references there are
+    return str(metric.get_signature())
+
+
+def nearness(metric: Any, texts: Sequence[str], reference: str) -> List[float]:
+    """metric.sentence_score(text, [reference]) of each text; the reference's n-grams are counted once."""
+    known = metric._extract_reference_info([metric._preprocess_segment(reference)])
+    scores = []
+    for text in texts:
+        statistics = metric._compute_segment_statistics(metric._preprocess_segment(text), known)
+        scores.append(metric._aggregate_and_compute([statistics]).score)
+    return scores
+
+
+def agreement(metric: CHRF, texts: Sequence[str]) -> List[float]:
+    """Mean of sentence_score(text, [other]) over all others: the utility of minimum Bayes risk decoding, with uniform
+    weights (Kumar & Byrne 2004; Eikema & Aziz 2020).
+
+    Each text's n-grams are counted once, and each pair's matches once: they are the same in both directions.
+    """
+    ngrams = [metric._extract_reference_info([metric._preprocess_segment(text)])["ref_ngrams"][0] for text in texts]
+    utilities: List[List[float]] = [[] for _ in texts]
+    for i in range(len(texts)):
+        for j in range(i):
+            there: List[int] = []
+            back: List[int] = []
+            for ours, theirs in zip(ngrams[i], ngrams[j]):
+                hypothesis, reference, matches = metric._get_match_statistics(ours, theirs)
+                there += [hypothesis, reference, matches]
+                back += [reference, hypothesis, matches]
+            utilities[i].append(metric._compute_f_score(there))
+            utilities[j].append(metric._compute_f_score(back))
+    # fsum: equal texts get equal sums, in whatever order their terms come
+    return [math.fsum(values) / max(1, len(values)) for values in utilities]
+
+
+def best(values: Sequence[float], top: int) -> Tuple[int, ...]:
+    """Positions of the `top` largest, largest first; of equals the first comes first."""
+    return tuple(sorted(range(len(values)), key=lambda i: -values[i])[:top])
+
+
+class Chooser:
+    """The positions of the best translations: for each of a sentence's references, or once where there are none."""
+
+    def __init__(self, settings: Settings):
+        self._top = settings.top
+        self._metric = METRICS[settings.metric](settings.language)
+
+    def __call__(self, candidates: Candidates) -> List[Tuple[int, ...]]:
+        texts = candidates.texts
+        if len(texts) < 2:
+            return [tuple(range(len(texts)))] * max(1, len(candidates.references))
+        if not candidates.references:
+            return [best(agreement(self._metric, texts), self._top)]
+        return [best(nearness(self._metric, texts, reference), self._top) for reference in candidates.references]
+
+
+def choose(
+    sentences: Iterable[Tuple[Any, Candidates]], settings: Settings, workers: int
+) -> Iterator[Tuple[Any, List[Tuple[int, ...]]]]:
+    """(what came with the sentence, its best translations) in the order given, whatever the number of workers.
+
+    No more than workers · AHEAD chunks are in memory.
+
+    Raises:
+        KDPluginError: a worker died
+    """
+    if workers == 1:
+        chooser = Chooser(settings)
+        for item, candidates in sentences:
+            yield item, chooser(candidates)
+        return
+    context = multiprocessing.get_context("spawn")  # a fork of a process with threads may hang
+    waiting: Deque[Tuple[List[Any], Any]] = collections.deque()
+    with concurrent.futures.ProcessPoolExecutor(workers, context, _start, (settings,)) as pool:
+        try:
+            for items, chunk in _chunks(sentences):
+                waiting.append((items, pool.submit(_work, chunk)))
+                if len(waiting) >= workers * AHEAD:
+                    yield from _answer(waiting)
+            while waiting:
+                yield from _answer(waiting)
+        except BrokenProcessPool as error:
+            raise KDPluginError(f"a worker died ({error}). Remedy: fewer --workers, they may lack memory") from error
+        finally:
+            for _, future in waiting:
+                future.cancel()
+
+
+def _answer(waiting: Deque[Tuple[List[Any], Any]]) -> Iterator[Tuple[Any, List[Tuple[int, ...]]]]:
+    items, future = waiting.popleft()
+    return zip(items, future.result())
+
+
+def _chunks(sentences: Iterable[Tuple[Any, Candidates]]) -> Iterator[Tuple[List[Any], List[Candidates]]]:
+    items: List[Any] = []
+    chunk: List[Candidates] = []
+    for item, candidates in sentences:
+        items.append(item)
+        chunk.append(candidates)
+        if len(chunk) == CHUNK:
+            yield items, chunk
+            items, chunk = [], []
+    if chunk:
+        yield items, chunk
+
+
+_choosers: List[Chooser] = []  # a worker's own
+
+
+def _start(settings: Settings) -> None:
+    _choosers[:] = [Chooser(settings)]
+
+
+def _work(chunk: List[Candidates]) -> List[List[Tuple[int, ...]]]:
+    return [_choosers[0](candidates) for candidates in chunk]

@@ -1,0 +1,251 @@
+"""`kd-plugin evaluate`: models side by side on raw test sets: scores with significance, speed and size."""
+
+import argparse
+import datetime
+import os
+import platform
+import re
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Dict, List, NamedTuple, Sequence, Tuple
+
+import torch
+from sacrebleu.metrics import BLEU
+
+from kd_plugin.compat import fairseq_distribution
+from kd_plugin.errors import KDPluginError
+from kd_plugin.files import make_folder, write_atomically, write_json
+from kd_plugin.pipeline.decoders import Settings, Tokens
+from kd_plugin.pipeline.evaluation_scores import check_comet, comet_scores, no_comet, sacrebleu_scores
+from kd_plugin.pipeline.evaluation_table import markdown
+from kd_plugin.pipeline.raw_text import numbered_lines
+from kd_plugin.pipeline.subwords import SYMBOLS, Subwords
+from kd_plugin.pipeline.translating import ENGINES, OpenedModel, Translated, engine_of, open_model, translate
+from kd_plugin.version import __version__
+
+FORMAT, FORMAT_VERSION = "kd_plugin evaluation", 1
+JSON_NAME, TABLE_NAME, TRANSLATIONS = "evaluation.json", "evaluation.md", "translations"
+WARM_UP = 4  # sentences
+
+
+class RawTest(NamedTuple):
+    name: str
+    sources: List[str]
+    references: List[str]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model",
+        action="append",
+        required=True,
+        metavar="NAME=PATH",
+        help="a checkpoint, an ensemble A.pt:B.pt or a CTranslate2 folder; once for each model",
+    )
+    parser.add_argument(
+        "--test", action="append", required=True, metavar="NAME=SRC,REF", help="raw text; once for each test set"
+    )
+    parser.add_argument("--output", required=True, metavar="DIR", help=f"for {JSON_NAME}, {TABLE_NAME}, translations")
+    parser.add_argument("--baseline", metavar="NAME", help="the model that the others are compared with")
+    parser.add_argument("--engine", default="auto", choices=ENGINES, help="refuse models of another one")
+    parser.add_argument("--sentencepiece-model", metavar="M", help="for raw text, unless it is segmented already")
+    parser.add_argument(
+        "--remove-bpe", default="sentencepiece", choices=SYMBOLS, help="of segmented text (default: %(default)s)"
+    )
+    parser.add_argument("--source-lang", metavar="LANG", help="default: the checkpoint's")
+    parser.add_argument("--target-lang", metavar="LANG", help="default: the checkpoint's")
+    parser.add_argument("--dict-dir", metavar="DIR", help="folder with the checkpoints' dictionaries, where elsewhere")
+    for name, text in (("beam", "beam size"), ("max_len_a", ""), ("max_len_b", ""), ("lenpen", "length penalty")):
+        default = getattr(Settings(), name)
+        text = f"{text or 'as fairseq-generate'} (default: {default})"
+        parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default, help=text)
+    parser.add_argument("--max-tokens", type=int, default=4000, help="source tokens in a batch (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=1, help="on the CPU (default: %(default)s)")
+    parser.add_argument(
+        "--cpu-sentences",
+        type=int,
+        default=200,
+        help="where a GPU translates: how many of the first test set the CPU translates too, for its speed "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--tokenize", choices=BLEU.TOKENIZERS, help="sacreBLEU's tokenizer; none: the text is tokenised already"
+    )
+    parser.add_argument("--lowercase", action="store_true", help="score without case")
+    parser.add_argument(
+        "--bootstrap", type=int, default=1000, metavar="N", help="resamples; 0: no confidence (default: %(default)s)"
+    )
+    parser.add_argument("--comet", metavar="MODEL", help="also COMET with this model: a name to download, or a path")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Exit status 0, or a KDPluginError."""
+    models = _named(args.model, "--model", "PATH")
+    tests = [_read_test(name, value) for name, value in _named(args.test, "--test", "SRC,REF").items()]
+    if args.baseline is not None and args.baseline not in models:
+        raise KDPluginError(f"--baseline {args.baseline}: no such --model. Remedy: one of {', '.join(models)}")
+    settings = Settings(beam=args.beam, max_len_a=args.max_len_a, max_len_b=args.max_len_b, lenpen=args.lenpen)
+    settings.check()
+    check_comet(args.comet)
+    for path in models.values():
+        engine_of(path, args.engine)
+    if args.threads < 1 or args.bootstrap < 0 or args.max_tokens < 1:
+        raise KDPluginError("--threads and --max-tokens must be at least 1, --bootstrap at least 0. Remedy: leave out")
+    output = Path(args.output)
+    if (output / JSON_NAME).exists():
+        raise KDPluginError(f"--output {output}: holds an evaluation already. Remedy: another folder, or remove it")
+    make_folder(output, "--output")
+    subwords = Subwords(args.sentencepiece_model, args.remove_bpe)
+    torch.set_num_threads(args.threads)
+
+    rows = []
+    texts: Dict[str, Dict[str, List[str]]] = {test.name: {} for test in tests}  # test -> model -> lines
+    for name, path in models.items():
+        row, hypotheses = _translate_all(name, path, tests, subwords, settings, args)
+        rows.append(row)
+        for test in tests:
+            texts[test.name][name] = hypotheses[test.name]
+            _write_lines(
+                output / TRANSLATIONS / _file_name(name) / f"{_file_name(test.name)}.txt", hypotheses[test.name]
+            )
+    _score(rows, tests, texts, args)
+
+    evaluation = {
+        "format": FORMAT,
+        "version": FORMAT_VERSION,
+        "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+        "machine": _machine(),
+        "versions": _versions(),
+        "settings": {
+            **{name: getattr(settings, name) for name in ("beam", "max_len_a", "max_len_b", "lenpen")},
+            "threads": args.threads,
+            "max_tokens": args.max_tokens,
+            "bootstrap": args.bootstrap,
+            "subwords": subwords.identity(),
+        },
+        "baseline": args.baseline,
+        "tests": [{"name": test.name, "lines": len(test.references)} for test in tests],
+        "models": rows,
+    }
+    table = markdown(evaluation)
+    write_atomically(output / TABLE_NAME, table.encode("utf-8"))
+    write_json(output / JSON_NAME, evaluation)
+    print(table)
+    return 0
+
+
+def _named(values: Sequence[str], flag: str, form: str) -> Dict[str, str]:
+    found: Dict[str, str] = {}
+    for value in values:
+        name, equals, rest = value.partition("=")
+        if not (name and equals and rest):
+            raise KDPluginError(f"{flag} {value}: is not NAME={form}. Remedy: give it a name")
+        if _file_name(name) in map(_file_name, found):
+            raise KDPluginError(f"{flag} {value}: the name {name} is taken. Remedy: another name")
+        found[name] = rest
+    return found
+
+
+def _file_name(name: str) -> str:
+    return re.sub(r"[^\w.,+-]", "_", name).lstrip(".") or "_"
+
+
+def _read_test(name: str, value: str) -> RawTest:
+    paths = value.split(",")
+    if len(paths) != 2:
+        raise KDPluginError(f"--test {name}={value}: is not NAME=SRC,REF. Remedy: two files with a comma between them")
+    sources, references = ([line for _, line in numbered_lines(Path(path), "--test")] for path in paths)
+    if len(sources) != len(references) or not sources:
+        raise KDPluginError(
+            f"--test {name}: {len(sources)} lines in {paths[0]}, {len(references)} in {paths[1]}; nothing was scored. "
+            "Remedy: one reference for each sentence"
+        )
+    return RawTest(name, sources, references)
+
+
+def _translate_all(
+    name: str, path: str, tests: List[RawTest], subwords: Subwords, settings: Settings, args: argparse.Namespace
+) -> Tuple[Dict[str, Any], Dict[str, List[str]]]:
+    """A model's row without scores, and its translations of each test set."""
+    sentences = {test.name: [subwords.encode(line) for line in test.sources] for test in tests}
+    overrides = {} if args.dict_dir is None else {"data": args.dict_dir}
+    devices = ["cuda", "cpu"] if torch.cuda.is_available() else ["cpu"]
+    speed: Dict[str, Dict[str, Any]] = {}
+    done: Dict[str, Translated] = {}
+    for device in devices:
+        opened: OpenedModel = open_model(
+            path, settings, args.engine, device, args.threads, overrides, args.source_lang, args.target_lang
+        )
+        work = sentences if not done else {tests[0].name: sentences[tests[0].name][: args.cpu_sentences]}
+        translate(opened.decoder, sentences[tests[0].name][:WARM_UP], args.max_tokens)
+        answers = {test: translate(opened.decoder, tokens, args.max_tokens) for test, tokens in work.items()}
+        speed[device] = _speed(work, answers)
+        done = done or answers
+    speed.setdefault("cuda", {"note": "not measured: there is no GPU"})
+    too_long = sum(answer.too_long for answer in done.values())
+    row: Dict[str, Any] = {
+        "name": name,
+        "engine": opened.engine,
+        "parameters": opened.parameters,
+        "bytes": opened.bytes,
+        "speed": speed,
+        "note": f"{too_long} sentences are longer than it can take and have no translation" if too_long else "",
+        "scores": [],
+    }
+    decoded = {test: [subwords.decode(tokens) for tokens in answer.hypotheses] for test, answer in done.items()}
+    return row, decoded
+
+
+def _speed(work: Dict[str, List[Tokens]], answers: Dict[str, Translated]) -> Dict[str, Any]:
+    seconds = max(1e-9, sum(answer.seconds for answer in answers.values()))
+    sentences = sum(map(len, work.values()))
+    tokens = sum(answer.tokens for answer in answers.values())
+    per_second = {"tokens_per_second": tokens / seconds, "sentences_per_second": sentences / seconds}
+    return {**per_second, "sentences": sentences, "tokens": tokens, "seconds": seconds}
+
+
+def _score(
+    rows: List[Dict[str, Any]],
+    tests: List[RawTest],
+    texts: Dict[str, Dict[str, List[str]]],
+    args: argparse.Namespace,
+) -> None:
+    for test in tests:
+        systems = list(texts[test.name].items())
+        scores = sacrebleu_scores(
+            systems, test.references, args.baseline, args.bootstrap, args.tokenize, args.lowercase
+        )
+        if args.comet:
+            comet = comet_scores(systems, test.sources, test.references, args.comet, int(torch.cuda.is_available()))
+        else:
+            comet = {name: no_comet() for name, _ in systems}
+        for row in rows:
+            for score in (*scores[row["name"]], comet[row["name"]]):
+                row["scores"].append({"test": test.name, **score._asdict()})
+
+
+def _write_lines(path: Path, lines: List[str]) -> None:
+    make_folder(path.parent, "--output")
+    write_atomically(path, "".join(line + "\n" for line in lines).encode("utf-8"))
+
+
+def _machine() -> Dict[str, Any]:
+    cpu = platform.processor() or platform.machine()
+    try:
+        names = re.findall(r"^model name\s*:\s*(.*)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
+        cpu = names[0] if names else cpu
+    except OSError:  # not Linux
+        pass
+    gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
+    return {"cpu": cpu, "cores": os.cpu_count(), "gpu": gpu}
+
+
+def _versions() -> Dict[str, str]:
+    fairseq, _, fairseq_version = fairseq_distribution().partition(":")
+    versions = {"kd_plugin": __version__, fairseq: fairseq_version, "python": platform.python_version()}
+    for name in ("torch", "ctranslate2", "sacrebleu", "sentencepiece"):
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return versions

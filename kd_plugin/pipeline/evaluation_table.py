@@ -1,0 +1,85 @@
+"""An evaluation as Markdown."""
+
+from typing import Any, Dict, List, Optional
+
+BASELINE, NONE = "baseline", "–"
+P_SIGNIFICANT = 0.05
+
+
+def markdown(evaluation: Dict[str, Any]) -> str:
+    """The tables of what evaluation.json holds: one a test set, one of speed and size, and the signatures."""
+    machine, settings = evaluation["machine"], evaluation["settings"]
+    parts = [
+        f"# Evaluation, {evaluation['date']}",
+        f"{machine['cpu']} ({machine['cores']} cores); GPU: {machine['gpu'] or 'none'}. "
+        + ", ".join(f"{name} {version}" for name, version in evaluation["versions"].items())
+        + ". Search: "
+        + ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in settings.items() if value is not None)
+        + ".",
+    ]
+    parts += [_scores(evaluation, test) for test in evaluation["tests"]]
+    parts.append(_speed(evaluation))
+    parts.append(_signatures(evaluation))
+    return "\n\n".join(parts) + "\n"
+
+
+def _table(title: str, head: List[str], rows: List[List[str]], notes: str = "") -> str:
+    rule = ["---"] + ["--:"] * (len(head) - 1)
+    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in (head, rule, *rows)]
+    return "\n".join([f"## {title}", "", *lines] + (["", notes] if notes else []))
+
+
+def _scores(evaluation: Dict[str, Any], test: Dict[str, Any]) -> str:
+    metrics: List[str] = []
+    rows, notes = [], []
+    for model in evaluation["models"]:
+        scores = [score for score in model["scores"] if score["test"] == test["name"]]
+        metrics = metrics or [score["metric"] for score in scores]
+        is_baseline = model["name"] == evaluation["baseline"]
+        rows.append([model["name"] + (f" ({BASELINE})" if is_baseline else ""), *map(_cell, scores)])
+        notes += [f"{score['metric']}: {score['note']}" for score in scores if score["note"]]
+    lines = [f"{test['lines']:,} sentences. ± is half of the 95 % interval of the bootstrap."]
+    if evaluation["baseline"] is not None:
+        lines.append(f"p is that of a paired bootstrap against {evaluation['baseline']}; bold: p < {P_SIGNIFICANT}.")
+    return _table(test["name"], ["model", *metrics], rows, " ".join(lines + sorted(set(notes))))
+
+
+def _cell(score: Dict[str, Any]) -> str:
+    if score["value"] is None:
+        return NONE
+    text = f"{score['value']:.4f}" if score["metric"] == "COMET" else f"{score['value']:.1f}"
+    if score["confidence"] is not None:
+        text += f" ± {score['confidence']:.1f}"
+    if score["p_value"] is None:
+        return text
+    text += f" (p = {score['p_value']:.4f})"
+    return f"**{text}**" if score["p_value"] < P_SIGNIFICANT else text
+
+
+def _speed(evaluation: Dict[str, Any]) -> str:
+    head = ["model", "engine", "parameters", "MB"]
+    head += ["tokens/s, CPU", "sentences/s, CPU", "tokens/s, GPU", "sentences/s, GPU"]
+    rows = []
+    for model in evaluation["models"]:
+        parameters = model["parameters"]
+        cells = [model["name"], model["engine"], NONE if parameters is None else f"{parameters:,}"]
+        cells.append(f"{model['bytes'] / 1e6:.2f}")
+        for device in ("cpu", "cuda"):
+            speed = model["speed"][device]
+            cells += [_number(speed.get("tokens_per_second")), _number(speed.get("sentences_per_second"))]
+        rows.append(cells)
+    threads = evaluation["settings"]["threads"]
+    notes = f"CPU: {threads} thread{'s' * (threads > 1)}. Of the search alone: no start, no subwords; tokens are target"
+    notes += " tokens with end of sentence. MB: model and vocabulary files as they lie on disk (10⁶ bytes)."
+    notes += "".join(f" {model['name']}: {model['note']}." for model in evaluation["models"] if model["note"])
+    return _table("Speed and size", head, rows, notes)
+
+
+def _number(value: Optional[float]) -> str:
+    return "not measured" if value is None else f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
+
+
+def _signatures(evaluation: Dict[str, Any]) -> str:
+    scores = [score for model in evaluation["models"] for score in model["scores"] if score["signature"]]
+    lines = dict.fromkeys(f"* {score['metric']}: `{score['signature']}`" for score in scores)
+    return "\n".join(["## Signatures", "", *lines])

@@ -1,0 +1,239 @@
+"""`kd-plugin export`: a trained model in a form to use or to give away: CTranslate2, stock fairseq or safetensors."""
+
+import argparse
+import itertools
+import os
+import shutil
+import uuid
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Tuple
+
+import sacrebleu
+
+from kd_plugin.errors import KDPluginError
+from kd_plugin.files import sha256_of, write_json
+from kd_plugin.pipeline.ctranslate2_models import convert_opened
+from kd_plugin.pipeline.decoders import Settings
+from kd_plugin.pipeline.opened import DESCRIPTION, OpenedCheckpoint, open_checkpoint
+from kd_plugin.pipeline.raw_text import numbered_lines
+from kd_plugin.pipeline.safetensors_model import write_safetensors
+from kd_plugin.pipeline.stock_checkpoint import write_stock_checkpoint
+from kd_plugin.pipeline.subwords import Subwords
+from kd_plugin.pipeline.translating import open_model, read_description, share_identical, translate
+from kd_plugin.pipeline.translations import Translations
+from kd_plugin.pipeline.vocabulary_map import write_vocabulary_map
+
+CHECKPOINT, SUBWORDS, VOCABULARY_MAP = "model.pt", "spm.model", "vmap.txt"
+# BLEU of the exported model's translations against fairseq's: an int8 model that is as good as its checkpoint differs
+# from it in one sentence of ten, by a word or two; one with a mistake in it is far below
+THRESHOLD, QUANTIZED_THRESHOLD = 98.0, 80.0
+SEARCH = Settings()
+
+
+class Check(NamedTuple):
+    """identical: share of the sentences, 0 to 1. bleu: of the exported model's translations against the original's."""
+
+    sentences: int
+    identical: float
+    bleu: float
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="of fairseq-train, with or without the plugin")
+    parser.add_argument("--output", required=True, metavar="DIR", help="folder to make")
+    parser.add_argument(
+        "--format",
+        required=True,
+        choices=list(FORMATS),
+        help="ctranslate2: for use, several times as fast on CPUs; fairseq: a checkpoint without optimizer state and "
+        "private paths, for anybody's fairseq; safetensors: weights and sizes for other programs",
+    )
+    parser.add_argument(
+        "--quantization", metavar="TYPE", help="of ctranslate2: int8, int8_float16, float16, float32, … (default: int8)"
+    )
+    parser.add_argument("--fp16", action="store_true", help="of fairseq and safetensors: half the size")
+    parser.add_argument("--sentencepiece-model", metavar="M", help=f"is put beside the model as {SUBWORDS}")
+    parser.add_argument("--source-lang", metavar="LANG", help="default: the checkpoint's")
+    parser.add_argument("--target-lang", metavar="LANG", help="default: the checkpoint's")
+    parser.add_argument("--dict-dir", metavar="DIR", help="folder with its dictionaries, where they are elsewhere")
+    parser.add_argument(
+        "--max-positions",
+        type=int,
+        metavar="N",
+        help="of ctranslate2: the longest sentence in tokens, with its end; fewer make a smaller file (default: the "
+        "checkpoint's)",
+    )
+    parser.add_argument(
+        "--vocabulary-map-from",
+        nargs="+",
+        metavar=("CORPUS.src CORPUS.tgt | TRANSLATIONS_DIR", "…"),
+        help="of ctranslate2: also a vocabulary map, from raw parallel text or from what kd-plugin decode wrote; the "
+        "model uses it where translate_batch is told use_vmap=True",
+    )
+    parser.add_argument(
+        "--check", metavar="FILE", help="translate this raw text with both models and compare; not for safetensors"
+    )
+    parser.add_argument(
+        "--check-threshold",
+        type=float,
+        metavar="BLEU",
+        help="of the exported model's translations against the checkpoint's; below it the exit status is 1 and nothing "
+        f"is written (default: {THRESHOLD:g}, and {QUANTIZED_THRESHOLD:g} for int8 and int16)",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Exit status 0, or a KDPluginError and no folder."""
+    _check_flags(args)
+    overrides = {} if args.dict_dir is None else {"data": args.dict_dir}
+    output = Path(args.output)
+    _refuse_existing(output)
+    opened = open_checkpoint(args.checkpoint, overrides, args.source_lang, args.target_lang)
+    temporary = output.with_name(f".{output.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        temporary.mkdir(parents=True)
+        folder = temporary / "export"
+        FORMATS[args.format](opened, folder, args, _work(temporary))
+        subwords: Dict[str, Any] = {}
+        if args.sentencepiece_model:
+            Subwords(args.sentencepiece_model)  # refuses what is no such model
+            shutil.copyfile(args.sentencepiece_model, folder / SUBWORDS)
+            subwords = {"sentencepiece_sha256": sha256_of(args.sentencepiece_model)}
+        # how the plugin's own numbers were measured
+        search = {name: getattr(SEARCH, name) for name in ("beam", "max_len_a", "max_len_b", "lenpen")}
+        description = {**read_description(folder), **subwords, "search": search}
+        if args.check:
+            check = _check(opened, folder, args, overrides)
+            description["check"] = check._asdict()
+        write_json(folder / DESCRIPTION, description)
+        for path in folder.iterdir():
+            path.chmod(0o666 & ~_umask())  # safetensors writes files for their owner alone
+        _refuse_existing(output)
+        os.rename(folder, output)
+    except OSError as error:
+        raise KDPluginError(f"--output {output}: {error.strerror or error}. Remedy: make room, or elsewhere") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    sizes = [path.stat().st_size for path in output.iterdir()]
+    print(f"{output}: {args.format}, {opened.parameters:,} parameters, {sum(sizes):,} bytes in {len(sizes)} files")
+    return 0
+
+
+def _check_flags(args: argparse.Namespace) -> None:
+    if args.format != "ctranslate2":
+        for flag in ("quantization", "max_positions", "vocabulary_map_from"):
+            if getattr(args, flag) is not None:
+                raise KDPluginError(f"--{flag.replace('_', '-')}: only with --format ctranslate2. Remedy: leave it out")
+    elif args.fp16:
+        raise KDPluginError("--fp16: not with --format ctranslate2. Remedy: --quantization float16")
+    if args.check and args.format == "safetensors":
+        raise KDPluginError("--check: nothing here translates with safetensors. Remedy: check --format fairseq")
+    if args.vocabulary_map_from and len(args.vocabulary_map_from) > 2:
+        raise KDPluginError("--vocabulary-map-from: more than two files. Remedy: CORPUS.src CORPUS.tgt, or one folder")
+
+
+def _refuse_existing(output: Path) -> None:
+    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
+        raise KDPluginError(f"--output {output}: is there already. Remedy: remove it, or name another folder")
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _work(folder: Path) -> Path:
+    work = folder / "work"
+    work.mkdir()
+    return work
+
+
+def _to_ctranslate2(opened: OpenedCheckpoint, folder: Path, args: argparse.Namespace, work: Path) -> None:
+    vocabulary_map: Optional[Path] = None
+    if args.vocabulary_map_from:
+        vocabulary_map = work / VOCABULARY_MAP
+        symbols = [dictionary.symbols for dictionary in opened.dictionaries]
+        number = write_vocabulary_map(vocabulary_map, _corpus(args), *symbols)
+        print(f"vocabulary map: from {number:,} sentence pairs, {vocabulary_map.stat().st_size:,} bytes")
+    convert_opened(opened, folder, args.quantization or "int8", vocabulary_map, args.max_positions)
+
+
+def _to_fairseq(opened: OpenedCheckpoint, folder: Path, args: argparse.Namespace, work: Path) -> None:
+    folder.mkdir()
+    write_stock_checkpoint(opened, folder / CHECKPOINT, args.fp16)
+    _copy_dictionaries(opened, folder)
+    write_json(folder / DESCRIPTION, opened.describe("fairseq", dtype="float16" if args.fp16 else "float32"))
+
+
+def _to_safetensors(opened: OpenedCheckpoint, folder: Path, args: argparse.Namespace, work: Path) -> None:
+    folder.mkdir()
+    write_safetensors(opened, folder, args.fp16)
+    _copy_dictionaries(opened, folder)
+    write_json(folder / DESCRIPTION, opened.describe("safetensors", dtype="float16" if args.fp16 else "float32"))
+
+
+FORMATS: Dict[str, Callable[[OpenedCheckpoint, Path, argparse.Namespace, Path], None]] = {
+    "ctranslate2": _to_ctranslate2,
+    "fairseq": _to_fairseq,
+    "safetensors": _to_safetensors,
+}
+
+
+def _copy_dictionaries(opened: OpenedCheckpoint, folder: Path) -> None:
+    if opened.languages is None:  # found as a joined one
+        shutil.copyfile(opened.dictionary_paths[0], folder / "dict.txt")
+        return
+    for language, path in zip(opened.languages, opened.dictionary_paths):
+        shutil.copyfile(path, folder / f"dict.{language}.txt")
+
+
+def _corpus(args: argparse.Namespace) -> Iterator[Tuple[List[str], List[str]]]:
+    """Symbols of the pairs of --vocabulary-map-from."""
+    flag, names = "--vocabulary-map-from", args.vocabulary_map_from
+    subwords = Subwords(args.sentencepiece_model)
+    if len(names) == 1:
+        for record in Translations(Path(names[0])).records():
+            for hypothesis in record.hypotheses:
+                yield subwords.encode(record.source), subwords.encode(hypothesis.text)
+        return
+    sources, targets = (numbered_lines(Path(name), flag) for name in names)
+    for source, target in itertools.zip_longest(sources, targets):
+        if source is None or target is None:
+            raise KDPluginError(f"{flag}: {names[0]} and {names[1]} differ in number of lines. Remedy: parallel text")
+        yield subwords.encode(source[1]), subwords.encode(target[1])
+
+
+def _check(opened: OpenedCheckpoint, folder: Path, args: argparse.Namespace, overrides: Dict[str, Any]) -> Check:
+    """Translate --check with both models.
+
+    Raises:
+        KDPluginError: the translations are further apart than --check-threshold
+    """
+    subwords = Subwords(args.sentencepiece_model)
+    sentences = [subwords.encode(line) for _, line in numbered_lines(Path(args.check), "--check")]
+    if not any(sentences):
+        raise KDPluginError(f"--check {args.check}: there is no sentence in it. Remedy: raw text, a sentence a line")
+    exported = folder if args.format == "ctranslate2" else folder / CHECKPOINT
+    languages = {"source_lang": args.source_lang, "target_lang": args.target_lang}
+    original = open_model(opened.path, SEARCH, overrides=overrides, **languages)
+    ours = translate(open_model(str(exported), SEARCH, **languages).decoder, sentences).hypotheses
+    theirs = translate(original.decoder, sentences).hypotheses
+    texts = [[subwords.decode(tokens) for tokens in hypotheses] for hypotheses in (ours, theirs)]
+    # sentences of three words have no 4-grams, and are equal all the same
+    bleu = sacrebleu.corpus_bleu(texts[0], [texts[1]], use_effective_order=True).score
+    check = Check(len(sentences), share_identical(ours, theirs), bleu)
+    print(
+        f"check: {check.identical:.1%} of {check.sentences:,} translations identical, BLEU {bleu:.1f} against fairseq's"
+    )
+    quantized = (args.quantization or "int8").startswith("int") and args.format == "ctranslate2"
+    threshold = args.check_threshold
+    if threshold is None:
+        threshold = QUANTIZED_THRESHOLD if quantized else THRESHOLD
+    if bleu < threshold:
+        raise KDPluginError(
+            f"--check {args.check}: the exported model's translations have BLEU {bleu:.1f} against the checkpoint's, "
+            f"below --check-threshold {threshold:g}; nothing was written. Remedy: a finer --quantization (float32 "
+            "should give 100), or a lower threshold after a look at kd-plugin evaluate of both"
+        )
+    return check

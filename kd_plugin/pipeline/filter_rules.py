@@ -1,0 +1,227 @@
+"""What `kd-plugin filter` drops. A rule is a function of a pair and the options, and its row in RULES.
+
+The rules are asked in the order of the table, cheap ones first; a translation is charged to the first that hits.
+"""
+
+import argparse
+import functools
+import re
+import unicodedata
+from typing import Any, Callable, Dict, FrozenSet, List, NamedTuple, Sequence, Tuple
+
+INFINITY = float("inf")
+# all controls but the tab, what a decoder puts in the place of broken UTF-8, and what Unicode will never assign
+BROKEN = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\ufffd\ufffe\uffff]")
+LETTERS = re.compile(r"[^\W\d_]+")
+LONGEST_REPEATED = 4  # words
+
+
+class Side:
+    """A sentence, looked at once for all rules."""
+
+    def __init__(self, text: str):
+        self.text = text
+
+    @functools.cached_property
+    def words(self) -> List[str]:
+        return self.text.split()
+
+    @functools.cached_property
+    def characters(self) -> str:
+        """Without white space."""
+        return "".join(self.words)
+
+    @functools.cached_property
+    def letters(self) -> str:
+        return "".join(filter(str.isalpha, self.text))
+
+    @functools.cached_property
+    def readable(self) -> float:
+        """Share of letters, digits and the marks on them (a third of Devanagari) among the characters."""
+        known = sum(map(str.isalnum, self.characters))
+        others = () if self.text.isascii() else (c for c in self.characters if not c.isalnum())
+        return (known + sum(unicodedata.category(c)[0] == "M" for c in others)) / max(1, len(self.characters))
+
+    @functools.cached_property
+    def digits(self) -> List[int]:
+        """All decimal digits by their value, whatever their script, sorted."""
+        return sorted(unicodedata.decimal(c) for c in self.text if c.isdecimal())
+
+    @functools.cached_property
+    def vocabulary(self) -> FrozenSet[str]:
+        """Words without case, digits and punctuation."""
+        return frozenset(LETTERS.findall(self.text.casefold()))
+
+    def length(self, unit: str) -> int:
+        return len(self.words) if unit == "words" else len(self.characters)
+
+
+class Pair(NamedTuple):
+    source: Side
+    hypothesis: Side
+
+
+class Flag(NamedTuple):
+    """An option of a rule. default decides the type: bool is a switch; low, high: the numbers allowed, both included"""
+
+    name: str
+    default: Any
+    help: str
+    low: float = 0.0
+    high: float = INFINITY
+    choices: Tuple[str, ...] = ()
+
+    @property
+    def dest(self) -> str:
+        return self.name[2:].replace("-", "_")
+
+
+class Rule(NamedTuple):
+    """drops: whether this pair has to go"""
+
+    drops: Callable[[Pair, argparse.Namespace], bool]
+    flags: Tuple[Flag, ...] = ()
+
+
+def broken_characters(pair: Pair, options: argparse.Namespace) -> bool:
+    return BROKEN.search(pair.hypothesis.text) is not None
+
+
+def length(pair: Pair, options: argparse.Namespace) -> bool:
+    lengths = [side.length(options.length_unit) for side in pair]
+    return min(lengths) < options.min_length or max(lengths) > options.max_length
+
+
+def length_ratio(pair: Pair, options: argparse.Namespace) -> bool:
+    shorter, longer = sorted(side.length(options.length_unit) for side in pair)
+    return longer > options.max_length_ratio * max(1, shorter)
+
+
+def few_letters(pair: Pair, options: argparse.Namespace) -> bool:
+    return pair.hypothesis.readable < options.min_letters * pair.source.readable
+
+
+def copied_source(pair: Pair, options: argparse.Namespace) -> bool:
+    """The same but for case and blanks, or as many words shared as --copy-overlap says.
+
+    Sentences without a letter (numbers, times) are the same in every language.
+    """
+    if options.copied_source == "keep" or not pair.source.letters:
+        return False
+    source, hypothesis = pair.source.vocabulary, pair.hypothesis.vocabulary
+    union = len(source | hypothesis)
+    if union > 1 and len(source & hypothesis) >= options.copy_overlap * union:
+        return True
+    return pair.source.text.casefold().split() == pair.hypothesis.text.casefold().split()
+
+
+def repetition(pair: Pair, options: argparse.Namespace) -> bool:
+    """A loop, unless the source has one too.
+
+    In characters only letters count, and a loop has to be twice as long: 1,000,000, dots and Schifffahrt are none.
+    """
+    if options.length_unit == "words":
+        return _new_loop(pair.hypothesis.words, pair.source.words, options.max_repeats)
+    return _new_loop(pair.hypothesis.letters, pair.source.letters, 2 * options.max_repeats)
+
+
+def _new_loop(hypothesis: Sequence[str], source: Sequence[str], times: int) -> bool:
+    return has_loop(hypothesis, times) and not has_loop(source, times)
+
+
+def has_loop(units: Sequence[str], times: int) -> bool:
+    """Whether an n-gram (n = 1 … 4) comes at least so many times in a row."""
+    if len(units) - len(set(units)) < times - 1:
+        return False
+    for size in range(1, LONGEST_REPEATED + 1):
+        run = 0
+        for unit, later in zip(units, units[size:]):
+            run = run + 1 if unit == later else 0
+            if run == size * (times - 1):
+                return True
+    return False
+
+
+def numbers(pair: Pair, options: argparse.Namespace) -> bool:
+    """Other digits than the source's, in any order: 1,234.5 and 1.234,5 are the same."""
+    return options.numbers and pair.source.digits != pair.hypothesis.digits
+
+
+def foreign_script(pair: Pair, options: argparse.Namespace) -> bool:
+    if not options.script:
+        return False
+    wanted = options.script.split(",")
+    letters = pair.hypothesis.letters
+    return sum(script_of(letter) in wanted for letter in letters) < options.script_share * len(letters)
+
+
+@functools.lru_cache(maxsize=None)
+def script_of(letter: str) -> str:
+    """The first word of a character's Unicode name: LATIN, CYRILLIC, CJK; FULLWIDTH LATIN is Latin."""
+    words = unicodedata.name(letter, "UNKNOWN").split()
+    return words[1] if words[0] in ("FULLWIDTH", "HALFWIDTH") and len(words) > 1 else words[0]
+
+
+RULES: Dict[str, Rule] = {
+    "broken_characters": Rule(broken_characters),
+    "length": Rule(
+        length,
+        (
+            Flag("--min-length", 1, "of both sides", low=1),
+            Flag("--max-length", 250, "of both sides, as in fairseq's recipes for WMT", low=1),
+            Flag(
+                "--length-unit",
+                "words",
+                "characters, without blanks: for scripts that put none between words. Where one side has them and "
+                "the other has not, --max-length-ratio has to be larger (English is three times as long as Chinese)",
+                choices=("words", "characters"),
+            ),
+        ),
+    ),
+    "length_ratio": Rule(
+        length_ratio,
+        (
+            # clean-corpus-n.perl: 9 where no -ratio is given, 1.5 (of subwords) in fairseq's recipes, which costs
+            # short sentences and compounds when words are counted
+            Flag("--max-length-ratio", 3.0, "the longer side's length over the shorter one's", low=1),
+        ),
+    ),
+    "few_letters": Rule(
+        few_letters,
+        (
+            Flag(
+                "--min-letters",
+                0.5,
+                "share of letters and digits among the characters, as a part of the source's share",
+                high=1,
+            ),
+        ),
+    ),
+    "copied_source": Rule(
+        copied_source,
+        (
+            # students learn to copy from few of them: Khayrallah & Koehn 2018; half of the words: Ott et al. 2018
+            Flag("--copied-source", "drop", "translations that are their source again", choices=("drop", "keep")),
+            Flag("--copy-overlap", 0.5, "words of both sides over words of either: from here on it is a copy", high=1),
+        ),
+    ),
+    "repetition": Rule(
+        repetition,
+        (
+            Flag(
+                "--max-repeats",
+                3,
+                "an n-gram (1 to 4 words) that comes so often in a row is a loop; in characters twice as often",
+                low=2,
+            ),
+        ),
+    ),
+    "numbers": Rule(numbers, (Flag("--numbers", False, "drop translations with other digits than the source"),)),
+    "foreign_script": Rule(
+        foreign_script,
+        (
+            Flag("--script", "", "NAME[,NAME…]: scripts of the target language, as Unicode calls them: LATIN, CJK"),
+            Flag("--script-share", 0.5, "of a translation's letters that must be in one of them", high=1),
+        ),
+    ),
+}

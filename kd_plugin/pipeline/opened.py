@@ -1,0 +1,114 @@
+"""A checkpoint opened for export: its model, its dictionaries, and what is said of it beside every exported model."""
+
+import os
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence
+
+from fairseq.data import Dictionary, data_utils
+from fairseq.tasks.translation import TranslationConfig, TranslationTask
+
+from kd_plugin.errors import KDPluginError
+from kd_plugin.teachers.loading import dictionary_directories, load_teacher, read_checkpoint
+from kd_plugin.teachers.vocabulary import find_dictionary
+from kd_plugin.version import __version__
+
+DESCRIPTION = "kd_plugin.json"  # beside every exported model
+FORMAT, FORMAT_VERSION = "kd_plugin export", 1
+
+
+class OpenedCheckpoint(NamedTuple):
+    """One checkpoint's model and all that says what its indices mean."""
+
+    path: str
+    sha256: str
+    parameters: int  # tied ones once
+    model: Any  # a BaseFairseqModel on the CPU, float32, frozen, in eval
+    cfg: Any  # the checkpoint's configuration, a DictConfig
+    languages: Optional[List[str]]  # source, target; None: nobody says, and the dictionary is a joined one
+    dictionaries: List[Dictionary]  # source, target
+    dictionary_paths: List[str]
+
+    @property
+    def max_source_tokens(self) -> int:
+        """Without end of sentence."""
+        return int(self.model.max_positions()[0]) - 1
+
+    def describe(self, kind: str, **more: Any) -> Dict[str, Any]:
+        """What DESCRIPTION says."""
+        return {
+            "format": FORMAT,
+            "version": FORMAT_VERSION,
+            "kind": kind,
+            "kd_plugin": __version__,
+            "checkpoint_sha256": self.sha256,
+            "parameters": self.parameters,
+            "languages": self.languages,
+            "max_source_tokens": self.max_source_tokens,
+            **more,
+        }
+
+
+def open_checkpoint(
+    path: str,
+    overrides: Optional[Dict[str, Any]] = None,
+    source_lang: Optional[str] = None,
+    target_lang: Optional[str] = None,
+) -> OpenedCheckpoint:
+    """Model and dictionaries of one checkpoint of any architecture, read without running code from it.
+
+    Args:
+        overrides: as for `read_checkpoint`; `data` names the folder with its dictionaries
+        source_lang, target_lang: where the checkpoint does not say; not needed with a joined dict.txt
+
+    Raises:
+        KDPluginError: as `read_checkpoint` and `load_teacher`, or there is no dictionary
+    """
+    overrides = overrides or {}
+    if not os.path.isfile(path):
+        raise KDPluginError(f"{path}: no such checkpoint file. Remedy: the path of a .pt file of fairseq-train")
+    cfg = read_checkpoint(path, overrides=overrides)["cfg"]
+    directories = dictionary_directories(path, cfg.task, overrides)
+    inferred = _languages_of_data(directories)
+    given = [
+        source_lang or getattr(cfg.task, "source_lang", None) or inferred[0],
+        target_lang or getattr(cfg.task, "target_lang", None) or inferred[1],
+    ]
+    if None in given and not any(os.path.isfile(os.path.join(folder, "dict.txt")) for folder in directories):
+        raise KDPluginError(
+            f"{path}: its languages are not in the checkpoint, and there is no joined dict.txt in "
+            f"{' or '.join(directories)}. Remedy: --source-lang and --target-lang, and --dict-dir where the "
+            "dictionaries are elsewhere"
+        )
+    names = [given[0] or "source", given[1] or "target"]
+    found = []
+    for name in names:
+        try:
+            found.append(find_dictionary(directories, name, path))
+        except KDPluginError as error:
+            raise KDPluginError(
+                f"{path}: there is no dict.{name}.txt or dict.txt in {' or '.join(directories)}. Remedy: --dict-dir "
+                "with the folder of the data that it was trained on"
+            ) from error
+    dictionaries = [dictionary for dictionary, _ in found]
+    task = TranslationTask(TranslationConfig(source_lang=names[0], target_lang=names[1]), *dictionaries)
+    loaded = load_teacher(path, task, None, overrides)
+    return OpenedCheckpoint(
+        path,
+        loaded.sha256,
+        loaded.parameters,
+        loaded.model,
+        cfg,
+        None if None in given else names,
+        dictionaries,
+        [dictionary_path for _, dictionary_path in found],
+    )
+
+
+def _languages_of_data(directories: List[str]) -> Sequence[Optional[str]]:
+    """Source and target by the names of binarised files, as fairseq-train infers them."""
+    for folder in directories:
+        if not os.path.isdir(folder):
+            continue
+        source, target = data_utils.infer_language_pair(folder)
+        if all(lang and os.path.isfile(os.path.join(folder, f"dict.{lang}.txt")) for lang in (source, target)):
+            return source, target
+    return None, None

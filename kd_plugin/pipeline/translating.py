@@ -1,0 +1,136 @@
+"""Translating whole lists of sentences with any model: a checkpoint, an ensemble, or a CTranslate2 folder."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence
+
+import numpy as np
+import torch
+from fairseq import utils
+
+from kd_plugin.errors import KDPluginError
+from kd_plugin.pipeline.batches import by_length
+from kd_plugin.pipeline.decoders import Checkpoints, CTranslate2Decoder, FairseqDecoder, Settings, Tokens
+from kd_plugin.pipeline.opened import DESCRIPTION, open_checkpoint
+
+ENGINES = ("auto", "fairseq", "ctranslate2")
+
+
+class OpenedModel(NamedTuple):
+    """decoder: FairseqDecoder or CTranslate2Decoder. bytes: on disk. parameters: None where nobody says."""
+
+    decoder: Any
+    engine: str
+    bytes: int
+    parameters: Optional[int]
+
+
+class Translated(NamedTuple):
+    """hypotheses: best one of each sentence, in order. seconds: of the search alone, nothing of the start."""
+
+    hypotheses: List[Tokens]
+    seconds: float
+    too_long: int  # sentences that the model cannot take: translated as nothing
+
+    @property
+    def tokens(self) -> int:
+        """Target symbols, ends of sentence included."""
+        return sum(len(hypothesis) + 1 for hypothesis in self.hypotheses)
+
+
+def read_description(folder: Path) -> Dict[str, Any]:
+    """What `kd-plugin export` wrote beside a model; empty for a model that something else made."""
+    try:
+        content = json.loads((folder / DESCRIPTION).read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def engine_of(path: str, engine: str = "auto") -> str:
+    """The engine for a model.
+
+    Raises:
+        KDPluginError: the path is neither a checkpoint nor a CTranslate2 folder, or not one for `engine`
+    """
+    if Path(path).is_dir():
+        if not (Path(path) / "model.bin").is_file():
+            raise KDPluginError(
+                f"{path}: no model.bin there. Remedy: a folder of kd-plugin export --format ctranslate2"
+            )
+        found = "ctranslate2"
+    else:
+        for member in utils.split_paths(path):
+            if not Path(member).is_file():
+                raise KDPluginError(f"{member}: no such checkpoint file or CTranslate2 folder. Remedy: check the path")
+        found = "fairseq"
+    if engine not in ("auto", found):
+        remedy = "kd-plugin export --format ctranslate2 first" if engine == "ctranslate2" else "the checkpoint itself"
+        raise KDPluginError(f"{path}: is a model for {found}, not for --engine {engine}. Remedy: {remedy}")
+    return found
+
+
+def open_model(
+    path: str,
+    settings: Settings,
+    engine: str = "auto",
+    device: str = "cpu",
+    threads: int = 1,
+    overrides: Optional[Dict[str, Any]] = None,
+    source_lang: Optional[str] = None,
+    target_lang: Optional[str] = None,
+    compute_type: str = "default",
+) -> OpenedModel:
+    """A model ready to translate.
+
+    Args:
+        path: A.pt, an ensemble A.pt:B.pt, or a CTranslate2 folder
+        threads: of CTranslate2; fairseq computes with torch's
+        overrides, source_lang, target_lang: as for `open_checkpoint`; of checkpoints only
+
+    Raises:
+        KDPluginError: as `engine_of`, `open_checkpoint` and the decoders
+    """
+    if engine_of(path, engine) == "ctranslate2":
+        folder = Path(path)
+        decoder = CTranslate2Decoder(folder, settings, device, compute_type, threads)
+        description = read_description(folder)
+        decoder.max_source_tokens = int(description.get("max_source_tokens", decoder.max_source_tokens))
+        weights = [folder / "model.bin", *folder.glob("*vocabulary.*"), folder / "vmap.txt"]
+        return OpenedModel(decoder, "ctranslate2", _bytes(weights), description.get("parameters"))
+    paths = utils.split_paths(path)
+    first = open_checkpoint(paths[0], overrides, source_lang, target_lang)
+    source, target = first.dictionaries
+    languages = first.languages or ["source", "target"]
+    checkpoints = Checkpoints(paths, source, target, languages, overrides or {})
+    opened = FairseqDecoder(checkpoints, settings, torch.device(device))
+    return OpenedModel(opened, "fairseq", _bytes(map(Path, paths)), opened.parameters)
+
+
+def _bytes(paths: Any) -> int:
+    return sum(path.stat().st_size for path in paths if path.is_file())
+
+
+def translate(decoder: Any, sentences: Sequence[Tokens], max_tokens: int = 4000) -> Translated:
+    """The best translation of each sentence; nothing for one that is empty or longer than the model can take.
+
+    Args:
+        sentences: symbols without end of sentence
+        max_tokens: of a batch, ends of sentence and padding included
+    """
+    lengths = np.array([len(tokens) for tokens in sentences], dtype=np.int64)
+    possible = np.flatnonzero((lengths > 0) & (lengths <= decoder.max_source_tokens))
+    hypotheses: List[Tokens] = [[] for _ in sentences]
+    start = time.perf_counter()
+    for batch in by_length(lengths[possible] + 1, max_tokens):
+        places = possible[batch]
+        for place, answer in zip(places, decoder([sentences[place] for place in places])):
+            hypotheses[place] = list(answer[0][0])
+    seconds = time.perf_counter() - start
+    return Translated(hypotheses, seconds, int((lengths > decoder.max_source_tokens).sum()))
+
+
+def share_identical(ours: Sequence[Any], theirs: Sequence[Any]) -> float:
+    """Share of the sentences whose two translations are equal, symbol by symbol; 1 for no sentences."""
+    return sum(one == other for one, other in zip(ours, theirs)) / max(1, len(ours)) if ours else 1.0

@@ -1,0 +1,197 @@
+#!/usr/bin/env python3
+"""Translating on one CPU thread: fairseq-generate, as a user runs it, and CTranslate2 on the exported model.
+
+    bench_decode.py CHECKPOINT DATA_BIN --source RAW.src --reference RAW.tgt --sentencepiece-model M
+                    [--vocabulary-map-from RAW.src RAW.tgt] [--rounds N] [--quick] [--out DIR]
+
+All use the same beam and length limits and batches of as many sentences, sorted by length. Times are of the search
+alone, on both sides: fairseq-generate's own "Translated … in … s", and translate_batch. Neither counts its start, the
+subwords or files.
+"""
+
+import argparse
+import functools
+import os
+import pathlib
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from typing import Any, Callable, Dict, List, NamedTuple, Optional
+
+import sacrebleu
+import torch
+from benchmarking import CONTESTANT, MILLISECONDS, SPREAD, Column, Progress, Report, Table
+
+from kd_plugin.pipeline.ctranslate2_models import convert_opened
+from kd_plugin.pipeline.decoders import CTranslate2Decoder, Settings, Tokens
+from kd_plugin.pipeline.opened import OpenedCheckpoint, open_checkpoint
+from kd_plugin.pipeline.raw_text import numbered_lines
+from kd_plugin.pipeline.subwords import Subwords
+from kd_plugin.pipeline.translating import share_identical
+from kd_plugin.pipeline.vocabulary_map import write_vocabulary_map
+
+PACKAGE = pathlib.Path(__file__).resolve().parent.parent / "kd_plugin"
+FAIRSEQ, FLOAT32, INT8, INT8_MAP = "fairseq-generate", "CTranslate2 float32", "CTranslate2 int8", "int8, vocabulary map"
+COLUMNS = [
+    CONTESTANT,
+    MILLISECONDS,
+    SPREAD,
+    Column("times as fast", "speedup", ".2f"),
+    Column("identical", "identical", ".1%"),
+    Column("BLEU", "bleu", ".2f"),
+    Column("bytes", "bytes", ",d"),
+    Column("times as small", "smaller", ".2f"),
+]
+
+
+class Answer(NamedTuple):
+    """The best translation of each sentence, and the seconds of the search."""
+
+    hypotheses: List[Tokens]
+    seconds: float
+
+
+class MappedTranslator:
+    """A ctranslate2.Translator that always uses its vocabulary map."""
+
+    def __init__(self, translator: Any):
+        self.translate_batch: Callable[..., Any] = functools.partial(translator.translate_batch, use_vmap=True)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("checkpoint")
+    parser.add_argument("data", help="binarised test set, with its dictionaries")
+    parser.add_argument("--gen-subset", default="test")
+    parser.add_argument("--source", required=True, help="the same sentences raw")
+    parser.add_argument("--reference", required=True)
+    parser.add_argument("--sentencepiece-model", required=True)
+    parser.add_argument("--vocabulary-map-from", nargs=2, metavar=("RAW.src", "RAW.tgt"))
+    parser.add_argument("--beam", type=int, default=5)
+    parser.add_argument("--batch-size", type=int, default=64, help="sentences; default: %(default)s")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--quick", action="store_true", help="one round")
+    parser.add_argument("--out", type=pathlib.Path, metavar="DIR", help="folder for the report: .md and .json")
+    arguments = parser.parse_args()
+    arguments.device = torch.device("cpu")
+    arguments.rounds = 1 if arguments.quick else arguments.rounds
+    torch.set_num_threads(1)
+    return arguments
+
+
+def lines(path: str) -> List[str]:
+    return [line for _, line in numbered_lines(pathlib.Path(path), "file")]
+
+
+def generate(arguments: argparse.Namespace) -> Answer:
+    """fairseq-generate in a process of its own."""
+    command = [
+        str(pathlib.Path(sys.executable).parent / "fairseq-generate"), arguments.data, "--user-dir", str(PACKAGE),
+        "--task", "translation", "--path", arguments.checkpoint, "--gen-subset", arguments.gen_subset, "--cpu",
+        "--beam", str(arguments.beam), "--max-len-a", "0", "--max-len-b", "200", "--num-workers", "0",
+        "--batch-size", str(arguments.batch_size), "--required-batch-size-multiple", "1",
+    ]  # fmt: skip
+    threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"}
+    result = subprocess.run(
+        command, env={**os.environ, **threads}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8"
+    )
+    seconds = re.search(r"Translated [\d,]+ sentences \([\d,]+ tokens\) in ([\d.]+)s", result.stdout)
+    if result.returncode != 0 or seconds is None:
+        raise SystemExit(f"fairseq-generate failed:\n{result.stdout[-3000:]}")
+    found = dict(re.findall(r"^H-(\d+)\t[^\t\n]*\t(.*)$", result.stdout, flags=re.MULTILINE))
+    return Answer([found[number].split() for number in sorted(found, key=int)], float(seconds.group(1)))
+
+
+def translate(decoder: CTranslate2Decoder, sentences: List[Tokens], batch_size: int) -> Answer:
+    order = sorted(range(len(sentences)), key=lambda place: len(sentences[place]))
+    hypotheses: List[Tokens] = [[] for _ in sentences]
+    seconds = 0.0
+    for start in range(0, len(order), batch_size):
+        places = order[start : start + batch_size]
+        batch = [sentences[place] for place in places]
+        begin = time.perf_counter()
+        answers = decoder(batch)
+        seconds += time.perf_counter() - begin
+        for place, answer in zip(places, answers):
+            hypotheses[place] = list(answer[0][0])
+    return Answer(hypotheses, seconds)
+
+
+def contestants(
+    opened: OpenedCheckpoint, folder: pathlib.Path, arguments: argparse.Namespace, subwords: Subwords
+) -> Dict[str, Callable[[], Answer]]:
+    sentences = [subwords.encode(line) for line in lines(arguments.source)]
+    settings = Settings(beam=arguments.beam)
+    found: Dict[str, Callable[[], Answer]] = {FAIRSEQ: lambda: generate(arguments)}
+    wanted: Dict[str, Optional[pathlib.Path]] = {FLOAT32: None, INT8: None}
+    if arguments.vocabulary_map_from:
+        wanted[INT8_MAP] = folder / "vmap.txt"
+        corpus = [map(subwords.encode, lines(path)) for path in arguments.vocabulary_map_from]
+        write_vocabulary_map(folder / "vmap.txt", zip(*corpus), *(d.symbols for d in opened.dictionaries))
+    for name, vocabulary_map in wanted.items():
+        quantization = "float32" if name == FLOAT32 else "int8"
+        model = convert_opened(opened, folder / name, quantization, vocabulary_map)
+        decoder = CTranslate2Decoder(model, settings, threads=1)
+        if vocabulary_map:
+            decoder._translator = MappedTranslator(decoder._translator)
+        found[name] = functools.partial(translate, decoder, sentences, arguments.batch_size)
+    return found
+
+
+def main() -> None:
+    arguments = parse()
+    report = Report("bench_decode", arguments)
+    subwords = Subwords(arguments.sentencepiece_model)
+    references = lines(arguments.reference)
+    opened = open_checkpoint(arguments.checkpoint, {"data": arguments.data})
+    # as the checkpoint would be with its weights alone, in float32
+    weights = 4 * opened.parameters
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = pathlib.Path(temporary)
+        runs = contestants(opened, folder, arguments, subwords)
+        seconds: Dict[str, List[float]] = {name: [] for name in runs}
+        answers: Dict[str, Answer] = {}
+        progress = Progress(arguments.rounds * len(runs))
+        for number in range(arguments.rounds):
+            names = list(runs)
+            turn = number % len(names)
+            for name in names[turn:] + names[:turn]:
+                progress.step(name)
+                answers[name] = runs[name]()
+                if len(answers[name].hypotheses) != len(references):
+                    raise SystemExit(f"{name}: {len(answers[name].hypotheses)} translations of {len(references)}")
+                seconds[name].append(answers[name].seconds)
+        progress.close()
+        notes = [
+            f"{len(references)} sentences, beam {arguments.beam}, at most 200 target tokens, batches of "
+            f"{arguments.batch_size}, one thread each; seconds of the search alone.",
+            f"Bytes: {FAIRSEQ}: the {opened.parameters:,} parameters in float32, nothing else; the others: model.bin.",
+            "Identical: the share of fairseq-generate's translations, symbol by symbol.",
+        ]
+        table = Table("Translating on one CPU thread", COLUMNS, notes)
+        for name in runs:
+            size = weights if name == FAIRSEQ else (folder / name / "model.bin").stat().st_size
+            texts = [subwords.decode(tokens) for tokens in answers[name].hypotheses]
+            values = {
+                "seconds": statistics.median(seconds[name]),
+                "lowest": min(seconds[name]),
+                "highest": max(seconds[name]),
+                "rounds": len(seconds[name]),
+                "speedup": statistics.median(a / b for a, b in zip(seconds[FAIRSEQ], seconds[name])),
+                "identical": share_identical(answers[name].hypotheses, answers[FAIRSEQ].hypotheses),
+                "bleu": sacrebleu.corpus_bleu(texts, [references]).score,
+                "bytes": size,
+                "smaller": weights / size,
+            }
+            table.add(pathlib.Path(arguments.checkpoint).name, name, values)
+        report.add(table)
+        report.finish()
+
+
+if __name__ == "__main__":
+    main()

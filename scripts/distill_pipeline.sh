@@ -1,0 +1,149 @@
+#!/usr/bin/env bash
+# The whole way to a small model that runs: teacher → decode → select → filter → mix → cache → student → export
+# → evaluate → report. Needs an environment with the plugin, fairseq, and CTranslate2 (pip install '.[fairseq,export]').
+set -euo pipefail
+
+usage() {
+  cat <<'HELP'
+usage: scripts/distill_pipeline.sh PREPARED OUT [TEACHER.pt]
+
+  PREPARED   what examples/translation/prepare-*.sh made
+  OUT        folder for everything; ends with OUT/report.html and OUT/evaluation/evaluation.md
+  TEACHER    with its dictionary beside it; without one a teacher is trained first (train-teacher.sh)
+
+A step that is done is not done again, a killed one goes on where it was; a step is done again where its command or
+anything before it has changed.
+
+  ENGINE=ctranslate2   or fairseq: what decodes           MONO=FILE    further source text to translate, a sentence a line
+  NBEST=5 BEAM=5       translations of each sentence      SELECT=reference   score, mbr: which of them is kept
+  PARTS=both           pseudo: without the original pairs UPSAMPLE=1   how often an epoch reads the original pairs
+  FILTER=              further flags of kd-plugin filter
+  CACHE=16             the teacher's best entries of each token, 0: the teacher runs beside the student
+  BASELINE=1           also the same student without any distillation, for the same number of updates
+  MAX_UPDATE=5000      of both; ALPHA, LR, WARMUP, AVERAGE, SEED, …: as examples/translation/distill.sh
+  CHECK_THRESHOLD=     BLEU that an exported model must have against its checkpoint; default: kd-plugin export's
+  WORKERS, PYTHON      processes and interpreter
+HELP
+}
+
+case "${1:-}" in -h | --help) usage; exit 0 ;; esac
+case $# in 2 | 3) ;; *) usage >&2; exit 2 ;; esac
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+recipes=$root/examples/translation
+[ -f "$1/prepared.txt" ] || { echo "${0##*/}: $1 was not made by prepare-*.sh" >&2; exit 1; }
+prepared=$(cd "$1" && pwd)
+mkdir -p "$2/logs" "$2/done"
+out=$(cd "$2" && pwd)
+teacher=${3:-}
+[ -z "$teacher" ] || teacher=$(cd "$(dirname "$teacher")" && pwd)/${teacher##*/}
+[ -z "${MONO:-}" ] || MONO=$(cd "$(dirname "$MONO")" && pwd)/${MONO##*/}
+cd "$out" # from here on names are plain and relative
+
+ENGINE=${ENGINE:-ctranslate2} NBEST=${NBEST:-5} BEAM=${BEAM:-5} SELECT=${SELECT:-reference} PARTS=${PARTS:-both}
+UPSAMPLE=${UPSAMPLE:-1} CACHE=${CACHE:-16} BASELINE=${BASELINE:-1} MAX_UPDATE=${MAX_UPDATE:-5000}
+export MAX_EPOCH=100000 # the number of updates ends a training, so that students of different data can be compared
+PYTHON=${PYTHON:-$(command -v python || command -v python3)}
+export PYTHON
+pair=$(sed -n 's/^pair //p' "$prepared/prepared.txt")
+src=${pair%-*} tgt=${pair#*-}
+spm=$prepared/spm.model
+# what distill.sh reads from outside
+settings=$(env | grep -E '^(ALPHA|TEMPERATURE|(EN|DE)CODER_LAYERS|DIM|FFN|HEADS|DROPOUT|LABEL_SMOOTHING|LR|WARMUP|MAX_TOKENS|UPDATE_FREQ|AVERAGE|SEED)=' | sort) || true
+
+chain=$(cat "$prepared/prepared.txt") # everything so far: a change anywhere before makes a step new
+# step NAME WHAT COMMAND…: once; its output goes to a log, and to the terminal where it fails.
+step() {
+  local name=$1 what=$2 started=$SECONDS
+  shift 2
+  chain=$(printf '%s\0' "$chain" "$@" | sha256sum | cut -d' ' -f1)
+  if [ "$(cat "done/$name" 2>/dev/null)" = "done $chain" ]; then
+    echo "$what: done before"
+    return
+  fi
+  # what another command has left; what this one has left it goes on with
+  [ "$(cat "done/$name" 2>/dev/null)" = "begun $chain" ] || rm -rf "$name"
+  echo "begun $chain" >"done/$name"
+  echo "$what (log: $out/logs/$name.log)"
+  if ! "$@" >"logs/$name.log" 2>&1; then
+    echo "${0##*/}: \"$what\" failed. The end of logs/$name.log:" >&2
+    tail -n 20 "logs/$name.log" >&2
+    exit 1
+  fi
+  echo "done $chain" >"done/$name.new"
+  mv "done/$name.new" "done/$name"
+  echo "    $((SECONDS - started)) s"
+}
+
+if [ -z "$teacher" ]; then
+  step teacher "teacher" bash "$recipes/train-teacher.sh" "$prepared/data-bin" teacher
+  teacher=$out/teacher/averaged.pt
+  cp "$prepared/dict.txt" teacher/dict.txt
+fi
+chain=$chain$(sha256sum <"$teacher")
+
+decoding=(
+  kd-plugin decode --path "$teacher" -s "$src" -t "$tgt" --sentencepiece-model "$spm" --engine "$ENGINE"
+  --beam "$BEAM" --nbest "$NBEST" --workers "${WORKERS:-1}"
+)
+read -r -a filter <<<"--max-length 250 ${FILTER:-}"
+reference=()
+[ "$SELECT" != reference ] || reference=(--reference "$prepared/raw/train.$tgt")
+step decoded "translating the training set, $NBEST best" "${decoding[@]}" --input "$prepared/raw/train.$src" \
+  --output decoded
+step selected "one of $NBEST, by $SELECT" kd-plugin select decoded --by "$SELECT" --output selected \
+  ${reference[@]+"${reference[@]}"}
+step filtered "filter" kd-plugin filter selected --output filtered --text filtered/pseudo "${filter[@]}"
+parts=(filtered/pseudo)
+[ "$PARTS" = pseudo ] || parts=(original "${parts[@]}")
+if [ -n "${MONO:-}" ]; then
+  [ "$SELECT" != reference ] || mono_select=score # it has no references
+  step mono-decoded "translating $MONO" "${decoding[@]}" --input "$MONO" --output mono-decoded
+  step mono-selected "one of $NBEST of each" kd-plugin select mono-decoded --by "${mono_select:-$SELECT}" \
+    --output mono-selected
+  step mono-filtered "filter" kd-plugin filter mono-selected --output mono-filtered --text mono-filtered/pseudo \
+    "${filter[@]}"
+  parts+=(mono-filtered/pseudo)
+fi
+step mixed "training data: ${parts[*]}" bash "$recipes/mix-data.sh" "$prepared" mixed "${parts[@]}"
+
+teaches=$teacher
+if [ "$CACHE" != 0 ]; then
+  subsets=train
+  for ((part = 1; part < ${#parts[@]}; part++)); do subsets=$subsets,train$part; done
+  step cache "the teacher's answers, $CACHE a token" kd-plugin cache mixed/data-bin --subset "$subsets,valid" \
+    --teacher-path "$teacher" --cache-dir cache --k "$CACHE" --workers "${WORKERS:-1}"
+  teaches=cache
+fi
+chain=$chain$settings
+step student "student, distilled" bash "$recipes/distill.sh" mixed/data-bin "$teaches" student \
+  --upsample-primary "$UPSAMPLE" --max-update "$MAX_UPDATE"
+models=(--model "teacher=$teacher" --model student=student/averaged.pt)
+logs=(--log "student=logs/student.log")
+baseline=teacher
+if [ "$BASELINE" != 0 ]; then
+  step baseline "the same student, undistilled" env KD=0 bash "$recipes/distill.sh" "$prepared/data-bin" none baseline \
+    --max-update "$MAX_UPDATE"
+  models+=(--model baseline=baseline/averaged.pt)
+  logs+=(--log "baseline=logs/baseline.log")
+  baseline=baseline
+fi
+threshold=()
+[ -z "${CHECK_THRESHOLD:-}" ] || threshold=(--check-threshold "$CHECK_THRESHOLD")
+for quantization in float32 int8; do
+  step "student-$quantization" "export: CTranslate2, $quantization" kd-plugin export student/averaged.pt --format ctranslate2 \
+    --quantization "$quantization" --sentencepiece-model "$spm" --dict-dir "$prepared" --source-lang "$src" --target-lang "$tgt" \
+    --output "student-$quantization" \
+    --check "$prepared/raw/valid.$src" ${threshold[@]+"${threshold[@]}"}
+  models+=(--model "student-$quantization=student-$quantization")
+done
+tests=()
+while read -r name title; do
+  tests+=(--test "$title=$prepared/raw/$name.$src,$prepared/raw/$name.$tgt")
+done <"$prepared/testsets.txt"
+step evaluation "scores, significance, speed" kd-plugin evaluate "${models[@]}" "${tests[@]}" --baseline "$baseline" \
+  --sentencepiece-model "$spm" --beam "$BEAM" --source-lang "$src" --target-lang "$tgt" --dict-dir "$prepared" --output evaluation
+step report.html "report" kd-plugin report --output report.html --evaluation evaluation "${logs[@]}" --title "$pair"
+echo
+cat evaluation/evaluation.md
+echo "$out/report.html shows it as a picture; student-int8 is the model to use"

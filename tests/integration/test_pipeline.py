@@ -1,0 +1,77 @@
+"""scripts/distill_pipeline.sh from decoding to the report, and examples/translation/mix-data.sh, on a tiny corpus."""
+
+import json
+import shutil
+
+import pytest
+from fairseq.data import Dictionary, data_utils
+
+from tests.integration.test_examples import EXAMPLES, REPO, lines, multi30k, prepared, run  # noqa: F401
+from tests.support import MODEL, make_checkpoint
+
+
+def text_of(data, split, lang):
+    dictionary = Dictionary.load(str(data / f"dict.{lang}.txt"))
+    dataset = data_utils.load_indexed_dataset(str(data / f"{split}.en-de.{lang}"), dictionary)
+    return [dictionary.string(dataset[i], bpe_symbol="sentencepiece") for i in range(len(dataset))]
+
+
+def test_mixed_data_has_each_part_as_a_training_split(prepared, tmp_path):  # noqa: F811
+    pseudo = tmp_path / "pseudo text"
+    few = {lang: lines(prepared / "raw" / f"train.{lang}")[:3] for lang in ("en", "de")}
+    for lang, chosen in few.items():
+        (tmp_path / f"pseudo text.{lang}").write_text("".join(line + "\n" for line in chosen), encoding="utf-8")
+    out = tmp_path / "mixed"
+    result = run("bash", EXAMPLES / "mix-data.sh", prepared, out, pseudo, "original", pseudo)
+    assert result.returncode == 0, result.stderr
+    data = out / "data-bin"
+    assert text_of(data, "train", "de") == text_of(data, "train2", "de") == few["de"]
+    assert text_of(data, "train1", "en") == lines(prepared / "raw" / "train.en")
+    for split in ("valid", "test"):
+        name = f"{split}.en-de.de.bin"
+        assert (data / name).read_bytes() == (prepared / "data-bin" / name).read_bytes()
+    assert (
+        not list(data.glob("valid1*"))
+        and (data / "dict.de.txt").read_text().split() == (prepared / "dict.txt").read_text().split()
+    )
+
+    missing = run("bash", EXAMPLES / "mix-data.sh", prepared, tmp_path / "other", tmp_path / "none")
+    assert missing.returncode != 0 and "none.en is missing" in missing.stderr and not (tmp_path / "other").exists()
+    again = run("bash", EXAMPLES / "mix-data.sh", prepared, out, "original")
+    assert again.returncode != 0 and "other input" in again.stderr
+
+
+def test_from_decoding_to_the_report_and_again(prepared, tmp_path):  # noqa: F811
+    pytest.importorskip("ctranslate2", reason="ctranslate2 is not installed")
+    teacher = tmp_path / "a teacher" / "teacher.pt"
+    make_checkpoint(teacher, prepared / "data-bin", "-s", "en", "-t", "de", *MODEL, "--share-all-embeddings", seed=4)
+    shutil.copy(prepared / "dict.txt", teacher.parent / "dict.txt")
+    mono = tmp_path / "mono.en"
+    mono.write_text("a dog plays .\n\na dog plays .\ntwo children .\n", encoding="utf-8")
+    out = tmp_path / "out"
+    settings = {
+        "MAX_UPDATE": "6", "AVERAGE": "1", "WARMUP": "2", "DIM": "16", "FFN": "16", "ENCODER_LAYERS": "1", "HEADS": "2",
+        "DECODER_LAYERS": "1", "NBEST": "2", "BEAM": "2", "CACHE": "4", "MAX_TOKENS": "400", "CHECK_THRESHOLD": "0",
+        "BASELINE": "0", "MONO": str(mono), "LR": "0.01",
+        # an untrained teacher writes nothing but loops
+        "FILTER": "--max-repeats 1000 --max-length-ratio 1000 --min-letters 0 --copied-source keep",
+    }  # fmt: skip
+    command = ["bash", REPO / "scripts" / "distill_pipeline.sh", prepared, out, teacher]
+    first = run(*command, **settings)
+    assert first.returncode == 0, first.stdout + first.stderr
+    records = [line for path in sorted((out / "decoded").glob("*.jsonl")) for line in lines(path)]
+    assert sum(len(json.loads(line)["ids"]) for line in records) == 200
+    dropped = json.loads((out / "mono-filtered" / "manifest.json").read_text())
+    assert dropped["input_lines"] == 4
+    evaluation = json.loads((out / "evaluation" / "evaluation.json").read_text())
+    names = [model["name"] for model in evaluation["models"]]
+    assert names == ["teacher", "student", "student-float32", "student-int8"]
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert all(name in page for name in names) and "kd_loss" in page
+
+    again = run(*command, **settings)
+    assert again.returncode == 0 and " log: " not in again.stdout and again.stdout.count("done before") == 13
+    # another alpha: the student and what follows it, and nothing before
+    third = run(*command, **{**settings, "ALPHA": "0.3", "CHECK_THRESHOLD": "101"})
+    assert third.returncode != 0 and "--check-threshold" in third.stderr
+    assert "answers, 4 a token: done before" in third.stdout and "student, distilled (log" in third.stdout

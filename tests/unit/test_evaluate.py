@@ -1,0 +1,207 @@
+"""`kd-plugin evaluate`: the numbers of sacreBLEU's own command, and tables that say what was not measured."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import types
+
+import pytest
+
+from kd_plugin import cli
+from kd_plugin.pipeline.evaluation_scores import comet_scores, sacrebleu_scores
+from kd_plugin.pipeline.evaluation_table import markdown
+from kd_plugin.pipeline.report.evaluation import read_evaluation
+from tests.support import MODEL, make_checkpoint
+from tests.unit.conftest import WORDS, write_dictionaries
+from tests.unit.test_teachers import LANGS
+
+REFERENCES = [" ".join(WORDS[(7 * i + j) % 28] for j in range(4 + i % 5)) + " ." for i in range(30)]
+SYSTEMS = [
+    ("base", [line.replace("word1", "Word1").replace("word20", "x") for line in REFERENCES]),
+    ("better", [line.replace("word20", "x") for line in REFERENCES]),
+    ("worse", [line.replace("word2", "y") for line in REFERENCES]),
+]
+
+
+@pytest.fixture(scope="module")
+def setting(tmp_path_factory):
+    """Folder with two checkpoints, their dictionaries and a test set."""
+    folder = tmp_path_factory.mktemp("setting")
+    write_dictionaries(folder, WORDS)
+    for seed in (1, 2):
+        make_checkpoint(folder / f"{seed}.pt", folder, *LANGS, *MODEL, seed=seed)
+    sources = [" ".join(WORDS[i : i + 1 + i % 6]) for i in range(20)]
+    sources[3] = ""
+    (folder / "test.en").write_text("".join(line + "\n" for line in sources))
+    (folder / "test.de").write_text("".join(line + "\n" for line in REFERENCES[:20]))
+    return folder
+
+
+def run(setting, output, *flags, models=("one=1.pt", "two=2.pt")):
+    named = []
+    for model in models:
+        name, _, paths = model.partition("=")
+        named += ["--model", f"{name}=" + ":".join(str(setting / path) for path in paths.split(":"))]
+    test = ["--test", f"tiny={setting / 'test.en'},{setting / 'test.de'}", "--bootstrap", "50", "--max-len-b", "12"]
+    return cli.main(["evaluate", *named, *test, "--output", str(output), "--remove-bpe", "none", *map(str, flags)])
+
+
+def test_scores_and_significance_are_those_of_sacrebleus_command(tmp_path):
+    for name, lines in (("reference", REFERENCES), *SYSTEMS):
+        (tmp_path / name).write_text("".join(line + "\n" for line in lines))
+    files = [name for name, _ in SYSTEMS]
+    result = subprocess.run(
+        [sys.executable, "-m", "sacrebleu", "reference", "-i", *files, "-m", "bleu", "chrf", "ter"]
+        + ["--paired-bs", "--paired-bs-n", "200", "-f", "text", "-w", "6"],
+        cwd=str(tmp_path), capture_output=True, encoding="utf-8", check=True, env={**os.environ, "COLUMNS": "200"},
+    )  # fmt: skip
+    values = iter(re.findall(r"([\d.]+) \(([\d.]+) ± ([\d.]+)\)", result.stdout))
+    p_values = iter(re.findall(r"\(p = ([\d.]+)\)", result.stdout))
+    ours = sacrebleu_scores(SYSTEMS, REFERENCES, "base", 200)
+    for name in files:
+        for score in ours[name]:
+            expected = list(map(float, next(values)))
+            assert [score.value, score.mean, score.confidence] == pytest.approx(expected, abs=2e-6)
+            if name == "base":
+                assert score.p_value is None
+            else:
+                assert score.p_value == pytest.approx(float(next(p_values)), abs=1e-4)
+    assert next(values, None) is None and next(p_values, None) is None
+    assert "bs:200|seed:12345|case:mixed" in ours["base"][0].signature
+
+
+def test_without_a_baseline_and_without_a_bootstrap():
+    alone, plain = sacrebleu_scores(SYSTEMS, REFERENCES, None, 50), sacrebleu_scores(SYSTEMS, REFERENCES, "base", 0)
+    compared = sacrebleu_scores(SYSTEMS, REFERENCES, "worse", 50)
+    for name, _ in SYSTEMS:
+        values = [[score.value for score in scores[name]] for scores in (alone, plain, compared)]
+        assert values[0] == pytest.approx(values[1]) and values[0] == pytest.approx(values[2])
+        assert all(s.p_value is None and s.confidence is not None for s in alone[name])
+        assert all(s.confidence is None and "bs:" not in s.signature for s in plain[name])
+
+
+def test_tokenizer_and_case():
+    upper = [("upper", [line.upper() for line in REFERENCES])]
+    scores = {
+        s.metric: s for s in sacrebleu_scores(upper, REFERENCES, None, 0, tokenize="none", lowercase=True)["upper"]
+    }
+    assert [scores[name].value for name in ("BLEU", "chrF2", "TER")] == pytest.approx([100.0, 100.0, 0.0])
+    assert "case:lc|eff:no|tok:none" in scores["BLEU"].signature
+
+
+def test_a_whole_evaluation(setting, tmp_path, capsys):
+    models = ["one=1.pt", "two=2.pt", "both=1.pt:2.pt"]
+    assert run(setting, tmp_path / "out", "--baseline", "one", models=models) == 0
+    table = (tmp_path / "out" / "evaluation.md").read_text(encoding="utf-8")
+    assert table in capsys.readouterr().out
+    content = json.loads((tmp_path / "out" / "evaluation.json").read_text(encoding="utf-8"))
+    assert str(tmp_path) not in json.dumps(content) and str(setting) not in json.dumps(content)
+    one, two, both = content["models"]
+    assert both["parameters"] == one["parameters"] + two["parameters"] and both["bytes"] == one["bytes"] + two["bytes"]
+    for model in content["models"]:
+        lines = (tmp_path / "out" / "translations" / model["name"] / "tiny.txt").read_text().splitlines()
+        assert len(lines) == 20 and lines[3] == ""
+        assert model["speed"]["cpu"]["sentences"] == 20 and model["speed"]["cpu"]["sentences_per_second"] > 0
+        comet = model["scores"][-1]
+        assert comet["metric"] == "COMET" and comet["value"] is None and "not measured: " in comet["note"]
+    assert re.search(r"^\| one \(baseline\) \| [\d.]+ ± [\d.]+ \|", table, flags=re.MULTILINE)
+    assert re.search(r"^\| \**two\** .* \(p = [\d.]+\)", table, flags=re.MULTILINE)
+    assert "Search: beam 5, max len a 0.0, max len b 12" in table and "* TER: `nrefs:1|bs:50" in table
+    # what kd-plugin report makes of it
+    read = read_evaluation(str(tmp_path / "out"))
+    assert read.baseline == "one" and read.metrics("tiny")[:3] == ["BLEU", "chrF2", "TER"]
+    assert read.models[0].speeds["cpu"].tokens > 0
+
+
+def test_a_ctranslate2_folder_beside_its_checkpoint(setting, tmp_path):
+    pytest.importorskip("ctranslate2", reason="CTranslate2 is not installed")
+    assert cli.main(["export", str(setting / "1.pt"), "--output", str(setting / "ct2"), "--format", "ctranslate2"]) == 0
+    assert run(setting, tmp_path / "out", models=["one=1.pt", "small=ct2"]) == 0
+    models = read_evaluation(str(tmp_path / "out")).models
+    assert [model.engine for model in models] == ["fairseq", "ctranslate2"]
+    assert models[0].parameters == models[1].parameters
+    assert run(setting, tmp_path / "other", "--engine", "fairseq", models=["small=ct2"]) == 1
+
+
+def test_a_sentence_too_long_for_the_model_has_no_translation(setting, tmp_path):
+    flags = ["--max-source-positions", 6, "--max-target-positions", 40]
+    make_checkpoint(setting / "short.pt", setting, *LANGS, *MODEL, *flags)
+    assert run(setting, tmp_path / "out", models=["short=short.pt"]) == 0
+    (model,) = read_evaluation(str(tmp_path / "out")).models
+    assert model.note == "3 sentences are longer than it can take and have no translation"
+    assert len((tmp_path / "out" / "translations" / "short" / "tiny.txt").read_text().splitlines()) == 20
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--baseline", "three"], "--baseline three: no such --model. Remedy: one of one, two"),
+        (["--model", "one=x"], "the name one is taken"),
+        (["--model", "x"], "is not NAME=PATH"),
+        (["--model", "x=nothing.pt"], "no such checkpoint file or CTranslate2 folder"),
+        (["--test", "x=a"], "is not NAME=SRC,REF"),
+        (["--test", "x=a,b"], "--test a: cannot be read"),
+        (["--comet", "x"], "pip install unbabel-comet"),
+        (["--engine", "ctranslate2"], "kd-plugin export --format ctranslate2 first"),
+        (["--threads", "0"], "must be at least 1"),
+    ],
+)
+def test_refusals(flags, message, setting, tmp_path, capsys):
+    if "--comet" in flags and __import__("importlib.util").util.find_spec("comet"):
+        pytest.skip("COMET is installed")
+    assert run(setting, tmp_path / "out", *flags) == 1
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_line_counts_and_earlier_evaluations(setting, tmp_path, capsys):
+    (tmp_path / "short").write_text("word1\n")
+    test = f"x={setting / 'test.en'},{tmp_path / 'short'}"
+    assert run(setting, tmp_path / "out", "--test", test) == 1
+    assert "20 lines in" in capsys.readouterr().err
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "evaluation.json").write_text("{}")
+    assert run(setting, tmp_path / "out") == 1
+    assert "holds an evaluation already" in capsys.readouterr().err
+
+
+class FakeComet(types.ModuleType):
+    __version__ = "9"
+
+    @staticmethod
+    def download_model(name):
+        if name == "missing":
+            raise KeyError("no such model")
+        return name
+
+    @staticmethod
+    def load_from_checkpoint(path):
+        def predict(rows, batch_size, gpus):
+            return types.SimpleNamespace(system_score=sum(row["mt"] == row["ref"] for row in rows) / len(rows))
+
+        return types.SimpleNamespace(predict=predict)
+
+
+def test_comet(monkeypatch, capsys):
+    fake = FakeComet("comet")
+    fake.__spec__ = types.SimpleNamespace(name="comet")
+    monkeypatch.setitem(sys.modules, "comet", fake)
+    found = comet_scores([("right", ["a", "b"]), ("half", ["a", "x"])], ["s", "t"], ["a", "b"], "some/model", 0)
+    assert [found[name].value for name in ("right", "half")] == [1.0, 0.5]
+    assert found["half"].signature == "model:model|version:9"
+    with pytest.raises(RuntimeError, match="--comet missing: cannot be loaded"):
+        comet_scores([], [], [], "missing", 0)
+
+
+def test_markdown_escapes_names():
+    evaluation = {
+        "date": "today", "machine": {"cpu": "c", "cores": 1, "gpu": None}, "versions": {}, "baseline": None,
+        "settings": {"threads": 1}, "tests": [{"name": "t", "lines": 1}],
+        "models": [
+            {"name": "a|b", "engine": "fairseq", "parameters": None, "bytes": 10, "speed": {"cpu": {}, "cuda": {}},
+             "note": "", "scores": []},
+        ],
+    }  # fmt: skip
+    assert "| a\\|b | fairseq | – | 0.00 | not measured |" in markdown(evaluation)

@@ -1,0 +1,495 @@
+"""kd-plugin report: logs read, axes, the Pareto front, the page's safety. Every number in here is invented."""
+
+import argparse
+import html
+import html.parser
+import json
+import math
+import re
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kd_plugin.errors import KDPluginError
+from kd_plugin.pipeline.report import command as report
+from kd_plugin.pipeline.report.axes import byte_size, exact, round_log_ticks, round_ticks, tick_labels
+from kd_plugin.pipeline.report.curves import Curve, curves_chart, medians, thinned, update_axis, value_axis
+from kd_plugin.pipeline.report.labels import Box, Bubble, place_labels
+from kd_plugin.pipeline.report.learning import groups
+from kd_plugin.pipeline.report.logs import Run, parse_line, read_runs
+from kd_plugin.pipeline.report.scatter import pareto_front, radius
+from kd_plugin.pipeline.report.style import DARK, LIGHT
+from kd_plugin.pipeline.report.svg import look
+
+DATE = "2020-01-02 03:04:05 | INFO | "
+SIMPLE = f"""\
+{DATE}fairseq_cli.train | model: TransformerModel
+{DATE}kd_plugin.tasks.distillation_translation | kd|alpha:0.2|T:1.0|teacher:none
+{DATE}train_inner | epoch 001:    100 / 149 loss=8.413, nll_loss=10.15, kd_loss=7.9, lr=1e-05, num_updates=100, wall=338
+{DATE}valid | epoch 001 | valid on 'valid' subset | loss 3.7 | nll_loss 5.2 | agreement 41.97 | num_updates 149
+{DATE}train | epoch 001 | loss 7.568 | nll_loss 9.228 | wps 1012.3 | num_updates 149 | train_wall 508
+"""
+JSON = f"""\
+{DATE}train_inner | {{"epoch": 1, "update": 0.671, "loss": "8.413", "nll_loss": "10.15", "kd_loss": "7.9", \
+"lr": "1e-05", "num_updates": "100", "wall": "338"}}
+{DATE}valid | {{"epoch": 1, "valid_loss": "3.7", "valid_nll_loss": "5.2", "valid_agreement": "41.97", \
+"valid_num_updates": "149"}}
+{DATE}train | {{"epoch": 1, "train_loss": "7.568", "train_nll_loss": "9.228", "train_wps": "1012.3", \
+"train_num_updates": "149", "train_train_wall": "508"}}
+"""
+
+
+def run_of(text, name="run"):
+    run = Run(name)
+    run.read(text.splitlines(keepends=True))
+    return run
+
+
+# --- logs
+
+
+@pytest.mark.parametrize("text", [SIMPLE, JSON, SIMPLE.replace(DATE, ""), JSON.replace("2020", "[progress] 2020")])
+def test_both_formats_say_the_same(text):
+    without_logger = re.sub(r"^(train_inner|train|valid) \| ", "", text, flags=re.MULTILINE)
+    for run in (run_of(text), run_of(without_logger)):
+        assert run.series == {
+            ("train_inner", "loss"): {100: 8.413},
+            ("train_inner", "nll_loss"): {100: 10.15},
+            ("train_inner", "kd_loss"): {100: 7.9},
+            ("train_inner", "lr"): {100: 1e-05},
+            ("train_inner", "wall"): {100: 338.0},
+            ("valid", "loss"): {149: 3.7},
+            ("valid", "nll_loss"): {149: 5.2},
+            ("valid", "agreement"): {149: 41.97},
+            ("train", "loss"): {149: 7.568},
+            ("train", "nll_loss"): {149: 9.228},
+            ("train", "wps"): {149: 1012.3},
+            ("train", "train_wall"): {149: 508.0},
+        }
+        assert run.updates == 149 and run.malformed == 0
+
+
+def test_signature_and_dates_are_kept():
+    run = run_of(SIMPLE)
+    assert run.signatures == ["kd|alpha:0.2|T:1.0|teacher:none"]
+    assert run.first_date == run.last_date == "2020-01-02 03:04:05"
+
+
+def test_other_subsets_keep_their_names():
+    assert parse_line("epoch 002 | valid on 'valid1' subset | nll_loss 5 | num_updates 7").kind == "valid1"
+    assert parse_line('{"epoch": 2, "valid1_nll_loss": "5", "valid1_num_updates": "7"}').kind == "valid1"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "epoch 001:    100 / 149 loss=8.413, nll_lo",
+        "train | epoch 001 | loss 7.568 | num_updates 2020-01-02 03:04:05 | INFO | next",
+        'train_inner | {"epoch": 1, "num_updates": "1',
+        'train | {"epoch": 1, "train_loss": "3", "train_num_updates": null}',
+        "epoch 001:    100 / 149 loss=8.413, num_updates=nan",
+        "epoch 001:    100 / 149 loss=8.413, num_updates=-5",
+    ],
+)
+def test_garbled_lines_are_counted_and_change_nothing(line):
+    run = run_of(SIMPLE + line + "\n")
+    assert run.malformed == 1
+    assert run.series == run_of(SIMPLE).series
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["", "epoch 001:  10%|#2   | 15/149 [00:01<00:10, loss=8]", "begin training epoch 1", "{}", '{"num_updates_x": 1}'],
+)
+def test_other_lines_are_passed_over(line):
+    run = run_of(line + "\n")
+    assert not run.series and run.malformed == 0
+
+
+def test_values_that_are_no_numbers_are_left_out_and_infinite_ones_kept():
+    run = run_of(
+        "epoch 001:      1 / 9 loss=inf, nll_loss=nan, kd_loss=None, lr=[0.1], ppl=-inf, num_updates=1\n"
+        'train_inner | {"loss": "3.5", "kd_loss": null, "lr": [1], "flag": true, "num_updates": "2"}\n'
+    )
+    assert run.series["train_inner", "loss"] == {1: math.inf, 2: 3.5}
+    assert math.isnan(run.series["train_inner", "nll_loss"][1])
+    assert {term for _, term in run.series} == {"loss", "nll_loss", "ppl"}
+    assert run.finite("train_inner", "loss") == [(2, 3.5)]
+
+
+def test_resumed_run_replaces_what_it_does_again():
+    lines = "".join(f"epoch 001: {n} / 9 loss={n}.5, num_updates={n}\n" for n in (100, 200, 300, 400))
+    again = "".join(f"epoch 001: {n} / 9 loss={n}.25, num_updates={n}\n" for n in (200, 300))
+    run = run_of(lines + again)
+    assert run.series["train_inner", "loss"] == {100: 100.5, 200: 200.25, 300: 300.25}
+    assert run.resumed == 1 and run.updates == 300
+
+
+def test_last_number_of_a_line_that_was_cut_off_is_not_believed(tmp_path):
+    path = tmp_path / "cut.log"
+    path.write_text(SIMPLE + "valid | epoch 002 | valid on 'valid' subset | nll_loss 4.1 | num_updates 29")
+    (run,) = read_runs([f"a={path}"])
+    assert run.series["valid", "nll_loss"] == {149: 5.2} and run.updates == 149
+
+
+def test_same_name_continues_its_run_and_names_may_hold_equals_signs(tmp_path):
+    first, second = tmp_path / "1.log", tmp_path / "k=2.log"
+    first.write_text(SIMPLE)
+    second.write_text(JSON.replace("149", "298").replace('"100"', '"200"'))
+    (run,) = read_runs([f"cache k=16={first}", f"cache k=16={second}"])
+    assert run.name == "cache k=16"
+    assert list(run.series["valid", "nll_loss"]) == [149, 298]
+
+
+# --- axes
+
+
+@given(st.floats(-1e12, 1e12), st.floats(-1e12, 1e12), st.integers(2, 8))
+def test_ticks_are_round_and_cover(one, other, count):
+    low, high = min(one, other), max(one, other)
+    ticks = round_ticks(low, high, count)
+    step = ticks[1] - ticks[0]
+    assert ticks == sorted(set(ticks)) and 2 <= len(ticks) <= count + 3
+    assert ticks[0] <= low + 1e-6 * step and ticks[-1] >= high - 1e-6 * step
+    mantissa = step / 10 ** math.floor(math.log10(step) + 1e-6)
+    assert min(abs(mantissa - good) for good in (1, 2, 5, 10)) < 1e-3
+    labels = tick_labels(ticks)
+    assert len(labels) == len(ticks)
+
+
+@given(st.floats(1e-9, 1e9), st.floats(1, 1e12))
+def test_log_ticks_are_round_and_cover(low, factor):
+    high = low * factor
+    ticks = round_log_ticks(low, high)
+    assert ticks == sorted(set(ticks)) and 2 <= len(ticks) <= 8
+    assert ticks[0] <= low * (1 + 1e-6) and ticks[-1] >= high * (1 - 1e-6)
+    assert all(f"{tick:e}"[0] in "1235" and float(f"{tick:.0e}") == tick for tick in ticks)
+
+
+def test_labels_are_as_short_as_they_can_be():
+    assert tick_labels([0.0, 0.5, 1.0]) == ["0.0", "0.5", "1.0"]
+    assert tick_labels([0.0, 50000.0, 100000.0]) == ["0", "50k", "100k"]
+    assert tick_labels([-2.0, 0.0, 2.0]) == ["−2", "0", "2"]
+    assert tick_labels([0.0, 2e-5]) == ["0", "2×10⁻⁵"]
+    assert [byte_size(size) for size in (7.4e6, 560e3, 123, 2.5e9)] == ["7.4 MB", "560 kB", "123 B", "2.5 GB"]
+    assert [exact(value) for value in (3.054, 1490.0, 1e-05, 0.0)] == ["3.054", "1,490", "1×10⁻⁵", "0"]
+
+
+def test_perplexities_get_a_logarithmic_axis_and_seconds_do_not():
+    assert value_axis([1136.0, 138.0, 30.0, 12.0, 10.0, 9.0, 8.5]).logarithmic
+    assert not value_axis([float(second) for second in range(10, 6000, 10)]).logarithmic
+
+
+# --- figures
+
+
+points = st.lists(st.tuples(st.integers(1, 8).map(float), st.integers(0, 8).map(float)), min_size=1, max_size=12)
+
+
+@given(points)
+def test_pareto_front_is_what_nothing_dominates(models):
+    def dominated(point):
+        return any(o != point and o[0] >= point[0] and o[1] >= point[1] for o in models)
+
+    front = pareto_front(models)
+    assert sorted(front) == [index for index, point in enumerate(models) if not dominated(point)]
+    assert [models[index][0] for index in front] == sorted(models[index][0] for index in front)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.tuples(st.floats(70, 400), st.floats(50, 260), st.floats(3, 20)), min_size=1, max_size=10))
+def test_labels_neither_overlap_nor_leave_the_plot(discs):
+    plot = Box(44, 24, 430, 284)
+    labels = place_labels([Bubble(x, y, r, f"model {i}") for i, (x, y, r) in enumerate(discs)], plot, 12.0)
+    boxes = [label.box for label in labels.values()]
+    assert all(box.inside(plot) for box in boxes)
+    assert not any(one.overlaps(other, 0) for i, one in enumerate(boxes) for other in boxes[:i])
+    assert len(labels) == len(discs)
+
+
+def test_area_is_proportional_to_bytes():
+    assert radius(4e6, 16e6) / radius(16e6, 16e6) == pytest.approx(0.5)
+    assert radius(None, 16e6) > 0
+
+
+@given(st.lists(st.sampled_from([0.0, 1.5, 7.0, -3.0, math.inf, math.nan]), min_size=1, max_size=3000))
+@settings(max_examples=25, deadline=None)
+def test_thinned_curves_keep_their_ends_and_extremes(values):
+    curve = list(enumerate(values))
+    kept = thinned(curve, columns=20)
+    assert set(map(repr, kept)) <= set(map(repr, curve)) and [p[0] for p in kept] == sorted(p[0] for p in kept)
+    finite, left = ([p for p in points if math.isfinite(p[1])] for points in (curve, kept))
+    assert [p[0] for p in kept if not math.isfinite(p[1])] == [p[0] for p in curve if not math.isfinite(p[1])]
+    if finite:
+        assert (left[0], left[-1]) == (finite[0], finite[-1])
+        assert {max(v for _, v in left), min(v for _, v in left)} == {
+            max(v for _, v in finite),
+            min(v for _, v in finite),
+        }
+
+
+def test_dense_curves_are_drawn_as_medians_over_all_values():
+    noisy = [(update, 100.0 if update % 50 == 0 else 1.0) for update in range(1, 1001)] + [(1001, math.nan)]
+    assert {value for _, value in medians(noisy)} == {1.0} and len(medians(noisy)) <= 75
+    drawn = curves_chart("x", "gnorm", [Curve("a", look(0), noisy)], update_axis(1001))
+    assert len(re.findall("data-points=", drawn)) == 1 and 'class="line raw c0"' in drawn and "to 100." in drawn
+
+
+def test_curve_has_a_gap_where_a_value_is_not_finite():
+    curve = Curve("a", look(0), [(1, 1.0), (2, 2.0), (3, math.inf), (4, 1.0), (5, 3.0)])
+    drawn = curves_chart("x", "loss", [curve], update_axis(5))
+    assert re.findall(r'data-points="([^"]*)"', drawn) == ["1:1 2:2", "4:1 5:3"]
+    assert "inf" not in drawn and "nan" not in drawn
+
+
+def test_main_terms_come_first_and_no_term_is_lost():
+    text = SIMPLE + "epoch 001 | valid on 'valid' subset | bleu 30.1 | kd_loss 2 | odd_term 3 | num_updates 149\n"
+    run = run_of(text)
+    found = groups([run])
+    assert found[0].keys == [("valid", "nll_loss"), ("valid", "bleu"), ("valid", "kd_loss"), ("valid", "agreement")]
+    assert sorted(key for group in found for key in group.keys) == sorted(run.series)
+
+
+def luminance(colour):
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("colours", [LIGHT, DARK])
+def test_contrast_is_sufficient(colours):
+    paper = luminance(colours["paper"])
+    for name, colour in colours.items():
+        ratio = (max(paper, luminance(colour)) + 0.05) / (min(paper, luminance(colour)) + 0.05)
+        least = {"paper": 1, "grid": 1, "ink": 7, "muted": 4.5}.get(name, 3)
+        assert ratio >= least, name
+
+
+def test_runs_differ_without_colour():
+    looks = [look(index) for index in range(15)]
+    assert len({(style.dash, style.marker) for style in looks}) == 15
+
+
+# --- the page
+
+EVIL = '<script>alert("1")</script>\u202e&\x00\ud800'
+
+
+def evaluation(names=("teacher", "student", "student, int8"), **changes):
+    """Invented numbers."""
+    models = []
+    for index, name in enumerate(names):
+        scores = [
+            {
+                "test": test,
+                "metric": metric,
+                "value": 30.0 - index,
+                "signature": f"{metric}|sig",
+                "p_value": [0.2, None, 0.0004][index % 3],
+                "mean": 30.1 - index,
+                "confidence": 1.25,
+                "note": "",
+            }
+            for test in ("flickr", "<b>news")
+            for metric in ("BLEU", "TER")
+        ]
+        scores.append({"test": "flickr", "metric": "COMET", "value": None, "note": "not measured: pip install it"})
+        speed = {"cpu": {"tokens_per_second": 100.0 * 3**index}, "cuda": {"note": "not measured: there is no GPU"}}
+        models.append(
+            {
+                "name": name,
+                "engine": "fairseq",
+                "parameters": 1000,
+                "bytes": 4e6 / (index + 1),
+                "speed": speed,
+                "scores": scores,
+            }
+        )
+    content = {
+        "format": "kd_plugin evaluation",
+        "version": 1,
+        "date": "2020-01-02T03:04:05",
+        "machine": {"cpu": "A <CPU>", "gpu": None},
+        "versions": {"torch": "2.0"},
+        "settings": {"beam": 5, "threads": 1, "subwords": {"symbols": "sentencepiece"}},
+        "baseline": "student",
+        "tests": [{"name": "flickr", "lines": 1000}, {"name": "<b>news", "lines": None}],
+        "models": models,
+    }
+    return {**content, **changes}
+
+
+class Reader(html.parser.HTMLParser):
+    """What a browser would see of a page: tags with attributes, and text outside of script and style."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.words, self.inside = [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        self.inside.append(tag)
+
+    def handle_endtag(self, tag):
+        if tag in self.inside:
+            while self.inside.pop() != tag:
+                pass
+
+    def handle_data(self, data):
+        if not {"script", "style"} & set(self.inside):
+            self.words.append(data)
+
+
+@pytest.fixture
+def make(tmp_path):
+    """Runs the verb; returns the page's text."""
+
+    def make(*evaluations, logs=(), title="A report"):
+        parser = argparse.ArgumentParser()
+        report.add_arguments(parser)
+        output = tmp_path / "out" / "report.html"
+        output.parent.mkdir(exist_ok=True)
+        paths = []
+        for number, content in enumerate(evaluations):
+            path = tmp_path / f"{number}.json"
+            path.write_text(content if isinstance(content, str) else json.dumps(content))
+            paths.append(str(path))
+        arguments = ["--output", str(output), "--title", title]
+        arguments += ["--evaluation", *paths] if paths else []
+        arguments += ["--log", *logs] if logs else []
+        assert report.run(parser.parse_args(arguments)) == 0
+        assert list(output.parent.iterdir()) == [output]
+        return output.read_text(encoding="utf-8")
+
+    return make
+
+
+@pytest.fixture
+def log(tmp_path):
+    path = tmp_path / "train.log"
+    path.write_text(SIMPLE + SIMPLE.replace("149", "298").replace("=100", "=200").replace("5.2", "4.9"))
+    return path
+
+
+def test_page_holds_every_name_and_value(make, log):
+    text = make(evaluation(), logs=[f"plain={log}"])
+    words = " ".join("".join(Reader(text).words).split())
+    for wanted in (
+        "A report", "teacher", "student", "student, int8", "flickr", "<b>news", "A <CPU>", "torch 2.0", "CPU, 1 thread",
+        "+1.0", "−1.0*", "< 0.001", "0.200", "1.2", "BLEU|sig", "not measured: pip install it",
+        "GPU: not measured: there is no GPU", "1,000 sentences", "4 MB", "plain", "nll_loss", "kd|alpha:0.2|T:1.0",
+        "subwords.symbols", "2020-01-02 03:04:05", "lower is better",
+    ):  # fmt: skip
+        assert wanted in words, wanted
+
+
+def test_page_asks_for_nothing_from_outside(make, log):
+    text = make(evaluation(), logs=[f"plain={log}"])
+    reader = Reader(text)
+    for _, attributes in reader.tags:
+        assert not {"href", "src", "xlink:href", "srcset", "style", "data", "action"} & set(attributes)
+        assert not any(name.startswith("on") for name in attributes)
+    assert not {"link", "img", "iframe", "object", "embed", "base", "form"} & {tag for tag, _ in reader.tags}
+    assert "url(" not in text and "@import" not in text and "http-equiv" in text
+    assert set(re.findall(r"https?://[^\"' )]*", text)) == {"http://www.w3.org/2000/svg"}
+    policy = next(a["content"] for tag, a in reader.tags if tag == "meta" and "http-equiv" in a)
+    assert policy.startswith("default-src 'none'") and "unsafe" not in policy
+
+
+def test_identities_are_unique_and_pictures_have_names(make, log):
+    reader = Reader(make(evaluation(), logs=[f"plain={log}", f"kd={log}"]))
+    identities = [attributes["id"] for _, attributes in reader.tags if "id" in attributes]
+    assert len(identities) == len(set(identities))
+    pictures = [attributes for tag, attributes in reader.tags if tag == "svg" and "aria-hidden" not in attributes]
+    assert len(pictures) >= 3
+    for attributes in pictures:
+        assert attributes["role"] == "img" and set(attributes["aria-labelledby"].split()) <= set(identities)
+
+
+def test_text_of_files_is_never_markup(make, log):
+    names = (EVIL, "</style><img src=x onerror=alert(1)>", "' onload='x")
+    text = make(
+        evaluation(names, baseline=EVIL, settings={EVIL: {EVIL: EVIL}}, machine={EVIL: EVIL}, date=EVIL),
+        logs=[f"<script>={log}"],
+        title="</title><script>alert(2)</script>",
+    )
+    reader = Reader(text)
+    tags = [tag for tag, _ in reader.tags]
+    assert tags.count("script") == 1 and "img" not in tags and tags.count("style") == 1
+    assert "\x00" not in text and "\u202e" not in text
+    assert "<script>" in "".join(reader.words)
+
+
+def test_same_input_gives_the_same_page(make, log):
+    assert make(evaluation(), logs=[f"a={log}"]) == make(evaluation(), logs=[f"a={log}"])
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"format": "kd_plugin evaluation", "version": 1, "models": [{"name": "alone"}]},
+        evaluation(("alone",), baseline="someone else", tests=[]),
+        evaluation(baseline=None, machine=None, versions=[], settings=None, date=None),
+        evaluation(tests=[{"name": "unscored", "lines": 5}]),
+        {**evaluation(), "models": [{**m, "speed": None, "bytes": None} for m in evaluation()["models"]]},
+        {**evaluation(), "models": [{**m, "bytes": "4", "parameters": True} for m in evaluation()["models"]]},
+    ],
+)
+def test_partial_evaluations_give_a_page(make, content):
+    words = "".join(Reader(make(content)).words)
+    assert all(model["name"] in words for model in content["models"])
+
+
+def test_two_evaluations_keep_their_machines_apart(make):
+    words = "".join(Reader(make(evaluation(), evaluation(machine={"cpu": "another"}))).words)
+    assert "A <CPU>" in words and "another" in words and "0.json" in words and "1.json" in words
+
+
+def test_log_alone_gives_a_page(make, log):
+    words = "".join(Reader(make(logs=[f"a={log}"])).words)
+    assert "Learning curves" in words and "Quality" not in words
+
+
+@pytest.mark.parametrize(
+    "content, cause",
+    [
+        ("", "cannot be read"),
+        ("[1]", "object"),
+        ({"format": "other", "version": 1}, "'other'"),
+        ({"format": "kd_plugin evaluation", "version": 2}, "version 2"),
+        ({"format": "kd_plugin evaluation", "version": 1, "models": []}, "no model"),
+        ({"format": "kd_plugin evaluation", "version": 1, "models": [{}]}, "without a name"),
+        ({"format": "kd_plugin evaluation", "version": 1, "models": ["a"]}, "'models'"),
+        ({"format": "kd_plugin evaluation", "version": 1, "models": [{"name": "a", "scores": 5}]}, "'scores'"),
+    ],
+)
+def test_bad_evaluations_are_refused_by_name(make, content, cause):
+    with pytest.raises(KDPluginError, match="Remedy: ") as error:
+        make(content)
+    assert "0.json" in str(error.value) and cause in str(error.value)
+
+
+def test_bad_logs_and_outputs_are_refused_by_name(make, tmp_path, log):
+    empty = tmp_path / "empty.log"
+    empty.write_text("nothing of fairseq's\n")
+    for argument, cause in (
+        (f"a={empty}", "no line"), (f"a={tmp_path / 'no.log'}", "No such file"), (f"a={tmp_path}", "a="),
+        (str(log), "not NAME=FILE"), ("=x", "not NAME=FILE"),
+    ):  # fmt: skip
+        with pytest.raises(KDPluginError, match="Remedy: ") as error:
+            make(logs=[argument])
+        assert cause in str(error.value)
+    with pytest.raises(KDPluginError, match="nothing to report.*Remedy: "):
+        make()
+    for output in (tmp_path, tmp_path / "none" / "a.html"):
+        with pytest.raises(KDPluginError, match="--output.*Remedy: "):
+            report.run(argparse.Namespace(evaluation=[], log=[f"a={log}"], output=str(output), title="t"))
+
+
+def test_folder_of_an_evaluation_will_do(tmp_path, log):
+    (tmp_path / "evaluation.json").write_text(json.dumps(evaluation()))
+    output = tmp_path / "report.html"
+    report.run(argparse.Namespace(evaluation=[str(tmp_path)], log=[], output=str(output), title="t"))
+    assert html.escape("student, int8") in output.read_text(encoding="utf-8")
