@@ -44,7 +44,7 @@ def write_atomically(path: Path, content: Any) -> None:
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise KDPluginError(
-            f"{path}: {len(content)} bytes could not be written: {error.strerror or error}. Finished shards are kept. "
+            f"{path}: {len(content)} bytes could not be written: {error.strerror or error}. What is finished is kept. "
             "Remedy: make room, then run the same command again"
         ) from error
 
@@ -64,7 +64,7 @@ def read_json(path: Path, remedy: str) -> Dict[str, Any]:
     except (OSError, ValueError) as error:
         raise KDPluginError(f"{path} cannot be read: {error}. {remedy}") from error
     if not isinstance(content, dict):
-        raise KDPluginError(f"{path}: no manifest, no JSON object even. {remedy}")
+        raise KDPluginError(f"{path}: it holds no JSON object. {remedy}")
     return content
 
 

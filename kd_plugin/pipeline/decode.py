@@ -158,10 +158,14 @@ class Session:
     def __init__(self, args: argparse.Namespace, number: int):
         self._args, self.settings = args, settings_of(args)
         self._folder = Path(args.output)
-        languages = (args.source_lang, args.target_lang)
-        if args.data is not None and None in languages and Path(args.data).is_dir():
-            languages = tuple(given or found for given, found in zip(languages, infer_language_pair(args.data)))
-        checkpoints = open_checkpoints(args.path, parse_overrides(args.model_overrides), *languages)
+        overrides = parse_overrides(args.model_overrides)
+        source_lang, target_lang = args.source_lang, args.target_lang
+        if args.data is not None and Path(args.data).is_dir():
+            inferred = infer_language_pair(args.data)
+            source_lang, target_lang = source_lang or inferred[0], target_lang or inferred[1]
+        checkpoints = open_checkpoints(args.path, overrides, source_lang, target_lang)
+        if checkpoints.languages is None:
+            raise KDPluginError(f"--path {args.path}: its languages are not in the checkpoint. Remedy: -s LANG -t LANG")
         self.languages = checkpoints.languages
         subwords = self._subwords = Subwords(args.sentencepiece_model, args.remove_bpe)
         self.source: Any
@@ -204,7 +208,7 @@ class Session:
         name = f"model-ctranslate2-{checkpoints.identity()[0][:16]}"
         folder = self._folder / name
         if not folder.is_dir():
-            convert(checkpoints.paths[0], folder, "float32", checkpoints.overrides, *checkpoints.languages)
+            convert(checkpoints.paths[0], folder, "float32", checkpoints.overrides, *self.languages)
         return CTranslate2Decoder(folder, self.settings, "cpu" if self._device is None else "cuda", self._compute_type)
 
     def __call__(self, plan: Plan) -> Plan:

@@ -11,8 +11,10 @@ from fairseq.tasks.translation import TranslationConfig, TranslationTask
 
 from kd_plugin.errors import KDPluginError
 from kd_plugin.files import sha256_of
-from kd_plugin.teachers.loading import dictionary_directories, load_teacher, read_checkpoint
-from kd_plugin.teachers.vocabulary import find_dictionary
+from kd_plugin.pipeline.opened import describe_checkpoint, read_description
+from kd_plugin.teachers.loading import load_teacher
+
+UNSAID_TOKENS = 1023  # the usual positions without end of sentence, where a CTranslate2 model does not say
 
 Tokens = List[str]
 Scored = Tuple[Tokens, float]  # symbols without end of sentence, and log-probability / length ** lenpen
@@ -52,7 +54,7 @@ class Checkpoints(NamedTuple):
     paths: List[str]
     source_dictionary: Dictionary
     target_dictionary: Dictionary
-    languages: List[str]
+    languages: Optional[List[str]]  # source, target; None: nobody says
     overrides: Dict[str, Any]
 
     def identity(self) -> List[str]:
@@ -65,22 +67,11 @@ def open_checkpoints(
     source_lang: Optional[str] = None,
     target_lang: Optional[str] = None,
 ) -> Checkpoints:
-    """A.pt[:B.pt…] with the dictionaries of the first; languages as they were trained for, where they are not given.
-
-    Raises:
-        KDPluginError: as teachers.loading.read_checkpoint, and where languages or dictionaries are not to be found
-    """
+    """A.pt[:B.pt…] with the dictionaries of the first; arguments and errors as `opened.open_checkpoint`."""
     paths = utils.split_paths(path)
-    cfg = read_checkpoint(paths[0], overrides=overrides)["cfg"].task
-    languages = []
-    for flag, given, field in (("-s", source_lang, "source_lang"), ("-t", target_lang, "target_lang")):
-        language = given or getattr(cfg, field, None)
-        if not language:
-            raise KDPluginError(f"{paths[0]}: its languages are not in the checkpoint. Remedy: {flag} LANG")
-        languages.append(language)
-    directories = dictionary_directories(paths[0], cfg, overrides or {})
-    source, target = (find_dictionary(directories, language, paths[0])[0] for language in languages)
-    return Checkpoints(paths, source, target, languages, overrides or {})
+    described = describe_checkpoint(paths[0], overrides, source_lang, target_lang)
+    source, target = described.dictionaries
+    return Checkpoints(paths, source, target, described.languages, overrides or {})
 
 
 class FairseqDecoder:
@@ -93,7 +84,7 @@ class FairseqDecoder:
     def __init__(
         self, checkpoints: Checkpoints, settings: Settings, device: torch.device, dtype: torch.dtype = torch.float32
     ):
-        source_lang, target_lang = checkpoints.languages
+        source_lang, target_lang = checkpoints.languages or ["source", "target"]
         cfg = TranslationConfig(source_lang=source_lang, target_lang=target_lang)
         self._task = TranslationTask(cfg, checkpoints.source_dictionary, checkpoints.target_dictionary)
         members = [load_teacher(path, self._task, None, checkpoints.overrides) for path in checkpoints.paths]
@@ -154,7 +145,9 @@ class CTranslate2Decoder:
             )
         self._translator = open_translator(folder, device, compute_type, threads)
         self._settings = settings
-        self.max_source_tokens = 1022
+        positions = read_description(folder).get("max_source_tokens", UNSAID_TOKENS)
+        # CTranslate2 itself goes on beyond the positions that the model has, and writes whatever comes
+        self.max_source_tokens = self._max_target_tokens = int(positions)
 
     def __call__(self, sentences: Sequence[Tokens], seed: int = 1) -> List[List[Scored]]:
         """As FairseqDecoder."""
@@ -173,7 +166,7 @@ class CTranslate2Decoder:
             [list(tokens) for tokens in sentences],
             num_hypotheses=settings.nbest,
             length_penalty=settings.lenpen,
-            max_decoding_length=int(settings.max_len_a * longest + settings.max_len_b),
+            max_decoding_length=min(int(settings.max_len_a * longest + settings.max_len_b), self._max_target_tokens),
             disable_unk=settings.unkpen == float("inf"),
             return_scores=True,
             max_input_length=0,

@@ -14,12 +14,12 @@ from kd_plugin.errors import KDPluginError
 from kd_plugin.files import sha256_of, write_json
 from kd_plugin.pipeline.ctranslate2_models import convert_opened
 from kd_plugin.pipeline.decoders import Settings
-from kd_plugin.pipeline.opened import DESCRIPTION, OpenedCheckpoint, open_checkpoint
+from kd_plugin.pipeline.opened import DESCRIPTION, OpenedCheckpoint, open_checkpoint, read_description
 from kd_plugin.pipeline.raw_text import numbered_lines
 from kd_plugin.pipeline.safetensors_model import write_safetensors
 from kd_plugin.pipeline.stock_checkpoint import write_stock_checkpoint
 from kd_plugin.pipeline.subwords import Subwords
-from kd_plugin.pipeline.translating import open_model, read_description, share_identical, translate
+from kd_plugin.pipeline.translating import open_model, share_identical, translate
 from kd_plugin.pipeline.translations import Translations
 from kd_plugin.pipeline.vocabulary_map import write_vocabulary_map
 

@@ -1,6 +1,8 @@
 """A checkpoint opened for export: its model, its dictionaries, and what is said of it beside every exported model."""
 
+import json
 import os
+from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence
 
 from fairseq.data import Dictionary, data_utils
@@ -47,21 +49,22 @@ class OpenedCheckpoint(NamedTuple):
         }
 
 
-def open_checkpoint(
+class Described(NamedTuple):
+    """What is known of a checkpoint without building its model. The fields are OpenedCheckpoint's."""
+
+    cfg: Any
+    languages: Optional[List[str]]
+    dictionaries: List[Dictionary]
+    dictionary_paths: List[str]
+
+
+def describe_checkpoint(
     path: str,
     overrides: Optional[Dict[str, Any]] = None,
     source_lang: Optional[str] = None,
     target_lang: Optional[str] = None,
-) -> OpenedCheckpoint:
-    """Model and dictionaries of one checkpoint of any architecture, read without running code from it.
-
-    Args:
-        overrides: as for `read_checkpoint`; `data` names the folder with its dictionaries
-        source_lang, target_lang: where the checkpoint does not say; not needed with a joined dict.txt
-
-    Raises:
-        KDPluginError: as `read_checkpoint` and `load_teacher`, or there is no dictionary
-    """
+) -> Described:
+    """Configuration, languages and dictionaries; arguments and errors as `open_checkpoint`."""
     overrides = overrides or {}
     if not os.path.isfile(path):
         raise KDPluginError(f"{path}: no such checkpoint file. Remedy: the path of a .pt file of fairseq-train")
@@ -78,9 +81,8 @@ def open_checkpoint(
             f"{' or '.join(directories)}. Remedy: --source-lang and --target-lang, and --dict-dir where the "
             "dictionaries are elsewhere"
         )
-    names = [given[0] or "source", given[1] or "target"]
     found = []
-    for name in names:
+    for name in (given[0] or "source", given[1] or "target"):
         try:
             found.append(find_dictionary(directories, name, path))
         except KDPluginError as error:
@@ -88,19 +90,30 @@ def open_checkpoint(
                 f"{path}: there is no dict.{name}.txt or dict.txt in {' or '.join(directories)}. Remedy: --dict-dir "
                 "with the folder of the data that it was trained on"
             ) from error
-    dictionaries = [dictionary for dictionary, _ in found]
-    task = TranslationTask(TranslationConfig(source_lang=names[0], target_lang=names[1]), *dictionaries)
-    loaded = load_teacher(path, task, None, overrides)
-    return OpenedCheckpoint(
-        path,
-        loaded.sha256,
-        loaded.parameters,
-        loaded.model,
-        cfg,
-        None if None in given else names,
-        dictionaries,
-        [dictionary_path for _, dictionary_path in found],
-    )
+    languages = None if None in given else [str(language) for language in given]
+    return Described(cfg, languages, [dictionary for dictionary, _ in found], [where for _, where in found])
+
+
+def open_checkpoint(
+    path: str,
+    overrides: Optional[Dict[str, Any]] = None,
+    source_lang: Optional[str] = None,
+    target_lang: Optional[str] = None,
+) -> OpenedCheckpoint:
+    """Model and dictionaries of one checkpoint of any architecture, read without running code from it.
+
+    Args:
+        overrides: as for `read_checkpoint`; `data` names the folder with its dictionaries
+        source_lang, target_lang: where the checkpoint does not say; not needed with a joined dict.txt
+
+    Raises:
+        KDPluginError: as `read_checkpoint` and `load_teacher`, or there is no dictionary
+    """
+    described = describe_checkpoint(path, overrides, source_lang, target_lang)
+    source, target = described.languages or ["source", "target"]
+    task = TranslationTask(TranslationConfig(source_lang=source, target_lang=target), *described.dictionaries)
+    loaded = load_teacher(path, task, None, overrides or {})
+    return OpenedCheckpoint(path, loaded.sha256, loaded.parameters, loaded.model, *described)
 
 
 def _languages_of_data(directories: List[str]) -> Sequence[Optional[str]]:
@@ -112,3 +125,12 @@ def _languages_of_data(directories: List[str]) -> Sequence[Optional[str]]:
         if all(lang and os.path.isfile(os.path.join(folder, f"dict.{lang}.txt")) for lang in (source, target)):
             return source, target
     return None, None
+
+
+def read_description(folder: Path) -> Dict[str, Any]:
+    """What `kd-plugin export` wrote beside a model; empty for a model that something else made."""
+    try:
+        content = json.loads((folder / DESCRIPTION).read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}

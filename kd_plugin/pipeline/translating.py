@@ -1,6 +1,5 @@
 """Translating whole lists of sentences with any model: a checkpoint, an ensemble, or a CTranslate2 folder."""
 
-import json
 import time
 from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence
@@ -11,8 +10,8 @@ from fairseq import utils
 
 from kd_plugin.errors import KDPluginError
 from kd_plugin.pipeline.batches import by_length
-from kd_plugin.pipeline.decoders import Checkpoints, CTranslate2Decoder, FairseqDecoder, Settings, Tokens
-from kd_plugin.pipeline.opened import DESCRIPTION, open_checkpoint
+from kd_plugin.pipeline.decoders import CTranslate2Decoder, FairseqDecoder, Settings, Tokens, open_checkpoints
+from kd_plugin.pipeline.opened import read_description
 
 ENGINES = ("auto", "fairseq", "ctranslate2")
 
@@ -37,15 +36,6 @@ class Translated(NamedTuple):
     def tokens(self) -> int:
         """Target symbols, ends of sentence included."""
         return sum(len(hypothesis) + 1 for hypothesis in self.hypotheses)
-
-
-def read_description(folder: Path) -> Dict[str, Any]:
-    """What `kd-plugin export` wrote beside a model; empty for a model that something else made."""
-    try:
-        content = json.loads((folder / DESCRIPTION).read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def engine_of(path: str, engine: str = "auto") -> str:
@@ -96,14 +86,10 @@ def open_model(
         folder = Path(path)
         decoder = CTranslate2Decoder(folder, settings, device, compute_type, threads)
         description = read_description(folder)
-        decoder.max_source_tokens = int(description.get("max_source_tokens", decoder.max_source_tokens))
         weights = [folder / "model.bin", *folder.glob("*vocabulary.*"), folder / "vmap.txt"]
         return OpenedModel(decoder, "ctranslate2", _bytes(weights), description.get("parameters"))
     paths = utils.split_paths(path)
-    first = open_checkpoint(paths[0], overrides, source_lang, target_lang)
-    source, target = first.dictionaries
-    languages = first.languages or ["source", "target"]
-    checkpoints = Checkpoints(paths, source, target, languages, overrides or {})
+    checkpoints = open_checkpoints(path, overrides, source_lang, target_lang)
     opened = FairseqDecoder(checkpoints, settings, torch.device(device))
     return OpenedModel(opened, "fairseq", _bytes(map(Path, paths)), opened.parameters)
 

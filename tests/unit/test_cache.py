@@ -269,7 +269,7 @@ def test_every_flipped_bit_is_seen_before_its_records_are_given_away(written):
     "content,message",
     [
         ("{", "cannot be read"),
-        ("[1]", "no manifest"),
+        ("[1]", "no JSON object"),
         ("{}", "version None"),
         ('{"version": 1}', "no manifest"),
     ],
@@ -292,7 +292,7 @@ def test_manifest_that_was_edited(written, field, value):
 def test_somebody_elses_shards_are_refused(written):
     folder, identity, sizes, _ = written
     plan = plan_shards(sizes, identity.shard_tokens)[0]
-    with pytest.raises(KDPluginError, match="another teacher, other data or other options"):
+    with pytest.raises(KDPluginError, match="another teacher, from other data or with other options"):
         finished(folder, identity._replace(temperature=2.0), plan)
 
 
