@@ -43,7 +43,7 @@ setup(
         "numpy",  # fairseq's batches and the arrays inside its checkpoints
         "sentencepiece",  # the subword models that teachers and students share
         "tqdm",  # progress bars, as fairseq's own
-        "sacrebleu",  # the scores in every table, with a signature
+        "sacrebleu>=2.0",  # the scores in every table, with a signature
     ],
     extras_require={
         # An extra, because a working fairseq is often a fork or a checkout that pip must not replace.

@@ -236,11 +236,11 @@ class Session:
         decodable = np.flatnonzero((lengths > 0) & (lengths <= self._decoder.max_source_tokens))
         answers: List[Optional[List[Scored]]] = [None] * len(sentences)
         self.progress(len(sentences) - len(decodable))
-        for number, positions in enumerate(by_length(lengths[decodable] + 1, self._args.max_tokens)):
+        # by shard, so that draws depend neither on other shards nor on a restart
+        self._decoder.start_draws((self._args.seed * 1_000_003 + shard) % 2**32)
+        for positions in by_length(lengths[decodable] + 1, self._args.max_tokens):
             batch = decodable[positions]
-            # by shard and batch, so that draws depend neither on other shards nor on a restart
-            seed = (self._args.seed * 1_000_003 + shard) * 1_000_003 + number
-            translated = self._decoder([sentences[at].tokens for at in batch], seed % 2**32)
+            translated = self._decoder([sentences[at].tokens for at in batch])
             for at, answer in zip(batch, translated):
                 answers[at] = answer
             self.progress(len(batch))

@@ -1,5 +1,6 @@
 """Translating batches of sentences: fairseq's own search, or CTranslate2 on a converted model, behind one interface."""
 
+import functools
 from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
@@ -102,20 +103,22 @@ class FairseqDecoder:
         self.max_source_tokens = int(positions[0]) - 1  # and end of sentence
         self.parameters = sum(member.parameters for member in members)
 
+    def start_draws(self, seed: int) -> None:
+        """What --sampling draws from here on depends on the seed and on the batches, and on nothing before."""
+        torch.manual_seed(seed)
+
     @torch.no_grad()
-    def __call__(self, sentences: Sequence[Tokens], seed: int = 1) -> List[List[Scored]]:
+    def __call__(self, sentences: Sequence[Tokens]) -> List[List[Scored]]:
         """The nbest translations of each sentence, best first.
 
         Args:
             sentences: symbols, without end of sentence; one batch
-            seed: of the draws, where there are any
         """
         source, target = self._task.source_dictionary, self._task.target_dictionary
         rows = [torch.tensor([source.index(token) for token in tokens] + [source.eos()]) for tokens in sentences]
         lengths = torch.tensor([len(row) for row in rows])
         src_tokens = data_utils.collate_tokens(rows, source.pad(), source.eos(), left_pad=True)
         net_input = {"src_tokens": src_tokens.to(self._device), "src_lengths": lengths.to(self._device)}
-        torch.manual_seed(seed)
         answers = self._generator.generate([], {"net_input": net_input})
         return [[self._scored(hypothesis, target) for hypothesis in answer[: self._nbest]] for answer in answers]
 
@@ -143,21 +146,27 @@ class CTranslate2Decoder:
             raise KDPluginError(
                 f"--unkpen {settings.unkpen}: CTranslate2 knows 0 and inf. Remedy: one of these, or --engine fairseq"
             )
-        self._translator = open_translator(folder, device, compute_type, threads)
+        self._open = functools.partial(open_translator, folder, device, compute_type, threads)
+        self._translator = self._open()
         self._settings = settings
         positions = read_description(folder).get("max_source_tokens", UNSAID_TOKENS)
         # CTranslate2 itself goes on beyond the positions that the model has, and writes whatever comes
         self.max_source_tokens = self._max_target_tokens = int(positions)
 
-    def __call__(self, sentences: Sequence[Tokens], seed: int = 1) -> List[List[Scored]]:
-        """As FairseqDecoder."""
-        import ctranslate2
+    def start_draws(self, seed: int) -> None:
+        """As FairseqDecoder's."""
+        if self._settings.sampling:
+            import ctranslate2
 
+            ctranslate2.set_random_seed(seed)
+            self._translator = self._open()  # only threads that are started from now on see the seed
+
+    def __call__(self, sentences: Sequence[Tokens]) -> List[List[Scored]]:
+        """As FairseqDecoder's."""
         settings = self._settings
         longest = max(map(len, sentences), default=0) + 1
         search: Dict[str, Any] = {"beam_size": settings.beam}
         if settings.sampling:
-            ctranslate2.set_random_seed(seed)
             search = {"beam_size": 1, "sampling_temperature": settings.temperature}
             search["sampling_topk"] = max(0, settings.sampling_topk)
             if settings.sampling_topp > 0:

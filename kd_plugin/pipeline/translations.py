@@ -235,7 +235,11 @@ class Translations:
         path = shard.path(self.folder)
         if not path.is_file():
             raise KDPluginError(f"{path} is missing. {REMEDY}")
-        if sha256_of(path) != shard.sha256:
+        try:
+            found = sha256_of(path)
+        except OSError as error:
+            raise KDPluginError(f"{path} cannot be read: {error.strerror or error}. {REMEDY}") from error
+        if found != shard.sha256:
             raise KDPluginError(f"{path} is damaged: another sha256 than written. {REMEDY}")
         with open(path, encoding="utf-8", newline="\n") as file:
             for line in file:

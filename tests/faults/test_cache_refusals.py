@@ -96,7 +96,7 @@ def test_another_criterion_with_a_cache(workspace, cache, tmp_path):
         (["--k", 10_000], "--k 10000: the target dictionary has"),
         (["--subset", "nothing"], "no binarised split 'nothing'"),
         (["--teacher-sha256", "0" * 64], "sha256 is"),
-        (["--k", 5], "belongs to a store of another teacher"),
+        (["--k", 5], "was written by another teacher"),
     ],
 )
 def test_writing_is_refused(workspace, cache, flags, named):

@@ -51,9 +51,9 @@ def test_from_decoding_to_the_report_and_again(prepared, tmp_path):  # noqa: F81
     mono.write_text(f"{one}\n\n{one}\n{other}\n", encoding="utf-8")
     out = tmp_path / "out"
     settings = {
-        "MAX_UPDATE": "25", "AVERAGE": "1", "WARMUP": "2", "DIM": "16", "FFN": "16", "ENCODER_LAYERS": "1", "HEADS": "2",
-        "DECODER_LAYERS": "1", "NBEST": "2", "BEAM": "2", "CACHE": "4", "MAX_TOKENS": "2000", "CHECK_THRESHOLD": "0",
-        "BASELINE": "0", "MONO": str(mono), "LR": "0.01",
+        "MAX_UPDATE": "25", "AVERAGE": "1", "WARMUP": "2", "DIM": "16", "FFN": "16", "ENCODER_LAYERS": "1",
+        "HEADS": "2", "DECODER_LAYERS": "1", "NBEST": "2", "BEAM": "2", "CACHE": "4", "MAX_TOKENS": "2000",
+        "CHECK_THRESHOLD": "0", "BASELINE": "0", "MONO": str(mono), "LR": "0.01",
         # an untrained teacher writes nothing but loops
         "FILTER": "--max-repeats 1000 --max-length-ratio 1000 --min-letters 0 --copied-source keep",
     }  # fmt: skip
