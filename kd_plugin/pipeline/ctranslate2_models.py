@@ -8,8 +8,10 @@ import uuid
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, Dict, List, Optional
+from unittest import mock
 
 import numpy as np
+from fairseq import checkpoint_utils
 from fairseq.models import MODEL_REGISTRY
 
 from kd_plugin.compat import BETTER_TRANSFORMER_COPY, fairseq_is_given
@@ -103,7 +105,10 @@ def convert_opened(
             for language, path in zip(("source", "target"), opened.dictionary_paths):
                 shutil.copyfile(path, os.path.join(data, f"dict.{language}.txt"))
             converter = _converter(opened, data)
-            with fairseq_is_given({"args": options, "model": weights}):
+            state = {"args": options, "model": weights}
+            # newer converters call torch.load, older ones fairseq, which would want to bring it up to date
+            older = mock.patch.object(checkpoint_utils, "load_checkpoint_to_cpu", lambda *_, **__: state)
+            with fairseq_is_given(state), older:
                 converter.convert(
                     str(temporary), vmap=str(vocabulary_map) if vocabulary_map else None, quantization=quantization
                 )

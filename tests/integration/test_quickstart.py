@@ -1,5 +1,6 @@
 """scripts/quickstart.sh from its first to its last step, on a corpus so small that the scores mean nothing."""
 
+import importlib.util
 import os
 import pathlib
 import subprocess
@@ -27,8 +28,12 @@ def test_smoke(tmp_path):
     first = quickstart()
     assert first.returncode == 0, first.stdout[-3000:]
     table = first.stdout[first.stdout.index("BLEU  chrF") :]
-    assert [line.split("  ")[0] for line in table.splitlines()[2:5]] == ["teacher", "student", "student, distilled"]
-    assert table.splitlines()[3].split()[-2] == table.splitlines()[4].split()[-2]  # the same student twice
+    rows = table.splitlines()[2:]
+    assert [line.split("  ")[0] for line in rows[:3]] == ["teacher", "student", "student, distilled"]
+    assert rows[1].split()[-3] == rows[2].split()[-3]  # the same student twice
+    assert (rows[3].startswith("the same, exported")) == (importlib.util.find_spec("ctranslate2") is not None)
+    page = (out / "smoke" / "report" / "report.html").read_text(encoding="utf-8")
+    assert "distilled" in page and "kd_loss" in page
 
     again = quickstart()
     assert again.returncode == 0 and "done before" in again.stdout and " log: " not in again.stdout
