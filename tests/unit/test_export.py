@@ -118,7 +118,7 @@ def test_hydra_style_configuration_and_other_languages(dictionaries, tmp_path, c
     expected = hypotheses(path)
     state = load(path)
     given = vars(state["cfg"]["model"])
-    names = [name for name in given if name.startswith(("encoder_", "decoder_"))]
+    names = [name for name in given if name.startswith(("encoder_", "decoder_", "max_"))]
     state["cfg"]["model"] = {"_name": "transformer", **{name: given[name] for name in names}}
     state["cfg"]["task"].update(source_lang=None, target_lang=None)
     torch.save(state, str(path))
@@ -257,7 +257,8 @@ def test_stock_checkpoint_of_any_architecture(name, dictionaries, tmp_path):
     weights, expected = own_weights(exported.model), own_weights(open_checkpoint(str(path)).model)
     assert weights.keys() == expected.keys()
     for key in weights:
-        assert torch.equal(weights[key], expected[key]), key
+        # fairseq 0.12.2 leaves these markers uninitialised
+        assert key.endswith("_float_tensor") or torch.equal(weights[key], expected[key]), key
     assert "student" not in str(load(tmp_path / "out" / "model.pt")["cfg"]["model"]["_name"])
 
 
@@ -277,7 +278,7 @@ def test_safetensors_hold_tied_tensors_once(secret, tmp_path):
     }  # fmt: skip
     assert set(stored) | set(tied) == set(expected) and not set(stored) & set(tied)
     for name, tensor in expected.items():
-        assert torch.equal(stored[tied.get(name, name)], tensor)
+        assert name.endswith("_float_tensor") or torch.equal(stored[tied.get(name, name)], tensor), name
     assert config["architecture"] == "transformer" and config["options"]["encoder_embed_dim"] == 16
     assert config["special_ids"] == {"bos": 0, "pad": 1, "eos": 2, "unk": 3}
     assert config["source_vocabulary"] == 32
