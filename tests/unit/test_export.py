@@ -8,10 +8,12 @@ import os
 import pathlib
 import subprocess
 import sys
+from dataclasses import fields
 
 import numpy as np
 import pytest
 import torch
+from fairseq.models.transformer import TransformerConfig
 
 from kd_plugin import cli
 from kd_plugin.errors import KDPluginError
@@ -118,7 +120,8 @@ def test_hydra_style_configuration_and_other_languages(dictionaries, tmp_path, c
     expected = hypotheses(path)
     state = load(path)
     given = vars(state["cfg"]["model"])
-    names = [name for name in given if name.startswith(("encoder_", "decoder_", "max_"))]
+    declared = {field.name for field in fields(TransformerConfig)}
+    names = [name for name in given if name in declared or name.startswith(("encoder_", "decoder_"))]
     state["cfg"]["model"] = {"_name": "transformer", **{name: given[name] for name in names}}
     state["cfg"]["task"].update(source_lang=None, target_lang=None)
     torch.save(state, str(path))
