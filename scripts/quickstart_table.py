@@ -3,7 +3,7 @@
 
 quickstart_table.py EVALUATION.json MODEL=LABEL…
 
-The trainings' cost is in MODEL/cpu-seconds; a model without (an exported one) has none. Models that were not evaluated
+The trainings' cost is in MODEL/cpu-seconds; a model that was exported and not trained has none. Models that were not evaluated
 are left out.
 """
 
@@ -26,7 +26,7 @@ def row(label: str, model: Dict[str, Any]) -> Row:
     scores = {score["metric"]: score["value"] for score in model["scores"]}
     path = os.path.join(model["name"], "cpu-seconds")
     cpu_seconds = None
-    if os.path.isfile(path):
+    if os.path.isfile(os.path.join(model["name"], "checkpoint_last.pt")):
         with open(path, encoding="utf-8") as file:
             cpu_seconds = sum(float(part) for part in file.read().split())
     speed = model["speed"]["cpu"]["sentences_per_second"]
