@@ -3,8 +3,8 @@
 
 quickstart_table.py EVALUATION.json MODEL=LABEL…
 
-The trainings' cost is in MODEL/cpu-seconds; a model that was exported and not trained has none. Models that were not evaluated
-are left out.
+The trainings' cost is in MODEL/cpu-seconds; a model that was exported and not trained has none. Models that were not
+evaluated are left out.
 """
 
 import argparse
