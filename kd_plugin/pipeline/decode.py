@@ -189,6 +189,8 @@ class Session:
             "engine": args.engine,
             "compute_type": self._compute_type,
             "models": checkpoints.identity(),
+            "overrides": overrides,
+            "languages": self.languages,
             "source": self.source.identity(),
             "search": search,
             "max_tokens": args.max_tokens,
@@ -205,7 +207,8 @@ class Session:
 
         if len(checkpoints.paths) > 1:
             raise KDPluginError("--engine ctranslate2 runs one model. Remedy: --engine fairseq for an ensemble")
-        name = f"model-ctranslate2-{checkpoints.identity()[0][:16]}"
+        # by all that decides how it is converted: a folder is used again by the same job alone
+        name = f"model-ctranslate2-{digest_of([checkpoints.identity(), checkpoints.overrides, self.languages])[:16]}"
         folder = self._folder / name
         if not folder.is_dir():
             convert(checkpoints.paths[0], folder, "float32", checkpoints.overrides, *self.languages)

@@ -15,7 +15,7 @@ from kd_plugin.errors import KDPluginError
 from kd_plugin.pipeline.filter_rules import RULES, Flag, Pair, Side, script_of
 from kd_plugin.pipeline.output import add_output_arguments, finish_output, progress
 from kd_plugin.pipeline.raw_text import checked_sha256, numbered_lines
-from kd_plugin.pipeline.translations import Hypothesis, Record, Translations, Writer
+from kd_plugin.pipeline.translations import Hypothesis, Record, Translations, Writer, scores_of
 
 LOW_SCORE, OTHER_SCORE = "low_score", "low_other_score"  # after all RULES
 # shares: of all translations of the input, whatever other rules say
@@ -155,13 +155,7 @@ def threshold(scores: np.ndarray, share: float) -> float:
 def _own_scores(translations: Translations) -> np.ndarray:
     scores = array("d")
     for record in progress(translations.records(), len(translations), "scores"):
-        for hypothesis in record.hypotheses:
-            if hypothesis.score is None:
-                raise KDPluginError(
-                    f"{translations.folder}: line {record.ids[0]} (from 0) has a translation without a score: "
-                    f"{hypothesis.text!r}. Remedy: no --min-score and --best-score-share, or import with scores"
-                )
-            scores.append(hypothesis.score)
+        scores.extend(scores_of(record, translations.folder, "no --min-score and --best-score-share"))
     return np.array(scores)
 
 

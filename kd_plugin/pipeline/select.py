@@ -14,7 +14,7 @@ from kd_plugin.errors import KDPluginError
 from kd_plugin.pipeline.criteria import METRICS, Candidates, Settings, best, choose, signature
 from kd_plugin.pipeline.output import add_output_arguments, finish_output, progress
 from kd_plugin.pipeline.raw_text import TextLines
-from kd_plugin.pipeline.translations import Record, Translations, Writer
+from kd_plugin.pipeline.translations import Record, Translations, Writer, scores_of
 
 CRITERIA = ("reference", "score", "mbr")
 RECORDS_A_WORKER = 10_000  # with fewer a process takes longer to start than to do its share
@@ -102,14 +102,7 @@ def _references(args: argparse.Namespace, translations: Translations) -> Optiona
 
 def _by_score(translations: Translations, top: int) -> Iterator[Tuple[Record, List[Choice]]]:
     for record in progress(translations.records(), len(translations), "select"):
-        scores = []
-        for hypothesis in record.hypotheses:
-            if hypothesis.score is None:
-                raise KDPluginError(
-                    f"{translations.folder}: line {record.ids[0]} (from 0) has a translation without a score: "
-                    f"{hypothesis.text!r}. Remedy: --by mbr or --by reference, or import with scores"
-                )
-            scores.append(hypothesis.score)
+        scores = scores_of(record, translations.folder, "--by mbr or --by reference")
         yield record, [best(scores, top)] * len(record.ids)
 
 

@@ -69,6 +69,23 @@ class Record(NamedTuple):
         return cls(content["ids"], content["source"], hypotheses, content.get("system"))
 
 
+def scores_of(record: Record, folder: Path, remedy: str) -> List[float]:
+    """The scores of all its translations.
+
+    Raises:
+        KDPluginError: one has none
+    """
+    scores = []
+    for hypothesis in record.hypotheses:
+        if hypothesis.score is None:
+            raise KDPluginError(
+                f"{folder}: line {record.ids[0]} (from 0) has a translation without a score: {hypothesis.text!r}. "
+                f"Remedy: {remedy}, or import with scores"
+            )
+        scores.append(hypothesis.score)
+    return scores
+
+
 class Shard(NamedTuple):
     """A file of records. counts: what else its writer counted, summed up in the manifest."""
 

@@ -201,6 +201,7 @@ def test_full_disk_keeps_what_is_finished_and_names_the_file(teacher, corpus, tm
         (["--compute-type", "int8"], "--compute-type int8"),
         (["somewhere"], "either DATA"),
         (["--beam", 4], "other options"),
+        (["--nbest", 3, "--model-overrides", '{"dropout": 0.5}'], "other options"),
     ],
 )
 def test_refusals_name_the_flag_and_leave_the_folder_alone(teacher, corpus, decoded, capsys, flags, message):
