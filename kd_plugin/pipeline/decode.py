@@ -74,8 +74,8 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
         "--engine",
         default="fairseq",
         choices=ENGINES,
-        help="fairseq: any architecture, ensembles; ctranslate2: transformers, converted on the way, several times as "
-        "fast on CPUs (default: %(default)s)",
+        help="fairseq: any architecture, ensembles; ctranslate2: transformers, converted on the way, two to four "
+        "times as fast on CPUs (default: %(default)s)",
     )
     parser.add_argument(
         "--compute-type",
