@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--format",
         required=True,
         choices=list(FORMATS),
-        help="ctranslate2: for use, two to four times as fast on CPUs; fairseq: a checkpoint without optimizer state and "
+        help="ctranslate2: for use, 2 to 4 times as fast on CPUs; fairseq: a checkpoint without optimizer state and "
         "private paths, for anybody's fairseq; safetensors: weights and sizes for other programs",
     )
     parser.add_argument(
