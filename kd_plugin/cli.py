@@ -26,6 +26,7 @@ VERBS: Dict[str, Verb] = {
     "decode": Verb("translate a corpus with a teacher, for sequence-level distillation", "kd_plugin.pipeline.decode"),
     "import": Verb("take in translations made elsewhere: TSV or JSON lines", "kd_plugin.pipeline.importing"),
     "select": Verb("of n-best translations keep those that teach best", "kd_plugin.pipeline.select"),
+    "score": Verb("what a model, forward or backward, thinks of translations", "kd_plugin.pipeline.score"),
     "filter": Verb("drop translations that would teach wrong, by rules", "kd_plugin.pipeline.filtering"),
     "evaluate": Verb("scores, significance, speed and size of models, side by side", "kd_plugin.pipeline.evaluate"),
     "export": Verb("a model for use or to give away: CTranslate2, fairseq, safetensors", "kd_plugin.pipeline.export"),

@@ -26,7 +26,7 @@ from kd_plugin.cache.writer import (
 from kd_plugin.errors import KDPluginError
 from kd_plugin.files import make_folder
 from kd_plugin.pipeline.batches import by_length
-from kd_plugin.pipeline.jobs import add_job_arguments, check_job, missing, work
+from kd_plugin.pipeline.jobs import add_job_arguments, check_job, device_of, missing, work
 from kd_plugin.teachers.flags import open_teacher
 from kd_plugin.teachers.online import TEACHER_DTYPES
 
@@ -143,7 +143,7 @@ class Session:
     """A teacher and a split of data, ready to write any shard of its store.
 
     Args:
-        number: of the worker; on a machine with several GPUs it takes that one
+        number: of the worker
     """
 
     def __init__(self, job: Job, number: int):
@@ -176,10 +176,7 @@ class Session:
             options.teacher_sha256,
             _resolved(options.teacher_dtype),
         )
-        if torch.cuda.is_available():
-            self._device = torch.device("cuda", number % torch.cuda.device_count())
-        else:
-            self._device = torch.device("cpu")
+        self._device = device_of(number)
         vocab = len(task.target_dictionary)
         if options.k > vocab:
             raise KDPluginError(f"--k {options.k}: the target dictionary has {vocab} symbols")

@@ -11,47 +11,42 @@ from pathlib import Path
 from typing import Any, Callable, Dict, List, NamedTuple, Optional
 
 import numpy as np
-import torch
 from fairseq.data.data_utils import infer_language_pair
 
 from kd_plugin.errors import KDPluginError
-from kd_plugin.files import digest_of, make_folder
+from kd_plugin.files import digest_of
 from kd_plugin.pipeline.batches import by_length
 from kd_plugin.pipeline.decoders import (
+    DTYPES,
     Checkpoints,
     CTranslate2Decoder,
     FairseqDecoder,
     Scored,
     Settings,
-    open_checkpoints,
+    add_model_arguments,
+    checkpoints_of,
+    default_dtype,
 )
-from kd_plugin.pipeline.jobs import add_job_arguments, check_job, missing, work
-from kd_plugin.pipeline.output import add_output_arguments, finish_output
+from kd_plugin.pipeline.jobs import add_job_arguments, check_job, device_of
+from kd_plugin.pipeline.output import add_output_arguments, run_session
 from kd_plugin.pipeline.sources import BinarisedSource, Sentence, TextSource, group_equal, shares
 from kd_plugin.pipeline.subwords import SYMBOLS, Subwords
 from kd_plugin.pipeline.translations import (
     Hypothesis,
-    Manifest,
     Record,
-    finished_shard,
     shard_name,
     write_shard,
 )
-from kd_plugin.teachers.loading import parse_overrides
 
 ENGINES = ("fairseq", "ctranslate2")
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 EMPTY, TOO_LONG = "empty_lines", "too_long_lines"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("data", nargs="?", metavar="DATA", help="binarised data as fairseq-generate takes them")
     parser.add_argument("--input", metavar="FILE", help="raw text instead, UTF-8, a sentence a line")
-    parser.add_argument("--path", required=True, metavar="A.pt[:B.pt…]", help="the teacher, or an ensemble")
-    parser.add_argument("--model-overrides", default="{}", metavar="JSON", help="as fairseq-generate's")
+    add_model_arguments(parser, "the teacher, or an ensemble")
     parser.add_argument("--gen-subset", default="train", help="split of DATA (default: %(default)s)")
-    parser.add_argument("-s", "--source-lang", metavar="LANG", help="default: the checkpoint's")
-    parser.add_argument("-t", "--target-lang", metavar="LANG", help="default: the checkpoint's")
     parser.add_argument("--sentencepiece-model", metavar="FILE", help="for raw text, unless it is segmented already")
     parser.add_argument(
         "--remove-bpe", default="sentencepiece", choices=SYMBOLS, help="of segmented text (default: %(default)s)"
@@ -126,44 +121,23 @@ def run(args: argparse.Namespace) -> int:
         raise KDPluginError(f"--compute-type {args.compute_type}: --engine fairseq computes in {', '.join(DTYPES)}")
     # fairseq tells everything about every model; what counts comes in a line
     logging.getLogger("fairseq").setLevel(logging.WARNING)
-    folder = Path(args.output)
-    make_folder(folder, "--output")
-    session = Session(args, 0)
-    identity_sha256 = digest_of(session.identity)
-
-    def done(plan: Plan) -> bool:
-        return finished_shard(folder, plan.name, identity_sha256) is not None
-
-    make_session = functools.partial(Session, args)
-    mine = work(args, folder, session.plans, done, lambda plan: plan.size, session, make_session, "decode", "sent")
-    shards = [finished_shard(folder, plan.name, identity_sha256) for plan in session.plans]
-    if None in shards:
-        print(missing(folder, mine, session.plans, done))
-        return 0
-    manifest = Manifest(session.identity, session.languages, len(session.source), [s for s in shards if s is not None])
-    if manifest.lines != len(session.source):
-        raise KDPluginError(f"{folder}: {manifest.lines} lines were translated instead of {len(session.source)}")
-    manifest.write(folder)
-    finish_output(manifest, args)
-    return 0
+    return run_session(args, "decode", functools.partial(Session, args))
 
 
 class Session:
     """A corpus and a teacher, ready to write any shard.
 
     Args:
-        number: of the worker; on a machine with several GPUs it takes that one
+        number: of the worker
     """
 
     def __init__(self, args: argparse.Namespace, number: int):
         self._args, self.settings = args, settings_of(args)
         self._folder = Path(args.output)
-        overrides = parse_overrides(args.model_overrides)
-        source_lang, target_lang = args.source_lang, args.target_lang
-        if args.data is not None and Path(args.data).is_dir():
-            inferred = infer_language_pair(args.data)
-            source_lang, target_lang = source_lang or inferred[0], target_lang or inferred[1]
-        checkpoints = open_checkpoints(args.path, overrides, source_lang, target_lang)
+        inferred = (
+            infer_language_pair(args.data) if args.data is not None and Path(args.data).is_dir() else (None, None)
+        )
+        checkpoints = checkpoints_of(args, inferred)
         if checkpoints.languages is None:
             raise KDPluginError(f"--path {args.path}: its languages are not in the checkpoint. Remedy: -s LANG -t LANG")
         self.languages = checkpoints.languages
@@ -174,13 +148,14 @@ class Session:
         else:
             dictionary = checkpoints.source_dictionary
             self.source = BinarisedSource(args.data, args.gen_subset, self.languages, dictionary, subwords)
+        self.input_lines = self.lines = len(self.source)
         self._groups = group_equal(self.source.hashes)
         bounds = shares(self._groups, args.shard_sentences)
         self.plans = [Plan(shard_name(at), first, last) for at, (first, last) in enumerate(bounds)]
-        self._device = torch.device("cuda", number % torch.cuda.device_count()) if torch.cuda.is_available() else None
+        self._device = device_of(number)
         self._compute_type = args.compute_type
         if self._compute_type == "auto":
-            self._compute_type = "float16" if self._device is not None else "float32"
+            self._compute_type = default_dtype(self._device)
         search: Dict[str, Any] = self.settings._asdict()
         if self.settings.sampling:
             search["seed"] = args.seed
@@ -189,7 +164,7 @@ class Session:
             "engine": args.engine,
             "compute_type": self._compute_type,
             "models": checkpoints.identity(),
-            "overrides": overrides,
+            "overrides": checkpoints.overrides,
             "languages": self.languages,
             "source": self.source.identity(),
             "search": search,
@@ -201,8 +176,7 @@ class Session:
 
     def _open_decoder(self, checkpoints: Checkpoints) -> Any:
         if self._args.engine == "fairseq":
-            device = self._device or torch.device("cpu")
-            return FairseqDecoder(checkpoints, self.settings, device, DTYPES[self._compute_type])
+            return FairseqDecoder(checkpoints, self.settings, self._device, DTYPES[self._compute_type])
         from kd_plugin.pipeline.ctranslate2_models import convert
 
         if len(checkpoints.paths) > 1:
@@ -212,7 +186,7 @@ class Session:
         folder = self._folder / name
         if not folder.is_dir():
             convert(checkpoints.paths[0], folder, "float32", checkpoints.overrides, *self.languages)
-        return CTranslate2Decoder(folder, self.settings, "cpu" if self._device is None else "cuda", self._compute_type)
+        return CTranslate2Decoder(folder, self.settings, self._device.type, self._compute_type)
 
     def __call__(self, plan: Plan) -> Plan:
         """Translate a shard and write it."""

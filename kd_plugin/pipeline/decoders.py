@@ -1,5 +1,6 @@
 """Translating batches of sentences: fairseq's own search, or CTranslate2 on a converted model, behind one interface."""
 
+import argparse
 import functools
 from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
@@ -13,8 +14,9 @@ from fairseq.tasks.translation import TranslationConfig, TranslationTask
 from kd_plugin.errors import KDPluginError
 from kd_plugin.files import sha256_of
 from kd_plugin.pipeline.opened import describe_checkpoint, read_description
-from kd_plugin.teachers.loading import load_teacher
+from kd_plugin.teachers.loading import load_teacher, parse_overrides
 
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 UNSAID_TOKENS = 1023  # the usual positions without end of sentence, where a CTranslate2 model does not say
 
 Tokens = List[str]
@@ -62,6 +64,32 @@ class Checkpoints(NamedTuple):
         return [sha256_of(path) for path in self.paths]
 
 
+def default_dtype(device: torch.device) -> str:
+    return "float16" if device.type == "cuda" else "float32"
+
+
+def add_model_arguments(parser: argparse.ArgumentParser, help_of_path: str) -> None:
+    """What `checkpoints_of` reads."""
+    parser.add_argument("--path", required=True, metavar="A.pt[:B.pt…]", help=help_of_path)
+    parser.add_argument("--model-overrides", default="{}", metavar="JSON", help="as fairseq-generate's")
+    parser.add_argument("--dict-dir", metavar="DIR", help="folder with the models' dictionaries, where elsewhere")
+    parser.add_argument("-s", "--source-lang", metavar="LANG", help="the models'; default: the checkpoint's")
+    parser.add_argument("-t", "--target-lang", metavar="LANG", help="the models'; default: the checkpoint's")
+
+
+def checkpoints_of(args: argparse.Namespace, languages: Sequence[Optional[str]] = (None, None)) -> Checkpoints:
+    """The models that the flags name.
+
+    Args:
+        languages: source and target, where the flags do not say; None: the checkpoint's
+    """
+    overrides = parse_overrides(args.model_overrides)
+    if args.dict_dir is not None:
+        overrides["data"] = args.dict_dir
+    source_lang, target_lang = args.source_lang or languages[0], args.target_lang or languages[1]
+    return open_checkpoints(args.path, overrides, source_lang, target_lang)
+
+
 def open_checkpoints(
     path: str,
     overrides: Optional[Dict[str, Any]] = None,
@@ -75,6 +103,37 @@ def open_checkpoints(
     return Checkpoints(paths, source, target, described.languages, overrides or {})
 
 
+class Ensemble(NamedTuple):
+    """Models that share their dictionaries. Numbers of tokens are without end of sentence."""
+
+    task: TranslationTask
+    models: List[Any]
+    parameters: int
+    max_source_tokens: int
+    max_target_tokens: int
+
+
+def load_ensemble(checkpoints: Checkpoints, device: torch.device, dtype: torch.dtype) -> Ensemble:
+    """Build the checkpoints' models.
+
+    Raises:
+        KDPluginError: as `load_teacher`, or their dictionaries differ
+    """
+    source_lang, target_lang = checkpoints.languages or ["source", "target"]
+    cfg = TranslationConfig(source_lang=source_lang, target_lang=target_lang)
+    task = TranslationTask(cfg, checkpoints.source_dictionary, checkpoints.target_dictionary)
+    members = [load_teacher(path, task, None, checkpoints.overrides) for path in checkpoints.paths]
+    for member in members:
+        if member.source_indices is not None or member.target_indices is not None:
+            raise KDPluginError(
+                f"{member.path}: its dictionary has another order than {members[0].path}'s, and fairseq's search "
+                "averages models symbol by symbol. Remedy: an ensemble trained on the same data-bin"
+            )
+    models = [member.model.to(device=device, dtype=dtype) for member in members]
+    source, target = utils.resolve_max_positions(*(model.max_positions() for model in models))
+    return Ensemble(task, models, sum(member.parameters for member in members), int(source) - 1, int(target) - 1)
+
+
 class FairseqDecoder:
     """fairseq's SequenceGenerator with one model or an ensemble of any architecture.
 
@@ -85,23 +144,12 @@ class FairseqDecoder:
     def __init__(
         self, checkpoints: Checkpoints, settings: Settings, device: torch.device, dtype: torch.dtype = torch.float32
     ):
-        source_lang, target_lang = checkpoints.languages or ["source", "target"]
-        cfg = TranslationConfig(source_lang=source_lang, target_lang=target_lang)
-        self._task = TranslationTask(cfg, checkpoints.source_dictionary, checkpoints.target_dictionary)
-        members = [load_teacher(path, self._task, None, checkpoints.overrides) for path in checkpoints.paths]
-        for member in members:
-            if member.source_indices is not None or member.target_indices is not None:
-                raise KDPluginError(
-                    f"{member.path}: its dictionary has another order than {members[0].path}'s, and fairseq's search "
-                    "averages models symbol by symbol. Remedy: an ensemble trained on the same data-bin"
-                )
-        models = [member.model.to(device=device, dtype=dtype) for member in members]
-        given = {name: value for name, value in settings._asdict().items()}
-        self._generator = self._task.build_generator(models, GenerationConfig(**given))
+        ensemble = load_ensemble(checkpoints, device, dtype)
+        self._task = ensemble.task
+        self._generator = self._task.build_generator(ensemble.models, GenerationConfig(**settings._asdict()))
         self._nbest, self._device = settings.nbest, device
-        positions = utils.resolve_max_positions(*(model.max_positions() for model in models))
-        self.max_source_tokens = int(positions[0]) - 1  # and end of sentence
-        self.parameters = sum(member.parameters for member in members)
+        self.max_source_tokens = ensemble.max_source_tokens
+        self.parameters = ensemble.parameters
 
     def start_draws(self, seed: int) -> None:
         """What --sampling draws from here on depends on the seed and on the batches, and on nothing before."""

@@ -31,7 +31,9 @@ def check_job(args: argparse.Namespace, at_least_one: Sequence[str] = ()) -> Non
         raise KDPluginError(f"--shard-id {args.shard_id}: must lie in 0 … {args.num_shards - 1} (--num-shards)")
     for name in at_least_one:
         if getattr(args, name) < 1:
-            raise KDPluginError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be at least 1")
+            raise KDPluginError(
+                f"--{name.replace('_', '-')} {getattr(args, name)}: must be at least 1. Remedy: leave it out"
+            )
 
 
 def work(
@@ -71,6 +73,13 @@ def work(
             if not here:
                 bar.update(size(plan))
     return mine
+
+
+def device_of(worker: int) -> torch.device:
+    """Where the worker of this number computes: on a machine with several GPUs each takes its own."""
+    return (
+        torch.device("cuda", worker % torch.cuda.device_count()) if torch.cuda.is_available() else torch.device("cpu")
+    )
 
 
 def missing(folder: Path, mine: Sequence[Any], plans: Sequence[Any], finished: Callable[[Any], bool]) -> str:

@@ -5,12 +5,14 @@ import os
 import sys
 import uuid
 from pathlib import Path
-from typing import Any, Iterable, Iterator, List, Optional
+from typing import Any, Callable, Iterable, Iterator, List, Optional
 
 from tqdm import tqdm
 
 from kd_plugin.errors import KDPluginError
-from kd_plugin.pipeline.translations import Manifest, Translations
+from kd_plugin.files import digest_of, make_folder
+from kd_plugin.pipeline.jobs import missing, work
+from kd_plugin.pipeline.translations import Manifest, Translations, finished_shard
 
 
 def add_output_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,6 +42,40 @@ def finish_output(manifest: Manifest, args: argparse.Namespace) -> None:
         + (f" ({counts})" if counts else "")
         + (f"; text in {args.text}.{{{','.join(manifest.languages)},scores}}" if args.text else "")
     )
+
+
+def run_session(args: argparse.Namespace, name: str, make_session: Callable[[int], Any]) -> int:
+    """Write this job's shards of a folder of translations; whoever writes the last one writes the manifest too.
+
+    Args:
+        name: for the progress bar
+        make_session: of a worker's number; can be pickled. A session has `identity`, `languages`, `input_lines` (as
+            Manifest's), `lines` (how many have to come out), `plans` (of all shards, each with `name` and `size`) and
+            `progress`, and writes a shard when it is called with its plan.
+
+    Returns:
+        0, the exit status
+    """
+    folder = Path(args.output)
+    make_folder(folder, "--output")
+    session = make_session(0)
+    identity_sha256 = digest_of(session.identity)
+
+    def done(plan: Any) -> bool:
+        return finished_shard(folder, plan.name, identity_sha256) is not None
+
+    mine = work(args, folder, session.plans, done, lambda plan: plan.size, session, make_session, name, "sent")
+    shards = [finished_shard(folder, plan.name, identity_sha256) for plan in session.plans]
+    if None in shards:
+        print(missing(folder, mine, session.plans, done))
+        return 0
+    whole = [shard for shard in shards if shard is not None]
+    manifest = Manifest(session.identity, session.languages, session.input_lines, whole)
+    if manifest.lines != session.lines:
+        raise KDPluginError(f"{folder}: {manifest.lines} lines were written instead of {session.lines}")
+    manifest.write(folder)
+    finish_output(manifest, args)
+    return 0
 
 
 def write_text(folder: Path, prefix: str) -> List[Path]:

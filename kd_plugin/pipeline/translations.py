@@ -202,7 +202,7 @@ class Translations:
         """All records, by their first id."""
         last, ids = -1, 0
         for shard in self.manifest.shards:
-            for record in self._shard(shard):
+            for record in self.records_of(shard):
                 first = record.ids[0] if record.ids else -1
                 if (
                     first <= last
@@ -214,6 +214,21 @@ class Translations:
                 yield record
         if ids != self.manifest.lines:
             raise KDPluginError(f"{self.folder}: {ids} lines instead of {self.manifest.lines}. {REMEDY}")
+
+    def records_of(self, shard: Shard) -> Iterator[Record]:
+        """One shard's records."""
+        path = shard.path(self.folder)
+        if not path.is_file():
+            raise KDPluginError(f"{path} is missing. {REMEDY}")
+        try:
+            found = sha256_of(path)
+        except OSError as error:
+            raise KDPluginError(f"{path} cannot be read: {error.strerror or error}. {REMEDY}") from error
+        if found != shard.sha256:
+            raise KDPluginError(f"{path} is damaged: another sha256 than written. {REMEDY}")
+        with open(path, encoding="utf-8", newline="\n") as file:
+            for line in file:
+                yield Record.decode(line)
 
     def lines(self) -> Iterator[Tuple[int, Record]]:
         """(id, its record) for every line of the corpus that is left, in the corpus' order, each once.
@@ -247,20 +262,6 @@ class Translations:
         else:
             heapq.heappop(waiting)
         return line, record
-
-    def _shard(self, shard: Shard) -> Iterator[Record]:
-        path = shard.path(self.folder)
-        if not path.is_file():
-            raise KDPluginError(f"{path} is missing. {REMEDY}")
-        try:
-            found = sha256_of(path)
-        except OSError as error:
-            raise KDPluginError(f"{path} cannot be read: {error.strerror or error}. {REMEDY}") from error
-        if found != shard.sha256:
-            raise KDPluginError(f"{path} is damaged: another sha256 than written. {REMEDY}")
-        with open(path, encoding="utf-8", newline="\n") as file:
-            for line in file:
-                yield Record.decode(line)
 
 
 def write_shard(

@@ -50,6 +50,35 @@ def test_same_translations_and_scores_as_fairseq_generate(workspace, decoded):
         assert [h.score for h in record.hypotheses] == pytest.approx([s * 0.6931472 for _, s in theirs[line]], abs=1e-4)
 
 
+def test_score_gives_references_what_fairseq_generate_gives_them(workspace, tmp_path):
+    output = run(
+        "fairseq-generate", workspace.data, "--path", workspace.teacher, "--gen-subset", "train", "--cpu",
+        "--user-dir", "kd_plugin", "--task", "translation", "--score-reference", "--max-tokens", 400,
+        "--required-batch-size-multiple", 1,
+        cwd=pathlib.Path(__file__).parents[2],
+    ).stdout  # fmt: skip
+    theirs = dict(re.findall(r"^H-(\d+)\t(\S+)\t", output, flags=re.MULTILINE))
+    lines = [(workspace.folder / f"train.{lang}").read_text().splitlines() for lang in ("en", "de")]
+    pairs = tmp_path / "pairs.tsv"
+    pairs.write_text("".join(f"{source}\t{target}\n" for source, target in zip(*lines)))
+    run("kd-plugin", "import", pairs, "-s", "en", "-t", "de", "--output", tmp_path / "in")
+    run(
+        "kd-plugin", "score", tmp_path / "in", "--path", workspace.teacher, "--output", tmp_path / "out", "--workers", 2
+    )
+    # a source that comes again is one record, and has the same target here
+    expected = {source: float(theirs[str(line)]) * 0.6931472 for line, source in enumerate(lines[0])}
+    ours = {r.source: h.score for r in Translations(tmp_path / "out").records() for h in r.hypotheses}
+    assert ours == pytest.approx(expected, abs=1e-4) and len(theirs) == 300
+
+
+def test_score_of_the_teacher_is_its_search_s(workspace, tmp_path, decoded):
+    run("kd-plugin", "score", decoded, "--path", workspace.teacher, "--output", tmp_path / "out")
+    found, scored = (list(Translations(folder).records()) for folder in (decoded, tmp_path / "out"))
+    for one, other in zip(found, scored):
+        assert one.ids == other.ids and [h.text for h in one.hypotheses] == [h.text for h in other.hypotheses]
+        assert [h.score for h in other.hypotheses] == pytest.approx([h.score for h in one.hypotheses], abs=1e-4)
+
+
 def test_killed_and_restarted_no_shard_is_decoded_twice(workspace, tmp_path, decoded):
     draw = random.Random(11)
     folder = tmp_path / "out"

@@ -1,0 +1,193 @@
+"""`kd-plugin score`: the cross-entropy of translations, from the teacher, another model, or one that translates back.
+
+A translation's score is the log-probability of a target token, the mean with end of sentence, as fairseq-generate
+--score-reference gives it (there in bits). From a model of the other direction it is that of the source, given the
+translation: what a translation has left out or made up costs there.
+"""
+
+import argparse
+import functools
+import logging
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Tuple
+
+import numpy as np
+import torch
+from fairseq import utils
+from fairseq.data.language_pair_dataset import collate
+from fairseq.sequence_scorer import SequenceScorer
+
+from kd_plugin.errors import KDPluginError
+from kd_plugin.files import digest_of
+from kd_plugin.pipeline.batches import by_length
+from kd_plugin.pipeline.decoders import (
+    DTYPES,
+    Checkpoints,
+    add_model_arguments,
+    checkpoints_of,
+    default_dtype,
+    load_ensemble,
+)
+from kd_plugin.pipeline.jobs import add_job_arguments, check_job, device_of
+from kd_plugin.pipeline.output import add_output_arguments, run_session
+from kd_plugin.pipeline.subwords import Subwords
+from kd_plugin.pipeline.translations import Record, Shard, Translations, write_shard
+
+TOO_LONG = "dropped_too_long"
+
+Pair = Tuple[List[str], List[str]]  # symbols of what the model reads and of what it is asked about
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("input_dir", metavar="INPUT_DIR", help="translations: kd-plugin decode, import, select, filter")
+    add_model_arguments(
+        parser, "the model, or an ensemble; one of the other direction scores the source, given the translation"
+    )
+    parser.add_argument(
+        "--sentencepiece-model", metavar="FILE", help="of the model (default: its symbols are what spaces separate)"
+    )
+    parser.add_argument(
+        "--compute-type",
+        default="auto",
+        choices=["auto", *DTYPES],
+        help="(default: float16 on a GPU, float32 on a CPU)",
+    )
+    parser.add_argument("--max-tokens", type=int, default=4000, help="in a batch, padded (default: %(default)s)")
+    add_output_arguments(parser)
+    add_job_arguments(parser)
+
+
+class Plan(NamedTuple):
+    """A shard of the input, which becomes one of the output."""
+
+    shard: Shard
+
+    @property
+    def name(self) -> str:
+        return self.shard.name
+
+    @property
+    def size(self) -> int:
+        return self.shard.hypotheses
+
+
+def run(args: argparse.Namespace) -> int:
+    """Exit status 0; nothing else than errors ends it early."""
+    check_job(args, ("max_tokens",))
+    if Path(args.output).resolve() == Path(args.input_dir).resolve():
+        raise KDPluginError(f"--output {args.output} is INPUT_DIR. Remedy: another folder")
+    # fairseq tells everything about every model; what counts comes in a line
+    logging.getLogger("fairseq").setLevel(logging.WARNING)
+    return run_session(args, "score", functools.partial(Session, args))
+
+
+class Session:
+    """Translations and a model, ready to score any shard.
+
+    Args:
+        number: of the worker
+    """
+
+    def __init__(self, args: argparse.Namespace, number: int):
+        self._folder, self._max_tokens = Path(args.output), args.max_tokens
+        self._translations = Translations(args.input_dir)
+        manifest = self._translations.manifest
+        self.languages, self.input_lines, self.lines = manifest.languages, manifest.input_lines, manifest.lines
+        self.plans = [Plan(shard) for shard in manifest.shards]
+        checkpoints = checkpoints_of(args)
+        self._backward = self._is_backward(checkpoints)
+        self._subwords = Subwords(args.sentencepiece_model)
+        device = device_of(number)
+        dtype = args.compute_type if args.compute_type != "auto" else default_dtype(device)
+        self.identity: Dict[str, Any] = {
+            "verb": "score",
+            "backward": self._backward,
+            "compute_type": dtype,
+            "models": checkpoints.identity(),
+            "overrides": checkpoints.overrides,
+            "subwords": self._subwords.identity(),
+            "max_tokens": args.max_tokens,
+            "input": manifest.digest(),
+        }
+        self._scorer = Scorer(checkpoints, device, DTYPES[dtype])
+        self.progress: Callable[[int], Any] = lambda translations: None
+
+    def _is_backward(self, checkpoints: Checkpoints) -> bool:
+        """Whether the model translates from the translations' target to their source language."""
+        if checkpoints.languages is None or checkpoints.languages == self.languages:
+            return False
+        if checkpoints.languages == self.languages[::-1]:
+            return True
+        raise KDPluginError(
+            f"{checkpoints.paths[0]}: translates {'-'.join(checkpoints.languages)}, and {self._translations.folder} "
+            f"holds {'-'.join(self.languages)}. Remedy: a model of these languages, in either direction, or -s LANG "
+            "-t LANG where it names its languages otherwise"
+        )
+
+    def __call__(self, plan: Plan) -> Plan:
+        """Score a shard's translations and write them again, in the same order."""
+        records = list(self._translations.records_of(plan.shard))
+        scores = iter(self._scores([pair for record in records for pair in self._pairs(record)]))
+        scored, dropped = [], 0
+        for record in records:
+            with_scores = [(hypothesis, next(scores)) for hypothesis in record.hypotheses]
+            left = [hypothesis._replace(score=score) for hypothesis, score in with_scores if score is not None]
+            dropped += len(record.hypotheses) - len(left)
+            scored.append(record._replace(hypotheses=left))
+        write_shard(self._folder, plan.name, scored, digest_of(self.identity), {TOO_LONG: dropped})
+        return plan
+
+    def _pairs(self, record: Record) -> Iterator[Pair]:
+        source = self._subwords.encode(record.source)
+        for hypothesis in record.hypotheses:
+            target = self._subwords.encode(hypothesis.text)
+            yield (target, source) if self._backward else (source, target)
+
+    def _scores(self, pairs: List[Pair]) -> List[Optional[float]]:
+        """None: longer than the model reads or writes. Nothing for nothing, as decode translates empty lines, has 0."""
+        lengths = np.array([[len(read), len(asked)] for read, asked in pairs], dtype=np.int64).reshape(-1, 2).T
+        possible = np.flatnonzero((lengths <= np.array(self._scorer.max_tokens)[:, None]).all(0) & lengths.any(0))
+        scores: List[Optional[float]] = [None if read or asked else 0.0 for read, asked in pairs]
+        self.progress(len(pairs) - len(possible))
+        padded = lengths[:, possible] + 1
+        for positions in by_length(np.stack([padded[0], padded.max(0, initial=0)]), self._max_tokens):
+            batch = possible[positions]
+            for at, score in zip(batch, self._scorer([pairs[at] for at in batch])):
+                scores[at] = score
+            self.progress(len(batch))
+        return scores
+
+
+class Scorer:
+    """fairseq's SequenceScorer with one model or an ensemble (the mean of their probabilities) of any architecture.
+
+    Args:
+        dtype: of the weights on `device`
+    """
+
+    def __init__(self, checkpoints: Checkpoints, device: torch.device, dtype: torch.dtype = torch.float32):
+        self._ensemble, self._device = load_ensemble(checkpoints, device, dtype), device
+        self._scorer = SequenceScorer(self._ensemble.task.target_dictionary)
+        self.max_tokens = (self._ensemble.max_source_tokens, self._ensemble.max_target_tokens)
+
+    def __call__(self, pairs: List[Pair]) -> List[float]:
+        """Log-probability a token of the second of each pair, given the first.
+
+        Args:
+            pairs: symbols, without end of sentence; one batch
+        """
+        task = self._ensemble.task
+        dictionaries = (task.source_dictionary, task.target_dictionary)
+        samples: List[Dict[str, Any]] = []
+        for number, pair in enumerate(pairs):
+            source, target = (
+                torch.tensor([dictionary.index(token) for token in tokens] + [dictionary.eos()])
+                for dictionary, tokens in zip(dictionaries, pair)
+            )
+            samples.append({"id": number, "source": source, "target": target})
+        pad, eos = task.target_dictionary.pad(), task.target_dictionary.eos()
+        sample = collate(samples, pad, eos, left_pad_source=True, left_pad_target=False)
+        sample = utils.apply_to_sample(lambda tensor: tensor.to(self._device), sample)
+        answers = self._scorer.generate(self._ensemble.models, sample)
+        scores = {int(number): float(answer[0]["score"]) for number, answer in zip(sample["id"], answers)}
+        return [scores[number] for number in range(len(pairs))]
