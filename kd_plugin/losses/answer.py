@@ -1,9 +1,14 @@
 """What a teacher answers about the target tokens of a batch."""
 
+import functools
 from typing import Callable, Sequence, Tuple
 
 import torch
 from torch import Tensor
+
+from kd_plugin.losses.memory import Allocate, new_buffer, scratch
+
+Project = Callable[[Tensor, Allocate], Tensor]
 
 
 class TeacherAnswer:
@@ -23,8 +28,12 @@ class TeacherAnswer:
         """What the engine takes as a teacher, for all of the tokens."""
         return self.logits
 
-    def chunk(self, start: int, stop: int) -> Tensor:
-        """(stop - start, vocab) logits of some of the tokens."""
+    def chunk(self, start: int, stop: int, reuse: bool = False) -> Tensor:
+        """(stop - start, vocab) logits of some of the tokens.
+
+        Args:
+            reuse: allows that the next chunk is written over this one
+        """
         return self.logits[start:stop]
 
 
@@ -32,11 +41,12 @@ class ProjectedAnswer(TeacherAnswer):
     """Logits that are made only where they are asked for: a decoder's features and its output projection.
 
     Args:
-        members: of each teacher its (tokens, dimension) features and what makes (rows, vocab) logits of rows of them
+        members: of each teacher its (tokens, dimension) features and what makes (rows, vocab) logits of rows of them,
+            in memory that it gets from its second argument if it can
         log_weights: of each teacher in the mixture of their probabilities
     """
 
-    def __init__(self, members: Sequence[Tuple[Tensor, Callable[[Tensor], Tensor]]], log_weights: Sequence[float]):
+    def __init__(self, members: Sequence[Tuple[Tensor, Project]], log_weights: Sequence[float]):
         self._members, self._log_weights = members, log_weights
 
     @property
@@ -44,10 +54,11 @@ class ProjectedAnswer(TeacherAnswer):
         return self.chunk(0, self._members[0][0].size(0))
 
     @torch.no_grad()
-    def chunk(self, start: int, stop: int) -> Tensor:
+    def chunk(self, start: int, stop: int, reuse: bool = False) -> Tensor:
+        allocate = functools.partial(scratch, "teacher") if reuse and len(self._members) == 1 else new_buffer
         device = self._members[0][0].device
         with torch.autocast(device_type=device.type, enabled=False):
-            answers = [project(features[start:stop]) for features, project in self._members]
+            answers = [project(features[start:stop], allocate) for features, project in self._members]
         if len(answers) == 1:
             return answers[0]
         lprobs = [torch.log_softmax(logits.float(), dim=-1) + w for logits, w in zip(answers, self._log_weights)]

@@ -7,7 +7,7 @@ its slope, the gradient.
 What was chosen, and why:
 * Small functions over small blocks of a row, indexed from 0: LLVM turns their loops into vector instructions. It does
   not where an index might be negative (numpy's wrap-around), where a sum mixes fp32 and float64, where two sums have
-  one condition, or in a reduction by maximum (a NaN might be lost); so maxima are kept in lanes.
+  one condition, or in a maximum of floats (a NaN might be lost), which is therefore one of integers.
 * Sums may be reordered within a block (fastmath "reassoc"), blocks are added up in float64. The best entries, whose
   exponential is 1, are counted and not summed: small terms would lose their last bits beside them.
 * exp and log are polynomials (Cephes, Moshier 1989), exact to 2 units in the last place, since LLVM has no vector
@@ -26,11 +26,12 @@ from kd_plugin.losses import definition, divergences
 CE, NLL, KD, TEACHER_NLL, AGREE = (getattr(definition, name) for name in ("CE", "NLL", "KD", "TEACHER_NLL", "AGREE"))
 DIVERGENCES = ("forward_kl", "reverse_kl", "js", "skew_forward_kl", "skew_reverse_kl", "tvd", "adaptive_kl")
 FORWARD_KL, REVERSE_KL, JS, SKEW_FORWARD_KL, SKEW_REVERSE_KL, TVD, ADAPTIVE_KL = range(len(DIVERGENCES))
-BLOCK, LANES = 2048, 64  # entries of a row
+BLOCK = 2048  # entries of a row
 
 # typed constants: with Python's own, fp32 would become float64
 ZERO, QUARTER, HALF, ONE = (np.float32(x) for x in (0.0, 0.25, 0.5, 1.0))
 MASKED_LPROB, TINY = np.float32(divergences.MASKED_LPROB), np.finfo(np.float32).tiny
+ROUNDER = np.float32(12582912.0)
 LOWEST_EXP = np.float32(-87.3)  # exp of anything below is no normal number, and counts as 0
 
 exact = numba.njit(fastmath={"contract"}, cache=True)
@@ -39,7 +40,7 @@ reordered = numba.njit(fastmath={"reassoc", "nsz"}, cache=True)
 
 
 def _exp(x):  # type: ignore[no-untyped-def]
-    """exp(x) for x <= 0. A name for Numba, which takes what _exp_of gives it for a type; so is the next."""
+    """exp(x) for x <= 0. A name for Numba, which takes what _exp_of gives it for a type; so are the next two."""
     raise NotImplementedError
 
 
@@ -48,8 +49,15 @@ def _log(x):  # type: ignore[no-untyped-def]
     raise NotImplementedError
 
 
+def _key(x):  # type: ignore[no-untyped-def]
+    """What orders as x does and LLVM takes the maximum of in vectors: of floats it does not, a NaN might be lost."""
+    raise NotImplementedError
+
+
 def _exp32(x):  # type: ignore[no-untyped-def]
-    n = np.floor(x * np.float32(1.44269504) + HALF)
+    # added to 1.5 * 2^23 a float is rounded to an integer, which then stands in its last bits
+    shifted = x * np.float32(1.44269504) + ROUNDER
+    n = shifted - ROUNDER
     r = x - n * np.float32(0.693359375) + n * np.float32(2.12194440e-4)  # log 2 in two parts
     y = np.float32(1.9875691500e-4)
     y = y * r + np.float32(1.3981999507e-3)
@@ -58,8 +66,9 @@ def _exp32(x):  # type: ignore[no-untyped-def]
     y = y * r + np.float32(1.6666665459e-1)
     y = y * r + np.float32(5.0000001201e-1)
     y = y * (r * r) + r + ONE
-    power = np.int32((np.int32(n) + np.int32(127)) << np.int32(23)).view(np.float32)
-    return ZERO if x < LOWEST_EXP else y * power
+    exponent = np.float32(shifted).view(np.int32) << np.int32(23)
+    y = np.int32(np.float32(y).view(np.int32) + exponent).view(np.float32)
+    return ZERO if x < LOWEST_EXP else y
 
 
 def _log32(x):  # type: ignore[no-untyped-def]
@@ -83,6 +92,11 @@ def _log32(x):  # type: ignore[no-untyped-def]
     return ZERO * x + (r + y + n * np.float32(0.693359375))  # a NaN stays one
 
 
+def _key32(x):  # type: ignore[no-untyped-def]
+    bits = np.float32(x).view(np.int32)
+    return bits ^ ((bits >> np.int32(31)) & np.int32(0x7FFFFFFF))
+
+
 @overload(_exp, jit_options={"fastmath": {"contract"}})
 def _exp_of(x):  # type: ignore[no-untyped-def]
     return _exp32 if x == numba.types.float32 else lambda x: math.exp(x)
@@ -91,6 +105,11 @@ def _exp_of(x):  # type: ignore[no-untyped-def]
 @overload(_log, jit_options={"fastmath": {"contract"}})
 def _log_of(x):  # type: ignore[no-untyped-def]
     return _log32 if x == numba.types.float32 else lambda x: math.log(x)
+
+
+@overload(_key)
+def _key_of(x):  # type: ignore[no-untyped-def]
+    return _key32 if x == numba.types.float32 else lambda x: x
 
 
 # Each entry's share of the divergence, and its slope with respect to log p, as in divergences.py. Where a probability
@@ -162,33 +181,25 @@ def _block_maxima(block, lanes):  # type: ignore[no-untyped-def]
         lanes[i] = block[i] if block[i] > lanes[i] else lanes[i]
 
 
-@reordered
-def _block_has(block, value):  # type: ignore[no-untyped-def]
-    found = False
-    for entry in block:
-        found |= entry == value
-    return found
+@exact
+def _block_best(block):  # type: ignore[no-untyped-def]
+    best = _key(block[0])
+    for i in range(block.size):
+        key = _key(block[i])
+        best = key if key > best else best
+    return best
 
 
 @exact
-def _argmax(row, lanes):  # type: ignore[no-untyped-def]
+def _argmax(row):  # type: ignore[no-untyped-def]
     """The first index of the maximum; any index where there is a NaN."""
-    whole = row.size - row.size % LANES
-    best = row[0]
-    if whole > 0:
-        for i in range(lanes.size):
-            lanes[i] = row[i]
-        for start in range(LANES, whole, LANES):
-            _block_maxima(row[start : start + LANES], lanes)
-        for entry in lanes:
-            best = entry if entry > best else best
-    for entry in row[whole:]:
-        best = entry if entry > best else best
-    start = 0
-    while start < whole and not _block_has(row[start : start + LANES], best):
-        start += LANES
-    for index in range(start, row.size):
-        if row[index] == best:
+    best, best_start = _block_best(row[:BLOCK]), 0
+    for start in range(BLOCK, row.size, BLOCK):
+        of_block = _block_best(row[start : start + BLOCK])
+        if of_block > best:
+            best, best_start = of_block, start
+    for index in range(best_start, min(best_start + BLOCK, row.size)):
+        if _key(row[index]) == best:
             return index
     return 0
 
@@ -217,6 +228,36 @@ def _softmax(row, best, inverse_temperature, exps):  # type: ignore[no-untyped-d
         total += np.float64(small) + np.float64(ties)
         centred_sum += np.float64(centred)
     return total, centred_sum
+
+
+@reordered
+def _block_cross(teacher, t_best, student, z_best, inverse_temperature, exps):  # type: ignore[no-untyped-def]
+    total, ties, cross = ZERO * t_best, ZERO * t_best, ZERO * t_best
+    for i in range(exps.size):
+        centred = (teacher[i] - t_best) * inverse_temperature
+        gap = centred - (student[i] - z_best) * inverse_temperature
+        entry = _exp(centred)
+        exps[i] = entry
+        tie = ONE if centred == ZERO else ZERO
+        total += entry - tie
+        ties += tie
+        cross += ZERO if entry == ZERO else entry * gap
+    return total, ties, cross
+
+
+@exact
+def _cross(t, t_best, z, z_best, inverse_temperature, exps):  # type: ignore[no-untyped-def]
+    """_softmax of the teacher's row and, in the same pass, sum exps (its centred - the student's): the forward KL
+
+    is that over the exponentials' sum, and the difference of both sides' log sums.
+    """
+    total, cross = 0.0, 0.0
+    for start in range(0, t.size, BLOCK):
+        part = slice(start, start + BLOCK)
+        small, ties, of_block = _block_cross(t[part], t_best, z[part], z_best, inverse_temperature, exps[part])
+        total += np.float64(small) + np.float64(ties)
+        cross += np.float64(of_block)
+    return total, cross
 
 
 def _summed(share):  # type: ignore[no-untyped-def]
@@ -264,7 +305,7 @@ def _summed(share):  # type: ignore[no-untyped-def]
     return divergence
 
 
-_forward_kl_of_row, _reverse_kl_of_row, _js_of_row = _summed(_forward_kl), _summed(_reverse_kl), _summed(_js)
+_reverse_kl_of_row, _js_of_row = _summed(_reverse_kl), _summed(_js)
 _skew_forward_kl_of_row, _skew_reverse_kl_of_row = _summed(_skew_forward_kl), _summed(_skew_reverse_kl)
 _tvd_of_row, _adaptive_kl_of_row = _summed(_tvd), _summed(_adaptive_kl)
 
@@ -325,19 +366,27 @@ def _head_weight(exps, z_norm, teacher_exps, t_norm, adaptive_mu):  # type: igno
 
 
 @reordered
-def _block_gradient(slope_part, part, plain_part, constant, gradient):  # type: ignore[no-untyped-def]
+def _block_of_two(first, second, constant, gradient):  # type: ignore[no-untyped-def]
     """gradient = the sum of (entries, factor) less a constant."""
-    slope, slope_weight = slope_part
-    exps, norm = part
-    plain_exps, plain_norm = plain_part
+    a, a_weight = first
+    b, b_weight = second
     for i in range(gradient.size):
-        gradient[i] = slope_weight * slope[i] + norm * exps[i] + plain_norm * plain_exps[i] - constant
+        gradient[i] = a_weight * a[i] + b_weight * b[i] - constant
+
+
+@reordered
+def _block_of_three(first, second, third, constant, gradient):  # type: ignore[no-untyped-def]
+    a, a_weight = first
+    b, b_weight = second
+    c, c_weight = third
+    for i in range(gradient.size):
+        gradient[i] = a_weight * a[i] + b_weight * b[i] + c_weight * c[i] - constant
 
 
 @exact
-def _cross_entropy(z, label, nll_weight, eps_i, lanes, exps, out):  # type: ignore[no-untyped-def]
+def _cross_entropy(z, label, nll_weight, eps_i, exps, out):  # type: ignore[no-untyped-def]
     """Two terms of a row, and its softmax: index of the best entry, exps = exp(z - best), their sum in float64."""
-    argmax = _argmax(z, lanes)
+    argmax = _argmax(z)
     best = z[argmax]
     total, centred_sum = _softmax(z, best, nll_weight * ZERO + ONE, exps)
     log_total = math.log(total)
@@ -350,20 +399,19 @@ def _cross_entropy(z, label, nll_weight, eps_i, lanes, exps, out):  # type: igno
 
 
 @exact
-def _write_gradient(gradient, label, slope_part, part, plain_part, ce_weight, nll_weight, eps_i):  # type: ignore[no-untyped-def]
-    """gradient = the sum of (entries, factor), less the smoothed one-hot target's share."""
-    slope, slope_weight = slope_part
-    exps, norm = part
-    plain_exps, plain_norm = plain_part
+def _write_gradient(gradient, label, parts, of_three, ce_weight, nll_weight, eps_i):  # type: ignore[no-untyped-def]
+    """gradient = the sum of (entries, factor), less the smoothed one-hot target's share.
+
+    of_three: whether the last of the three parts counts
+    """
+    (a, a_weight), (b, b_weight), (c, c_weight) = parts
     for start in range(0, gradient.size, BLOCK):
         stop = start + BLOCK
-        _block_gradient(
-            (slope[start:stop], slope_weight),
-            (exps[start:stop], norm),
-            (plain_exps[start:stop], plain_norm),
-            ce_weight * eps_i,
-            gradient[start:stop],
-        )
+        first, second = (a[start:stop], a_weight), (b[start:stop], b_weight)
+        if of_three:
+            _block_of_three(first, second, (c[start:stop], c_weight), ce_weight * eps_i, gradient[start:stop])
+        else:
+            _block_of_two(first, second, ce_weight * eps_i, gradient[start:stop])
     gradient[label] -= ce_weight * nll_weight
 
 
@@ -388,34 +436,44 @@ def dense_rows(  # type: ignore[no-untyped-def]
 ):
     vocab = student.shape[1]
     real = student.dtype.type  # sums are float64, what vectors are made with must not be
-    lanes = np.empty(LANES, student.dtype)
     plain_exps = np.empty(vocab, student.dtype)
     slope = np.empty(vocab, student.dtype)
     tempered = distilled and inverse_temperature != ONE
     exps = np.empty(vocab, student.dtype) if tempered else plain_exps
     for token in range(rows.size):
         z, out, label = student[rows[token]], terms[token], target[token]
-        z_argmax, plain_total = _cross_entropy(z, label, nll_weight, eps_i, lanes, plain_exps, out)
+        z_argmax, plain_total = _cross_entropy(z, label, nll_weight, eps_i, plain_exps, out)
         z_best = z[z_argmax]
-        slope_weight, norm = real(0.0), real(0.0)
+        plain_part = (plain_exps, real(ce_weight / plain_total))
+        parts = plain_part, (plain_exps, real(0.0)), plain_part
         if distilled:
             t = teacher[teacher_rows[token]]
-            t_argmax = _argmax(t, lanes)
+            t_argmax = _argmax(t)
             t_best = t[t_argmax]
-            total, t_total = plain_total, _softmax(t, t_best, real(1.0), slope)[0]
+            total, cross = plain_total, 0.0
+            if tempered or divergence != FORWARD_KL:
+                t_total = _softmax(t, t_best, real(1.0), slope)[0]
+            else:
+                t_total, cross = _cross(t, t_best, z, z_best, real(1.0), slope)
             out[TEACHER_NLL] = math.log(t_total) - np.float64(t[label] - t_best)
             out[AGREE] = z_argmax == t_argmax
             if tempered:
                 total = _softmax(z, z_best, inverse_temperature, exps)[0]
-                t_total = _softmax(t, t_best, inverse_temperature, slope)[0]
+                if divergence != FORWARD_KL:
+                    t_total = _softmax(t, t_best, inverse_temperature, slope)[0]
+                else:
+                    t_total, cross = _cross(t, t_best, z, z_best, inverse_temperature, slope)
+            log_total, t_log = math.log(total), math.log(t_total)
             weight = parameter
             if divergence == ADAPTIVE_KL:
                 weight = real(_head_weight(exps, real(1.0 / total), slope, 1.0 / t_total, parameter))
-            student_side = (z, exps, z_best, real(1.0 / total), real(math.log(total)))
-            teacher_side = (t, slope, t_best, real(1.0 / t_total), real(math.log(t_total)))
+            student_side = (z, exps, z_best, real(1.0 / total), real(log_total))
+            teacher_side = (t, slope, t_best, real(1.0 / t_total), real(t_log))
             shape = (inverse_temperature, weight, ONE - weight)
+            slope_weight = kd_weight
             if divergence == FORWARD_KL:
-                kd, slope_sum = _forward_kl_of_row(student_side, teacher_side, shape)
+                kd, slope_sum = cross / t_total + log_total - t_log, -1.0
+                slope_weight = real(-kd_weight / t_total)  # exponentials stand where the others have their slope
             elif divergence == REVERSE_KL:
                 kd, slope_sum = _reverse_kl_of_row(student_side, teacher_side, shape)
             elif divergence == JS:
@@ -429,11 +487,14 @@ def dense_rows(  # type: ignore[no-untyped-def]
             else:
                 kd, slope_sum = _adaptive_kl_of_row(student_side, teacher_side, shape)
             out[KD] = 0.0 if kd < 0.0 else kd  # a hair below 0 is rounding; NaN stays NaN
-            slope_weight, norm = kd_weight, real(-kd_weight * slope_sum / total)
-        if want_gradient:
             # d/d(logits / temperature) = slope - p sum(slope), and the softmax of the cross-entropy
-            parts = (slope, slope_weight), (exps, norm), (plain_exps, real(ce_weight / plain_total))
-            _write_gradient(gradient[rows[token]], label, *parts, ce_weight, nll_weight, eps_i)
+            norm = real(-kd_weight * slope_sum / total)
+            if not tempered:
+                norm += plain_part[1]
+            parts = (slope, slope_weight), (exps, norm), plain_part
+        if want_gradient:
+            of_three = distilled and tempered
+            _write_gradient(gradient[rows[token]], label, parts, of_three, ce_weight, nll_weight, eps_i)
 
 
 @reordered
@@ -478,7 +539,6 @@ def sparse_rows(  # type: ignore[no-untyped-def]
     """As one_pass._sparse, whose comments hold here too."""
     vocab, k = student.shape[1], ids.shape[1]
     real = student.dtype.type
-    lanes = np.empty(LANES, student.dtype)
     plain_exps = np.empty(vocab, student.dtype)
     tempered = inverse_temperature != ONE
     exps = np.empty(vocab, student.dtype) if tempered else plain_exps
@@ -486,7 +546,7 @@ def sparse_rows(  # type: ignore[no-untyped-def]
     other = ONE - parameter
     for token in range(rows.size):
         z, out, label = student[rows[token]], terms[token], target[token]
-        argmax, plain_total = _cross_entropy(z, label, nll_weight, eps_i, lanes, plain_exps, out)
+        argmax, plain_total = _cross_entropy(z, label, nll_weight, eps_i, plain_exps, out)
         best, total = z[argmax], plain_total
         if tempered:
             total = _softmax(z, best, inverse_temperature, exps)[0]
@@ -528,8 +588,8 @@ def sparse_rows(  # type: ignore[no-untyped-def]
         if want_gradient:
             g = gradient[rows[token]]
             factor = real(kd_weight * (of_rest - slope_sum / total))
-            parts = (exps, real(0.0)), (exps, factor), (plain_exps, real(ce_weight / plain_total))
-            _write_gradient(g, label, *parts, ce_weight, nll_weight, eps_i)
+            plain_part = (plain_exps, real(ce_weight / plain_total))
+            _write_gradient(g, label, ((exps, factor), plain_part, plain_part), False, ce_weight, nll_weight, eps_i)
             for i in range(k):
                 share = kd_weight * slopes[i]
                 if not sampled:

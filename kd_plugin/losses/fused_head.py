@@ -4,7 +4,8 @@ Chunk by chunk the student's logits are made, judged beside the teacher's, turne
 multiplied back into the gradients of features and projection. Memory: one chunk of logits a side, and the gradients.
 """
 
-from typing import Any, Optional, Tuple
+import functools
+from typing import Any, List, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from torch import Tensor
 from kd_plugin.losses.answer import TeacherAnswer
 from kd_plugin.losses.definition import N_TERMS, NLL, Objective, accumulation_dtype
 from kd_plugin.losses.engine import GradientInHand, in_two_groups, row_losses
-from kd_plugin.losses.memory import linear, new_buffer
+from kd_plugin.losses.memory import linear, new_buffer, scratch
 from kd_plugin.losses.one_pass import gradient_scale
 
 # bytes of one side's logits in a chunk: large enough for matrix products at full speed, and since each chunk reads and
@@ -54,13 +55,13 @@ class StudentFeatures:
         if torch.is_grad_enabled() and any(x.requires_grad for x in inputs):
             # summed over many tokens: in fp32 at least
             dtype = accumulation_dtype(self.features, None)
-            gradients = [new_buffer(x.shape, dtype, x.device).zero_() for x in inputs]
+            gradients = Gradients(inputs, dtype)
         terms = in_two_groups(
             lambda chosen, teacher: self._terms(chosen, target, teacher, objective, gradients), answer, distilled
         )
         loss = objective.total(terms.sum(dim=0))
         if gradients is not None:
-            loss = GradientInHand.apply(loss, 1.0, *inputs, *gradients)
+            loss = GradientInHand.apply(loss, 1.0, *inputs, *gradients.finish())
         return loss, terms
 
     @torch.no_grad()
@@ -70,7 +71,7 @@ class StudentFeatures:
         target: Tensor,
         answer: Optional[TeacherAnswer],
         objective: Objective,
-        gradients: Any,
+        gradients: Optional["Gradients"],
     ) -> Tensor:
         """(chosen tokens, N_TERMS), adding to the gradients."""
         positions = torch.arange(target.numel(), device=target.device)
@@ -81,18 +82,18 @@ class StudentFeatures:
         bias = None if self.bias is None else self.bias.detach().to(dtype)
         terms = []
         step = min(self._chunk_rows(), max(1, positions.numel()))
-        buffer = new_buffer((step, weight.size(0)), dtype, weight.device)
+        allocate = functools.partial(scratch, "student")
         for start in range(0, positions.numel(), step):
             at = positions[start : start + step]
             features = self.features.detach()
             features = (features[start : start + at.numel()] if chosen is None else features[at]).to(dtype)
             with torch.autocast(device_type=features.device.type, enabled=False):
-                logits = linear(features, weight, bias, out=buffer[: at.numel()])
-                teacher_logits = None if answer is None else answer.chunk(start, start + at.numel())
+                logits = linear(features, weight, bias, allocate)
+                teacher_logits = None if answer is None else answer.chunk(start, start + at.numel(), reuse=True)
                 in_place = logits if gradients is not None else None
                 terms.append(row_losses(logits, teacher_logits, target[at], objective, gradient=in_place))
                 if gradients is not None:
-                    _add_gradients(gradients, at, logits, features, weight)
+                    gradients.add(at, logits, features, weight)
             del teacher_logits  # before the next chunk makes its own
         empty = torch.zeros(0, N_TERMS, dtype=accumulation_dtype(self.features, None), device=target.device)
         return torch.cat(terms) if terms else empty
@@ -109,16 +110,40 @@ class StudentFeatures:
         return max(1, limit // (vocab * self.features.element_size()))
 
 
-def _add_gradients(gradients: Any, at: Tensor, slope: Tensor, features: Tensor, weight: Tensor) -> None:
-    """From gradient_scale * d loss / d logits, (rows, vocab), to features (rows `at`), weight and bias."""
-    scale = gradient_scale(slope.dtype)
-    for_features, for_weight, *for_bias = gradients
-    for_features[at] = torch.mm(slope, weight).to(for_features.dtype) * (1 / scale)
-    if slope.dtype == for_weight.dtype:
-        for_weight.addmm_(slope.t(), features)
-    else:
-        # in fp16 the sum over a frequent word's tokens would overflow at the full scale
-        part = torch.mm(slope.t(), features / 16 if scale != 1.0 else features)
-        for_weight.add_(part, alpha=16 / scale if scale != 1.0 else 1.0)
-    for bias in for_bias:
-        bias.add_(slope.sum(dim=0, dtype=bias.dtype), alpha=1 / scale)
+class Gradients:
+    """Of features, weight and bias, summed up chunk by chunk.
+
+    Args:
+        inputs: features, weight and, where there is one, bias
+    """
+
+    def __init__(self, inputs: Sequence[Tensor], dtype: torch.dtype):
+        self.features, self.weight, *self.bias = (new_buffer(x.shape, dtype, x.device) for x in inputs)
+        for small in (self.features, *self.bias):
+            small.zero_()
+        self._weight_is_empty = True
+
+    def add(self, at: Tensor, slope: Tensor, features: Tensor, weight: Tensor) -> None:
+        """From gradient_scale * d loss / d logits, (rows, vocab), to features (rows `at`), weight and bias."""
+        scale = gradient_scale(slope.dtype)
+        self.features[at] = torch.mm(slope, weight).to(self.features.dtype) * (1 / scale)
+        if slope.dtype == self.weight.dtype:
+            if self._weight_is_empty:  # saves two passes over it
+                torch.mm(slope.t(), features, out=self.weight)
+            else:
+                self.weight.addmm_(slope.t(), features)
+        else:
+            # in fp16 the sum over a frequent word's tokens would overflow at the full scale
+            part = torch.mm(slope.t(), features / 16 if scale != 1.0 else features)
+            if self._weight_is_empty:
+                self.weight.zero_()
+            self.weight.add_(part, alpha=16 / scale if scale != 1.0 else 1.0)
+        self._weight_is_empty = False
+        for bias in self.bias:
+            bias.add_(slope.sum(dim=0, dtype=bias.dtype), alpha=1 / scale)
+
+    def finish(self) -> List[Tensor]:
+        """Of features, weight and bias."""
+        if self._weight_is_empty:
+            self.weight.zero_()
+        return [self.features, self.weight, *self.bias]

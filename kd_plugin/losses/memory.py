@@ -1,11 +1,13 @@
 """Memory for large tensors."""
 
 import math
-from typing import Optional, Sequence
+from typing import Callable, Dict, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
 from torch import Tensor
+
+Allocate = Callable[[Sequence[int], torch.dtype, torch.device], Tensor]  # as new_buffer
 
 
 def new_buffer(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -20,10 +22,27 @@ def new_buffer(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -
     return torch.from_numpy(memory).view(dtype).view(*shape)
 
 
-def linear(features: Tensor, weight: Tensor, bias: Optional[Tensor] = None, out: Optional[Tensor] = None) -> Tensor:
-    """torch.nn.functional.linear of (rows, dimension) features without gradient, into `out` or a new_buffer."""
-    if out is None:
-        out = new_buffer((features.size(0), weight.size(0)), features.dtype, features.device)
+_scratch: Dict[Tuple[str, torch.dtype], Tensor] = {}
+
+
+def scratch(name: str, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """As new_buffer, but on a CPU the memory of the last call of this name, which must no longer be in use.
+
+    It is kept until the process ends: even huge pages cost some hundredth of a projection to find and to clear. On a
+    GPU PyTorch keeps memory itself.
+    """
+    size = math.prod(shape)
+    if device.type != "cpu":
+        return new_buffer(shape, dtype, device)
+    kept = _scratch.get((name, dtype))
+    if kept is None or kept.numel() < size:
+        kept = _scratch[name, dtype] = new_buffer((size,), dtype, device)
+    return kept[:size].view(*shape)
+
+
+def linear(features: Tensor, weight: Tensor, bias: Optional[Tensor] = None, allocate: Allocate = new_buffer) -> Tensor:
+    """torch.nn.functional.linear of (rows, dimension) features without gradient, into what allocate gives."""
+    out = allocate((features.size(0), weight.size(0)), features.dtype, features.device)
     if bias is None:
         return torch.mm(features, weight.t(), out=out)
     return torch.addmm(bias, features, weight.t(), out=out)

@@ -242,7 +242,7 @@ class Session:
         rows = target.ne(self._pad).nonzero(as_tuple=True)[0]
         answer = self._teacher(sample, rows, torch.float32)
         chunks = [
-            compress(answer.chunk(start, min(start + self._rows, rows.numel())), kind, k, temperature, generator)
+            compress(answer.chunk(start, min(start + self._rows, rows.numel()), True), kind, k, temperature, generator)
             for start in range(0, rows.numel(), self._rows)
         ]
         records = Records(*map(np.concatenate, zip(*chunks)))

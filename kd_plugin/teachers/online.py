@@ -2,7 +2,7 @@
 
 import logging
 import math
-from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import torch
 from fairseq.models.transformer import TransformerDecoderBase, TransformerModelBase
@@ -10,8 +10,8 @@ from torch import Tensor
 
 from kd_plugin.compat import cpu_computes
 from kd_plugin.errors import KDPluginError
-from kd_plugin.losses.answer import ProjectedAnswer, TeacherAnswer
-from kd_plugin.losses.memory import linear
+from kd_plugin.losses.answer import Project, ProjectedAnswer, TeacherAnswer
+from kd_plugin.losses.memory import Allocate, linear
 from kd_plugin.teachers.loading import LoadedTeacher, short_name
 
 logger = logging.getLogger(__name__)
@@ -80,7 +80,7 @@ class OnlineTeacher:
 
     def _features(
         self, member: LoadedTeacher, sample: Dict[str, Any], rows: Tensor, student_dtype: torch.dtype
-    ) -> Tuple[Tensor, Callable[[Tensor], Tensor]]:
+    ) -> Tuple[Tensor, Project]:
         """One teacher's features at the rows, and what turns them into logits in the student's order of symbols."""
         device = rows.device
         model = self._placed(member, device, student_dtype)
@@ -106,7 +106,7 @@ class OnlineTeacher:
         target_indices = member.target_indices
         if target_indices is None:
             return values, project
-        return values, lambda features: project(features).index_select(1, target_indices)
+        return values, lambda features, allocate: project(features, allocate).index_select(1, target_indices)
 
     def _placed(self, member: LoadedTeacher, device: torch.device, student_dtype: torch.dtype) -> Any:
         """The model on the batch's device: fairseq moves the student, nobody moves the teacher."""
@@ -145,15 +145,15 @@ def gives_features(model: Any) -> bool:
     )
 
 
-def _projection(decoder: Any) -> Callable[[Tensor], Tensor]:
+def _projection(decoder: Any) -> Project:
     """From features to logits."""
     layer = getattr(decoder, "output_projection", None)
     if type(decoder).output_layer is not TransformerDecoderBase.output_layer or type(layer) is not torch.nn.Linear:
-        return decoder.output_layer
-    return lambda features: linear(features, layer.weight, layer.bias)
+        return lambda features, allocate: decoder.output_layer(features)
+    return lambda features, allocate: linear(features, layer.weight, layer.bias, allocate)
 
 
-def _as_it_is(logits: Tensor) -> Tensor:
+def _as_it_is(logits: Tensor, allocate: Allocate) -> Tensor:
     return logits
 
 
