@@ -20,7 +20,9 @@ anything before it has changed.
   FILTER=              further flags of kd-plugin filter
   CACHE=16             the teacher's best entries of each token, 0: the teacher runs beside the student
   BASELINE=1           also the same student without any distillation, for the same number of updates
-  MAX_UPDATE=5000      of both; ALPHA, LR, WARMUP, AVERAGE, SEED, …: as examples/translation/distill.sh
+  MAX_UPDATE=5000      of both; ALPHA, LR, WARMUP, DIM, SEED, …: as examples/translation/distill.sh
+  AVERAGE=4            weights of as many checkpoints, a twentieth of MAX_UPDATE apart (SAVE_INTERVAL_UPDATES), are averaged
+  TEACHER_FLAGS=       fairseq-train's, for a teacher that is trained here; TEACHER_AVERAGE=8 of its epochs are averaged
   CHECK_THRESHOLD=     BLEU that an exported model must have against its checkpoint; default: kd-plugin export's
   WORKERS, PYTHON      processes and interpreter
 HELP
@@ -42,14 +44,19 @@ cd "$out" # from here on names are plain and relative
 
 ENGINE=${ENGINE:-ctranslate2} NBEST=${NBEST:-5} BEAM=${BEAM:-5} SELECT=${SELECT:-reference} PARTS=${PARTS:-both}
 UPSAMPLE=${UPSAMPLE:-1} CACHE=${CACHE:-16} BASELINE=${BASELINE:-1} MAX_UPDATE=${MAX_UPDATE:-5000}
-export MAX_EPOCH=100000 # the number of updates ends a training, so that students of different data can be compared
+TEACHER_AVERAGE=${TEACHER_AVERAGE:-8}
+# The number of updates ends a student's training, and updates say which checkpoints are averaged: an epoch of other data
+# has another length.
+export AVERAGE=${AVERAGE:-4} SAVE_INTERVAL_UPDATES=${SAVE_INTERVAL_UPDATES:-$(((MAX_UPDATE + 19) / 20))}
+unset MAX_EPOCH
+endless=100000
 PYTHON=${PYTHON:-$(command -v python || command -v python3)}
 export PYTHON
 pair=$(sed -n 's/^pair //p' "$prepared/prepared.txt")
 src=${pair%-*} tgt=${pair#*-}
 spm=$prepared/spm.model
 # what distill.sh reads from outside
-settings=$(env | grep -E '^(ALPHA|TEMPERATURE|(EN|DE)CODER_LAYERS|DIM|FFN|HEADS|DROPOUT|LABEL_SMOOTHING|LR|WARMUP|MAX_TOKENS|UPDATE_FREQ|AVERAGE|SEED)=' | sort) || true
+settings=$(env | grep -E '^(ALPHA|TEMPERATURE|(EN|DE)CODER_LAYERS|DIM|FFN|HEADS|DROPOUT|LABEL_SMOOTHING|LR|WARMUP|MAX_TOKENS|UPDATE_FREQ|AVERAGE|SAVE_INTERVAL_UPDATES|SEED)=' | sort) || true
 
 chain=$(cat "$prepared/prepared.txt") # everything so far: a change anywhere before makes a step new
 # step NAME WHAT COMMAND…: once; its output goes to a log, and to the terminal where it fails.
@@ -76,7 +83,11 @@ step() {
 }
 
 if [ -z "$teacher" ]; then
-  step teacher "teacher" bash "$recipes/train-teacher.sh" "$prepared/data-bin" teacher
+  read -r -a flags <<<"${TEACHER_FLAGS:-}"
+  # the sizes and rates in the environment are the student's
+  step teacher "teacher" env -u ENCODER_LAYERS -u DECODER_LAYERS -u DIM -u FFN -u HEADS -u DROPOUT -u LABEL_SMOOTHING -u LR \
+    -u WARMUP AVERAGE="$TEACHER_AVERAGE" bash "$recipes/train-teacher.sh" "$prepared/data-bin" teacher \
+    ${flags[@]+"${flags[@]}"}
   teacher=$out/teacher/averaged.pt
   cp "$prepared/dict.txt" teacher/dict.txt
 fi
@@ -117,13 +128,13 @@ if [ "$CACHE" != 0 ]; then
 fi
 chain=$chain$settings
 step student "student, distilled" bash "$recipes/distill.sh" mixed/data-bin "$teaches" student \
-  --upsample-primary "$UPSAMPLE" --max-update "$MAX_UPDATE"
+  --upsample-primary "$UPSAMPLE" --max-update "$MAX_UPDATE" --max-epoch "$endless"
 models=(--model "teacher=$teacher" --model student=student/averaged.pt)
 logs=(--log "student=logs/student.log")
 baseline=teacher
 if [ "$BASELINE" != 0 ]; then
   step baseline "the same student, undistilled" env KD=0 bash "$recipes/distill.sh" "$prepared/data-bin" none baseline \
-    --max-update "$MAX_UPDATE"
+    --max-update "$MAX_UPDATE" --max-epoch "$endless"
   models+=(--model baseline=baseline/averaged.pt)
   logs+=(--log "baseline=logs/baseline.log")
   baseline=baseline

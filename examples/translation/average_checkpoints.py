@@ -1,4 +1,4 @@
-"""Averages the weights of the last epochs of a training run into one checkpoint without optimizer state."""
+"""Averages a training run's last checkpoints, of epochs or of updates, into one without optimizer state."""
 
 import argparse
 import os
@@ -13,16 +13,22 @@ sys.path.insert(1, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 from kd_plugin.errors import KDPluginError  # noqa: E402
 from kd_plugin.teachers.loading import count_parameters, read_checkpoint  # noqa: E402
 
+# which checkpoints there are, and the flag of fairseq-train that keeps them
+EPOCHS = re.compile(r"checkpoint(\d+)\.pt$"), "--keep-last-epochs"
+UPDATES = re.compile(r"checkpoint_\d+_(\d+)\.pt$"), "--keep-interval-updates"
 
-def last_epochs(save_dir, count):
-    """Paths of the `count` newest checkpointEPOCH.pt, oldest first."""
-    epochs = sorted(int(m.group(1)) for m in (re.match(r"checkpoint(\d+)\.pt$", n) for n in os.listdir(save_dir)) if m)
-    if len(epochs) < count:
+
+def newest(save_dir, count, kind):
+    """Paths of the `count` newest checkpointEPOCH.pt or checkpoint_EPOCH_UPDATE.pt, oldest first."""
+    pattern, flag = kind
+    found = sorted((int(m.group(1)), m.group()) for m in map(pattern.match, os.listdir(save_dir)) if m)
+    if len(found) < count:
+        what = "epoch" if kind is EPOCHS else "update"
         raise KDPluginError(
-            f"{save_dir} has {len(epochs)} epoch checkpoints, --last asks for {count}. "
-            "Remedy: train with --keep-last-epochs at least that, or average fewer"
+            f"{save_dir} has {len(found)} {what} checkpoints, {count} are asked for. Remedy: train with {flag} at "
+            "least that, or average fewer"
         )
-    return [os.path.join(save_dir, f"checkpoint{epoch}.pt") for epoch in epochs[-count:]]
+    return [os.path.join(save_dir, name) for _, name in found[-count:]]
 
 
 def average(paths):
@@ -53,13 +59,16 @@ def average(paths):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("save_dir", help="--save-dir of the run")
-    parser.add_argument("--last", type=int, required=True, metavar="N", help="how many epochs")
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--last", type=int, metavar="N", help="how many epochs")
+    which.add_argument("--num-update-checkpoints", type=int, metavar="N", help="how many of --save-interval-updates")
     parser.add_argument("--output", required=True, help="checkpoint to write")
     args = parser.parse_args()
-    if args.last < 1:
-        parser.error("--last must be at least 1")
+    count, kind = (args.last, EPOCHS) if args.last is not None else (args.num_update_checkpoints, UPDATES)
+    if count < 1:
+        parser.error("at least 1 checkpoint is averaged")
     try:
-        paths = last_epochs(args.save_dir, args.last)
+        paths = newest(args.save_dir, count, kind)
         state = average(paths)
     except (KDPluginError, OSError) as error:
         raise SystemExit(f"average_checkpoints.py: {error}") from error

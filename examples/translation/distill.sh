@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A student taught by a teacher beside it, then the average of its last epochs. KD=0 trains the same student without
+# A student taught by a teacher beside it, then the average of its last checkpoints. KD=0 trains the same student without
 # the teacher: same data order, seed, updates and settings, so that the two may be compared.
 #
 #   distill.sh DATA_BIN TEACHER SAVE_DIR [further fairseq-train flags]      → SAVE_DIR/averaged.pt
@@ -29,7 +29,8 @@ WARMUP=${WARMUP:-2000}
 MAX_TOKENS=${MAX_TOKENS:-4096}
 UPDATE_FREQ=${UPDATE_FREQ:-1}
 MAX_EPOCH=${MAX_EPOCH:-38}
-AVERAGE=${AVERAGE:-8}
+AVERAGE=${AVERAGE:-8} # of the last so many epochs; of as many times SAVE_INTERVAL_UPDATES where epochs are long
+SAVE_INTERVAL_UPDATES=${SAVE_INTERVAL_UPDATES:-}
 SEED=${SEED:-1}
 # With KD=0 the plugin takes no part in the training; it lets torch >= 2.6 read fairseq's checkpoints when resuming.
 USER_DIR=${USER_DIR:-$(cd "$here/../../kd_plugin" && pwd)}
@@ -44,6 +45,14 @@ else
     [ -z "$TEACHER_WEIGHTS" ] || objective+=(--teacher-weights "$TEACHER_WEIGHTS")
 fi
 
+if [ -n "$SAVE_INTERVAL_UPDATES" ]; then
+    saving=(--save-interval-updates "$SAVE_INTERVAL_UPDATES" --keep-interval-updates "$AVERAGE" --no-epoch-checkpoints)
+    averaging=--num-update-checkpoints
+else
+    saving=(--keep-last-epochs "$AVERAGE")
+    averaging=--last
+fi
+
 fairseq-train "$data" --user-dir "$USER_DIR" --save-dir "$save_dir" --seed "$SEED" \
     "${objective[@]}" --label-smoothing "$LABEL_SMOOTHING" \
     --arch transformer --share-all-embeddings --dropout "$DROPOUT" \
@@ -53,7 +62,7 @@ fairseq-train "$data" --user-dir "$USER_DIR" --save-dir "$save_dir" --seed "$SEE
     --decoder-ffn-embed-dim "$FFN" --decoder-attention-heads "$HEADS" \
     --optimizer adam --adam-betas '(0.9, 0.98)' --lr "$LR" --lr-scheduler inverse_sqrt --warmup-updates "$WARMUP" \
     --max-tokens "$MAX_TOKENS" --update-freq "$UPDATE_FREQ" --required-batch-size-multiple 1 --max-epoch "$MAX_EPOCH" \
-    --best-checkpoint-metric nll_loss --keep-last-epochs "$AVERAGE" --update-epoch-batch-itr True \
+    --best-checkpoint-metric nll_loss "${saving[@]}" --update-epoch-batch-itr True \
     --log-format simple --log-interval 100 "$@"
 
-"${PYTHON:-python}" "$here/average_checkpoints.py" "$save_dir" --last "$AVERAGE" --output "$save_dir/averaged.pt"
+"${PYTHON:-python}" "$here/average_checkpoints.py" "$save_dir" "$averaging" "$AVERAGE" --output "$save_dir/averaged.pt"

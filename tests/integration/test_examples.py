@@ -241,12 +241,20 @@ def test_average_checkpoints_is_the_mean_of_the_last_epochs(tmp_path, monkeypatc
     assert model["encoder.embed_tokens.weight"].data_ptr() == model["decoder.embed_tokens.weight"].data_ptr()
     assert state["last_optimizer_state"] is None and OmegaConf.create(state["cfg"]).model._name == "transformer"
 
+    for epoch, update in ((8, 800), (9, 900), (10, 1000)):  # the same as saved by updates
+        (folder / f"checkpoint{epoch}.pt").rename(folder / f"checkpoint_{epoch}_{update}.pt")
+    by_updates = folder / "by_updates.pt"
+    result = run(sys.executable, script, folder, "--num-update-checkpoints", "2", "--output", by_updates)
+    assert result.returncode == 0 and "checkpoint_9_900.pt to checkpoint_10_1000.pt" in result.stdout
+    for name, value in torch.load(str(by_updates), weights_only=True)["model"].items():
+        assert torch.equal(value, model[name])
+
     monkeypatch.syspath_prepend(str(EXAMPLES))
     import average_checkpoints
 
-    arguments = [script, folder, "--last", "4", "--output", folder / "more.pt"]
+    arguments = [script, folder, "--num-update-checkpoints", "4", "--output", folder / "more.pt"]
     monkeypatch.setattr(sys, "argv", [str(word) for word in arguments])
-    with pytest.raises(SystemExit, match="has 3 epoch checkpoints"):
+    with pytest.raises(SystemExit, match="3 update checkpoints, 4 are asked for. Remedy.*--keep-interval-updates"):
         average_checkpoints.main()
     assert not (folder / "more.pt").exists()
 

@@ -1,13 +1,13 @@
 """scripts/distill_pipeline.sh from decoding to the report, and examples/translation/mix-data.sh, on a tiny corpus."""
 
 import json
-import shutil
 
 import pytest
 from fairseq.data import Dictionary, data_utils
 
+from kd_plugin.teachers.loading import read_checkpoint
 from tests.integration.test_examples import EXAMPLES, REPO, lines, multi30k, prepared, run  # noqa: F401
-from tests.support import MODEL, make_checkpoint
+from tests.support import MODEL
 
 
 def text_of(data, split, lang):
@@ -43,23 +43,28 @@ def test_mixed_data_has_each_part_as_a_training_split(prepared, tmp_path):  # no
 
 def test_from_decoding_to_the_report_and_again(prepared, tmp_path):  # noqa: F811
     pytest.importorskip("ctranslate2", reason="ctranslate2 is not installed")
-    teacher = tmp_path / "a teacher" / "teacher.pt"
-    make_checkpoint(teacher, prepared / "data-bin", "-s", "en", "-t", "de", *MODEL, "--share-all-embeddings", seed=4)
-    shutil.copy(prepared / "dict.txt", teacher.parent / "dict.txt")
     mono = tmp_path / "mono.en"
     one, other = lines(prepared / "raw" / "train.en")[:2]
     mono.write_text(f"{one}\n\n{one}\n{other}\n", encoding="utf-8")
     out = tmp_path / "out"
     settings = {
-        "MAX_UPDATE": "25", "AVERAGE": "1", "WARMUP": "2", "DIM": "16", "FFN": "16", "ENCODER_LAYERS": "1",
+        "TEACHER_FLAGS": " ".join(map(str, [*MODEL, "--encoder-ffn-embed-dim", 48, "--max-epoch", 1])),
+        "TEACHER_AVERAGE": "1", "MAX_UPDATE": "25", "AVERAGE": "2", "WARMUP": "2",
+        "DIM": "16", "FFN": "16", "ENCODER_LAYERS": "1",
         "HEADS": "2", "DECODER_LAYERS": "1", "NBEST": "2", "BEAM": "2", "CACHE": "4", "MAX_TOKENS": "2000",
         "CHECK_THRESHOLD": "0", "BASELINE": "0", "MONO": str(mono), "LR": "0.01",
-        # an untrained teacher writes nothing but loops
+        # a teacher of few updates writes nothing but loops
         "FILTER": "--max-repeats 1000 --max-length-ratio 1000 --min-letters 0 --copied-source keep",
     }  # fmt: skip
-    command = ["bash", REPO / "scripts" / "distill_pipeline.sh", prepared, out, teacher]
+    command = ["bash", REPO / "scripts" / "distill_pipeline.sh", prepared, out]
     first = run(*command, **settings)
     assert first.returncode == 0, first.stdout + first.stderr
+    # neither takes the other's sizes, and each ends where it should
+    of_teacher, of_student = (read_checkpoint(str(out / name / "averaged.pt")) for name in ("teacher", "student"))
+    assert of_teacher["cfg"].model.encoder_ffn_embed_dim == 48
+    assert of_student["cfg"].model.encoder_ffn_embed_dim == 16
+    updates = sorted(path.name for path in (out / "student").glob("checkpoint_*_*.pt"))
+    assert [name.split("_")[2] for name in updates] == ["22.pt", "24.pt"]
     records = [line for path in sorted((out / "decoded").glob("*.jsonl")) for line in lines(path)]
     assert sum(len(json.loads(line)["ids"]) for line in records) == 200
     dropped = json.loads((out / "mono-filtered" / "manifest.json").read_text())
@@ -71,7 +76,7 @@ def test_from_decoding_to_the_report_and_again(prepared, tmp_path):  # noqa: F81
     assert all(name in page for name in names) and "kd_loss" in page
 
     again = run(*command, **settings)
-    assert again.returncode == 0 and " log: " not in again.stdout and again.stdout.count("done before") == 13
+    assert again.returncode == 0 and " log: " not in again.stdout and again.stdout.count("done before") == 14
     # another alpha: the student and what follows it, and nothing before
     third = run(*command, **{**settings, "ALPHA": "0.3", "CHECK_THRESHOLD": "101"})
     assert third.returncode != 0 and "--check-threshold" in third.stderr
