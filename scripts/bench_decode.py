@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Translating on one CPU thread: fairseq-generate, as a user runs it, and CTranslate2 on the exported model.
 
-    bench_decode.py CHECKPOINT DATA_BIN --source RAW.src --reference RAW.tgt --sentencepiece-model M
+    bench_decode.py CHECKPOINT DATA_BIN --source RAW.src --reference RAW.tgt [--sentencepiece-model M]
                     [--vocabulary-map-from RAW.src RAW.tgt] [--rounds N] [--quick] [--out DIR]
 
 All use the same beam and length limits and batches of as many sentences, sorted by length. Times are of the search
@@ -70,7 +70,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--gen-subset", default="test")
     parser.add_argument("--source", required=True, help="the same sentences raw")
     parser.add_argument("--reference", required=True)
-    parser.add_argument("--sentencepiece-model", required=True)
+    parser.add_argument("--sentencepiece-model", help="default: symbols are what spaces separate")
     parser.add_argument("--vocabulary-map-from", nargs=2, metavar=("RAW.src", "RAW.tgt"))
     parser.add_argument("--beam", type=int, default=5)
     parser.add_argument("--batch-size", type=int, default=64, help="sentences; default: %(default)s")
@@ -146,7 +146,7 @@ def contestants(
 def main() -> None:
     arguments = parse()
     report = Report("bench_decode", arguments)
-    subwords = Subwords(arguments.sentencepiece_model)
+    subwords = Subwords(arguments.sentencepiece_model, "none")
     references = lines(arguments.reference)
     opened = open_checkpoint(arguments.checkpoint, {"data": arguments.data})
     # as the checkpoint would be with its weights alone, in float32

@@ -1,4 +1,4 @@
-"""The benchmark of the loss, as a user runs it: every contestant has real numbers or a reason why not."""
+"""The benchmarks as a user runs them: every contestant has real numbers or a reason why not."""
 
 import importlib.util
 import json
@@ -96,3 +96,23 @@ def test_report_names_machine_and_command(report):
     assert "bench_loss.py --quick" in data["command"] and data["command"] in text
     if importlib.util.find_spec("matplotlib"):
         assert (folder / "bench_loss.png").stat().st_size > 10_000
+
+
+def test_decoding_is_timed_side_by_side(workspace, tmp_path):
+    pytest.importorskip("ctranslate2", reason="ctranslate2 is not installed")
+    sides = [workspace.folder / f"test.{lang}" for lang in ("en", "de")]
+    result = subprocess.run(
+        list(map(str, [
+            sys.executable, SCRIPTS / "bench_decode.py", workspace.teacher, workspace.data, "--quick",
+            "--source", sides[0], "--reference", sides[1], "--vocabulary-map-from", *sides, "--out", tmp_path,
+        ])),
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", timeout=300,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stdout[-4000:]
+    (table,) = json.loads((tmp_path / "bench_decode.json").read_text(encoding="utf-8"))["tables"]
+    of = {row["contestant"]: row for row in table["rows"]}
+    assert list(of) == ["fairseq-generate", "CTranslate2 float32", "CTranslate2 int8", "int8, vocabulary map"]
+    assert of["CTranslate2 float32"]["identical"] == 1.0
+    assert of["CTranslate2 float32"]["bleu"] == of["fairseq-generate"]["bleu"] > 50
+    assert of["CTranslate2 int8"]["bytes"] < of["CTranslate2 float32"]["bytes"]
+    assert all(row["seconds"] > 0 and row["speedup"] > 0 for row in of.values())
