@@ -48,7 +48,7 @@ TEACHER_AVERAGE=${TEACHER_AVERAGE:-8}
 # The number of updates ends a student's training, and updates say which checkpoints are averaged: an epoch of other data
 # has another length.
 export AVERAGE=${AVERAGE:-4} SAVE_INTERVAL_UPDATES=${SAVE_INTERVAL_UPDATES:-$(((MAX_UPDATE + 19) / 20))}
-unset MAX_EPOCH
+unset MAX_EPOCH KD TEACHER_WEIGHTS USER_DIR # those of the recipes that this is not about
 endless=100000
 PYTHON=${PYTHON:-$(command -v python || command -v python3)}
 export PYTHON
@@ -63,16 +63,23 @@ chain=$(cat "$prepared/prepared.txt") # everything so far: a change anywhere bef
 step() {
   local name=$1 what=$2 started=$SECONDS
   shift 2
-  chain=$(printf '%s\0' "$chain" "$@" | sha256sum | cut -d' ' -f1)
+  local word previous='' counted=()
+  for word in "$@"; do # how many processes share the work changes nothing of it
+    [ "$word" = --workers ] || [ "$previous" = --workers ] || counted+=("$word")
+    previous=$word
+  done
+  chain=$(printf '%s\0' "$chain" "${counted[@]}" | sha256sum | cut -d' ' -f1)
   if [ "$(cat "done/$name" 2>/dev/null)" = "done $chain" ]; then
     echo "$what: done before"
     return
   fi
   # what another command has left; what this one has left it goes on with
-  [ "$(cat "done/$name" 2>/dev/null)" = "begun $chain" ] || rm -rf "$name"
-  echo "begun $chain" >"done/$name"
+  if [ "$(cat "done/$name" 2>/dev/null)" != "begun $chain" ]; then
+    rm -rf "$name" "logs/$name.log"
+    echo "begun $chain" >"done/$name"
+  fi
   echo "$what (log: $out/logs/$name.log)"
-  if ! "$@" >"logs/$name.log" 2>&1; then
+  if ! "$@" >>"logs/$name.log" 2>&1; then # the report reads the curve of a resumed training from both parts
     echo "${0##*/}: \"$what\" failed. The end of logs/$name.log:" >&2
     tail -n 20 "logs/$name.log" >&2
     exit 1
@@ -86,7 +93,7 @@ if [ -z "$teacher" ]; then
   read -r -a flags <<<"${TEACHER_FLAGS:-}"
   # the sizes and rates in the environment are the student's
   step teacher "teacher" env -u ENCODER_LAYERS -u DECODER_LAYERS -u DIM -u FFN -u HEADS -u DROPOUT -u LABEL_SMOOTHING -u LR \
-    -u WARMUP AVERAGE="$TEACHER_AVERAGE" bash "$recipes/train-teacher.sh" "$prepared/data-bin" teacher \
+    -u WARMUP -u MAX_TOKENS -u UPDATE_FREQ SEED="${SEED:-1}" AVERAGE="$TEACHER_AVERAGE" bash "$recipes/train-teacher.sh" "$prepared/data-bin" teacher \
     ${flags[@]+"${flags[@]}"}
   teacher=$out/teacher/averaged.pt
   cp "$prepared/dict.txt" teacher/dict.txt
@@ -108,6 +115,7 @@ step filtered "filter" kd-plugin filter selected --output filtered --text filter
 parts=(filtered/pseudo)
 [ "$PARTS" = pseudo ] || parts=(original "${parts[@]}")
 if [ -n "${MONO:-}" ]; then
+  chain=$chain$(sha256sum <"$MONO")
   [ "$SELECT" != reference ] || mono_select=score # it has no references
   step mono-decoded "translating $MONO" "${decoding[@]}" --input "$MONO" --output mono-decoded
   step mono-selected "one of $NBEST of each" kd-plugin select mono-decoded --by "${mono_select:-$SELECT}" \

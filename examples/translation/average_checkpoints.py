@@ -13,22 +13,42 @@ sys.path.insert(1, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 from kd_plugin.errors import KDPluginError  # noqa: E402
 from kd_plugin.teachers.loading import count_parameters, read_checkpoint  # noqa: E402
 
-# which checkpoints there are, and the flag of fairseq-train that keeps them
-EPOCHS = re.compile(r"checkpoint(\d+)\.pt$"), "--keep-last-epochs"
-UPDATES = re.compile(r"checkpoint_\d+_(\d+)\.pt$"), "--keep-interval-updates"
+EPOCH = re.compile(r"checkpoint(\d+)\.pt$")
+UPDATE = re.compile(r"checkpoint_\d+_(\d+)\.pt$")
 
 
-def newest(save_dir, count, kind):
-    """Paths of the `count` newest checkpointEPOCH.pt or checkpoint_EPOCH_UPDATE.pt, oldest first."""
-    pattern, flag = kind
-    found = sorted((int(m.group(1)), m.group()) for m in map(pattern.match, os.listdir(save_dir)) if m)
-    if len(found) < count:
-        what = "epoch" if kind is EPOCHS else "update"
+def last_epochs(save_dir, count):
+    """Paths of the `count` newest checkpointEPOCH.pt, oldest first."""
+    epochs = sorted(int(m.group(1)) for m in map(EPOCH.match, os.listdir(save_dir)) if m)
+    if len(epochs) < count:
         raise KDPluginError(
-            f"{save_dir} has {len(found)} {what} checkpoints, {count} are asked for. Remedy: train with {flag} at "
+            f"{save_dir} has {len(epochs)} epoch checkpoints, --last asks for {count}. "
+            "Remedy: train with --keep-last-epochs at least that, or average fewer"
+        )
+    return [os.path.join(save_dir, f"checkpoint{epoch}.pt") for epoch in epochs[-count:]]
+
+
+def last_updates(save_dir, count, every):
+    """Paths of the `count` newest checkpoints of a multiple of `every` updates, oldest first.
+
+    fairseq names checkpoint_EPOCH_UPDATE.pt only those that are not of an epoch's end.
+    """
+    found = {}
+    for name in os.listdir(save_dir):
+        path = os.path.join(save_dir, name)
+        by_name = UPDATE.match(name)
+        if by_name:
+            found[int(by_name.group(1))] = path
+        elif EPOCH.match(name) or name == "checkpoint_last.pt":
+            found.setdefault(read_checkpoint(path)["optimizer_history"][-1]["num_updates"], path)
+    updates = sorted(update for update in found if update > 0 and update % every == 0)
+    if len(updates) < count:
+        raise KDPluginError(
+            f"{save_dir} has {len(updates)} checkpoints of a multiple of {every} updates, --last asks for {count}. "
+            f"Remedy: train with --save-interval-updates {every} and --keep-interval-updates and --keep-last-epochs at "
             "least that, or average fewer"
         )
-    return [os.path.join(save_dir, name) for _, name in found[-count:]]
+    return [found[update] for update in updates[-count:]]
 
 
 def average(paths):
@@ -59,16 +79,17 @@ def average(paths):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("save_dir", help="--save-dir of the run")
-    which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("--last", type=int, metavar="N", help="how many epochs")
-    which.add_argument("--num-update-checkpoints", type=int, metavar="N", help="how many of --save-interval-updates")
+    parser.add_argument("--last", type=int, required=True, metavar="N", help="how many epochs")
+    parser.add_argument("--every", type=int, metavar="UPDATES", help="not epochs: so many --save-interval-updates")
     parser.add_argument("--output", required=True, help="checkpoint to write")
     args = parser.parse_args()
-    count, kind = (args.last, EPOCHS) if args.last is not None else (args.num_update_checkpoints, UPDATES)
-    if count < 1:
-        parser.error("at least 1 checkpoint is averaged")
+    if args.last < 1 or (args.every is not None and args.every < 1):
+        parser.error("--last and --every must be at least 1")
     try:
-        paths = newest(args.save_dir, count, kind)
+        if args.every is None:
+            paths = last_epochs(args.save_dir, args.last)
+        else:
+            paths = last_updates(args.save_dir, args.last, args.every)
         state = average(paths)
     except (KDPluginError, OSError) as error:
         raise SystemExit(f"average_checkpoints.py: {error}") from error

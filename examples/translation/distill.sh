@@ -31,6 +31,7 @@ UPDATE_FREQ=${UPDATE_FREQ:-1}
 MAX_EPOCH=${MAX_EPOCH:-38}
 AVERAGE=${AVERAGE:-8} # of the last so many epochs; of as many times SAVE_INTERVAL_UPDATES where epochs are long
 SAVE_INTERVAL_UPDATES=${SAVE_INTERVAL_UPDATES:-}
+UPSAMPLE_PRIMARY=${UPSAMPLE_PRIMARY:-1} # how often an epoch reads `train` where there is a train1 too
 SEED=${SEED:-1}
 # With KD=0 the plugin takes no part in the training; it lets torch >= 2.6 read fairseq's checkpoints when resuming.
 USER_DIR=${USER_DIR:-$(cd "$here/../../kd_plugin" && pwd)}
@@ -46,11 +47,10 @@ else
 fi
 
 if [ -n "$SAVE_INTERVAL_UPDATES" ]; then
-    saving=(--save-interval-updates "$SAVE_INTERVAL_UPDATES" --keep-interval-updates "$AVERAGE" --no-epoch-checkpoints)
-    averaging=--num-update-checkpoints
+    saving=(--save-interval-updates "$SAVE_INTERVAL_UPDATES" --keep-interval-updates "$AVERAGE")
+    averaging=(--every "$SAVE_INTERVAL_UPDATES")
 else
-    saving=(--keep-last-epochs "$AVERAGE")
-    averaging=--last
+    saving=() averaging=()
 fi
 
 fairseq-train "$data" --user-dir "$USER_DIR" --save-dir "$save_dir" --seed "$SEED" \
@@ -62,7 +62,8 @@ fairseq-train "$data" --user-dir "$USER_DIR" --save-dir "$save_dir" --seed "$SEE
     --decoder-ffn-embed-dim "$FFN" --decoder-attention-heads "$HEADS" \
     --optimizer adam --adam-betas '(0.9, 0.98)' --lr "$LR" --lr-scheduler inverse_sqrt --warmup-updates "$WARMUP" \
     --max-tokens "$MAX_TOKENS" --update-freq "$UPDATE_FREQ" --required-batch-size-multiple 1 --max-epoch "$MAX_EPOCH" \
-    --best-checkpoint-metric nll_loss "${saving[@]}" --update-epoch-batch-itr True \
+    --upsample-primary "$UPSAMPLE_PRIMARY" \
+    --best-checkpoint-metric nll_loss --keep-last-epochs "$AVERAGE" ${saving[@]+"${saving[@]}"} --update-epoch-batch-itr True \
     --log-format simple --log-interval 100 "$@"
 
-"${PYTHON:-python}" "$here/average_checkpoints.py" "$save_dir" "$averaging" "$AVERAGE" --output "$save_dir/averaged.pt"
+"${PYTHON:-python}" "$here/average_checkpoints.py" "$save_dir" --last "$AVERAGE" ${averaging[@]+"${averaging[@]}"} --output "$save_dir/averaged.pt"

@@ -8,7 +8,8 @@
 #   mix-data.sh multi30k.en-de mixed.en-de original pseudo/best     both; fairseq reads train and train1 together
 #
 # OUT is a prepared folder like PREPARED, with its validation and test sets: train on OUT/data-bin. The first part is
-# fairseq's `train`, the others are train1, train2, …; --upsample-primary N reads the first one N times an epoch.
+# fairseq's `train`, the others are train1, train2, …; --upsample-primary N reads the first one N times an epoch
+# (--task translation needs it, 1 at least).
 # Variables: WORKERS, PYTHON.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"

@@ -206,12 +206,15 @@ def quantizations() -> List[str]:
     return sorted(ACCEPTED_MODEL_TYPES)
 
 
-def open_translator(folder: Path, device: str = "cpu", compute_type: str = "default", threads: int = 0) -> Any:
+def open_translator(
+    folder: Path, device: str = "cpu", compute_type: str = "default", threads: int = 0, device_index: int = 0
+) -> Any:
     """The ctranslate2.Translator of a converted model.
 
     Args:
         compute_type: "default" computes in the type of the stored weights, as far as the device can
         threads: of one batch; 0: CTranslate2's choice
+        device_index: which of several GPUs
 
     Raises:
         KDPluginError: CTranslate2 is not installed, or the folder holds no model that it can run there
@@ -219,7 +222,12 @@ def open_translator(folder: Path, device: str = "cpu", compute_type: str = "defa
     ctranslate2 = _ctranslate2()
     try:
         return ctranslate2.Translator(
-            str(folder), device=device, compute_type=compute_type, inter_threads=1, intra_threads=threads
+            str(folder),
+            device=device,
+            device_index=device_index,
+            compute_type=compute_type,
+            inter_threads=1,
+            intra_threads=threads,
         )
     except (RuntimeError, ValueError) as error:
         raise KDPluginError(

@@ -30,7 +30,7 @@ from kd_plugin.pipeline.decoders import (
 from kd_plugin.pipeline.jobs import add_job_arguments, check_job, device_of
 from kd_plugin.pipeline.output import add_output_arguments, run_session
 from kd_plugin.pipeline.sources import BinarisedSource, Sentence, TextSource, group_equal, shares
-from kd_plugin.pipeline.subwords import SYMBOLS, Subwords
+from kd_plugin.pipeline.subwords import SYMBOLS, Subwords, check_known
 from kd_plugin.pipeline.translations import (
     Hypothesis,
     Record,
@@ -134,14 +134,15 @@ class Session:
     def __init__(self, args: argparse.Namespace, number: int):
         self._args, self.settings = args, settings_of(args)
         self._folder = Path(args.output)
-        inferred = (
-            infer_language_pair(args.data) if args.data is not None and Path(args.data).is_dir() else (None, None)
-        )
-        checkpoints = checkpoints_of(args, inferred)
+        is_data = args.data is not None and Path(args.data).is_dir()
+        inferred = infer_language_pair(args.data) if is_data else (None, None)
+        # fairseq-preprocess --only-source calls the target None
+        checkpoints = self._checkpoints = checkpoints_of(args, [None if lang == "None" else lang for lang in inferred])
         if checkpoints.languages is None:
             raise KDPluginError(f"--path {args.path}: its languages are not in the checkpoint. Remedy: -s LANG -t LANG")
         self.languages = checkpoints.languages
         subwords = self._subwords = Subwords(args.sentencepiece_model, args.remove_bpe)
+        subwords.check(checkpoints.target_dictionary)
         self.source: Any
         if args.input is not None:
             self.source = TextSource(args.input, subwords)
@@ -171,12 +172,11 @@ class Session:
             "max_tokens": args.max_tokens,
             "shard_sentences": args.shard_sentences,
         }
-        self._decoder = self._open_decoder(checkpoints)
+        self._model_folder = self._converted(checkpoints) if args.engine == "ctranslate2" else None
         self.progress: Callable[[int], Any] = lambda sentences: None
 
-    def _open_decoder(self, checkpoints: Checkpoints) -> Any:
-        if self._args.engine == "fairseq":
-            return FairseqDecoder(checkpoints, self.settings, self._device, DTYPES[self._compute_type])
+    def _converted(self, checkpoints: Checkpoints) -> Path:
+        """The CTranslate2 model: once for all workers and for later runs."""
         from kd_plugin.pipeline.ctranslate2_models import convert
 
         if len(checkpoints.paths) > 1:
@@ -186,12 +186,22 @@ class Session:
         folder = self._folder / name
         if not folder.is_dir():
             convert(checkpoints.paths[0], folder, "float32", checkpoints.overrides, *self.languages)
-        return CTranslate2Decoder(folder, self.settings, self._device.type, self._compute_type)
+        return folder
+
+    @functools.cached_property
+    def _decoder(self) -> Any:
+        """Opened by who translates, and not by who only shares the work out."""
+        device, compute_type = self._device, self._compute_type
+        if self._model_folder is None:
+            return FairseqDecoder(self._checkpoints, self.settings, device, DTYPES[compute_type])
+        index = device.index or 0
+        return CTranslate2Decoder(self._model_folder, self.settings, device.type, compute_type, device_index=index)
 
     def __call__(self, plan: Plan) -> Plan:
         """Translate a shard and write it."""
         groups = [self._groups.ids(group) for group in range(plan.first, plan.last)]
         sentences = list(self.source.read([ids[0] for ids in groups]))
+        check_known((sentence.tokens for sentence in sentences), self._checkpoints.source_dictionary)
         answers = self._translate(sentences, int(plan.name.split("-")[1]))
         counts = {EMPTY: 0, TOO_LONG: 0}
         records = []

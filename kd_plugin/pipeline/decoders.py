@@ -11,6 +11,7 @@ from fairseq.data import Dictionary, data_utils
 from fairseq.dataclass.configs import GenerationConfig
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
 
+from kd_plugin.cache.data import dictionary_sha256
 from kd_plugin.errors import KDPluginError
 from kd_plugin.files import sha256_of
 from kd_plugin.pipeline.opened import describe_checkpoint, read_description
@@ -61,7 +62,9 @@ class Checkpoints(NamedTuple):
     overrides: Dict[str, Any]
 
     def identity(self) -> List[str]:
-        return [sha256_of(path) for path in self.paths]
+        """All that decides what the models answer."""
+        dictionaries = (self.source_dictionary, self.target_dictionary)
+        return [*map(sha256_of, self.paths), *(dictionary_sha256(d.symbols) for d in dictionaries)]
 
 
 def default_dtype(device: torch.device) -> str:
@@ -183,18 +186,30 @@ class CTranslate2Decoder:
         folder: of the converted model
         compute_type: CTranslate2's; "default" keeps the type of the stored weights
         threads: of a batch, 0: CTranslate2's own choice
+        device_index: which of several GPUs
     """
 
     def __init__(
-        self, folder: Path, settings: Settings, device: str = "cpu", compute_type: str = "default", threads: int = 0
+        self,
+        folder: Path,
+        settings: Settings,
+        device: str = "cpu",
+        compute_type: str = "default",
+        threads: int = 0,
+        device_index: int = 0,
     ):
         from kd_plugin.pipeline.ctranslate2_models import open_translator
 
+        if settings.temperature != 1.0 and not settings.sampling:
+            raise KDPluginError(
+                f"--temperature {settings.temperature}: CTranslate2 has one for --sampling only. Remedy: leave it out, "
+                "or --engine fairseq"
+            )
         if settings.unkpen not in (0.0, float("inf")):
             raise KDPluginError(
                 f"--unkpen {settings.unkpen}: CTranslate2 knows 0 and inf. Remedy: one of these, or --engine fairseq"
             )
-        self._open = functools.partial(open_translator, folder, device, compute_type, threads)
+        self._open = functools.partial(open_translator, folder, device, compute_type, threads, device_index)
         self._translator = self._open()
         self._settings = settings
         positions = read_description(folder).get("max_source_tokens", UNSAID_TOKENS)

@@ -3,6 +3,7 @@
 import multiprocessing
 import pickle
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any, Callable, Iterator, Sequence
 
 import torch
@@ -58,6 +59,11 @@ def _run_processes(shards: Sequence[Any], make_worker: MakeWorker, workers: int)
         try:
             for future in as_completed(futures):
                 yield future.result()
+        except BrokenProcessPool as error:
+            raise KDPluginError(
+                "a worker died, for want of memory perhaps; what is finished is kept. Remedy: fewer --workers, or a "
+                "smaller --max-tokens, and the same command again"
+            ) from error
         finally:
             for future in futures:
                 future.cancel()

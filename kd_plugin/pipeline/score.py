@@ -30,7 +30,7 @@ from kd_plugin.pipeline.decoders import (
 )
 from kd_plugin.pipeline.jobs import add_job_arguments, check_job, device_of
 from kd_plugin.pipeline.output import add_output_arguments, run_session
-from kd_plugin.pipeline.subwords import Subwords
+from kd_plugin.pipeline.subwords import Subwords, check_known
 from kd_plugin.pipeline.translations import Record, Shard, Translations, write_shard
 
 TOO_LONG = "dropped_too_long"
@@ -109,8 +109,13 @@ class Session:
             "max_tokens": args.max_tokens,
             "input": manifest.digest(),
         }
-        self._scorer = Scorer(checkpoints, device, DTYPES[dtype])
+        self._open = functools.partial(Scorer, checkpoints, device, DTYPES[dtype])
         self.progress: Callable[[int], Any] = lambda translations: None
+
+    @functools.cached_property
+    def _scorer(self) -> "Scorer":
+        """Opened by who scores, and not by who only shares the work out."""
+        return self._open()
 
     def _is_backward(self, checkpoints: Checkpoints) -> bool:
         """Whether the model translates from the translations' target to their source language."""
@@ -120,14 +125,16 @@ class Session:
             return True
         raise KDPluginError(
             f"{checkpoints.paths[0]}: translates {'-'.join(checkpoints.languages)}, and {self._translations.folder} "
-            f"holds {'-'.join(self.languages)}. Remedy: a model of these languages, in either direction, or -s LANG "
-            "-t LANG where it names its languages otherwise"
+            f"holds {'-'.join(self.languages)}. Remedy: a model of these languages, in either direction"
         )
 
     def __call__(self, plan: Plan) -> Plan:
         """Score a shard's translations and write them again, in the same order."""
         records = list(self._translations.records_of(plan.shard))
-        scores = iter(self._scores([pair for record in records for pair in self._pairs(record)]))
+        pairs = [pair for record in records for pair in self._pairs(record)]
+        for side, dictionary in enumerate(self._scorer.dictionaries):
+            check_known((pair[side] for pair in pairs), dictionary)
+        scores = iter(self._scores(pairs))
         scored, dropped = [], 0
         for record in records:
             with_scores = [(hypothesis, next(scores)) for hypothesis in record.hypotheses]
@@ -167,7 +174,8 @@ class Scorer:
 
     def __init__(self, checkpoints: Checkpoints, device: torch.device, dtype: torch.dtype = torch.float32):
         self._ensemble, self._device = load_ensemble(checkpoints, device, dtype), device
-        self._scorer = SequenceScorer(self._ensemble.task.target_dictionary)
+        self.dictionaries = (checkpoints.source_dictionary, checkpoints.target_dictionary)
+        self._scorer = SequenceScorer(checkpoints.target_dictionary)
         self.max_tokens = (self._ensemble.max_source_tokens, self._ensemble.max_target_tokens)
 
     def __call__(self, pairs: List[Pair]) -> List[float]:
@@ -176,16 +184,14 @@ class Scorer:
         Args:
             pairs: symbols, without end of sentence; one batch
         """
-        task = self._ensemble.task
-        dictionaries = (task.source_dictionary, task.target_dictionary)
         samples: List[Dict[str, Any]] = []
         for number, pair in enumerate(pairs):
             source, target = (
                 torch.tensor([dictionary.index(token) for token in tokens] + [dictionary.eos()])
-                for dictionary, tokens in zip(dictionaries, pair)
+                for dictionary, tokens in zip(self.dictionaries, pair)
             )
             samples.append({"id": number, "source": source, "target": target})
-        pad, eos = task.target_dictionary.pad(), task.target_dictionary.eos()
+        pad, eos = self.dictionaries[1].pad(), self.dictionaries[1].eos()
         sample = collate(samples, pad, eos, left_pad_source=True, left_pad_target=False)
         sample = utils.apply_to_sample(lambda tensor: tensor.to(self._device), sample)
         answers = self._scorer.generate(self._ensemble.models, sample)

@@ -1,6 +1,7 @@
 """What is translated: a raw text file, or a split that fairseq-preprocess has binarised. Equal lines are found once."""
 
 import hashlib
+from array import array
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, NamedTuple, Sequence, Tuple
 
@@ -36,7 +37,7 @@ class TextSource:
         if not self._path.is_file():
             raise KDPluginError(f"--input {path}: no such file")
         digest = hashlib.sha256()
-        starts, hashes, position = [0], bytearray(), 0
+        starts, hashes, position = array("q", [0]), bytearray(), 0
         with open(self._path, "rb") as file:
             for number, line in enumerate(progress(file, None, "reading", "line"), 1):
                 try:
@@ -50,8 +51,8 @@ class TextSource:
                 hashes += hashlib.blake2b(_without_end(line), digest_size=HASH_BYTES).digest()
                 position += len(line)
                 starts.append(position)
-        self.hashes = np.frombuffer(bytes(hashes), dtype=f"V{HASH_BYTES}")
-        self._starts = np.array(starts, dtype=np.int64)
+        self.hashes = np.frombuffer(hashes, dtype=f"V{HASH_BYTES}")
+        self._starts = np.frombuffer(starts, dtype=np.int64)
         self._description = {"text_sha256": digest.hexdigest(), "subwords": subwords.identity()}
 
     def __len__(self) -> int:
@@ -67,7 +68,9 @@ class TextSource:
                 start, stop = self._starts[line : line + 2]
                 file.seek(int(start))
                 text = _without_end(file.read(int(stop - start))).decode("utf-8").replace("\r", " ")
-                yield Sentence(text, self._subwords.encode(text))
+                tokens = self._subwords.encode(text)
+                # what is segmented already is put together, as its translation will be
+                yield Sentence(self._subwords.decode(tokens) if self._subwords.joins else text, tokens)
 
 
 class BinarisedSource:
@@ -92,7 +95,7 @@ class BinarisedSource:
             content = self._dataset[index].numpy().tobytes()
             digest.update(len(content).to_bytes(8, "little") + content)
             hashes += hashlib.blake2b(content, digest_size=HASH_BYTES).digest()
-        self.hashes = np.frombuffer(bytes(hashes), dtype=f"V{HASH_BYTES}")
+        self.hashes = np.frombuffer(hashes, dtype=f"V{HASH_BYTES}")
         self._description = {"tokens_sha256": digest.hexdigest(), "subwords": subwords.identity()}
 
     def __len__(self) -> int:

@@ -1,13 +1,15 @@
 """From raw text to the symbols of a dictionary, and back."""
 
 from pathlib import Path
-from typing import Any, List, Optional
+from typing import Any, Iterable, List, Optional
 
+from fairseq.data import Dictionary
 from fairseq.data.data_utils import post_process
 
 from kd_plugin.errors import KDPluginError
 from kd_plugin.files import sha256_of
 
+SPACE = "\u2581"
 SYMBOLS = ("sentencepiece", "subword_nmt", "none")
 
 
@@ -39,8 +41,26 @@ class Subwords:
                 ) from error
             self.sha256 = sha256_of(model)
 
+    @property
+    def joins(self) -> bool:
+        """Whether decode(encode(text)) is other text: segmented text is put together."""
+        return self._processor is None and self._symbol != "none"
+
     def identity(self) -> str:
         return f"sentencepiece:{self.sha256}" if self.sha256 else self._symbol
+
+    def check(self, dictionary: Dictionary) -> None:
+        """Refuse to take spaces out of what is no sentencepiece text.
+
+        Raises:
+            KDPluginError: --remove-bpe sentencepiece, and the dictionary has no such symbols
+        """
+        if self._processor is None and self._symbol == "sentencepiece":
+            if not any(SPACE in symbol for symbol in dictionary.symbols):
+                raise KDPluginError(
+                    f"--remove-bpe sentencepiece: no symbol of the model's dictionary has sentencepiece's {SPACE}. "
+                    "Remedy: --remove-bpe subword_nmt (@@), or none for whole words"
+                )
 
     def encode(self, text: str) -> List[str]:
         """Symbols of a raw line."""
@@ -55,3 +75,21 @@ class Subwords:
         else:
             text = post_process(" ".join(tokens), self._symbol)
         return " ".join(text.splitlines()) if "\n" in text or "\r" in text else text
+
+
+def check_known(sentences: Iterable[List[str]], dictionary: Dictionary) -> None:
+    """Refuse text of which most symbols are unknown: it is segmented otherwise than the model's training data.
+
+    Raises:
+        KDPluginError: more than half of at least 20 symbols
+    """
+    known = dictionary.indices
+    total = unknown = 0
+    for tokens in sentences:
+        total += len(tokens)
+        unknown += sum(token not in known for token in tokens)
+    if total >= 20 and 2 * unknown > total:
+        raise KDPluginError(
+            f"{unknown:,} of {total:,} symbols of the text are not in the model's dictionary: it is segmented "
+            "otherwise. Remedy: --sentencepiece-model with the training data's, or text that is segmented already"
+        )

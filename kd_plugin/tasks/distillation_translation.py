@@ -147,6 +147,8 @@ class DistillationTranslationTask(TranslationTask):
 
     def load_dataset(self, split, epoch=1, combine=False, **kwargs):
         """As fairseq's; batches of a split whose answers are in --teacher-cache bring them along."""
+        if self.cfg.upsample_primary < 1:
+            self.cfg.upsample_primary = 1  # with fairseq's own default, -1, train and train1 together crash
         super().load_dataset(split, epoch=epoch, combine=combine, **kwargs)
         if isinstance(self.teacher, CachedTeacher):
             training = split == self.cfg.train_subset

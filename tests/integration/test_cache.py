@@ -130,6 +130,7 @@ def test_joined_repeated_and_divided_data_filtered_sentences(workspace, tmp_path
     base = ["--kd-alpha", 0.3, *SGD, "--disable-validation", "--no-epoch-checkpoints"]
     cases = {
         "joined": (joined, ["--upsample-primary", 2, "--max-update", 20]),
+        "joined, none more than once": (joined, ["--max-update", 5]),  # stock fairseq asks for --upsample-primary 1
         "divided": (f"{workspace.data}:{second}", ["--max-epoch", 3]),
         "filtered": (
             workspace.data,

@@ -194,7 +194,7 @@ def test_iwslt14_from_a_folder_and_from_the_archive(tmp_path):
     assert broken.returncode == 1 and "cannot be unpacked" in broken.stderr and not (tmp_path / "out").exists()
 
 
-def save_epoch(folder, epoch, weights):
+def save_epoch(folder, epoch, weights, updates=1):
     tied = weights["encoder"].float()
     model = {
         "encoder.embed_tokens.weight": tied,
@@ -207,7 +207,7 @@ def save_epoch(folder, epoch, weights):
         "model": model,
         "last_optimizer_state": {"state": tied.clone()},
         "optimizer_history": [
-            {"criterion_name": "X", "optimizer_name": "Y", "lr_scheduler_state": {}, "num_updates": 1}
+            {"criterion_name": "X", "optimizer_name": "Y", "lr_scheduler_state": {}, "num_updates": updates}
         ],
         "extra_state": {"train_iterator": {"epoch": epoch}},
     }
@@ -241,20 +241,23 @@ def test_average_checkpoints_is_the_mean_of_the_last_epochs(tmp_path, monkeypatc
     assert model["encoder.embed_tokens.weight"].data_ptr() == model["decoder.embed_tokens.weight"].data_ptr()
     assert state["last_optimizer_state"] is None and OmegaConf.create(state["cfg"]).model._name == "transformer"
 
-    for epoch, update in ((8, 800), (9, 900), (10, 1000)):  # the same as saved by updates
-        (folder / f"checkpoint{epoch}.pt").rename(folder / f"checkpoint_{epoch}_{update}.pt")
-    by_updates = folder / "by_updates.pt"
-    result = run(sys.executable, script, folder, "--num-update-checkpoints", "2", "--output", by_updates)
-    assert result.returncode == 0 and "checkpoint_9_900.pt to checkpoint_10_1000.pt" in result.stdout
-    for name, value in torch.load(str(by_updates), weights_only=True)["model"].items():
-        assert torch.equal(value, model[name])
+    # by updates: fairseq names those of an epoch's end by the epoch alone, and other epochs end in between
+    by_updates = tmp_path / "by updates"
+    by_updates.mkdir()
+    for epoch, (of_epoch, updates) in enumerate([(0, 90), (1, 100), (0, 130), (2, 200)], 1):
+        save_epoch(by_updates, epoch, weights[of_epoch], updates)
+    (by_updates / "checkpoint4.pt").rename(by_updates / "checkpoint_4_200.pt")
+    result = run(sys.executable, script, by_updates, "--last", "2", "--every", "50", "--output", output)
+    assert result.returncode == 0 and "checkpoint2.pt to checkpoint_4_200.pt" in result.stdout, result.stderr
+    for name, value in torch.load(str(output), weights_only=True)["model"].items():
+        assert name == "decoder.steps" or torch.equal(value, model[name])
 
     monkeypatch.syspath_prepend(str(EXAMPLES))
     import average_checkpoints
 
-    arguments = [script, folder, "--num-update-checkpoints", "4", "--output", folder / "more.pt"]
+    arguments = [script, by_updates, "--last", "3", "--every", "50", "--output", folder / "more.pt"]
     monkeypatch.setattr(sys, "argv", [str(word) for word in arguments])
-    with pytest.raises(SystemExit, match="3 update checkpoints, 4 are asked for. Remedy.*--keep-interval-updates"):
+    with pytest.raises(SystemExit, match="has 2 checkpoints of a multiple of 50 updates.*--keep-interval-updates"):
         average_checkpoints.main()
     assert not (folder / "more.pt").exists()
 

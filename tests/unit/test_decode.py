@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from kd_plugin import files
-from kd_plugin.cli import main
+from kd_plugin.cli import build_parser, main
 from kd_plugin.pipeline import decode
 from kd_plugin.pipeline.decoders import FairseqDecoder, Settings, open_checkpoints
 from kd_plugin.pipeline.translations import MANIFEST, Translations
@@ -216,3 +216,62 @@ def test_checkpoint_that_is_not_there_or_not_for_these_languages(teacher, corpus
     assert "none.pt" in capsys.readouterr().err
     run(teacher, corpus, tmp_path / "out", "-t", "fr", status=1)
     assert "dict.fr.txt" in capsys.readouterr().err
+
+
+def test_segmented_text_is_put_together_on_both_sides(tmp_path):
+    words = ["dog@@", "s", "run", "cat"]
+    write_dictionaries(tmp_path, words)
+    flags = ["-s", "en", "-t", "de", *MODEL]
+    make_checkpoint(tmp_path / "t.pt", tmp_path, *flags)
+    corpus = tmp_path / "in.en"
+    corpus.write_text("dog@@ s run\ncat run\n")
+    command = ["decode", "--input", corpus, "--path", tmp_path / "t.pt", "--max-len-b", 5, "--output"]
+    assert main(list(map(str, [*command, tmp_path / "out", "--remove-bpe", "subword_nmt"]))) == 0
+    assert [record.source for record in Translations(tmp_path / "out").records()] == ["dogs run", "cat run"]
+
+
+def test_wrong_segmentation_is_refused(teacher, tmp_path, capsys):
+    corpus = tmp_path / "in.en"
+    corpus.write_text("of another segmentation altogether\n" * 2 + " ".join(f"x{i}" for i in range(20)) + "\n")
+    run(teacher, corpus, tmp_path / "out", status=1)
+    assert "not in the model's dictionary" in capsys.readouterr().err
+    run(teacher, corpus, tmp_path / "other", "--remove-bpe", "sentencepiece", status=1)
+    assert "--remove-bpe subword_nmt" in capsys.readouterr().err
+
+
+def test_another_dictionary_makes_other_shards(tmp_path, capsys):
+    """A shard of the wrong dictionary is not taken over once the right one is there."""
+    write_dictionaries(tmp_path, WORDS)
+    make_checkpoint(tmp_path / "t.pt", tmp_path, "-s", "en", "-t", "de", *MODEL)
+    corpus = tmp_path / "in.en"
+    corpus.write_text("word1 word2\nword3\n")
+    write_dictionaries(tmp_path, WORDS[::-1])
+    flags = ["--shard-sentences", 1, "--num-shards", 2]
+    run(tmp_path / "t.pt", corpus, tmp_path / "out", *flags)
+    write_dictionaries(tmp_path, WORDS)
+    run(tmp_path / "t.pt", corpus, tmp_path / "out", "--shard-sentences", 1, status=1)
+    assert "shard-00000" in capsys.readouterr().err
+
+
+def test_each_worker_has_its_own_gpu(teacher, corpus, tmp_path, monkeypatch):
+    pytest.importorskip("ctranslate2", reason="ctranslate2 is not installed")
+    from kd_plugin.pipeline import ctranslate2_models, jobs
+
+    opened = []
+    monkeypatch.setattr(jobs.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(jobs.torch.cuda, "device_count", lambda: 8)
+    monkeypatch.setattr(ctranslate2_models, "open_translator", lambda *arguments: opened.append(arguments))
+    arguments = [
+        "decode",
+        "--input",
+        corpus,
+        "--path",
+        teacher,
+        "--output",
+        tmp_path,
+        "--engine",
+        "ctranslate2",
+        *COMMON,
+    ]
+    args = build_parser("decode").parse_args(list(map(str, arguments)))
+    assert decode.Session(args, 5)._decoder and opened[0][1] == "cuda" and opened[0][-1] == 5
