@@ -7,7 +7,7 @@ from kd_plugin.cache.records import Layout
 from kd_plugin.errors import KDPluginError
 from kd_plugin.files import digest_of, read_json, write_json
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 KINDS = ("topk", "sampled")
 BLOCK_TOKENS = 1024  # records under one checksum: what is read once more when one of them is asked for first
@@ -37,7 +37,8 @@ class Shard(NamedTuple):
 class Identity(NamedTuple):
     """All that decides what is in a store; two jobs that differ in any of it cannot write the same one.
 
-    teachers: of each its sha256, parameters and weight
+    teachers: of each its sha256, parameters, weight, and how its dictionaries are mapped to the student's
+    overrides: --teacher-overrides but for the place of the dictionaries
     max_positions: the longest (source, target) that the teachers read; longer sentences have no answer
     data: {target_sha256, source_sha256, sentences, tokens} of the binarised split
     dictionary_sha256: of the target symbols in their order, in which ids count
@@ -55,6 +56,7 @@ class Identity(NamedTuple):
     max_positions: List[int]
     data: Dict[str, Any]
     teachers: List[Dict[str, Any]]
+    overrides: Dict[str, Any]
 
     @property
     def layout(self) -> Layout:

@@ -1,5 +1,6 @@
 """Reading a store: records by the position of their target token in the split."""
 
+import errno
 import hashlib
 import mmap
 import zlib
@@ -7,6 +8,11 @@ from pathlib import Path
 from typing import Any, Callable, List, Optional
 
 import numpy as np
+
+try:
+    import resource
+except ImportError:  # not on Windows
+    resource = None  # type: ignore[assignment]
 
 from kd_plugin.cache.manifest import BLOCK_TOKENS, MANIFEST, REMEDY, Identity, Manifest, Shard
 from kd_plugin.cache.records import Records
@@ -43,7 +49,11 @@ class _OpenShard:
                     raise KDPluginError(f"{self.path} has {size} bytes instead of {expected}. {REMEDY}")
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except OSError as error:
-            raise KDPluginError(f"teacher cache: {error.filename}: {error.strerror}. {REMEDY}") from error
+            remedy = REMEDY
+            if error.errno == errno.EMFILE:
+                remedy = "Remedy: more open files (ulimit -n), or larger shards (kd-plugin cache --shard-tokens)"
+            path = error.filename or self.path
+            raise KDPluginError(f"teacher cache: {path}: {error.strerror}. {remedy}") from error
         if hashlib.sha256(stored).hexdigest() != shard.checksums_sha256:
             raise KDPluginError(f"{shard.checksums_path(folder)} is damaged: another sha256 than written. {REMEDY}")
         self._stored = np.frombuffer(stored, dtype="<u4")
@@ -68,6 +78,15 @@ class _OpenShard:
         self._checked[block] = True
 
 
+def _allow_open_files(more: int) -> None:
+    """As many as the system allows where the usual 1,024 may be too few: a mapped shard keeps its file open."""
+    if resource is None:
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and 2 * more > soft:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 class Store:
     """A teacher's answers to every target token of one binarised split, in the split's own order.
 
@@ -86,6 +105,7 @@ class Store:
         self.identity = self.manifest.identity
         ends = np.cumsum([shard.tokens for shard in self.manifest.shards], dtype=np.int64)
         self._starts = np.concatenate([[0], ends])
+        _allow_open_files(len(self.manifest.shards))
         self._shards = [_OpenShard(self.folder, shard, self.identity) for shard in self.manifest.shards]
 
     def __reduce__(self) -> Any:

@@ -150,7 +150,7 @@ class KDLabelSmoothedCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion):
         objective = Objective(alpha, temperature, self.eps, self.kd_divergence, self.kd_parameters, self.kd_top1_rank)
         teacher = self.teacher_of(sample)
         if teacher is None:
-            loss, terms = student.loss(None, target, objective)
+            loss, terms = student.loss(None, target, objective._replace(alpha=1.0))  # the cross-entropy, whole
             self._check_finite(loss, terms, rows, sample)
             sums = terms.sum(dim=0)
             return loss, {"nll_loss": sums[NLL], "ce_loss": sums[CE]}

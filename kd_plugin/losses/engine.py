@@ -1,5 +1,6 @@
 """From terms to a loss that autograd knows: which rows, which kernel, where the gradient goes."""
 
+import logging
 from functools import lru_cache
 from importlib import import_module
 from typing import Any, Callable, Optional, Tuple
@@ -7,11 +8,14 @@ from typing import Any, Callable, Optional, Tuple
 import torch
 from torch import Tensor
 
+from kd_plugin.errors import KDPluginError
 from kd_plugin.losses.answer import TeacherAnswer
 from kd_plugin.losses.definition import N_TERMS, NLL, Objective
 from kd_plugin.losses.memory import new_buffer
 from kd_plugin.losses.one_pass import gradient_scale, one_pass, rows_per_chunk
 from kd_plugin.losses.sparse import Knowledge
+
+logger = logging.getLogger(__name__)
 
 
 def row_losses(
@@ -25,6 +29,13 @@ def row_losses(
     gradient: Optional[Tensor] = None,
 ) -> Tensor:
     """`one_pass` by the fastest means for the device: the same arguments, the same results."""
+    vocab = student_logits.size(-1)
+    # compiled code would read and write beyond the row; on a GPU asking would make the host wait
+    if not target.is_cuda and target.numel() > 0 and not 0 <= int(target.min()) <= int(target.max()) < vocab:
+        raise KDPluginError(
+            f"targets {int(target.min())} … {int(target.max())} do not lie in the vocabulary, 0 … {vocab - 1}. Remedy: "
+            "padding_idx for rows that do not count"
+        )
     kernels = compiled_kernels(student_logits, teacher_logits, objective)
     run = kernels.one_pass if kernels is not None else one_pass
     with torch.no_grad(), torch.autocast(device_type=student_logits.device.type, enabled=False):
@@ -46,6 +57,9 @@ def kernels_for(device_type: str) -> Any:
     try:
         return import_module(f"kd_plugin.losses.{name}")
     except ImportError:
+        return None
+    except RuntimeError as error:  # Numba finds no folder to keep compiled code in
+        logger.warning(f"{name}: {error}; PyTorch computes instead, slower. Remedy: NUMBA_CACHE_DIR, a writable folder")
         return None
 
 
@@ -134,6 +148,12 @@ class GradientInHand(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> Any:
+        if (
+            torch.is_grad_enabled()
+        ):  # create_graph=True; once_differentiable would not see it, grad_outputs being constant
+            raise KDPluginError(
+                "the distillation loss has no second derivatives. Remedy: the definitions in divergences.py"
+            )
         if ctx.gradients is None:
             raise RuntimeError("backward a second time through a distillation loss whose gradient was given away")
         factor = grad_outputs[0] * ctx.factor

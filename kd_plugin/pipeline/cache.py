@@ -24,10 +24,11 @@ from kd_plugin.cache.writer import (
     plan_shards,
 )
 from kd_plugin.errors import KDPluginError
-from kd_plugin.files import make_folder
+from kd_plugin.files import digest_of, make_folder
 from kd_plugin.pipeline.batches import by_length
 from kd_plugin.pipeline.jobs import add_job_arguments, check_job, device_of, missing, work
 from kd_plugin.teachers.flags import open_teacher
+from kd_plugin.teachers.loading import parse_overrides
 from kd_plugin.teachers.online import TEACHER_DTYPES
 
 # of fp32 logits that are compressed at a time; malloc gives smaller ones ordinary pages (losses/memory.py)
@@ -177,6 +178,7 @@ class Session:
             _resolved(options.teacher_dtype),
         )
         self._device = device_of(number)
+        overrides = parse_overrides(options.teacher_overrides)
         vocab = len(task.target_dictionary)
         if options.k > vocab:
             raise KDPluginError(f"--k {options.k}: the target dictionary has {vocab} symbols")
@@ -196,11 +198,21 @@ class Session:
             max_positions=_smallest(self._teacher.max_positions()),
             data=data,
             teachers=[
-                {"sha256": member.sha256, "parameters": member.parameters, "weight": weight}
+                {
+                    "sha256": member.sha256,
+                    "parameters": member.parameters,
+                    "weight": weight,
+                    "maps": [
+                        None if indices is None else digest_of(indices.tolist())
+                        for indices in (member.source_indices, member.target_indices)
+                    ],
+                }
                 for member, weight in zip(self._teacher.members, self._teacher.weights())
             ],
+            overrides={name: value for name, value in overrides.items() if name != "data"},
         )
-        self.folder = Path(options.cache_dir) / f"{job.split}-{data['target_sha256'][:8]}"
+        both_sides = digest_of([data["source_sha256"], data["target_sha256"]])
+        self.folder = Path(options.cache_dir) / f"{job.split}-{both_sides[:8]}"
         self.progress: Callable[[int], Any] = lambda tokens: None
 
     def __call__(self, plan: Plan) -> Plan:

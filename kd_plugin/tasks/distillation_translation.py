@@ -130,6 +130,12 @@ class DistillationTranslationTask(TranslationTask):
             for name in ("teacher_path", "teacher_weights"):
                 if getattr(cfg, name):
                     raise KDPluginError(f"--{name.replace('_', '-')} and --teacher-cache are both given: leave one out")
+            for name, default in (("teacher_overrides", "{}"), ("teacher_dtype", "auto"), ("truncate_source", False)):
+                if str(getattr(cfg, name)) != str(default):
+                    raise KDPluginError(
+                        f"--{name.replace('_', '-')}: the answers in --teacher-cache were given without it. Remedy: "
+                        "leave it out; kd-plugin cache takes --teacher-overrides and --teacher-dtype"
+                    )
             self.teacher = CachedTeacher(cfg.teacher_cache, self.target_dictionary, parse_hashes(cfg.teacher_sha256))
         elif cfg.teacher_path:
             self.teacher = open_teacher(
@@ -162,6 +168,8 @@ class DistillationTranslationTask(TranslationTask):
         self.num_updates = update_num
         # a rank that has run out of data goes through a batch whose gradient is thrown away
         self.is_dummy_batch = ignore_grad
+        if ignore_grad and isinstance(self.teacher, CachedTeacher):
+            sample = self.teacher.complete(sample)
         return super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad, **kwargs)
 
     def get_batch_iterator(self, *args, **kwargs):

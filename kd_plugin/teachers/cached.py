@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kd_plugin.cache.data import dictionary_sha256, fingerprint, split_files
 from kd_plugin.cache.manifest import Identity
-from kd_plugin.cache.records import Layout
+from kd_plugin.cache.records import Layout, Records
 from kd_plugin.cache.store import Store, open_stores
 from kd_plugin.errors import KDPluginError
 from kd_plugin.losses.sparse import BUCKET_DIVERGENCES, SAMPLED_DIVERGENCES, SparseAnswer
@@ -147,6 +147,21 @@ class CachedTeacher:
         """Whether a batch has brought its answers."""
         return RECORDS in sample
 
+    def complete(self, sample: Dict[str, Any]) -> Dict[str, Any]:
+        """The batch, with invented answers where it has none.
+
+        A rank that has run out of data goes through a batch whose gradient is thrown away. fairseq keeps one for that,
+        and after validation it is one of the validation set, which need not have answers; but every rank has to log
+        the same terms and to meet the others where tokens are selected.
+        """
+        if self.covers(sample):
+            return sample
+        k, tokens = self.identity.k, int(sample["target"].ne(self._pad).sum())
+        half = np.full((tokens, k + 1), np.log(0.5), dtype=np.float32)
+        records = Records(np.tile(np.arange(k), (tokens, 1)), half[:, :k] - np.log(k), half[:, k])
+        encoded = torch.from_numpy(self.identity.layout.encode(records))
+        return {**sample, RECORDS: encoded.to(sample["target"].device)}
+
     @torch.no_grad()
     def __call__(self, sample: Dict[str, Any], rows: Tensor, student_dtype: torch.dtype) -> SparseAnswer:
         """As OnlineTeacher's: rows are positions in the flattened (batch * target length)."""
@@ -215,6 +230,7 @@ def decode(encoded: Tensor, layout: Layout, sampled: bool) -> SparseAnswer:
     """Layout.decode on the device of the batch."""
     ids_width = layout.k * layout.id_type.itemsize
     signed, mask = (torch.int16, 0xFFFF) if layout.id_type.itemsize == 2 else (torch.int32, 0xFFFFFFFF)
-    ids = encoded[:, :ids_width].contiguous().view(signed).long() & mask
-    lprobs = encoded[:, ids_width:].contiguous().view(torch.float16).float()
+    # in one dimension: of one row or none a part counts as contiguous, and cannot be viewed as wider numbers
+    ids = encoded[:, :ids_width].reshape(-1).view(signed).reshape(-1, layout.k).long() & mask
+    lprobs = encoded[:, ids_width:].reshape(-1).view(torch.float16).reshape(-1, layout.k + 1).float()
     return SparseAnswer(ids, lprobs[:, :-1], lprobs[:, -1], sampled)

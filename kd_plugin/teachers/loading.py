@@ -160,6 +160,9 @@ def load_teacher(
     # models.build_model, never task.build_model: that would make every later --eval-bleu decode with the teacher.
     # The model needs a task for its two dictionaries alone.
     stand_in = TranslationTask(TranslationConfig(), source_dict, target_dict)
+    for path_of_embeddings in ("encoder_embed_path", "decoder_embed_path"):
+        if getattr(cfg.model, path_of_embeddings, None):
+            setattr(cfg.model, path_of_embeddings, None)  # the checkpoint has the trained ones; the file may be gone
     name = getattr(cfg.model, "_name", None) or getattr(cfg.model, "arch", None)
     try:
         model = models.build_model(cfg.model, stand_in, from_checkpoint=True)

@@ -30,6 +30,10 @@ def test_flags_that_do_not_fit_the_cache(workspace, cache, tmp_path):
     assert "--kd-divergence skew_forward_kl" in message(*two, "--kd-divergence", "skew_forward_kl")
     assert "--teacher-path and --teacher-cache" in message(*two, "--teacher-path", workspace.teacher)
     assert "the answers in" in message(*two, "--teacher-sha256", "0" * 64)
+    assert "--teacher-overrides: the answers in --teacher-cache" in message(
+        *two, "--teacher-overrides", '{"dropout": 0}'
+    )
+    assert "--truncate-source: the answers in --teacher-cache" in message(*two, "--truncate-source")
 
 
 def test_other_data_and_other_dictionaries(workspace, cache, tmp_path):

@@ -130,7 +130,7 @@ def test_joined_repeated_and_divided_data_filtered_sentences(workspace, tmp_path
     base = ["--kd-alpha", 0.3, *SGD, "--disable-validation", "--no-epoch-checkpoints"]
     cases = {
         "joined": (joined, ["--upsample-primary", 2, "--max-update", 20]),
-        "joined, none more than once": (joined, ["--max-update", 5]),  # stock fairseq asks for --upsample-primary 1
+        "joined, each once": (joined, ["--max-update", 20]),  # stock fairseq asks for --upsample-primary 1
         "divided": (f"{workspace.data}:{second}", ["--max-epoch", 3]),
         "filtered": (
             workspace.data,
@@ -271,3 +271,16 @@ def test_sentences_too_long_for_the_teacher_are_kept_out_of_the_training(workspa
     )
     assert len(logged(one.stdout, "train_inner")) == len(logged(two.stdout, "train_inner")) > 3
     assert "not finite" not in two.stdout
+
+
+def test_ranks_without_a_batch_of_their_own(workspace, few, tmp_path):
+    """Three batches for two ranks: one goes through a batch that fairseq keeps from validation, without answers."""
+    same = ["--batch-size", 100, "--max-tokens", 4000, "--max-epoch", 2, "--no-epoch-checkpoints", *SGD]
+    gloo = ["--distributed-no-spawn", "--distributed-world-size", 2, "--distributed-backend", "gloo"]
+    gloo += ["--ddp-backend", "legacy_ddp"]
+    for name, flags in (("all", []), ("batch", ["--kd-selection", "batch", "--kd-select-ratio", 0.5])):
+        here = [*gloo, "--distributed-init-method", f"tcp://localhost:{free_port()}"]
+        command = training(workspace.data, tmp_path / name, *cached(few, *flags), *same, *here)
+        done, _ = run_together(*[[*command, "--distributed-rank", rank] for rank in (0, 1)])
+        last = logged(done.stdout, "train")[-1]
+        assert last["train_num_updates"] == 4 and 0 < last["train_kd_loss"] < 100

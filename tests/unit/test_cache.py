@@ -41,6 +41,7 @@ def identity_of(**changes):
         max_positions=[1024, 1024],
         data={"source_sha256": "a" * 64, "target_sha256": "b" * 64, "sentences": 700, "tokens": 7000},
         teachers=[{"sha256": "c" * 64, "parameters": 7, "weight": 1.0}],
+        overrides={},
     )
     return Identity(**{**fields, **changes})
 
@@ -271,7 +272,7 @@ def test_every_flipped_bit_is_seen_before_its_records_are_given_away(written):
         ("{", "cannot be read"),
         ("[1]", "no JSON object"),
         ("{}", "version None"),
-        ('{"version": 1}', "no manifest"),
+        ('{"version": 2}', "no manifest"),
     ],
 )
 def test_manifest_that_is_none(written, content, message):
@@ -438,6 +439,48 @@ def test_records_are_decoded_on_the_device_as_numpy_does(vocab):
     layout = Layout(3, vocab)
     _, records = sizes_and_records(vocab=vocab)
     encoded = layout.encode(records)
-    answer, wanted = decode(torch.from_numpy(encoded), layout, False), layout.decode(encoded)
-    assert (answer.ids.numpy() == wanted.ids).all() and wanted.ids.max() > 0.9 * vocab
-    assert (answer.lprobs.numpy() == wanted.lprobs).all() and (answer.log_rest.numpy() == wanted.log_rest).all()
+    wanted = layout.decode(encoded)
+    assert wanted.ids.max() > 0.9 * vocab
+    for tokens in (0, 1, 2, len(encoded)):
+        answer = decode(torch.from_numpy(encoded[:tokens]), layout, False)
+        part = Records(*(values[:tokens] for values in wanted))
+        assert answer.ids.shape == (tokens, 3) and (answer.ids.numpy() == part.ids).all()
+        assert (answer.lprobs.numpy() == part.lprobs).all() and (answer.log_rest.numpy() == part.log_rest).all()
+
+
+@pytest.mark.parametrize("kind", ["topk", "sampled"])
+def test_a_batch_without_answers_is_given_finite_ones(tmp_path, kind):
+    teacher = cached_teacher(tmp_path, kind=kind)
+    sample = {"target": torch.tensor([[5, 6, 2], [7, 2, 1]])}
+    rows = torch.tensor([0, 1, 2, 3, 4])
+    answer = teacher(teacher.complete(sample), rows, torch.float32)
+    mass = answer.lprobs.exp().sum(-1) + answer.log_rest.exp()
+    torch.testing.assert_close(mass, torch.ones(5), rtol=0, atol=2e-3)
+    assert (
+        answer.ids.tolist() == [[0, 1, 2]] * 5
+        and teacher.complete({**sample, "teacher_records": 1})["teacher_records"] == 1
+    )
+
+
+def test_too_few_open_files_are_named(written, monkeypatch):
+    from kd_plugin.cache import store
+
+    def none_left(*arguments, **others):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(store.mmap, "mmap", none_left)
+    with pytest.raises(KDPluginError, match=r"shard-00000.bin.*ulimit -n.*--shard-tokens"):
+        Store(written[0])
+
+
+def test_as_many_files_may_be_open_as_there_are_shards(monkeypatch):
+    resource = pytest.importorskip("resource", reason="this system has no such limit")
+    from kd_plugin.cache.store import _allow_open_files
+
+    set_to = []
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (1024, 4096))
+    monkeypatch.setattr(resource, "setrlimit", lambda which, limits: set_to.append(limits))
+    _allow_open_files(100)
+    assert set_to == []
+    _allow_open_files(900)
+    assert set_to == [(4096, 4096)]

@@ -9,6 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kd_plugin.compat import TORCH_VERSION
+from kd_plugin.errors import KDPluginError
 from kd_plugin.losses import DIVERGENCES, distillation_loss, divergences, memory
 from kd_plugin.losses import one_pass as engine_of_chunks
 from kd_plugin.losses.answer import ProjectedAnswer, TeacherAnswer
@@ -100,6 +101,14 @@ def test_graph_may_be_kept_and_is_otherwise_used_once():
         return  # this torch does not tell that a graph is used once: the gradient is copied, and may be had again
     with pytest.raises(RuntimeError, match="second time"):
         loss.backward()
+
+
+def test_second_derivatives_are_refused_and_not_wrong():
+    student, teacher, target = problem()
+    leaf = student.clone().requires_grad_()
+    loss = distillation_loss(leaf * 2, teacher, target, alpha=0.4).loss
+    with pytest.raises(KDPluginError, match="no second derivatives"):
+        torch.autograd.grad(loss, leaf, create_graph=True)
 
 
 def test_accumulated_backwards_add_up():

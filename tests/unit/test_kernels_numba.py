@@ -198,3 +198,13 @@ def test_compiled_code_is_kept_on_disk():
     stats = compiled_rows.dense_rows.stats
     assert sum(stats.cache_hits.values()) + sum(stats.cache_misses.values()) > 0
     assert stats.cache_path
+
+
+def test_no_place_for_compiled_code_leaves_pytorch(monkeypatch, caplog):
+    from kd_plugin.losses import engine
+
+    def no_locator(name):
+        raise RuntimeError("cannot cache function: no locator available")
+
+    monkeypatch.setattr(engine, "import_module", no_locator)
+    assert engine.kernels_for.__wrapped__("cpu") is None and "NUMBA_CACHE_DIR" in caplog.text

@@ -118,6 +118,16 @@ def test_old_checkpoints_with_args_are_read(dictionaries, tmp_path):
     assert load_teacher(str(path), student_task(dictionaries)).parameters > 0
 
 
+def test_pretrained_embeddings_of_its_training_are_not_looked_for(dictionaries, tmp_path):
+    vectors = tmp_path / "vectors.txt"
+    vectors.write_text("1 16\nword1 " + " ".join(["0.5"] * 16) + "\n")
+    path = tmp_path / "teacher.pt"
+    model = make_checkpoint(path, dictionaries, *LANGS, *MODEL, "--encoder-embed-path", vectors)
+    vectors.unlink()
+    loaded = load_teacher(str(path), student_task(dictionaries)).model
+    assert torch.equal(loaded.encoder.embed_tokens.weight, model.encoder.embed_tokens.weight)
+
+
 def test_dictionary_in_another_order_gives_the_same_answers(dictionaries, tmp_path):
     """The same model with its vocabulary permuted, and its dictionary with it, must answer the same."""
     path = tmp_path / "teacher.pt"
