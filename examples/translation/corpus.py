@@ -8,6 +8,7 @@ import argparse
 import gzip
 import hashlib
 import html
+import itertools
 import os
 import re
 import struct
@@ -20,15 +21,18 @@ def clean(line):
     return " ".join(line.split())
 
 
-def read_lines(path):
+def iterate_lines(path):
+    """The same as read_lines, one at a time: training data need not fit into memory."""
     try:
         with (gzip.open if path.endswith(".gz") else open)(path, "rb") as file:
-            lines = file.read().decode("utf-8-sig").split("\n")
+            for number, line in enumerate(file):
+                yield clean(line.decode("utf-8" if number else "utf-8-sig"))
     except (OSError, EOFError, UnicodeDecodeError) as error:
         raise SystemExit(f"{path} cannot be read ({error}); is it there, whole and in UTF-8?") from error
-    if lines[-1] == "":
-        lines.pop()
-    return [clean(line) for line in lines]
+
+
+def read_lines(path):
+    return list(iterate_lines(path))
 
 
 def write_lines(path, lines):
@@ -37,19 +41,28 @@ def write_lines(path, lines):
 
 
 def write_pairs(pairs, source_out, target_out):
-    pairs = list(pairs)
-    if not pairs:
+    count = 0
+    with open(source_out, "w", encoding="utf-8", newline="\n") as sources:
+        with open(target_out, "w", encoding="utf-8", newline="\n") as targets:
+            for source, target in pairs:
+                sources.write(source + "\n")
+                targets.write(target + "\n")
+                count += 1
+    if not count:
         raise SystemExit(f"{source_out}: no sentence pair to write; is the input empty?")
-    write_lines(source_out, [source for source, _ in pairs])
-    write_lines(target_out, [target for _, target in pairs])
-    print(f"{os.path.basename(source_out)}: {len(pairs)} pairs")
+    print(f"{os.path.basename(source_out)}: {count} pairs")
 
 
-def read_pairs(source, target, keep=lambda line: line):
-    sides = [[line for line in map(keep, read_lines(path)) if line is not None] for path in (source, target)]
-    if len(sides[0]) != len(sides[1]):
-        raise SystemExit(f"{source} has {len(sides[0])} sentences, {target} has {len(sides[1])}: not a parallel corpus")
-    return list(zip(*sides))
+def iterate_pairs(source, target, keep=lambda line: line):
+    """keep: what becomes of a line; None: nothing"""
+    counts = [0, 0]
+    sides = [(line for line in map(keep, iterate_lines(path)) if line is not None) for path in (source, target)]
+    for pair in itertools.zip_longest(*sides):
+        counts = [count + (line is not None) for count, line in zip(counts, pair)]
+        if None not in pair:
+            yield pair
+    if counts[0] != counts[1]:
+        raise SystemExit(f"{source} has {counts[0]} sentences, {target} has {counts[1]}: not a parallel corpus")
 
 
 def verify(folder, names):
@@ -107,7 +120,7 @@ def iwslt14(folder, source, target, out, lowercase):
             pairs = [(one.lower(), other.lower()) for one, other in pairs]
         write_pairs(pairs, *(os.path.join(out, f"{name}.{lang}") for lang in (source, target)))
 
-    train = read_pairs(path("train.tags", source, ""), path("train.tags", target, ""), iwslt_train_line)
+    train = list(iterate_pairs(path("train.tags", source, ""), path("train.tags", target, ""), iwslt_train_line))
     kept = [pair for pair in train if iwslt_keep(*pair)]
     print(f"train: {len(kept)} of {len(train)} pairs pass the length filter")
     write("train", [pair for number, pair in enumerate(kept, 1) if number % 23])
@@ -115,7 +128,7 @@ def iwslt14(folder, source, target, out, lowercase):
     test = []
     for name in IWSLT_TESTS:
         name = "IWSLT14." + name
-        test += read_pairs(path(name, source, ".xml"), path(name, target, ".xml"), iwslt_test_line)
+        test += iterate_pairs(path(name, source, ".xml"), path(name, target, ".xml"), iwslt_test_line)
     write("test", test)
 
 
@@ -151,10 +164,13 @@ def encode(model, dictionary, folder, out):
     spm = sentencepiece.SentencePieceProcessor(model_file=model)
     symbols = {line.rsplit(" ", 1)[0] for line in read_lines(dictionary)}
     for name in sorted(os.listdir(folder)):
-        encoded = [spm.encode(line, out_type=str) for line in read_lines(os.path.join(folder, name))]
-        write_lines(os.path.join(out, name), [" ".join(pieces) for pieces in encoded])
-        tokens = sum(map(len, encoded))
-        unknown = sum(piece not in symbols for pieces in encoded for piece in pieces)
+        tokens = unknown = 0
+        with open(os.path.join(out, name), "w", encoding="utf-8", newline="\n") as file:
+            for line in iterate_lines(os.path.join(folder, name)):
+                pieces = spm.encode(line, out_type=str)
+                tokens += len(pieces)
+                unknown += sum(piece not in symbols for piece in pieces)
+                file.write(" ".join(pieces) + "\n")
         print(f"{name}: {tokens} tokens, {unknown} of them not in the dictionary")
         # A test set may well hold a new character; a training set of another dictionary is a mistake.
         if name.startswith("train") and unknown > tokens * 0.01:
@@ -175,7 +191,7 @@ def check(data_bin, raw, pair):
     names = sorted(os.listdir(raw))
     for name in names:
         split, lang = name.rsplit(".", 1)
-        expected = len(read_lines(os.path.join(raw, name)))
+        expected = sum(1 for _ in iterate_lines(os.path.join(raw, name)))
         found = count_binarised(os.path.join(data_bin, f"{split}.{pair}.{lang}.idx"))
         if found != expected:
             raise SystemExit(f"{name}: {found} sentences binarised, {expected} in the raw text")
@@ -194,7 +210,7 @@ def main():
         sub.set_defaults(function=function)
 
     def pairs(source, target, source_out, target_out):
-        write_pairs(read_pairs(source, target), source_out, target_out)
+        write_pairs(iterate_pairs(source, target), source_out, target_out)
 
     many, whole = {"nargs": "+"}, {"type": int}
     command("verify", verify, ("folder", {}), ("names", many))
