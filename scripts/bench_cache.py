@@ -76,6 +76,7 @@ class Corpus:
                 "tokens": int(self.sizes.sum()),
             },
             teachers=[{"sha256": "0" * 64, "parameters": 0, "weight": 1.0}],
+            overrides={},
         )
 
     def write(self) -> Store:

@@ -116,3 +116,25 @@ def test_decoding_is_timed_side_by_side(workspace, tmp_path):
     assert of["CTranslate2 float32"]["bleu"] == of["fairseq-generate"]["bleu"] > 50
     assert of["CTranslate2 int8"]["bytes"] < of["CTranslate2 float32"]["bytes"]
     assert all(row["seconds"] > 0 and row["speedup"] > 0 for row in of.values())
+
+
+@pytest.mark.parametrize("name", ["bench_teacher", "bench_step", "bench_cache"])
+def test_the_others_run_to_their_report(name, tmp_path):
+    command = [
+        sys.executable,
+        SCRIPTS / f"{name}.py",
+        "--quick",
+        "--device",
+        "cpu",
+        "--threads",
+        "1",
+        "--out",
+        tmp_path,
+    ]
+    result = subprocess.run(
+        list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", timeout=300
+    )
+    assert result.returncode == 0, result.stdout[-4000:]
+    tables = json.loads((tmp_path / f"{name}.json").read_text(encoding="utf-8"))["tables"]
+    measured = [row for table in tables for row in table["rows"] if "skipped" not in row]
+    assert measured and all(row["seconds"] > 0 for row in measured if "seconds" in row)
