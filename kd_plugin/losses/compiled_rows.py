@@ -50,7 +50,10 @@ def _log(x):  # type: ignore[no-untyped-def]
 
 
 def _key(x):  # type: ignore[no-untyped-def]
-    """What orders as x does and LLVM takes the maximum of in vectors: of floats it does not, a NaN might be lost."""
+    """What orders as x does and LLVM takes the maximum of in vectors: of floats it does not, a NaN might be lost.
+
+    0 comes after -0. A NaN may come first or last; the sums still see it.
+    """
     raise NotImplementedError
 
 
