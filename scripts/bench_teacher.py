@@ -4,8 +4,8 @@
     bench_teacher.py [--quick] [--device cpu|cuda] [--threads N] [--seconds S] [--no-memory] [--out DIR]
 
 The teacher is a fairseq transformer with random weights. One run answers several batches, made by fairseq's own
-batching and collater. fairseq's way, as distillation forks use it, makes logits for every position, padding included;
-OnlineTeacher's makes them for the target tokens that count.
+batching and collater. fairseq's way, as distillation forks use it, computes every position, padding included;
+OnlineTeacher's computes the tokens that there are.
 """
 
 import argparse
@@ -54,7 +54,7 @@ def cases(arguments: argparse.Namespace) -> List[ModelCase]:
         small = [ModelCase("Multi30k, 1,024 tokens a batch", multi30k, vocab, 1024, 4) for vocab in (8192, 32768)]
         # as many as the recipe's --max-tokens
         small.insert(1, ModelCase("Multi30k, 4,096 tokens a batch", multi30k, 8192, 4096, 2))
-        return [*small, ModelCase("base, 512 tokens a batch", base, 32768, 512, 2)]
+        return [*small, *(ModelCase("base, 512 tokens a batch", base, vocab, 512, 2) for vocab in (8192, 32768))]
     sizes = {"Multi30k": multi30k, "base": base}
     return [
         ModelCase(name, size, vocab, 8192, 8, dtype)

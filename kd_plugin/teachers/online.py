@@ -13,6 +13,7 @@ from kd_plugin.errors import KDPluginError
 from kd_plugin.losses.answer import Project, ProjectedAnswer, TeacherAnswer
 from kd_plugin.losses.memory import Allocate, linear
 from kd_plugin.teachers.loading import LoadedTeacher, short_name
+from kd_plugin.teachers.packed import INPUTS, can_pack, packed_features
 
 logger = logging.getLogger(__name__)
 
@@ -91,18 +92,17 @@ class OnlineTeacher:
             net_input["prev_output_tokens"] = member.target_indices[net_input["prev_output_tokens"]]
         # the teacher has a dtype of its own: the student's autocast must not reach it
         with torch.autocast(device_type=device.type, enabled=False):
-            if gives_features(model):
+            project = _projection(model.decoder) if gives_features(model) else _as_it_is
+            if gives_features(model) and can_pack(model) and net_input.keys() <= INPUTS:
+                values = packed_features(model, net_input, rows)
+            elif gives_features(model):
                 # no layer has this index, so that no attention weights are computed, and no hidden states are kept
                 net_output = model(**net_input, features_only=True, alignment_layer=-1, return_all_hiddens=False)
-                values, project = net_output[0], _projection(model.decoder)
+                values = _at(rows, net_output[0])
+            elif has_adaptive_softmax(model):
+                values = _at(rows, model.get_normalized_probs(model(**net_input), log_probs=True))
             else:
-                net_output = model(**net_input)
-                values, project = net_output[0], _as_it_is
-                if has_adaptive_softmax(model):
-                    values = model.get_normalized_probs(net_output, log_probs=True)
-        # only the rows that count, in two dimensions: fairseq's projection of a frozen (batch, length, dimension) is
-        # 1.8 times as slow
-        values = values.reshape(-1, values.size(-1)).index_select(0, rows)
+                values = _at(rows, model(**net_input)[0])
         target_indices = member.target_indices
         if target_indices is None:
             return values, project
@@ -151,6 +151,12 @@ def _projection(decoder: Any) -> Project:
     if type(decoder).output_layer is not TransformerDecoderBase.output_layer or type(layer) is not torch.nn.Linear:
         return lambda features, allocate: decoder.output_layer(features)
     return lambda features, allocate: linear(features, layer.weight, layer.bias, allocate)
+
+
+def _at(rows: Tensor, values: Tensor) -> Tensor:
+    """Those that count, in two dimensions: fairseq's projection of a frozen (batch, length, dimension) takes 1.8 times
+    as long."""
+    return values.reshape(-1, values.size(-1)).index_select(0, rows)
 
 
 def _as_it_is(logits: Tensor, allocate: Allocate) -> Tensor:

@@ -1,0 +1,204 @@
+"""The features of a frozen fairseq transformer without any work for padding.
+
+fairseq computes every layer for a (length, batch) rectangle, of which a fifth to a quarter is padding on ordinary
+batches. Here the tokens of all sentences lie one after the other in one (tokens, dimension) tensor, which fairseq's own
+modules are applied to; only the attention's queries, keys and values are spread out to rectangles.
+"""
+
+from typing import Any, Callable, Dict, Optional
+
+import torch
+from fairseq.models.transformer import TransformerDecoderBase, TransformerEncoderBase, TransformerModelBase
+from fairseq.modules import MultiheadAttention
+from fairseq.modules.transformer_layer import TransformerDecoderLayerBase, TransformerEncoderLayerBase
+from torch import Tensor
+from torch.nn import functional as F
+
+Mask = Dict[str, Any]  # what scaled_dot_product_attention is told about it
+INPUTS = {"src_tokens", "src_lengths", "prev_output_tokens"}
+FORWARDS = {
+    TransformerModelBase: ["forward"],
+    TransformerEncoderBase: ["forward", "forward_scriptable"],
+    TransformerDecoderBase: ["forward", "extract_features", "extract_features_scriptable"],
+    TransformerEncoderLayerBase: ["forward", "residual_connection"],
+    TransformerDecoderLayerBase: ["forward", "residual_connection"],
+    MultiheadAttention: ["forward"],
+}
+
+
+def can_pack(model: Any) -> bool:
+    """Whether packed_features knows all that this model does, and this torch has what it needs (>= 2.0).
+
+    True of fairseq's transformers, with their architectures, whose forward methods are fairseq's own.
+    """
+    if not hasattr(F, "scaled_dot_product_attention") or not _is_stock(model, TransformerModelBase):
+        return False
+    encoder: Any = getattr(model, "encoder", None)
+    decoder: Any = getattr(model, "decoder", None)
+    return (
+        _is_stock(encoder, TransformerEncoderBase)
+        and _is_stock(decoder, TransformerDecoderBase)
+        and not decoder.cross_self_attention
+        and all(_is_stock_layer(layer, TransformerEncoderLayerBase) for layer in encoder.layers)
+        and all(_is_stock_layer(layer, TransformerDecoderLayerBase) for layer in decoder.layers)
+    )
+
+
+def _is_stock(module: Any, base: Any) -> bool:
+    """Whether it computes what `base` does: neither a subclass nor a wrapper of the instance changed it."""
+    return isinstance(module, base) and all(
+        getattr(type(module), name) is getattr(base, name) and name not in vars(module) for name in FORWARDS[base]
+    )
+
+
+def _is_stock_layer(layer: Any, base: Any) -> bool:
+    attentions = [layer.self_attn] if _is_stock(layer, base) else [None]
+    if base is TransformerDecoderLayerBase and attentions[0] is not None:
+        attentions.append(layer.encoder_attn)
+    # the scales of NormFormer (Shleifer et al. 2021)
+    scales = ("c_attn", "attn_ln", "ffn_layernorm", "w_resid")
+    return all(getattr(layer, name, None) is None for name in scales) and all(map(_is_plain_attention, attentions))
+
+
+def _is_plain_attention(attention: Any) -> bool:
+    return (
+        _is_stock(attention, MultiheadAttention)
+        and attention.bias_k is None
+        and not attention.add_zero_attn
+        and not getattr(attention, "use_xformers", False)
+    )
+
+
+class Layout:
+    """Where the tokens of a (batch, length) rectangle lie when they are packed.
+
+    Args:
+        tokens: (batch, length) symbols
+        padding_idx: the symbol that is not packed
+        rows: positions of the flattened rectangle that are packed whatever their symbol
+    """
+
+    def __init__(self, tokens: Tensor, padding_idx: int, rows: Optional[Tensor] = None):
+        self.shape = tokens.shape
+        real = tokens.ne(padding_idx)
+        kept = real.flatten() if rows is None else real.flatten().index_fill(0, rows, True)
+        self._from = kept.nonzero().squeeze(1)  # (packed,) position in the rectangle
+        self._to = (kept.cumsum(0) - 1).clamp_(min=0)  # (batch * length,) place in the pack, of padding any
+        self._full = self._from.numel() == kept.numel()
+        self._keys = real[:, None, None, :]
+        # whether the padding is in nobody's past
+        self._ends_padded = bool((real[:, 1:] <= real[:, :-1]).all() & (kept == real.flatten()).all())
+
+    def mask(self) -> Mask:
+        """For scaled_dot_product_attention to these tokens: no padding."""
+        return {} if self._full and self._ends_padded else {"attn_mask": self._keys}
+
+    def causal_mask(self) -> Mask:
+        """The same, and nothing that comes later."""
+        if self._ends_padded:
+            return {"is_causal": True}
+        past = torch.ones(self.shape[1], self.shape[1], dtype=torch.bool, device=self._to.device).tril()
+        return {"attn_mask": self._keys & past}
+
+    def pack(self, values: Tensor) -> Tensor:
+        """(batch, length, ...) to (packed, ...)."""
+        values = values.flatten(0, 1)
+        return values if self._full else values.index_select(0, self._from)
+
+    def spread(self, values: Tensor) -> Tensor:
+        """(packed, dimension) to (batch, length, dimension); what it holds for padding means nothing."""
+        values = values if self._full else values.index_select(0, self._to)
+        return values.view(*self.shape, -1)
+
+    def places(self, rows: Tensor) -> Tensor:
+        """Positions in the flattened rectangle to places in the pack."""
+        return rows if self._full else self._to[rows]
+
+
+@torch.no_grad()
+def packed_features(model: Any, net_input: Dict[str, Tensor], rows: Tensor) -> Tensor:
+    """What `model(**net_input, features_only=True)` gives in eval, at some target positions.
+
+    The sums are those of fairseq's modules over the same terms, in an order that depends on the tensors' shapes: in
+    fp32 features differ in the last bits.
+
+    Args:
+        model: one of which `can_pack` is true, in eval
+        net_input: fairseq's {src_tokens, src_lengths, prev_output_tokens}
+        rows: (tokens,) int64, positions in the flattened (batch * target length)
+
+    Returns:
+        (tokens, dimension) features, which the output projection turns into logits
+    """
+    encoder, decoder = model.encoder, model.decoder
+    source = Layout(net_input["src_tokens"], encoder.padding_idx)
+    target = Layout(net_input["prev_output_tokens"], decoder.padding_idx, rows)
+    memory = _encode(encoder, net_input["src_tokens"], source)
+    features = _decode(decoder, net_input["prev_output_tokens"], target, memory, source)
+    return features.index_select(0, target.places(rows))
+
+
+def _encode(encoder: Any, tokens: Tensor, layout: Layout) -> Tensor:
+    x = layout.pack(encoder.forward_embedding(tokens)[0])
+    for layer in encoder.layers:
+        x = _self_attention(layer, x, layout, layout.mask())
+        x = _feed_forward(layer, x)
+    return x if encoder.layer_norm is None else encoder.layer_norm(x)
+
+
+def _decode(decoder: Any, tokens: Tensor, layout: Layout, memory: Tensor, source: Layout) -> Tensor:
+    x = decoder.embed_scale * decoder.embed_tokens(tokens)
+    for embedding_layer in (decoder.quant_noise, decoder.project_in_dim):
+        x = x if embedding_layer is None else embedding_layer(x)
+    if decoder.embed_positions is not None:
+        x = x + decoder.embed_positions(tokens)
+    x = layout.pack(x)
+    if decoder.layernorm_embedding is not None:
+        x = decoder.layernorm_embedding(x)
+    past = layout.causal_mask()
+    for layer in decoder.layers:
+        x = _self_attention(layer, x, layout, past)
+        x = _source_attention(layer, x, layout, memory, source)
+        x = _feed_forward(layer, x)
+    for last_layer in (decoder.layer_norm, decoder.project_out_dim):
+        x = x if last_layer is None else last_layer(x)
+    return x
+
+
+def _self_attention(layer: Any, x: Tensor, layout: Layout, mask: Mask) -> Tensor:
+    def attend(x: Tensor) -> Tensor:
+        return _attend(layer.self_attn, x, layout, x, layout, mask)
+
+    return _with_residual(attend, x, layer.self_attn_layer_norm, layer.normalize_before)
+
+
+def _source_attention(layer: Any, x: Tensor, layout: Layout, memory: Tensor, source: Layout) -> Tensor:
+    def attend(x: Tensor) -> Tensor:
+        return _attend(layer.encoder_attn, x, layout, memory, source, source.mask())
+
+    return _with_residual(attend, x, layer.encoder_attn_layer_norm, layer.normalize_before)
+
+
+def _feed_forward(layer: Any, x: Tensor) -> Tensor:
+    def feed(x: Tensor) -> Tensor:
+        hidden = layer.fc1(x)
+        return layer.fc2(hidden.relu_() if layer.activation_fn is F.relu else layer.activation_fn(hidden))
+
+    return _with_residual(feed, x, layer.final_layer_norm, layer.normalize_before)
+
+
+def _with_residual(compute: Callable[[Tensor], Tensor], x: Tensor, norm: Any, norm_before: bool) -> Tensor:
+    """What `compute` makes of (packed, dimension) x and x itself, with the layer norm before or after."""
+    return compute(norm(x)).add_(x) if norm_before else norm(compute(x).add_(x))
+
+
+def _attend(attention: Any, x: Tensor, layout: Layout, memory: Tensor, source: Layout, mask: Mask) -> Tensor:
+    """Multi-head attention of packed x to packed memory."""
+
+    def heads(projected: Tensor, where: Layout) -> Tensor:
+        spread = where.spread(projected)
+        return spread.view(*where.shape, attention.num_heads, attention.head_dim).transpose(1, 2)
+
+    query, key = heads(attention.q_proj(x), layout), heads(attention.k_proj(memory), source)
+    attended = F.scaled_dot_product_attention(query, key, heads(attention.v_proj(memory), source), **mask)
+    return attention.out_proj(layout.pack(attended.transpose(1, 2).flatten(2)))

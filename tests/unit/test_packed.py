@@ -1,0 +1,163 @@
+"""A teacher computed without padding gives what fairseq's own forward gives, or is not computed so."""
+
+from unittest import mock
+
+import pytest
+import torch
+from fairseq import utils
+from fairseq.models.transformer import TransformerModel
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from kd_plugin.teachers.packed import can_pack, packed_features
+from tests.support import MODEL, make_checkpoint
+
+pytestmark = pytest.mark.skipif(
+    not hasattr(torch.nn.functional, "scaled_dot_product_attention"), reason="torch < 2.0: no teacher is packed"
+)
+
+PAD, EOS = 1, 2
+LANGS = ["-s", "en", "-t", "de"]
+PACKED = {
+    "post-norm": [],
+    "pre-norm, three and two layers": [
+        "--encoder-normalize-before", "--decoder-normalize-before", "--encoder-layers", 3, "--decoder-layers", 2,
+    ],
+    "gelu, learned positions": [
+        "--activation-fn", "gelu", "--encoder-learned-pos", "--decoder-learned-pos", "--layernorm-embedding",
+    ],
+    "no positions, unscaled": ["--no-token-positional-embeddings", "--no-scale-embedding"],
+    "narrow source, narrow features": ["--encoder-embed-dim", 12, "--decoder-output-dim", 8],
+    "shared embeddings": ["--share-all-embeddings"],
+    "quantisation noise": ["--quant-noise-pq", 0.1, "--quant-noise-pq-block-size", 1],
+    "layer drop": ["--encoder-layerdrop", 0.5, "--decoder-layerdrop", 0.5],
+    "adaptive softmax": ["--adaptive-softmax-cutoff", "10,20"],
+}  # fmt: skip
+NOT_PACKED = {
+    "attention to source and target at once": ["--cross-self-attention", "--no-cross-attention"],
+    "no attention to the source": ["--no-cross-attention"],
+    "checkpointed activations": ["--checkpoint-activations"],
+}
+
+
+def build(dictionaries, tmp_path, *arguments):
+    """A model of float64 with every parameter, biases and layer norms too, drawn anew."""
+    model = make_checkpoint(tmp_path / "teacher.pt", dictionaries, *LANGS, *MODEL, *arguments).double()
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
+    return model
+
+
+def rectangle(lengths, pad_left, first=None):
+    generator = torch.Generator().manual_seed(sum(lengths))
+    tokens = torch.full((len(lengths), max(lengths)), PAD)
+    for row, length in zip(tokens, lengths):
+        sentence = torch.randint(4, 32, (length,), generator=generator)
+        sentence[-1 if first is None else 0] = EOS
+        row[len(row) - length if pad_left else 0 :][:length] = sentence
+    return tokens
+
+
+def inputs(source_lengths, target_lengths, pad_left_source=True, pad_left_target=False):
+    return {
+        "src_tokens": rectangle(source_lengths, pad_left_source),
+        "src_lengths": torch.tensor(source_lengths),
+        "prev_output_tokens": rectangle(target_lengths, pad_left_target, first=EOS),
+    }
+
+
+def check(model, net_input, rows=None):
+    target = net_input["prev_output_tokens"].flatten()
+    rows = target.ne(PAD).nonzero().squeeze(1) if rows is None else rows
+    # fairseq's attention to the source computes its softmax in fp32 whatever the model's dtype
+    with torch.no_grad(), mock.patch.object(utils, "softmax", lambda x, dim, onnx_trace=False: torch.softmax(x, dim)):
+        expected = model(**net_input, features_only=True)[0].flatten(0, 1)[rows]
+    features = packed_features(model, net_input, rows)
+    torch.testing.assert_close(features, expected, rtol=1e-12, atol=1e-12)
+    assert features.shape[0] == len(rows) and features.abs().sum() > 0
+    return features
+
+
+@pytest.mark.parametrize("pad_left_target", [False, True])
+@pytest.mark.parametrize("pad_left_source", [False, True])
+@pytest.mark.parametrize("name", PACKED)
+def test_features_are_fairseqs(name, pad_left_source, pad_left_target, dictionaries, tmp_path):
+    model = build(dictionaries, tmp_path, *PACKED[name])
+    assert can_pack(model)
+    check(model, inputs([6, 3, 1, 4], [2, 5, 7, 1], pad_left_source, pad_left_target))
+    check(model, inputs([4, 4], [3, 3], pad_left_source, pad_left_target))
+
+
+def test_any_lengths(dictionaries, tmp_path):
+    model = build(dictionaries, tmp_path)
+    lengths = st.integers(1, 9)
+
+    @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(st.lists(st.tuples(lengths, lengths), min_size=1, max_size=5), st.booleans(), st.booleans())
+    def holds(pairs, pad_left_source, pad_left_target):
+        source, target = map(list, zip(*pairs))
+        check(model, inputs(source, target, pad_left_source, pad_left_target))
+
+    holds()
+
+
+def test_rows_may_be_few_and_of_padding(dictionaries, tmp_path):
+    """Some of the rows, in any order, and a target whose input is padding: fairseq answers for it as well."""
+    model = build(dictionaries, tmp_path)
+    for pad_left in (False, True):
+        net_input = inputs([6, 3], [2, 5], pad_left_target=pad_left)
+        real = net_input["prev_output_tokens"].flatten().ne(PAD).nonzero().squeeze(1)
+        check(model, net_input, real[[4, 0, 2]])
+    check(model, inputs([6, 3], [2, 5]), torch.tensor([6, 3, 0]))
+
+
+def test_embeddings_may_be_projected(dictionaries, tmp_path):
+    model = build(dictionaries, tmp_path)
+    model.decoder.project_in_dim = torch.nn.Linear(16, 16).double()  # of models made from a configuration alone
+    check(model, inputs([6, 3], [2, 5]))
+
+
+def test_padding_is_not_computed(dictionaries, tmp_path):
+    model = build(dictionaries, tmp_path)
+    seen = []
+    for side in (model.encoder, model.decoder):
+        side.layers[0].fc1.register_forward_hook(lambda module, x, y: seen.append(tuple(y.shape[:-1])))
+    check(model, inputs([6, 3], [2, 5]))
+    assert seen == [(6, 2), (5, 2), (9,), (7,)]  # fairseq's rectangles, then the tokens that there are
+
+
+def test_sentences_do_not_see_each_other(dictionaries, tmp_path):
+    model = build(dictionaries, tmp_path)
+    together = inputs([6, 3], [2, 5])
+    alone = {name: values[1:, -3:] if name == "src_tokens" else values[1:] for name, values in together.items()}
+    torch.testing.assert_close(check(model, alone), check(model, together)[2:], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", NOT_PACKED)
+def test_other_ways_of_computing_are_left_to_fairseq(name, dictionaries, tmp_path):
+    assert not can_pack(build(dictionaries, tmp_path, *NOT_PACKED[name]))
+
+
+def test_changed_methods_are_left_to_fairseq(dictionaries, tmp_path):
+    model = build(dictionaries, tmp_path)
+    layer = model.encoder.layers[0]
+    layer.forward = lambda x, **_: x
+    assert not can_pack(model)
+    del layer.forward
+    layer.self_attn.bias_k = torch.nn.Parameter(torch.zeros(1, 1, 16))
+    assert not can_pack(model)
+    layer.self_attn.bias_k = None
+    model.decoder.layers[0].c_attn = torch.nn.Parameter(torch.ones(2))
+    assert not can_pack(model)
+    model.decoder.layers[0].c_attn = None
+    assert can_pack(model)
+
+    class Other(TransformerModel):
+        def forward(self, *arguments, **keywords):
+            return super().forward(*arguments, **keywords)
+
+    model.__class__ = Other
+    assert not can_pack(model)
+    assert not can_pack(torch.nn.Linear(2, 2))
