@@ -1,12 +1,12 @@
 """What a teacher answers about the target tokens of a batch."""
 
 import functools
-from typing import Callable, Sequence, Tuple
+from typing import Any, Callable, Iterator, Sequence, Tuple
 
 import torch
 from torch import Tensor
 
-from kd_plugin.losses.memory import Allocate, new_buffer, scratch
+from kd_plugin.losses.memory import Allocate, new_buffer, projected_rows, scratch
 
 Project = Callable[[Tensor, Allocate], Tensor]
 
@@ -27,6 +27,13 @@ class TeacherAnswer:
     def everything(self) -> Tensor:
         """What the engine takes as a teacher, for all of the tokens."""
         return self.logits
+
+    def pieces(self, tokens: int, vocab: int) -> Iterator[Tuple[slice, Any]]:
+        """All of it, in pieces of some of the tokens: which of them, and what the engine takes as a teacher for them.
+
+        A piece is gone when the next one is asked for.
+        """
+        yield slice(0, tokens), self.everything
 
     def chunk(self, start: int, stop: int, reuse: bool = False) -> Tensor:
         """(stop - start, vocab) logits of some of the tokens.
@@ -52,6 +59,13 @@ class ProjectedAnswer(TeacherAnswer):
     @property
     def logits(self) -> Tensor:  # type: ignore[override]
         return self.chunk(0, self._members[0][0].size(0))
+
+    def pieces(self, tokens: int, vocab: int) -> Iterator[Tuple[slice, Any]]:
+        features = self._members[0][0]
+        step = projected_rows(vocab, features.element_size(), features.device)
+        for start in range(0, max(1, tokens), step):
+            stop = min(start + step, tokens)
+            yield slice(start, stop), self.chunk(start, stop, reuse=True)
 
     @torch.no_grad()
     def chunk(self, start: int, stop: int, reuse: bool = False) -> Tensor:

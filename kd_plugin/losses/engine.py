@@ -105,19 +105,28 @@ class StudentLogits:
             # detached, not .data: whoever else has kept the logits for its own backward then gets autograd's error
             gradient = logits.detach() if self.inplace else new_buffer(logits.shape, logits.dtype, logits.device)
 
-        def terms_of(chosen: Any, teacher_logits: Knowledge) -> Tensor:
-            rows = self.rows if chosen is None else self.rows[chosen]
-            return row_losses(
-                logits,
-                teacher_logits,
-                target if chosen is None else target[chosen],
-                objective,
-                rows=None if rows.numel() == logits.size(0) else rows,
-                teacher_rows=None if teacher_logits is None else teacher_rows,
-                gradient=gradient,
-            )
+        def terms_of(chosen: Any, answer: Optional[TeacherAnswer]) -> Tensor:
+            rows, wanted = (self.rows, target) if chosen is None else (self.rows[chosen], target[chosen])
+            everything = slice(0, rows.numel())
+            terms = []
+            for part, teacher in (
+                [(everything, None)] if answer is None else answer.pieces(rows.numel(), logits.size(1))
+            ):
+                terms.append(
+                    row_losses(
+                        logits,
+                        teacher,
+                        wanted[part],
+                        objective,
+                        rows=None if wanted[part].numel() == logits.size(0) else rows[part],
+                        teacher_rows=None if teacher is None else teacher_rows,
+                        gradient=gradient,
+                    )
+                )
+                del teacher  # before the next piece is made
+            return terms[0] if len(terms) == 1 else torch.cat(terms)
 
-        terms = in_two_groups(terms_of, None if answer is None else answer.everything, distilled)
+        terms = in_two_groups(terms_of, answer, distilled)
         loss = objective.total(terms.sum(dim=0))
         if gradient is not None:
             gradient.index_fill_(0, self.other_rows, 0)

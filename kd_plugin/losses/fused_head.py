@@ -13,12 +13,8 @@ from torch import Tensor
 from kd_plugin.losses.answer import TeacherAnswer
 from kd_plugin.losses.definition import N_TERMS, NLL, Objective, accumulation_dtype
 from kd_plugin.losses.engine import GradientInHand, in_two_groups, row_losses
-from kd_plugin.losses.memory import linear, new_buffer, scratch
+from kd_plugin.losses.memory import linear, new_buffer, projected_rows, scratch
 from kd_plugin.losses.one_pass import gradient_scale
-
-# bytes of one side's logits in a chunk: large enough for matrix products at full speed, and since each chunk reads and
-# writes the projection's whole gradient
-CHUNK_BYTES = {"cpu": 64 * 1024 * 1024, "cuda": 256 * 1024 * 1024}
 
 
 class StudentFeatures:
@@ -81,7 +77,7 @@ class StudentFeatures:
         weight = self.weight.detach().to(dtype)
         bias = None if self.bias is None else self.bias.detach().to(dtype)
         terms = []
-        step = min(self._chunk_rows(), max(1, positions.numel()))
+        step = projected_rows(weight.size(0), self.features.element_size(), weight.device)
         allocate = functools.partial(scratch, "student")
         for start in range(0, positions.numel(), step):
             at = positions[start : start + step]
@@ -103,11 +99,6 @@ class StudentFeatures:
         if self.features.is_cuda and torch.is_autocast_enabled():
             return torch.get_autocast_gpu_dtype()
         return self.features.dtype
-
-    def _chunk_rows(self) -> int:
-        vocab = self.weight.size(0)
-        limit = CHUNK_BYTES.get(self.features.device.type, CHUNK_BYTES["cuda"])
-        return max(1, limit // (vocab * self.features.element_size()))
 
 
 class Gradients:

@@ -7,6 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+# bytes of logits that are made at a time where all of them are not wanted at once: large enough for matrix products at
+# full speed, and since the fused head reads and writes its projection's whole gradient with each such chunk
+CHUNK_BYTES = {"cpu": 64 * 1024 * 1024, "cuda": 256 * 1024 * 1024}
+
 Allocate = Callable[[Sequence[int], torch.dtype, torch.device], Tensor]  # as new_buffer
 
 
@@ -38,6 +42,11 @@ def scratch(name: str, shape: Sequence[int], dtype: torch.dtype, device: torch.d
     if kept is None or kept.numel() < size:
         kept = _scratch[name, dtype] = new_buffer((size,), dtype, device)
     return kept[:size].view(*shape)
+
+
+def projected_rows(vocab: int, element_size: int, device: torch.device) -> int:
+    """How many rows of logits fill a chunk."""
+    return max(1, CHUNK_BYTES.get(device.type, CHUNK_BYTES["cuda"]) // (vocab * element_size))
 
 
 def linear(features: Tensor, weight: Tensor, bias: Optional[Tensor] = None, allocate: Allocate = new_buffer) -> Tensor:

@@ -31,9 +31,6 @@ from kd_plugin.teachers.flags import open_teacher
 from kd_plugin.teachers.loading import parse_overrides
 from kd_plugin.teachers.online import TEACHER_DTYPES
 
-# of fp32 logits that are compressed at a time; malloc gives smaller ones ordinary pages (losses/memory.py)
-CHUNK_BYTES = 64 * 1024 * 1024
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("data", metavar="DATA", help="binarised data as fairseq-train takes them, also A:B:C")
@@ -183,7 +180,6 @@ class Session:
         if options.k > vocab:
             raise KDPluginError(f"--k {options.k}: the target dictionary has {vocab} symbols")
         self._pad = task.target_dictionary.pad()
-        self._rows = max(1, CHUNK_BYTES // (4 * vocab))
         data = describe_data(job.data, job.split, job.source_lang, job.target_lang, self.sizes)
         self.identity = Identity(
             kind=options.kind,
@@ -254,8 +250,8 @@ class Session:
         rows = target.ne(self._pad).nonzero(as_tuple=True)[0]
         answer = self._teacher(sample, rows, torch.float32)
         chunks = [
-            compress(answer.chunk(start, min(start + self._rows, rows.numel()), True), kind, k, temperature, generator)
-            for start in range(0, rows.numel(), self._rows)
+            compress(logits, kind, k, temperature, generator)
+            for _, logits in answer.pieces(rows.numel(), self.identity.vocab)
         ]
         records = Records(*map(np.concatenate, zip(*chunks)))
         lengths = self.sizes[sample["id"].cpu().numpy()]

@@ -257,11 +257,10 @@ def test_selected_rows_are_distilled_and_the_others_keep_their_cross_entropy(alp
 @pytest.mark.parametrize("dtype,tolerance", [(torch.float64, 1e-12), (torch.float32, 2e-5), (torch.bfloat16, 5e-2)])
 @pytest.mark.parametrize("with_bias", [False, True])
 @pytest.mark.parametrize("factor,teachers", [(1.0, 1), (1.0, 2), (64.0, 2)])
-def test_fused_head_gives_loss_and_gradients_of_the_logits(dtype, tolerance, with_bias, factor, teachers, monkeypatch):
-    """Several chunks, tied weights, an answer that is projected chunk by chunk, also an ensemble's, a scaled loss."""
-    from kd_plugin.losses import fused_head
-
-    monkeypatch.setitem(fused_head.CHUNK_BYTES, "cpu", 4 * VOCAB * torch.empty(0, dtype=dtype).element_size())
+@pytest.mark.parametrize("kind", ["features", "logits", "logits, selected"])
+def test_answer_that_is_projected_chunk_by_chunk(kind, dtype, tolerance, with_bias, factor, teachers, monkeypatch):
+    """Several chunks, tied weights, also an ensemble's answer, a scaled loss; the student's logits at hand or not."""
+    monkeypatch.setitem(memory.CHUNK_BYTES, "cpu", 4 * VOCAB * torch.empty(0, dtype=dtype).element_size())
     target = torch.randint(0, VOCAB, (ROWS,), generator=torch.Generator().manual_seed(9))
     embedding = drawn(VOCAB, DIMENSION, seed=6, scale=1.0, dtype=dtype)
     bias = drawn(VOCAB, seed=7, scale=1.0, dtype=dtype) if with_bias else None
@@ -273,26 +272,34 @@ def test_fused_head_gives_loss_and_gradients_of_the_logits(dtype, tolerance, wit
     ]
     answer = ProjectedAnswer(members, [-math.log(teachers)] * teachers)
     objective = Objective(0.3, 2.0, 0.1)
+    expected_logits = answer.logits
 
-    def run(fused, to):
+    distilled = torch.arange(ROWS) % 3 > 0 if "selected" in kind else None
+    asked, project = [], answer.chunk
+    monkeypatch.setattr(
+        answer, "chunk", lambda i, j, reuse=False: (asked.append((i, j, reuse)), project(i, j, reuse))[1]
+    )
+
+    def run(chunked, to):
         weight = embedding.clone().to(to).requires_grad_()
         leaf_bias = None if bias is None else bias.clone().to(to).requires_grad_()
         features = weight[words] * 0.5  # tied: the embedding is the projection
-        if fused:
+        if chunked and kind == "features":
             loss, _ = StudentFeatures(features, weight, leaf_bias).loss(answer, target, objective)
         else:
             logits = torch.nn.functional.linear(features, weight, leaf_bias)
-            expected_answer = TeacherAnswer(answer.logits.to(to))
-            loss, _ = StudentLogits(logits, torch.arange(ROWS), torch.arange(0)).loss(
-                expected_answer, target, objective
-            )
+            whole = answer if chunked else TeacherAnswer(expected_logits.to(to))
+            student = StudentLogits(logits, torch.arange(ROWS), torch.arange(0))
+            loss, _ = student.loss(whole, target, objective, distilled=distilled)
         (loss * factor).backward()
         return [loss, weight.grad] + ([] if bias is None else [leaf_bias.grad])
 
+    n_asked = ROWS if distilled is None else int(distilled.sum())
     for value, expected in zip(run(True, dtype), run(False, torch.float64)):
         size = expected.abs().max().item()
         assert (value.double() - expected).abs().max().item() <= tolerance * max(1.0, size)
         assert value.dtype in (dtype, torch.float32)
+    assert asked == [(i, min(i + 4, n_asked), True) for i in range(0, n_asked, 4)]
 
 
 class FeaturesOnly(torch.nn.Module):

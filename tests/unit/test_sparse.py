@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 
+from kd_plugin.losses import memory
 from kd_plugin.losses.definition import AGREE, CE, KD, NLL, Objective
 from kd_plugin.losses.engine import StudentLogits
 from kd_plugin.losses.fused_head import StudentFeatures
@@ -196,9 +197,7 @@ def test_rows_that_are_not_distilled_and_no_gradient():
 
 
 def test_fused_head_with_a_sparse_answer(monkeypatch):
-    from kd_plugin.losses import fused_head
-
-    monkeypatch.setitem(fused_head.CHUNK_BYTES, "cpu", 3 * VOCAB * 8)
+    monkeypatch.setitem(memory.CHUNK_BYTES, "cpu", 3 * VOCAB * 8)
     _, teacher, target = problem()
     features, weight = drawn(ROWS, 8, seed=5, scale=1.0).requires_grad_(), drawn(VOCAB, 8, seed=6, scale=1.0)
     weight.requires_grad_()
