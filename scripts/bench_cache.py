@@ -134,9 +134,9 @@ def writing(
 
     def run() -> None:
         for sample, chosen in zip(samples, rows):
-            logits = teacher(sample, chosen, torch.float32).everything
-            if keep:
-                identity.layout.encode(compress(logits, "topk", K))
+            for _, logits in teacher(sample, chosen, torch.float32).pieces(len(chosen), identity.vocab):
+                if keep:
+                    identity.layout.encode(compress(logits, "topk", K))
 
     return Contestant(name, run)
 

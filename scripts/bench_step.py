@@ -55,7 +55,12 @@ def cases(arguments: argparse.Namespace) -> List[ModelCase]:
     tiny = Size(2, 64, 128, 4)  # transformer_student_micro
     if arguments.device.type == "cpu":
         # a base transformer has six layers a side; two of them keep the shares of layers and vocabulary alike
-        students = [("tiny", tiny, 1024, 2), ("base-like", Size(2, 512, 2048, 8), 512, 1)]
+        multi30k = Size(4, 128, 256, 4)  # examples/translation/train-teacher.sh's
+        students = [
+            ("tiny", tiny, 1024, 2),
+            ("Multi30k", multi30k, 1024, 2),
+            ("base-like", Size(2, 512, 2048, 8), 512, 1),
+        ]
     else:
         students = [("tiny", tiny, 8192, 8), ("base", Size(6, 512, 2048, 8), 8192, 4)]
     precision = "fp32" if arguments.device.type == "cpu" else "fp16"
