@@ -622,31 +622,50 @@ def _insert(value, index, values, indices, count):  # type: ignore[no-untyped-de
     indices[at] = index
 
 
+@exact
+def _insert_best(row, maxima, threshold, values, ids, groups):  # type: ignore[no-untyped-def]
+    """The best entries of a row, descending, and their ids; the number of those that are not below the threshold.
+
+    maxima: of groups of entries; group i has every maxima.size-th entry, from the i-th on
+    groups: working memory
+    """
+    n_groups, k = maxima.size, values.size
+    n_chosen, count = 0, 0
+    for i in range(n_groups):
+        if not maxima[i] < threshold:  # a NaN is not
+            groups[n_chosen] = i
+            n_chosen += 1
+    for start in range(0, row.size, n_groups):
+        for j in range(n_chosen):
+            i = start + groups[j]
+            if i < row.size and not row[i] < threshold and (count < k or row[i] > values[k - 1]):
+                _insert(row[i], i, values, ids, count)
+                count += 1
+    return count
+
+
 @numba.njit(nogil=True, cache=True)
-def top_rows(logits, ids, lprobs, log_rest, inverse_temperature, n_groups):  # type: ignore[no-untyped-def]
+def top_rows(logits, ids, lprobs, log_rest, inverse_temperature, n_groups, n_lanes):  # type: ignore[no-untyped-def]
     vocab, k = logits.shape[1], ids.shape[1]
-    maxima = np.empty(n_groups, logits.dtype)
-    values, groups = np.empty(k, logits.dtype), np.empty(k, np.int64)
+    maxima, lanes = np.empty(n_groups, logits.dtype), np.empty(n_lanes, logits.dtype)
+    values, groups = np.empty(k, logits.dtype), np.empty(n_groups, np.int64)
     whole = vocab - vocab % n_groups
     for token in range(logits.shape[0]):
         row = logits[token]
-        for i in range(n_groups):
-            maxima[i] = row[i]
+        maxima[:] = row[:n_groups]
         for start in range(n_groups, whole, n_groups):
             _block_maxima(row[start : start + n_groups], maxima)
         for i in range(whole, vocab):
             maxima[i - whole] = max(maxima[i - whole], row[i])
-        for i in range(n_groups):
-            if i < k or maxima[i] > values[k - 1]:
-                _insert(maxima[i], i, values, groups, i)
-        chosen = np.sort(groups)
-        count = 0
-        for start in range(0, vocab, n_groups):
-            for group in chosen:
-                i = start + group
-                if i < vocab and (count < k or row[i] > values[k - 1]):
-                    _insert(row[i], i, values, ids[token], count)
-                    count += 1
+        # the k-th of some maxima cannot be above the k-th of all entries
+        lanes[:] = maxima[:n_lanes]
+        for start in range(n_lanes, n_groups, n_lanes):
+            _block_maxima(maxima[start : start + n_lanes], lanes)
+        for i in range(n_lanes):
+            if i < k or lanes[i] > values[k - 1]:
+                _insert(lanes[i], i, values, groups, i)
+        if _insert_best(row, maxima, values[k - 1], values, ids[token], groups) < k:  # there are NaN
+            _insert_best(row, maxima, -np.inf, values, ids[token], groups)
         # summed without the entries: as a difference a small rest would be inexact
         for i in range(k):
             row[ids[token, i]] = -np.inf

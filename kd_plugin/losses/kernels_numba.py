@@ -21,6 +21,7 @@ logging.getLogger("numba").setLevel(logging.WARNING)  # it tells the compiler's 
 
 # entries of a thread: PyTorch's own threads, which wait busily, slow down what is shorter
 MIN_ENTRIES = 2**20
+LANES = 64  # of running maxima: several vectors' worth
 
 
 def supports(student_logits: Tensor, teacher_logits: Knowledge, objective: definition.Objective) -> bool:
@@ -92,11 +93,14 @@ def top_entries(logits: Tensor, k: int, temperature: float = 1.0) -> Tuple[Tenso
     lprobs, log_rest = torch.empty(n_rows, k, dtype=logits.dtype), torch.empty(n_rows, dtype=logits.dtype)
     arrays = [tensor.detach().numpy() for tensor in (logits, ids, lprobs, log_rest)]
     inverse_temperature = arrays[0].dtype.type(1.0 / temperature)
-    # the best k lie in the k groups with the best maxima; group i has every n_groups-th entry, from the i-th on
-    n_groups = max(k, min(vocab // 2, 1024))
+    # the best entries are looked for in the groups whose maxima are not below the k-th of as many lanes of groups
+    n_lanes = max(LANES, 1 << (2 * k - 1).bit_length())
+    n_groups = n_lanes * max(1, min(1024 // n_lanes, vocab // (2 * n_lanes)))
+    if vocab < n_groups:
+        n_groups = n_lanes = k
 
     def share(start: int, stop: int) -> None:
-        compiled_rows.top_rows(*(array[start:stop] for array in arrays), inverse_temperature, n_groups)
+        compiled_rows.top_rows(*(array[start:stop] for array in arrays), inverse_temperature, n_groups, n_lanes)
 
     _in_threads(share, n_rows, vocab)
     return ids, lprobs, log_rest

@@ -208,3 +208,35 @@ def test_no_place_for_compiled_code_leaves_pytorch(monkeypatch, caplog):
 
     monkeypatch.setattr(engine, "import_module", no_locator)
     assert engine.kernels_for.__wrapped__("cpu") is None and "NUMBA_CACHE_DIR" in caplog.text
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.2, 5.0])
+@pytest.mark.parametrize(
+    "vocab,k", [(2, 1), (40, 16), (63, 7), (64, 7), (130, 16), (1023, 16), (4097, 33), (9000, 4000)]
+)
+def test_top_entries_are_those_of_a_sort(vocab, k, scale):
+    """Ties go to the lower index; scale 0 is nothing but ties."""
+    logits, _, _ = batch(vocab=vocab, scale=scale)
+    logits[0] = logits[0].round()
+    logits[1, : vocab - k] = -INF
+    logits[2] = torch.linspace(-8.0, 0.0, vocab)  # the best come last
+    ids, lprobs, log_rest = kernels.top_entries(logits.clone(), k, 2.0)
+    order = np.argsort(-logits.numpy(), axis=-1, kind="stable")
+    np.testing.assert_array_equal(ids.numpy(), order[:, :k])
+    exact = torch.log_softmax(logits.double() / 2.0, dim=-1).gather(-1, torch.from_numpy(order))
+    torch.testing.assert_close(lprobs.double(), exact[:, :k], rtol=0, atol=2e-6)
+    torch.testing.assert_close(log_rest.double(), exact[:, k:].logsumexp(-1), rtol=0, atol=2e-6)
+    assert log_rest[1] == -INF
+
+
+@pytest.mark.parametrize("places", [[0], [0, 5, 64, 700], list(range(0, 5000, 2)), list(range(5000))])
+def test_top_entries_of_rows_with_nan_stay_within_the_vocabulary(places):
+    """What is wrong with such a row is seen in what is written of it, not in memory beyond it."""
+    logits, _, _ = batch(vocab=5000)
+    expected = kernels.top_entries(logits[1:].clone(), 16)
+    logits[0, places] = float("nan")
+    ids, lprobs, log_rest = kernels.top_entries(logits, 16)
+    assert ids.min() >= 0 and ids.max() < 5000
+    assert torch.isnan(lprobs[0]).all() or torch.isnan(log_rest[0])
+    for one, other in zip((ids, lprobs, log_rest), expected):
+        torch.testing.assert_close(one[1:], other, rtol=0, atol=0)
