@@ -165,7 +165,10 @@ def teacher_table(arguments: argparse.Namespace, memory: Memory, progress: Progr
         "“fairseq eval” is a model in eval mode under no_grad; with requires_grad False besides, as a frozen teacher "
         "often has it, PyTorch takes a slower way through fairseq's output projection."
     )
-    table.notes.append("kd_plugin's logits are made as the loss asks for them, chunk by chunk into the same memory.")
+    table.notes.append(
+        "kd_plugin's logits are made as the loss asks for them, chunk by chunk into the same memory, which is kept (64 "
+        "MB at most on a CPU) and not counted as extra."
+    )
     table.notes.append("Memory: N is the largest batch's number of target tokens, without padding.")
     if memory.unavailable is not None:
         table.notes.append(f"Memory was not measured: {memory.unavailable}.")
