@@ -125,7 +125,7 @@ def _distillation_loss(student: Tensor, teacher: Tensor, target: Tensor) -> Tens
     return distillation_loss(student, teacher, target, **parameters).loss
 
 
-PLAIN_UPDATE, LOSS_ALONE = "plain cross-entropy", "loss alone"
+PLAIN_UPDATE, LOSS_ALONE, FUSED = "plain cross-entropy", "loss alone", "--kd-fused-head"
 
 
 def step_rows(case: ModelCase, folder: pathlib.Path, arguments: argparse.Namespace, table: Table) -> None:
@@ -142,17 +142,20 @@ def step_rows(case: ModelCase, folder: pathlib.Path, arguments: argparse.Namespa
         parameters[name] = _count(write_checkpoint(path, size))
         distilled = trainer(folder, case.size, device, *DISTILLED, f"--teacher-path={path}")
         contestants.append(update(name, distilled, samples))
+        fused = trainer(folder, case.size, device, *DISTILLED, f"--teacher-path={path}", FUSED)
+        contestants.append(update(f"{name}, {FUSED}", fused, samples))
         contestants.append(alone.teacher(f"{name} alone", distilled.task.teacher))
     timings = race(contestants, arguments)
 
     for name, count in parameters.items():
-        timing = timings[name]
-        values = {**case._asdict(), **timing.row(), "parameters": count, "ratio": timing.over(timings[PLAIN_UPDATE])}
-        if name != PLAIN_UPDATE:
-            values["teacher_share"] = timings[f"{name} alone"].over(timing)
-            values["loss_share"] = timings[LOSS_ALONE].over(timing)
-        title = name if name == PLAIN_UPDATE else f"distilled, teacher {name}"
-        table.add(str(case), title, values)
+        for way in ("",) if name == PLAIN_UPDATE else ("", f", {FUSED}"):
+            timing = timings[name + way]
+            values = {**case._asdict(), **timing.row(), "parameters": count}
+            values["ratio"] = timing.over(timings[PLAIN_UPDATE])
+            if name != PLAIN_UPDATE:
+                values["teacher_share"] = timings[f"{name} alone"].over(timing)
+                values["loss_share"] = None if way else timings[LOSS_ALONE].over(timing)
+            table.add(str(case), name if name == PLAIN_UPDATE else f"distilled, teacher {name}{way}", values)
     table.notes.append(
         f"{case}: {case.size}; {len(samples)} batches of {min(alone.tokens)}–{max(alone.tokens)} target tokens, "
         f"{share_of_padding(samples):.0%} of the positions are padding."

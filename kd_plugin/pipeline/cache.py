@@ -25,6 +25,7 @@ from kd_plugin.cache.writer import (
 )
 from kd_plugin.errors import KDPluginError
 from kd_plugin.files import digest_of, make_folder
+from kd_plugin.losses.memory import CHUNK_BYTES
 from kd_plugin.pipeline.batches import by_length
 from kd_plugin.pipeline.jobs import add_job_arguments, check_job, device_of, missing, work
 from kd_plugin.teachers.flags import open_teacher
@@ -180,6 +181,7 @@ class Session:
         if options.k > vocab:
             raise KDPluginError(f"--k {options.k}: the target dictionary has {vocab} symbols")
         self._pad = task.target_dictionary.pad()
+        self._rows = max(1, CHUNK_BYTES["cpu"] // (4 * vocab))  # compressing makes several copies in fp32
         data = describe_data(job.data, job.split, job.source_lang, job.target_lang, self.sizes)
         self.identity = Identity(
             kind=options.kind,
@@ -249,10 +251,10 @@ class Session:
         target = sample["target"].reshape(-1)
         rows = target.ne(self._pad).nonzero(as_tuple=True)[0]
         answer = self._teacher(sample, rows, torch.float32)
-        chunks = [
-            compress(logits, kind, k, temperature, generator)
-            for _, logits in answer.pieces(rows.numel(), self.identity.vocab)
-        ]
+        chunks = []
+        for _, logits in answer.pieces(rows.numel(), self.identity.vocab):
+            chunks += [compress(part, kind, k, temperature, generator) for part in logits.split(self._rows)]
+            del logits  # before the next piece is made
         records = Records(*map(np.concatenate, zip(*chunks)))
         lengths = self.sizes[sample["id"].cpu().numpy()]
         starts = np.cumsum(lengths) - lengths

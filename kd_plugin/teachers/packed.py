@@ -9,29 +9,35 @@ from typing import Any, Callable, Dict, Optional
 
 import torch
 from fairseq.models.transformer import TransformerDecoderBase, TransformerEncoderBase, TransformerModelBase
-from fairseq.modules import MultiheadAttention
+from fairseq.modules import FairseqDropout, MultiheadAttention
 from fairseq.modules.transformer_layer import TransformerDecoderLayerBase, TransformerEncoderLayerBase
 from torch import Tensor
 from torch.nn import functional as F
 
+from kd_plugin.compat import TORCH_VERSION
+
 Mask = Dict[str, Any]  # what scaled_dot_product_attention is told about it
+# 1.13 has no scaled_dot_product_attention; on GPUs that of 2.1 is wrong for fp32 that is masked and not contiguous
+# (https://github.com/pytorch/pytorch/issues/112577)
+AVAILABLE = TORCH_VERSION >= (2, 2)
 INPUTS = {"src_tokens", "src_lengths", "prev_output_tokens"}
 FORWARDS = {
     TransformerModelBase: ["forward"],
     TransformerEncoderBase: ["forward", "forward_scriptable"],
-    TransformerDecoderBase: ["forward", "extract_features", "extract_features_scriptable"],
+    TransformerDecoderBase: ["forward", "extract_features", "extract_features_scriptable", "buffered_future_mask"],
     TransformerEncoderLayerBase: ["forward", "residual_connection"],
     TransformerDecoderLayerBase: ["forward", "residual_connection"],
-    MultiheadAttention: ["forward"],
+    MultiheadAttention: ["forward", "apply_sparse_mask"],
 }
 
 
 def can_pack(model: Any) -> bool:
-    """Whether packed_features knows all that this model does, and this torch has what it needs (>= 2.0).
+    """Whether packed_features knows all that this model does, and this torch has what it needs.
 
-    True of fairseq's transformers, with their architectures, whose forward methods are fairseq's own.
+    True of fairseq's transformers, with their architectures, whose forward methods are fairseq's own, and nobody's
+    hooks watch.
     """
-    if not hasattr(F, "scaled_dot_product_attention") or not _is_stock(model, TransformerModelBase):
+    if not AVAILABLE or not _is_stock(model, TransformerModelBase):
         return False
     encoder: Any = getattr(model, "encoder", None)
     decoder: Any = getattr(model, "decoder", None)
@@ -45,10 +51,20 @@ def can_pack(model: Any) -> bool:
 
 
 def _is_stock(module: Any, base: Any) -> bool:
-    """Whether it computes what `base` does: neither a subclass nor a wrapper of the instance changed it."""
-    return isinstance(module, base) and all(
-        getattr(type(module), name) is getattr(base, name) and name not in vars(module) for name in FORWARDS[base]
+    """Whether it computes what `base` does: no subclass, no wrapper of the instance and no hook changed it."""
+    return (
+        isinstance(module, base)
+        and all(
+            getattr(type(module), name) is getattr(base, name) and name not in vars(module) for name in FORWARDS[base]
+        )
+        and not (module._forward_hooks or module._forward_pre_hooks)
+        and all(_drops_nothing(getattr(module, name, None)) for name in ("dropout_module", "activation_dropout_module"))
     )
+
+
+def _drops_nothing(dropout: Any) -> bool:
+    """In eval. Adapters are known to be put in a dropout's place."""
+    return dropout is None or (type(dropout) is FairseqDropout and not dropout.apply_during_inference)
 
 
 def _is_stock_layer(layer: Any, base: Any) -> bool:

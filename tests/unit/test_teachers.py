@@ -100,15 +100,12 @@ def test_teacher_computes_no_attention_weights_and_projects_only_the_rows_asked_
 ):
     make_checkpoint(tmp_path / "teacher.pt", dictionaries, *LANGS, *ARCHITECTURES["post_norm"])
     loaded = load_teacher(str(tmp_path / "teacher.pt"), student_task(dictionaries))
-    if not packed:
-        monkeypatch.setattr(online, "can_pack", lambda model: False)
     weights, projected = [], []
-    for layer in loaded.model.decoder.layers:
+    for layer in [] if packed else loaded.model.decoder.layers:  # with hooks no model is packed
         layer.encoder_attn.register_forward_hook(lambda module, inputs, output: weights.append(output[1]))
     real = online.linear
     monkeypatch.setattr(online, "linear", lambda x, *rest: (projected.append(tuple(x.shape)), real(x, *rest))[1])
     answer = OnlineTeacher([loaded])(batch(), torch.tensor([0, 2, 3]), torch.float32)
-    packed = packed and hasattr(torch.nn.functional, "scaled_dot_product_attention")
     assert weights == ([] if packed else [None]) and projected == []
     assert answer.logits.shape == (3, 32) and projected == [(3, 16)]
 
