@@ -92,10 +92,11 @@ class OnlineTeacher:
             net_input["prev_output_tokens"] = member.target_indices[net_input["prev_output_tokens"]]
         # the teacher has a dtype of its own: the student's autocast must not reach it
         with torch.autocast(device_type=device.type, enabled=False):
-            project = _projection(model.decoder) if gives_features(model) else _as_it_is
-            if gives_features(model) and can_pack(model) and net_input.keys() <= INPUTS:
+            in_two_steps = gives_features(model)
+            project = _projection(model.decoder) if in_two_steps else _as_it_is
+            if in_two_steps and can_pack(model) and net_input.keys() <= INPUTS:
                 values = packed_features(model, net_input, rows)
-            elif gives_features(model):
+            elif in_two_steps:
                 # no layer has this index, so that no attention weights are computed, and no hidden states are kept
                 net_output = model(**net_input, features_only=True, alignment_layer=-1, return_all_hiddens=False)
                 values = _at(rows, net_output[0])

@@ -68,12 +68,14 @@ def _drops_nothing(dropout: Any) -> bool:
 
 
 def _is_stock_layer(layer: Any, base: Any) -> bool:
-    attentions = [layer.self_attn] if _is_stock(layer, base) else [None]
-    if base is TransformerDecoderLayerBase and attentions[0] is not None:
-        attentions.append(layer.encoder_attn)
+    attentions = ["self_attn", "encoder_attn"] if base is TransformerDecoderLayerBase else ["self_attn"]
     # the scales of NormFormer (Shleifer et al. 2021)
     scales = ("c_attn", "attn_ln", "ffn_layernorm", "w_resid")
-    return all(getattr(layer, name, None) is None for name in scales) and all(map(_is_plain_attention, attentions))
+    return (
+        _is_stock(layer, base)
+        and all(getattr(layer, name, None) is None for name in scales)
+        and all(_is_plain_attention(getattr(layer, name)) for name in attentions)
+    )
 
 
 def _is_plain_attention(attention: Any) -> bool:
