@@ -18,7 +18,7 @@ from typing import Any, Dict, List, Optional, Sequence
 
 import numpy as np
 import torch
-from bench_step import DISTILLED, PLAIN, PLAIN_UPDATE, cases, trainer, update
+from bench_step import DISTILLED, PLAIN, PLAIN_UPDATE, WAYS, cases, trainer, update
 from benchmarking import (
     CASE,
     MILLISECONDS,
@@ -50,7 +50,7 @@ from kd_plugin.teachers.cached import RECORDS
 K = 16
 SHARD_TOKENS = 1_000_000
 UPDATE, READ, FORWARD, WRITE = "from the cache", "reading alone", "teacher's forward", "forward and writing"
-FUSED = f"{UPDATE}, --kd-fused-head"
+UPDATES = {UPDATE + way: flags for way, flags in WAYS.items()}
 
 
 class Corpus:
@@ -156,8 +156,10 @@ def update_rows(case: ModelCase, folder: pathlib.Path, arguments: argparse.Names
         store.read_encoded(positions)
     reader = Reader(store, corpus.sizes)
     from_cache = [*DISTILLED, f"--teacher-cache={folder / 'cache'}"]
-    cached = trainer(folder, case.size, device, *from_cache)
-    fused = trainer(folder, case.size, device, *from_cache, "--kd-fused-head")
+
+    def cached(name: str, *flags: str) -> Contestant:
+        of_trainer = trainer(folder, case.size, device, *from_cache, *flags)
+        return cached_update(name, of_trainer, samples, tokens, reader)
 
     write_checkpoint(folder / "teacher.pt", case.size.wider())
     online = trainer(folder, case.size, device, *DISTILLED, f"--teacher-path={folder / 'teacher.pt'}")
@@ -170,8 +172,7 @@ def update_rows(case: ModelCase, folder: pathlib.Path, arguments: argparse.Names
 
     contestants = [
         update(PLAIN_UPDATE, plain, samples),
-        cached_update(UPDATE, cached, samples, tokens, reader),
-        cached_update(FUSED, fused, samples, tokens, reader),
+        *(cached(name, *flags) for name, flags in UPDATES.items()),
         Contestant(READ, read_all),
         writing(FORWARD, teacher, placed, pad, identity, keep=False),
         writing(WRITE, teacher, placed, pad, identity, keep=True),
@@ -180,10 +181,10 @@ def update_rows(case: ModelCase, folder: pathlib.Path, arguments: argparse.Names
     for contestant in contestants:
         timing = timings[contestant.name]
         values = {**case._asdict(), **timing.row()}
-        if contestant.name in (PLAIN_UPDATE, UPDATE, FUSED, READ):
+        if contestant.name in (PLAIN_UPDATE, READ, *UPDATES):
             values["ratio"] = timing.over(timings[PLAIN_UPDATE])
         if contestant.name == READ:
-            values["of_update"] = timing.over(timings[UPDATE])
+            values["of_update"] = timing.over(min((timings[name] for name in UPDATES), key=lambda t: t.median))
         if contestant.name in (FORWARD, WRITE):
             values["of_forward"] = timing.over(timings[FORWARD])
         table.add(str(case), contestant.name, values)

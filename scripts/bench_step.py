@@ -57,8 +57,8 @@ def cases(arguments: argparse.Namespace) -> List[ModelCase]:
         # a base transformer has six layers a side; two of them keep the shares of layers and vocabulary alike
         multi30k = Size(4, 128, 256, 4)  # examples/translation/train-teacher.sh's
         students = [
-            ("tiny", tiny, 1024, 2),
-            ("Multi30k", multi30k, 1024, 2),
+            ("tiny", tiny, 4096, 1),
+            ("Multi30k", multi30k, 4096, 1),
             ("base-like", Size(2, 512, 2048, 8), 512, 1),
         ]
     else:
@@ -125,7 +125,9 @@ def _distillation_loss(student: Tensor, teacher: Tensor, target: Tensor) -> Tens
     return distillation_loss(student, teacher, target, **parameters).loss
 
 
-PLAIN_UPDATE, LOSS_ALONE, FUSED = "plain cross-entropy", "loss alone", "--kd-fused-head"
+PLAIN_UPDATE, LOSS_ALONE = "plain cross-entropy", "loss alone"
+FUSED, PACKED = "--kd-fused-head", "--kd-packed-student"
+WAYS = {"": [], f", {FUSED}": [FUSED], f", {PACKED}": [PACKED], ", both": [FUSED, PACKED]}
 
 
 def step_rows(case: ModelCase, folder: pathlib.Path, arguments: argparse.Namespace, table: Table) -> None:
@@ -140,21 +142,20 @@ def step_rows(case: ModelCase, folder: pathlib.Path, arguments: argparse.Namespa
     for name, size in (("same size", case.size), ("twice as wide", case.size.wider())):
         path = folder / f"{name.replace(' ', '-')}.pt"
         parameters[name] = _count(write_checkpoint(path, size))
-        distilled = trainer(folder, case.size, device, *DISTILLED, f"--teacher-path={path}")
-        contestants.append(update(name, distilled, samples))
-        fused = trainer(folder, case.size, device, *DISTILLED, f"--teacher-path={path}", FUSED)
-        contestants.append(update(f"{name}, {FUSED}", fused, samples))
+        for way, flags in WAYS.items():
+            distilled = trainer(folder, case.size, device, *DISTILLED, f"--teacher-path={path}", *flags)
+            contestants.append(update(name + way, distilled, samples))
         contestants.append(alone.teacher(f"{name} alone", distilled.task.teacher))
     timings = race(contestants, arguments)
 
     for name, count in parameters.items():
-        for way in ("",) if name == PLAIN_UPDATE else ("", f", {FUSED}"):
+        for way in [""] if name == PLAIN_UPDATE else WAYS:
             timing = timings[name + way]
             values = {**case._asdict(), **timing.row(), "parameters": count}
             values["ratio"] = timing.over(timings[PLAIN_UPDATE])
             if name != PLAIN_UPDATE:
                 values["teacher_share"] = timings[f"{name} alone"].over(timing)
-                values["loss_share"] = None if way else timings[LOSS_ALONE].over(timing)
+                values["loss_share"] = None if FUSED in WAYS[way] else timings[LOSS_ALONE].over(timing)
             table.add(str(case), name if name == PLAIN_UPDATE else f"distilled, teacher {name}{way}", values)
     table.notes.append(
         f"{case}: {case.size}; {len(samples)} batches of {min(alone.tokens)}–{max(alone.tokens)} target tokens, "

@@ -25,6 +25,7 @@ import time
 import warnings
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -632,12 +633,12 @@ def write_checkpoint(path: pathlib.Path, size: Size) -> Any:
 
 def draw_batches(dictionary: Any, max_tokens: int, count: int) -> List[Dict[str, Any]]:
     """Batches by fairseq's own dataset, batching and collater: sentences of 4 to 60 tokens, most of about 14, targets
-    about as long as their sources, of similar length in a batch, padded."""
+    about as long as their sources, of similar length in a batch, padded as much as all batches are on average."""
     from fairseq.data import LanguagePairDataset, ListDataset
     from fairseq.data.data_utils import batch_by_size
 
     generator = torch.Generator().manual_seed(7)
-    n_sentences = 12 * count * max_tokens // 14
+    n_sentences = 30_000  # Multi30k's: the fewer there are, the more padding a batch of similar ones has
 
     def lengths(logarithm: Tensor, spread: float) -> Tensor:
         drawn = logarithm + spread * torch.randn(n_sentences, generator=generator)
@@ -657,9 +658,12 @@ def draw_batches(dictionary: Any, max_tokens: int, count: int) -> List[Dict[str,
         source, source.sizes, dictionary, target, target.sizes, dictionary, left_pad_source=True, left_pad_target=False
     )
     batches = batch_by_size(dataset.ordered_indices(), dataset.num_tokens, max_tokens=max_tokens)
-    step = len(batches) / count  # of all lengths, not only the shortest
-    chosen = [batches[int((i + 0.5) * step)] for i in range(count)]
-    return [dataset.collater([dataset[index] for index in batch]) for batch in chosen]
+    padded = np.array([len(batch) * int(target_sizes[batch].max()) for batch in batches])
+    real = np.array([int(target_sizes[batch].sum()) for batch in batches])
+    from_the_mean = np.abs(real / padded - real.sum() / padded.sum())
+    # of all lengths, not only the shortest
+    chosen = [part[from_the_mean[part].argmin()] for part in np.array_split(np.arange(len(batches)), count)]
+    return [dataset.collater([dataset[index] for index in batches[at]]) for at in chosen]
 
 
 def target_rows(sample: Dict[str, Any], padding_idx: int) -> Tuple[Tensor, Tensor]:

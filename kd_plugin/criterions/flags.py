@@ -77,6 +77,13 @@ class KDLabelSmoothedCrossEntropyCriterionConfig(LabelSmoothedCrossEntropyCriter
             "are ever made: for large vocabularies and batches"
         },
     )
+    kd_packed_student: bool = field(
+        default=False,
+        metadata={
+            "help": "compute the student without the padding of its batches, which saves as much of its time; dropout "
+            "draws other numbers than stock fairseq's. For fairseq's transformers, from torch 2.2 on"
+        },
+    )
     kd_alpha_end: Optional[float] = field(
         default=None,
         metadata={"help": "value that alpha (1: plain fairseq, 0: teacher alone) reaches after --kd-schedule-updates"},

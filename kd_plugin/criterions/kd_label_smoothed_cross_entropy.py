@@ -24,6 +24,7 @@ from kd_plugin.losses.fused_head import StudentFeatures
 from kd_plugin.losses.inplace import may_overwrite
 from kd_plugin.losses.schedules import scheduled_value
 from kd_plugin.losses.selection import SELECTIONS, gather_from_ranks
+from kd_plugin.models import packed
 from kd_plugin.teachers.online import gives_features, has_adaptive_softmax
 
 CRITERION_NAME = "kd_label_smoothed_cross_entropy"
@@ -56,6 +57,7 @@ class KDLabelSmoothedCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion):
         kd_queue_size=30000,
         kd_inplace="auto",
         kd_fused_head=False,
+        kd_packed_student=False,
         kd_alpha_end=None,
         kd_temperature_end=None,
         kd_schedule="constant",
@@ -69,7 +71,8 @@ class KDLabelSmoothedCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion):
         self.kd_top1_rank = kd_top1_rank
         self.kd_selection = str(kd_selection)
         self.kd_select_ratio, self.kd_queue_size = kd_select_ratio, kd_queue_size
-        self.kd_inplace, self.kd_fused_head = str(kd_inplace), kd_fused_head
+        self.kd_inplace = str(kd_inplace)
+        self.kd_fused_head, self.kd_packed_student = kd_fused_head, kd_packed_student
         self.kd_schedule = str(kd_schedule)
         self.kd_schedule_updates = kd_schedule_updates
         check_flags(self)
@@ -91,8 +94,8 @@ class KDLabelSmoothedCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion):
                 "train the student without --adaptive-softmax-cutoff"
             )
         accuracy = {}
-        if self.kd_fused_head:
-            loss, terms = self.compute_fused_loss(model, sample)
+        if self.kd_fused_head or self.kd_packed_student:
+            loss, terms = self.compute_token_loss(model, sample)
         else:
             net_output = model(**sample["net_input"])
             if self.report_accuracy:  # before the gradient is written over the logits
@@ -127,15 +130,32 @@ class KDLabelSmoothedCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion):
         loss, terms = self.compute_terms(student, target, rows, logits.dtype, sample)
         return (stock_loss if alpha == 1.0 else loss), terms
 
-    def compute_fused_loss(self, model, sample):
-        """The loss from a student's features, without logits of the whole batch, and every term of it for the log."""
-        self._check_fused_head(model)
-        rows, _, target = self.counted_rows(sample)
-        features = model(**sample["net_input"], features_only=True)[0]
-        projection = model.decoder.output_projection
-        features = features.reshape(-1, features.size(-1)).index_select(0, rows)
-        student = StudentFeatures(features, projection.weight, projection.bias)
-        return self.compute_terms(student, target, rows, features.dtype, sample)
+    def compute_token_loss(self, model, sample):
+        """The loss where the student answers for the target tokens alone, and every term of it for the log: with
+        --kd-packed-student, or with --kd-fused-head, which never makes logits of the whole batch."""
+        if self.kd_fused_head:
+            self._check_fused_head(model)
+        rows, other_rows, target = self.counted_rows(sample)
+        how = {"features_only": True} if self.kd_fused_head else {}
+        if self.kd_packed_student:
+            self._check_packed_student(model, sample)
+            with packed.packed_forward(packed.unwrapped(model), rows):
+                output = model(**sample["net_input"], **how)[0]
+        else:
+            output = model(**sample["net_input"], **how)[0]
+            output = output.reshape(-1, output.size(-1)).index_select(0, rows)
+        accuracy = {}
+        if self.kd_fused_head:
+            projection = model.decoder.output_projection
+            student = StudentFeatures(output, projection.weight, projection.bias)
+        else:
+            if self.report_accuracy:
+                n_correct = output.detach().argmax(dim=1).eq(target).sum()
+                accuracy = {"n_correct": utils.item(n_correct), "total": target.numel()}
+            every = torch.arange(rows.numel(), device=rows.device)
+            student = StudentLogits(output, every, other_rows[:0], inplace=self.write_in_place(model, output))
+        loss, terms = self.compute_terms(student, target, rows, output.dtype, sample)
+        return loss, {**terms, **accuracy}
 
     def compute_terms(self, student, target, rows, dtype, sample):
         """The loss of the student's answers and the teacher's, and every term of it for the log.
@@ -231,11 +251,10 @@ class KDLabelSmoothedCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion):
 
     def _check_fused_head(self, model):
         """Refuse --kd-fused-head where features and projection cannot be had one after the other."""
-        module = getattr(model, "module", model)
         decoder = getattr(model, "decoder", None)
         projection = getattr(decoder, "output_projection", None)
         reason = None
-        if not any(gives_features(m) for m in (model, module, getattr(module, "module", None))):
+        if not gives_features(packed.unwrapped(model)):
             reason = "the student's architecture does not give features and logits one after the other, as fairseq's "
             reason += "transformers do"
         elif type(decoder).output_layer is not TransformerDecoderBase.output_layer or type(projection) is not Linear:
@@ -246,6 +265,19 @@ class KDLabelSmoothedCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion):
             reason = "--ddp-backend fully_sharded keeps the projection in pieces"
         if reason is not None:
             raise KDPluginError(f"--kd-fused-head: {reason}. Remedy: train without --kd-fused-head")
+
+    def _check_packed_student(self, model, sample):
+        """Refuse --kd-packed-student where models/packed.py does not compute what the student's own forward does."""
+        reason, others = None, sorted(sample["net_input"].keys() - packed.INPUTS)
+        if not packed.AVAILABLE:
+            reason = f"torch {torch.__version__} is older than 2.2, whose attention it needs"
+        elif not packed.can_pack(packed.unwrapped(model)):
+            reason = "the student is not fairseq's transformer as it is, with encoder and decoder and nothing around "
+            reason += "its layers (--checkpoint-activations, --ddp-backend fully_sharded, hooks, adapters)"
+        elif others:
+            reason = f"the batches have further inputs ({', '.join(others)})"
+        if reason is not None:
+            raise KDPluginError(f"--kd-packed-student: {reason}. Remedy: train without --kd-packed-student")
 
     def _check_finite(self, loss, terms, rows, sample):
         """Stop before the update where a term is NaN or infinite, naming term, side, update and sentences.

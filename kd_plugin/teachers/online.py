@@ -12,8 +12,8 @@ from kd_plugin.compat import cpu_computes
 from kd_plugin.errors import KDPluginError
 from kd_plugin.losses.answer import Project, ProjectedAnswer, TeacherAnswer
 from kd_plugin.losses.memory import Allocate, linear
+from kd_plugin.models.packed import INPUTS, can_pack, packed_features
 from kd_plugin.teachers.loading import LoadedTeacher, short_name
-from kd_plugin.teachers.packed import INPUTS, can_pack, packed_features
 
 logger = logging.getLogger(__name__)
 

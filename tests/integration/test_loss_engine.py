@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from kd_plugin.compat import TORCH_VERSION
+from kd_plugin.models import packed
 from tests.support import (
     MODEL,
     PLUGIN,
@@ -86,35 +87,68 @@ def test_in_place_changes_no_bit(workspace, tmp_path):
     assert len(logs[0]) == 20 and logs[0] == logs[1] == logs[2]
 
 
-@pytest.mark.parametrize("tied", [[], ["--share-decoder-input-output-embed"]], ids=["untied", "tied"])
-def test_fused_head_trains_the_same_student(workspace, tmp_path, tied):
-    """With logits, without them, without them on two ranks (update-freq 2 on one rank sees the same batches)."""
-    same = [*workspace.distil("--kd-alpha", 0.3, "--kd-temperature", 2), *SGD, *SHORT, *tied]
-    fused = [*same, "--kd-fused-head"]
-    with_logits, without, rank, _ = run_together(
-        training(workspace.data, tmp_path / "logits", *same, "--update-freq", 2),
-        training(workspace.data, tmp_path / "fused", *fused, "--update-freq", 2),
-        *ranks(workspace, tmp_path / "ranks", *fused),
+FUSED, PACKED = "--kd-fused-head", "--kd-packed-student"
+packs = pytest.mark.skipif(not packed.AVAILABLE, reason="torch < 2.2: no student is packed")
+
+
+@pytest.mark.parametrize(
+    "how,student",
+    [
+        ([FUSED], []),
+        ([FUSED], ["--share-decoder-input-output-embed"]),
+        pytest.param([PACKED], ["--share-decoder-input-output-embed", "--encoder-normalize-before"], marks=packs),
+        pytest.param([PACKED, FUSED], [], marks=packs),
+    ],
+    ids=["fused", "fused, tied", "packed, tied, pre-norm", "packed and fused"],
+)
+def test_fused_head_and_packed_student_train_the_same_student(workspace, tmp_path, how, student):
+    """Without them, with them, with them on two ranks (update-freq 2 on one rank sees the same batches)."""
+    same = [*workspace.distil("--kd-alpha", 0.3, "--kd-temperature", 2), *SGD, *SHORT, *student]
+    asked = [*same, *how]
+    without, with_it, rank, _ = run_together(
+        training(workspace.data, tmp_path / "without", *same, "--update-freq", 2),
+        training(workspace.data, tmp_path / "with", *asked, "--update-freq", 2),
+        *ranks(workspace, tmp_path / "ranks", *asked),
     )
-    weights = [tmp_path / name / "checkpoint_last.pt" for name in ("logits", "fused", "ranks")]
+    weights = [tmp_path / name / "checkpoint_last.pt" for name in ("without", "with", "ranks")]
     assert_same_weights(weights[0], weights[1], tolerance=3e-6)
     assert_same_weights(weights[1], weights[2], tolerance=3e-6)
-    steps = [logged(result.stdout, "train_inner") for result in (with_logits, without, rank)]
+    steps = [logged(result.stdout, "train_inner") for result in (without, with_it, rank)]
     for one, two, three in zip(*steps):
         for name in ("loss", "nll_loss", "kd_loss", "teacher_nll_loss", "agreement"):
             assert one[name] == pytest.approx(two[name], abs=2e-3) and two[name] == pytest.approx(three[name], abs=2e-3)
 
 
-def test_fused_head_without_a_teacher_is_plain_training(workspace, tmp_path):
-    """alpha 1: stock fairseq's cross-entropy without its logits; not bitwise, which only the default is."""
-    same = [*SGD, *SHORT]
-    run_together(
+@pytest.mark.parametrize("how", [FUSED, pytest.param(PACKED, marks=packs)])
+def test_fused_head_or_packed_student_without_a_teacher_is_plain_training(workspace, tmp_path, how):
+    """alpha 1: stock fairseq's cross-entropy, validation included; not bitwise, which only the default is."""
+    same = [*SGD, "--max-update", 20, "--no-epoch-checkpoints", "--ignore-prefix-size", 1]
+    same += [] if how == FUSED else ["--report-accuracy"]
+    results = run_together(
         training(workspace.data, tmp_path / "stock", *STOCK, *same),
-        training(workspace.data, tmp_path / "fused", *PLUGIN, "--kd-alpha", 1, "--kd-fused-head", *same),
+        training(workspace.data, tmp_path / "ours", *PLUGIN, "--kd-alpha", 1, how, *same),
     )
-    assert_same_weights(
-        tmp_path / "stock" / "checkpoint_last.pt", tmp_path / "fused" / "checkpoint_last.pt", tolerance=3e-6
+    weights = [tmp_path / name / "checkpoint_last.pt" for name in ("stock", "ours")]
+    assert_same_weights(*weights, tolerance=3e-6)
+    for tag, term in (("train_inner", ""), ("valid", "valid_")):
+        stock, ours = (logged(result.stdout, tag) for result in results)
+        assert len(stock) == len(ours) > 0
+        for one, other in zip(stock, ours):
+            for name in ("loss", "nll_loss", *(["accuracy"] if how == PACKED else [])):
+                assert other[term + name] == pytest.approx(one[term + name], abs=2e-3), (tag, name)
+
+
+@packs
+def test_packed_student_learns_with_dropout_and_translates(workspace, tmp_path):
+    """All of fairseq's dropouts: the loss falls as it does without packing."""
+    drops = ["--dropout", 0.2, "--attention-dropout", 0.1, "--activation-dropout", 0.1, "--max-update", 150]
+    same = [*workspace.distil("--kd-alpha", 0.3, "--lr", 0.01), *drops, "--no-epoch-checkpoints"]
+    results = run_together(
+        training(workspace.data, tmp_path / "stock", *same),
+        training(workspace.data, tmp_path / "packed", *same, PACKED),
     )
+    losses = [[step["valid_nll_loss"] for step in logged(result.stdout, "valid")] for result in results]
+    assert losses[1][-1] < 0.6 * losses[1][0] and losses[1][-1] == pytest.approx(losses[0][-1], rel=0.25)
 
 
 @pytest.mark.parametrize(
@@ -122,10 +156,13 @@ def test_fused_head_without_a_teacher_is_plain_training(workspace, tmp_path):
     [
         (["--arch", "fconv", "--kd-fused-head"], "--kd-fused-head: the student's architecture"),
         (["--kd-fused-head", "--report-accuracy"], "--report-accuracy needs logits"),
+        (["--arch", "fconv", PACKED], f"{PACKED}: the student is not" if packed.AVAILABLE else f"{PACKED}: torch"),
+        pytest.param(["--checkpoint-activations", PACKED], f"{PACKED}: the student is not", marks=packs),
+        pytest.param(["--quant-noise-pq", 0.1, PACKED], f"{PACKED}: the student is not", marks=packs),
     ],
-    ids=["fconv", "accuracy"],
+    ids=["fconv", "accuracy", "fconv packed", "checkpointed activations", "quantisation noise"],
 )
-def test_fused_head_is_refused_where_it_cannot_be(workspace, tmp_path, flags, named):
+def test_fused_head_and_packed_student_are_refused_where_they_cannot_be(workspace, tmp_path, flags, named):
     command = training(workspace.data, tmp_path, *workspace.distil(*flags), *SHORT)
     if "fconv" in flags:
         at = command.index(MODEL[0])

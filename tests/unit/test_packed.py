@@ -1,4 +1,4 @@
-"""A teacher computed without padding gives what fairseq's own forward gives, or is not computed so."""
+"""A model computed without padding gives what fairseq's own forward gives, or is not computed so."""
 
 from unittest import mock
 
@@ -6,11 +6,12 @@ import pytest
 import torch
 from fairseq import utils
 from fairseq.models.transformer import TransformerModel
+from fairseq.modules import FairseqDropout
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kd_plugin.teachers import packed
-from kd_plugin.teachers.packed import can_pack, packed_features
+from kd_plugin.models import packed
+from kd_plugin.models.packed import can_pack, packed_features, packed_forward
 from tests.support import MODEL, make_checkpoint
 
 pytestmark = pytest.mark.skipif(not packed.AVAILABLE, reason="torch < 2.2: no teacher is packed")
@@ -67,12 +68,20 @@ def inputs(source_lengths, target_lengths, pad_left_source=True, pad_left_target
     }
 
 
+def real_rows(net_input):
+    return net_input["prev_output_tokens"].flatten().ne(PAD).nonzero().squeeze(1)
+
+
+def fairseqs(model, net_input, rows, **how):
+    # its attention to the source computes its softmax in fp32 whatever the model's dtype
+    with mock.patch.object(utils, "softmax", lambda x, dim, onnx_trace=False: torch.softmax(x, dim)):
+        return model(**net_input, **how)[0].flatten(0, 1)[rows]
+
+
+@torch.no_grad()
 def check(model, net_input, rows=None):
-    target = net_input["prev_output_tokens"].flatten()
-    rows = target.ne(PAD).nonzero().squeeze(1) if rows is None else rows
-    # fairseq's attention to the source computes its softmax in fp32 whatever the model's dtype
-    with torch.no_grad(), mock.patch.object(utils, "softmax", lambda x, dim, onnx_trace=False: torch.softmax(x, dim)):
-        expected = model(**net_input, features_only=True)[0].flatten(0, 1)[rows]
+    rows = real_rows(net_input) if rows is None else rows
+    expected = fairseqs(model, net_input, rows, features_only=True)
     features = packed_features(model, net_input, rows)
     # with older torch (2.4, say) fairseq itself makes NaN of targets that are padded on the left
     usable = expected.isfinite().all(dim=-1)
@@ -111,8 +120,7 @@ def test_rows_may_be_few_and_of_padding(dictionaries, tmp_path):
     model = build(dictionaries, tmp_path)
     for pad_left in (False, True):
         net_input = inputs([6, 3], [2, 5], pad_left_target=pad_left)
-        real = net_input["prev_output_tokens"].flatten().ne(PAD).nonzero().squeeze(1)
-        check(model, net_input, real[[4, 0, 2]])
+        check(model, net_input, real_rows(net_input)[[4, 0, 2]])
     check(model, inputs([6, 3], [2, 5]), torch.tensor([6, 3, 0]))
 
 
@@ -136,6 +144,92 @@ def test_sentences_do_not_see_each_other(dictionaries, tmp_path):
     together = inputs([6, 3], [2, 5])
     alone = {name: values[1:, -3:] if name == "src_tokens" else values[1:] for name, values in together.items()}
     torch.testing.assert_close(check(model, alone), check(model, together)[2:], rtol=1e-12, atol=1e-12)
+
+
+TRAINED = {name: flags for name, flags in PACKED.items() if name != "quantisation noise"}
+
+
+@pytest.mark.parametrize("features_only", [True, False])
+@pytest.mark.parametrize("pad_left_source,pad_left_target", [(True, False), (False, False), (False, True)])
+@pytest.mark.parametrize("name", TRAINED)
+def test_training_has_fairseqs_gradients(
+    name, pad_left_source, pad_left_target, features_only, dictionaries, tmp_path, monkeypatch
+):
+    """Of every parameter, with each dropout where fairseq has it: here it multiplies by a number of its own, and layers
+    are dropped by the same draws."""
+    dropouts = ["--dropout", 0.1, "--activation-dropout", 0.3]
+    model = build(dictionaries, tmp_path, *TRAINED[name], *dropouts).train()
+    monkeypatch.setattr(FairseqDropout, "forward", lambda self, x, inplace=False: x * (1 + self.p))
+    assert can_pack(model)
+    net_input = inputs([6, 3, 1, 4], [2, 5, 7, 1], pad_left_source, pad_left_target)
+    rows = real_rows(net_input)
+    generator = torch.Generator().manual_seed(3)
+
+    def gradients(compute):
+        torch.manual_seed(4)
+        output = compute()
+        slope = torch.randn(output.shape, generator=generator.manual_seed(3), dtype=torch.float64)
+        model.zero_grad()
+        output.backward(slope)
+        return output, {n: None if p.grad is None else p.grad.clone() for n, p in model.named_parameters()}
+
+    def packed_output():
+        with packed_forward(model, rows):
+            return model(**net_input, features_only=features_only)[0]
+
+    output, got = gradients(packed_output)
+    expected_output, expected = gradients(lambda: fairseqs(model, net_input, rows, features_only=features_only))
+    torch.testing.assert_close(output, expected_output, rtol=1e-12, atol=1e-12)
+    assert "forward" not in vars(model) and sum(g is not None for g in got.values()) > 10
+    for parameter, gradient in got.items():
+        wanted = expected[parameter]
+        assert (gradient is None) == (wanted is None), parameter
+        if gradient is not None:
+            torch.testing.assert_close(gradient, wanted, rtol=1e-10, atol=1e-11, msg=parameter)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_attention_weights_are_dropped_as_often_as_fairseq_says(training, dictionaries, tmp_path, monkeypatch):
+    model = build(dictionaries, tmp_path, "--attention-dropout", 0.25, "--dropout", 0).train(training)
+    net_input = inputs([6, 3], [2, 5])
+    rates, attention = [], torch.nn.functional.scaled_dot_product_attention
+
+    def watched(*arguments, dropout_p, **keywords):
+        rates.append(dropout_p)
+        return attention(*arguments, dropout_p=dropout_p, **keywords)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
+    one, other = (packed_features(model, net_input, real_rows(net_input)) for _ in range(2))
+    assert rates == [0.25 if training else 0.0] * 6  # two of three attentions
+    assert torch.equal(one, other) != training
+
+
+def test_dropout_under_training_has_fairseqs_mean(dictionaries, tmp_path):
+    """Means over 1,000 draws of both, all dropouts at work: they lie within five standard errors of each other."""
+    rates = ["--dropout", 0.2, "--attention-dropout", 0.2, "--activation-dropout", 0.2]
+    model = build(dictionaries, tmp_path, *rates).train()
+    net_input = inputs([6, 3], [2, 5])
+    rows = real_rows(net_input)
+    with torch.no_grad():
+        ours = torch.stack([packed_features(model, net_input, rows) for _ in range(1000)])
+        theirs = torch.stack([fairseqs(model, net_input, rows, features_only=True) for _ in range(1000)])
+    for moment in (1, 2):
+        one, other = ours**moment, theirs**moment
+        error = (one.var(dim=0) / 1000 + other.var(dim=0) / 1000).sqrt()
+        assert ((one.mean(dim=0) - other.mean(dim=0)).abs() < 5 * error).all()
+
+
+def test_quantisation_noise_in_training_is_left_to_fairseq(dictionaries, tmp_path):
+    """Its attention does not put that noise on the projections' weights: here they would be called, and get it."""
+    model = build(dictionaries, tmp_path, *PACKED["quantisation noise"])
+    assert can_pack(model) and not can_pack(model.train())
+
+
+def test_forward_is_fairseqs_again_after_an_error(dictionaries, tmp_path):
+    model = build(dictionaries, tmp_path)
+    with pytest.raises(KeyError), packed_forward(model, torch.tensor([0])):
+        model(src_tokens=torch.tensor([[4]]))
+    assert "forward" not in vars(model)
 
 
 @pytest.mark.parametrize("name", NOT_PACKED)

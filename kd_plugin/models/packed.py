@@ -1,11 +1,12 @@
-"""The features of a frozen fairseq transformer without any work for padding.
+"""The features of a fairseq transformer, frozen or in training, without any work for padding.
 
 fairseq computes every layer for a (length, batch) rectangle, of which a fifth to a quarter is padding on ordinary
 batches. Here the tokens of all sentences lie one after the other in one (tokens, dimension) tensor, which fairseq's own
 modules are applied to; only the attention's queries, keys and values are spread out to rectangles.
 """
 
-from typing import Any, Callable, Dict, Optional
+import contextlib
+from typing import Any, Callable, Dict, Iterator, Optional, Tuple
 
 import torch
 from fairseq.models.transformer import TransformerDecoderBase, TransformerEncoderBase, TransformerModelBase
@@ -29,15 +30,19 @@ FORWARDS = {
     TransformerDecoderLayerBase: ["forward", "residual_connection"],
     MultiheadAttention: ["forward", "apply_sparse_mask"],
 }
+DROPOUTS = ("dropout_module", "activation_dropout_module")
 
 
 def can_pack(model: Any) -> bool:
     """Whether packed_features knows all that this model does, and this torch has what it needs.
 
     True of fairseq's transformers, with their architectures, whose forward methods are fairseq's own, and nobody's
-    hooks watch.
+    hooks watch. In training also none of a linear layer, as quantisation noise is: fairseq's attention takes its
+    weights and passes it by.
     """
     if not AVAILABLE or not _is_stock(model, TransformerModelBase):
+        return False
+    if model.training and any(module._forward_hooks or module._forward_pre_hooks for module in model.modules()):
         return False
     encoder: Any = getattr(model, "encoder", None)
     decoder: Any = getattr(model, "decoder", None)
@@ -58,12 +63,12 @@ def _is_stock(module: Any, base: Any) -> bool:
             getattr(type(module), name) is getattr(base, name) and name not in vars(module) for name in FORWARDS[base]
         )
         and not (module._forward_hooks or module._forward_pre_hooks)
-        and all(_drops_nothing(getattr(module, name, None)) for name in ("dropout_module", "activation_dropout_module"))
+        and all(_is_plain_dropout(getattr(module, name, None)) for name in DROPOUTS)
     )
 
 
-def _drops_nothing(dropout: Any) -> bool:
-    """In eval. Adapters are known to be put in a dropout's place."""
+def _is_plain_dropout(dropout: Any) -> bool:
+    """Adapters are known to be put in a dropout's place."""
     return dropout is None or (type(dropout) is FairseqDropout and not dropout.apply_during_inference)
 
 
@@ -85,6 +90,13 @@ def _is_plain_attention(attention: Any) -> bool:
         and not attention.add_zero_attn
         and not getattr(attention, "use_xformers", False)
     )
+
+
+def unwrapped(model: Any) -> Any:
+    """Without fairseq's and PyTorch's wrappers around it (DistributedDataParallel and others)."""
+    while isinstance(getattr(model, "module", None), torch.nn.Module):
+        model = model.module
+    return model
 
 
 class Layout:
@@ -116,7 +128,9 @@ class Layout:
         if self._ends_padded:
             return {"is_causal": True}
         past = torch.ones(self.shape[1], self.shape[1], dtype=torch.bool, device=self._to.device).tril()
-        return {"attn_mask": self._keys & past}
+        seen = self._keys & past
+        # padding with nothing before it would be NaN, and so would every gradient: it sees anything
+        return {"attn_mask": seen | ~seen.any(dim=-1, keepdim=True)}
 
     def pack(self, values: Tensor) -> Tensor:
         """(batch, length, ...) to (packed, ...)."""
@@ -133,15 +147,15 @@ class Layout:
         return rows if self._full else self._to[rows]
 
 
-@torch.no_grad()
 def packed_features(model: Any, net_input: Dict[str, Tensor], rows: Tensor) -> Tensor:
-    """What `model(**net_input, features_only=True)` gives in eval, at some target positions.
+    """What `model(**net_input, features_only=True)` gives, at some target positions.
 
     The sums are those of fairseq's modules over the same terms, in an order that depends on the tensors' shapes: in
-    fp32 features differ in the last bits.
+    fp32 features differ in the last bits. In training each dropout is fairseq's, but draws for tokens alone, and so
+    other numbers.
 
     Args:
-        model: one of which `can_pack` is true, in eval
+        model: one of which `can_pack` is true
         net_input: fairseq's {src_tokens, src_lengths, prev_output_tokens}
         rows: (tokens,) int64, positions in the flattened (batch * target length)
 
@@ -154,6 +168,29 @@ def packed_features(model: Any, net_input: Dict[str, Tensor], rows: Tensor) -> T
     memory = _encode(encoder, net_input["src_tokens"], source)
     features = _decode(decoder, net_input["prev_output_tokens"], target, memory, source)
     return features.index_select(0, target.places(rows))
+
+
+@contextlib.contextmanager
+def packed_forward(model: Any, rows: Tensor) -> Iterator[None]:
+    """Inside, `model(**net_input)` gives its answer for these target positions alone, packed.
+
+    The model is called as ever, so that what wraps it (DistributedDataParallel, say) does its work.
+
+    Args:
+        model: one of which `can_pack` is true; its output is (tokens, vocab) logits, or (tokens, dimension) features
+            with `features_only`, and None
+        rows: (tokens,) as for `packed_features`
+    """
+
+    def forward(features_only: bool = False, **net_input: Tensor) -> Tuple[Tensor, None]:
+        features = packed_features(model, net_input, rows)
+        return (features if features_only else model.decoder.output_layer(features)), None
+
+    model.forward = forward
+    try:
+        yield
+    finally:
+        del model.forward
 
 
 def _encode(encoder: Any, tokens: Tensor, layout: Layout) -> Tensor:
@@ -173,6 +210,7 @@ def _decode(decoder: Any, tokens: Tensor, layout: Layout, memory: Tensor, source
     x = layout.pack(x)
     if decoder.layernorm_embedding is not None:
         x = decoder.layernorm_embedding(x)
+    x = decoder.dropout_module(x)
     past = layout.causal_mask()
     for layer in decoder.layers:
         x = _self_attention(layer, x, layout, past)
@@ -187,27 +225,31 @@ def _self_attention(layer: Any, x: Tensor, layout: Layout, mask: Mask) -> Tensor
     def attend(x: Tensor) -> Tensor:
         return _attend(layer.self_attn, x, layout, x, layout, mask)
 
-    return _with_residual(attend, x, layer.self_attn_layer_norm, layer.normalize_before)
+    return _with_residual(attend, x, layer, layer.self_attn_layer_norm)
 
 
 def _source_attention(layer: Any, x: Tensor, layout: Layout, memory: Tensor, source: Layout) -> Tensor:
     def attend(x: Tensor) -> Tensor:
         return _attend(layer.encoder_attn, x, layout, memory, source, source.mask())
 
-    return _with_residual(attend, x, layer.encoder_attn_layer_norm, layer.normalize_before)
+    return _with_residual(attend, x, layer, layer.encoder_attn_layer_norm)
 
 
 def _feed_forward(layer: Any, x: Tensor) -> Tensor:
     def feed(x: Tensor) -> Tensor:
         hidden = layer.fc1(x)
-        return layer.fc2(hidden.relu_() if layer.activation_fn is F.relu else layer.activation_fn(hidden))
+        hidden = hidden.relu_() if layer.activation_fn is F.relu else layer.activation_fn(hidden)
+        return layer.fc2(layer.activation_dropout_module(hidden))
 
-    return _with_residual(feed, x, layer.final_layer_norm, layer.normalize_before)
+    return _with_residual(feed, x, layer, layer.final_layer_norm)
 
 
-def _with_residual(compute: Callable[[Tensor], Tensor], x: Tensor, norm: Any, norm_before: bool) -> Tensor:
+def _with_residual(compute: Callable[[Tensor], Tensor], x: Tensor, layer: Any, norm: Any) -> Tensor:
     """What `compute` makes of (packed, dimension) x and x itself, with the layer norm before or after."""
-    return compute(norm(x)).add_(x) if norm_before else norm(compute(x).add_(x))
+    y = layer.dropout_module(compute(norm(x) if layer.normalize_before else x))
+    # under autocast the sum has a wider dtype than y
+    y = y.add_(x) if y.dtype == x.dtype and not y.requires_grad else y + x
+    return y if layer.normalize_before else norm(y)
 
 
 def _attend(attention: Any, x: Tensor, layout: Layout, memory: Tensor, source: Layout, mask: Mask) -> Tensor:
@@ -218,5 +260,7 @@ def _attend(attention: Any, x: Tensor, layout: Layout, memory: Tensor, source: L
         return spread.view(*where.shape, attention.num_heads, attention.head_dim).transpose(1, 2)
 
     query, key = heads(attention.q_proj(x), layout), heads(attention.k_proj(memory), source)
-    attended = F.scaled_dot_product_attention(query, key, heads(attention.v_proj(memory), source), **mask)
+    dropout = attention.dropout_module.p if attention.training else 0.0
+    value = heads(attention.v_proj(memory), source)
+    attended = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, **mask)
     return attention.out_proj(layout.pack(attended.transpose(1, 2).flatten(2)))
