@@ -1,19 +1,12 @@
-"""Which of a sentence's translations are best: by a metric of sacrebleu, in this process or in several."""
+"""Which of a sentence's translations are best, by a metric of sacrebleu."""
 
-import collections
-import concurrent.futures
 import math
-import multiprocessing
 import re
-from concurrent.futures.process import BrokenProcessPool
-from typing import Any, Deque, Dict, Iterable, Iterator, List, NamedTuple, Sequence, Tuple
+from typing import Any, Dict, List, NamedTuple, Sequence, Tuple
 
 from sacrebleu.metrics import BLEU, CHRF
 
 from kd_plugin.errors import KDPluginError
-
-CHUNK = 128  # sentences that a worker is given at a time
-AHEAD = 3  # chunks that wait for each worker
 
 
 class Candidates(NamedTuple):
@@ -107,64 +100,3 @@ class Chooser:
         if not candidates.references:
             return [best(agreement(self._metric, texts), self._top)]
         return [best(nearness(self._metric, texts, reference), self._top) for reference in candidates.references]
-
-
-def choose(
-    sentences: Iterable[Tuple[Any, Candidates]], settings: Settings, workers: int
-) -> Iterator[Tuple[Any, List[Tuple[int, ...]]]]:
-    """(what came with the sentence, its best translations) in the order given, whatever the number of workers.
-
-    No more than workers · AHEAD chunks are in memory.
-
-    Raises:
-        KDPluginError: a worker died
-    """
-    if workers == 1:
-        chooser = Chooser(settings)
-        for item, candidates in sentences:
-            yield item, chooser(candidates)
-        return
-    context = multiprocessing.get_context("spawn")  # a fork of a process with threads may hang
-    waiting: Deque[Tuple[List[Any], Any]] = collections.deque()
-    with concurrent.futures.ProcessPoolExecutor(workers, context, _start, (settings,)) as pool:
-        try:
-            for items, chunk in _chunks(sentences):
-                waiting.append((items, pool.submit(_work, chunk)))
-                if len(waiting) >= workers * AHEAD:
-                    yield from _answer(waiting)
-            while waiting:
-                yield from _answer(waiting)
-        except BrokenProcessPool as error:
-            raise KDPluginError(f"a worker died ({error}). Remedy: fewer --workers, they may lack memory") from error
-        finally:
-            for _, future in waiting:
-                future.cancel()
-
-
-def _answer(waiting: Deque[Tuple[List[Any], Any]]) -> Iterator[Tuple[Any, List[Tuple[int, ...]]]]:
-    items, future = waiting.popleft()
-    return zip(items, future.result())
-
-
-def _chunks(sentences: Iterable[Tuple[Any, Candidates]]) -> Iterator[Tuple[List[Any], List[Candidates]]]:
-    items: List[Any] = []
-    chunk: List[Candidates] = []
-    for item, candidates in sentences:
-        items.append(item)
-        chunk.append(candidates)
-        if len(chunk) == CHUNK:
-            yield items, chunk
-            items, chunk = [], []
-    if chunk:
-        yield items, chunk
-
-
-_choosers: List[Chooser] = []  # a worker's own
-
-
-def _start(settings: Settings) -> None:
-    _choosers[:] = [Chooser(settings)]
-
-
-def _work(chunk: List[Candidates]) -> List[List[Tuple[int, ...]]]:
-    return [_choosers[0](candidates) for candidates in chunk]

@@ -52,8 +52,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--remove-bpe", default="sentencepiece", choices=SYMBOLS, help="of segmented text (default: %(default)s)"
     )
-    parser.add_argument("--source-lang", metavar="LANG", help="default: the checkpoint's")
-    parser.add_argument("--target-lang", metavar="LANG", help="default: the checkpoint's")
+    parser.add_argument("-s", "--source-lang", metavar="LANG", help="default: the checkpoint's")
+    parser.add_argument("-t", "--target-lang", metavar="LANG", help="default: the checkpoint's")
     parser.add_argument("--dict-dir", metavar="DIR", help="folder with the checkpoints' dictionaries, where elsewhere")
     for name, text in (("beam", "beam size"), ("max_len_a", ""), ("max_len_b", ""), ("lenpen", "length penalty")):
         default = getattr(Settings(), name)

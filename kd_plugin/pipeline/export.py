@@ -53,8 +53,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--fp16", action="store_true", help="of fairseq and safetensors: half the size")
     parser.add_argument("--sentencepiece-model", metavar="M", help=f"is put beside the model as {SUBWORDS}")
-    parser.add_argument("--source-lang", metavar="LANG", help="default: the checkpoint's")
-    parser.add_argument("--target-lang", metavar="LANG", help="default: the checkpoint's")
+    parser.add_argument("-s", "--source-lang", metavar="LANG", help="default: the checkpoint's")
+    parser.add_argument("-t", "--target-lang", metavar="LANG", help="default: the checkpoint's")
     parser.add_argument("--dict-dir", metavar="DIR", help="folder with its dictionaries, where they are elsewhere")
     parser.add_argument(
         "--max-positions",

@@ -7,13 +7,14 @@ import sys
 import unicodedata
 from array import array
 from pathlib import Path
-from typing import Dict, FrozenSet, Iterator, List, NamedTuple, Optional
+from typing import Dict, FrozenSet, Iterator, List, NamedTuple, Optional, Tuple
 
 import numpy as np
 
 from kd_plugin.errors import KDPluginError
 from kd_plugin.pipeline.filter_rules import RULES, Flag, Pair, Side, script_of
 from kd_plugin.pipeline.output import add_output_arguments, finish_output, progress
+from kd_plugin.pipeline.processes import add_workers_argument, check_workers, mapped, workers_for
 from kd_plugin.pipeline.raw_text import checked_sha256, numbered_lines
 from kd_plugin.pipeline.translations import Hypothesis, Record, Translations, Writer, scores_of
 
@@ -38,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="scores of another model, higher is better: number of the line TAB score for each translation, in the "
         "order of the PREFIX.scores that --text writes for INPUT_DIR",
     )
+    add_workers_argument(parser, 100_000)
     add_output_arguments(parser)
 
 
@@ -69,6 +71,7 @@ class Thresholds(NamedTuple):
 def run(args: argparse.Namespace) -> int:
     """Exit status 0; nothing else than errors ends it early."""
     _check(args)
+    check_workers(args)
     translations = Translations(args.input_dir)
     manifest = translations.manifest
     options = {flag.dest: getattr(args, flag.dest) for flag in (*_rule_flags(), *SCORE_FLAGS)}
@@ -96,10 +99,12 @@ def kept(
 ) -> Iterator[Record]:
     """Records with what is left of their translations; those without any are left out. counts: is added to"""
     number = 0
-    for record in progress(translations.records(), len(translations), "filter"):
-        source, left = Side(record.source), []
-        for hypothesis in record.hypotheses:
-            rule = _verdict(source, hypothesis, number, thresholds, args)
+    records = progress(translations.records(), len(translations), "filter")
+    works = ((record, (record.source, [h.text for h in record.hypotheses])) for record in records)
+    for record, rules in mapped(works, functools.partial(Judge, args), workers_for(args, len(translations))):
+        left = []
+        for hypothesis, rule in zip(record.hypotheses, rules):
+            rule = rule or _low_score(hypothesis, number, thresholds)
             if rule:
                 counts[f"dropped_{rule}"] += 1
             else:
@@ -112,14 +117,22 @@ def kept(
             counts[name] += len(record.ids)
 
 
-def _verdict(
-    source: Side, hypothesis: Hypothesis, number: int, thresholds: Thresholds, args: argparse.Namespace
-) -> Optional[str]:
-    """The first rule that drops a translation."""
-    pair = Pair(source, Side(hypothesis.text))
-    for name, rule in RULES.items():
-        if rule.drops(pair, args):
-            return name
+class Judge:
+    """The first of RULES that drops each translation of a sentence, or None."""
+
+    def __init__(self, args: argparse.Namespace):
+        self._args = args
+
+    def __call__(self, sentence: Tuple[str, List[str]]) -> List[Optional[str]]:
+        source, texts = Side(sentence[0]), sentence[1]
+        return [self._verdict(Pair(source, Side(text))) for text in texts]
+
+    def _verdict(self, pair: Pair) -> Optional[str]:
+        return next((name for name, rule in RULES.items() if rule.drops(pair, self._args)), None)
+
+
+def _low_score(hypothesis: Hypothesis, number: int, thresholds: Thresholds) -> Optional[str]:
+    """The threshold that a translation of this number is below, or None."""
     if hypothesis.score is not None and hypothesis.score < thresholds.own:
         return LOW_SCORE
     if thresholds.other_scores is not None and thresholds.other_scores[number] < thresholds.other:

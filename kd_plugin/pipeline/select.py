@@ -5,19 +5,19 @@ say and the corpus wants to hear.
 """
 
 import argparse
+import functools
 import heapq
-import os
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 from kd_plugin.errors import KDPluginError
-from kd_plugin.pipeline.criteria import METRICS, Candidates, Settings, best, choose, signature
+from kd_plugin.pipeline.criteria import METRICS, Candidates, Chooser, Settings, best, signature
 from kd_plugin.pipeline.output import add_output_arguments, finish_output, progress
+from kd_plugin.pipeline.processes import add_workers_argument, check_workers, mapped, workers_for
 from kd_plugin.pipeline.raw_text import TextLines
 from kd_plugin.pipeline.translations import Record, Translations, Writer, scores_of
 
 CRITERIA = ("reference", "score", "mbr")
-RECORDS_A_WORKER = 10_000  # with fewer a process takes longer to start than to do its share
 
 Choice = Tuple[int, ...]
 
@@ -34,13 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--reference", metavar="FILE", help="raw text, a line for each line of the corpus")
     parser.add_argument("--metric", choices=list(METRICS), help="nearness to the reference (default: bleu)")
     parser.add_argument("--top", type=int, default=1, metavar="N", help="keep the N best (default: %(default)s)")
-    parser.add_argument(
-        "--workers",
-        type=int,
-        default=0,
-        metavar="N",
-        help=f"processes (default: one a core, and one for {RECORDS_A_WORKER:,} sentences)",
-    )
+    add_workers_argument(parser, 10_000)
     add_output_arguments(parser)
 
 
@@ -74,8 +68,7 @@ def run(args: argparse.Namespace) -> int:
 def _check(args: argparse.Namespace) -> None:
     if args.top < 1:
         raise KDPluginError(f"--top {args.top}: must be at least 1. Remedy: how many translations to keep")
-    if args.workers < 0:
-        raise KDPluginError(f"--workers {args.workers}: must be at least 1. Remedy: leave it out for one a core")
+    check_workers(args)
     if args.by == "reference" and args.reference is None:
         raise KDPluginError("--by reference needs references. Remedy: --reference FILE, or --by mbr")
     for name in ("reference", "metric"):
@@ -117,8 +110,8 @@ def _by_metric(
             which = [number[text] for text in texts] or [0] * len(record.ids)
             yield (record, which), Candidates([h.text for h in record.hypotheses], list(number))
 
-    workers = args.workers or max(1, min(_cores(), len(translations) // RECORDS_A_WORKER))
-    for (record, which), choices in choose(sentences(), settings, workers):
+    workers = workers_for(args, len(translations))
+    for (record, which), choices in mapped(sentences(), functools.partial(Chooser, settings), workers):
         yield record, [choices[i] for i in which]
 
 
@@ -146,8 +139,3 @@ def in_order(chosen: Iterator[Tuple[Record, List[Choice]]], counts: Dict[str, in
             heapq.heappush(waiting, (ids[0], record._replace(ids=ids, hypotheses=hypotheses)))
     while waiting:
         yield heapq.heappop(waiting)[1]
-
-
-def _cores() -> int:
-    """That this process may use: a batch system gives away fewer than there are."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

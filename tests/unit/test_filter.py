@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from kd_plugin.pipeline import filtering
+from kd_plugin.pipeline import filtering, processes
 from kd_plugin.pipeline.filter_rules import RULES, Pair, Rule, Side, has_loop
 from kd_plugin.pipeline.translations import Hypothesis, Record
 from tests.unit.translation_folders import counts_of, record, records_of, refusal, run_verb, texts_by_line, write_folder
@@ -256,6 +256,7 @@ def test_scores_that_do_not_fit_are_refused(rows, message, tmp_path, capsys):
         (["--scores", "scores"], "--scores and --best-scores-share go together"),
         (["--scores", "none", "--best-scores-share", "1"], "--scores none: No such file"),
         (["--script", "latin,klingon"], "--script KLINGON"),
+        (["--workers", "-1"], "--workers -1: must be at least 1"),
         (["--best-score-share", "0.5"], "line 1 (from 0) has a translation without a score: 'Eine Katze'"),
         (["--min-score", "-3"], "line 1 (from 0) has a translation without a score"),
     ],
@@ -266,6 +267,25 @@ def test_what_cannot_be_is_refused(flags, message, tmp_path, monkeypatch, capsys
     Path("scores").write_text("0\t1\n")
     assert message in refusal(capsys, "filter", "in", *flags, "--output", "out")
     assert not Path("out").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_drop_what_one_does(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(processes, "CHUNK", 3)
+    good, loop, copy = "Ein Hund läuft", "Hund Hund Hund Hund", "a dog runs"
+    records = [
+        record(i, f"a dog runs {i}", *[(good, loop, f"{copy} {i}")[(i + k) % 3] for k in range(2)]) for i in range(20)
+    ]
+    write_folder(tmp_path / "in", records)
+    tables = []
+    for workers in (1, 2):
+        run_verb("filter", tmp_path / "in", "--workers", workers, "--output", tmp_path / f"{workers}")
+        tables.append(capsys.readouterr().out.replace(str(tmp_path / f"{workers}"), ""))
+    one, two = ((tmp_path / f"{workers}" / "manifest.json").read_bytes() for workers in (1, 2))
+    assert one == two and tables[0] == tables[1]
+    assert (
+        counts_of(tmp_path / "2")["dropped_copied_source"] > 5 and counts_of(tmp_path / "2")["dropped_repetition"] > 5
+    )
 
 
 def test_options_are_in_the_identity(tmp_path, capsys):

@@ -1,6 +1,7 @@
 """Which translations `kd-plugin select` keeps: compared with sacrebleu's sentence_score, pair by pair."""
 
 import concurrent.futures
+import functools
 import tempfile
 from concurrent.futures.process import BrokenProcessPool
 from fractions import Fraction
@@ -12,8 +13,8 @@ from hypothesis import given, settings
 from sacrebleu.metrics import BLEU, CHRF
 
 from kd_plugin.errors import KDPluginError
-from kd_plugin.pipeline import criteria
-from kd_plugin.pipeline.criteria import Candidates, Settings, agreement, choose
+from kd_plugin.pipeline import processes
+from kd_plugin.pipeline.criteria import Candidates, Chooser, Settings, agreement
 from kd_plugin.pipeline.raw_text import TextLines
 from kd_plugin.pipeline.translations import Hypothesis, Record, Translations
 from tests.unit.translation_folders import counts_of, record, records_of, refusal, run_verb, texts_by_line, write_folder
@@ -71,7 +72,7 @@ def test_reference_keeps_the_nearest_for_each_line(corpus, metric, top):
 @given(st.lists(sentences, max_size=6), st.integers(1, 3))
 @settings(max_examples=60, deadline=None)
 def test_mbr_is_the_mean_of_sentence_scores(texts, top):
-    chooser = criteria.Chooser(Settings("chrf", "de", top))
+    chooser = Chooser(Settings("chrf", "de", top))
     [choice] = chooser(Candidates(texts, []))
 
     def utility(position, text):  # exact, so that equal texts tie
@@ -164,8 +165,8 @@ class Threads:
 
 
 def test_answers_come_in_order_and_only_so_many_are_asked_ahead(monkeypatch):
-    monkeypatch.setattr(criteria, "CHUNK", 2)
-    monkeypatch.setattr(criteria.concurrent.futures, "ProcessPoolExecutor", Threads)
+    monkeypatch.setattr(processes, "CHUNK", 2)
+    monkeypatch.setattr(processes.concurrent.futures, "ProcessPoolExecutor", Threads)
     corpus = [
         (number, Candidates(["a b", "b c", "c d"], [f"{'abc'[number % 3]} {'bcd'[number % 3]}"]))
         for number in range(101)
@@ -181,11 +182,11 @@ def test_answers_come_in_order_and_only_so_many_are_asked_ahead(monkeypatch):
     for workers in (2, 3):
         Threads.largest = 0
         taken.clear()
-        answers = choose(sentences(), settings, workers)
+        answers = processes.mapped(sentences(), functools.partial(Chooser, settings), workers)
         next(answers)
-        assert len(taken) <= 2 * workers * criteria.AHEAD
+        assert len(taken) <= 2 * workers * processes.AHEAD
         assert [(0, [(0,)]), *answers] == [(number, [(number % 3,)]) for number in range(101)]
-        assert Threads.largest == workers * criteria.AHEAD
+        assert Threads.largest == workers * processes.AHEAD
 
 
 def test_a_worker_that_dies_is_an_error_with_a_remedy(monkeypatch):
@@ -195,14 +196,14 @@ def test_a_worker_that_dies_is_an_error_with_a_remedy(monkeypatch):
             future.set_exception(BrokenProcessPool("terminated abruptly"))
             return future
 
-    monkeypatch.setattr(criteria.concurrent.futures, "ProcessPoolExecutor", Dying)
+    monkeypatch.setattr(processes.concurrent.futures, "ProcessPoolExecutor", Dying)
     with pytest.raises(KDPluginError, match="a worker died.*Remedy: fewer --workers"):
-        list(choose([(0, Candidates(["a"], []))], Settings("chrf", "de", 1), 2))
+        list(processes.mapped([(0, Candidates(["a"], []))], functools.partial(Chooser, Settings("chrf", "de", 1)), 2))
 
 
 @pytest.mark.slow
 def test_two_processes_choose_what_one_does(tmp_path, monkeypatch):
-    monkeypatch.setattr(criteria, "CHUNK", 3)
+    monkeypatch.setattr(processes, "CHUNK", 3)
     words = ["a", "bb", "ccc", "dd a", "a bb ccc", "bb"]
     records = [record(i, f"s{i}", *(words[(i * k) % 6] + " x" * (i % k) for k in range(1, 5))) for i in range(20)]
     write_folder(tmp_path / "in", records)
