@@ -29,9 +29,9 @@ from benchmarking import (
     draw_batches,
     draw_logits,
     fairseq_config,
+    padding,
     parse_arguments,
     race,
-    share_of_padding,
     target_rows,
     write_checkpoint,
     write_dictionaries,
@@ -47,6 +47,7 @@ ALPHA, LABEL_SMOOTHING = 0.5, 0.1
 OPTIMIZER = ["--optimizer=adam", "--adam-betas=(0.9, 0.98)", "--lr=0.0001", "--clip-norm=1.0", "--dropout=0.1"]
 PLAIN = ["--task=translation", "--criterion=label_smoothed_cross_entropy"]
 DISTILLED = ["--task=distillation_translation", "--criterion=kd_label_smoothed_cross_entropy", f"--kd-alpha={ALPHA}"]
+UNTAUGHT = ["--task=translation", "--criterion=kd_label_smoothed_cross_entropy", "--kd-alpha=1"]
 
 
 def cases(arguments: argparse.Namespace) -> List[ModelCase]:
@@ -125,8 +126,10 @@ def _distillation_loss(student: Tensor, teacher: Tensor, target: Tensor) -> Tens
     return distillation_loss(student, teacher, target, **parameters).loss
 
 
-PLAIN_UPDATE, LOSS_ALONE = "plain cross-entropy", "loss alone"
 FUSED, PACKED = "--kd-fused-head", "--kd-packed-student"
+PLAIN_UPDATE, LOSS_ALONE = "plain cross-entropy", "loss alone"
+UNTAUGHT_UPDATE = f"the same by kd_plugin, {FUSED} and {PACKED}"
+TAUGHT = ("same size", "twice as wide")
 WAYS = {"": [], f", {FUSED}": [FUSED], f", {PACKED}": [PACKED], ", both": [FUSED, PACKED]}
 
 
@@ -137,9 +140,11 @@ def step_rows(case: ModelCase, folder: pathlib.Path, arguments: argparse.Namespa
     dictionary = plain.task.target_dictionary
     samples = draw_batches(dictionary, case.max_tokens, case.batches)
     alone = Alone(samples, dictionary.pad(), case.vocab, device)
-    contestants = [update(PLAIN_UPDATE, plain, samples), alone.loss(LOSS_ALONE)]
-    parameters = {PLAIN_UPDATE: _count(plain.model)}
-    for name, size in (("same size", case.size), ("twice as wide", case.size.wider())):
+    untaught = trainer(folder, case.size, device, *UNTAUGHT, FUSED, PACKED)
+    contestants = [update(PLAIN_UPDATE, plain, samples), update(UNTAUGHT_UPDATE, untaught, samples)]
+    contestants.append(alone.loss(LOSS_ALONE))
+    parameters = {PLAIN_UPDATE: _count(plain.model), UNTAUGHT_UPDATE: _count(untaught.model)}
+    for name, size in zip(TAUGHT, (case.size, case.size.wider())):
         path = folder / f"{name.replace(' ', '-')}.pt"
         parameters[name] = _count(write_checkpoint(path, size))
         for way, flags in WAYS.items():
@@ -149,17 +154,17 @@ def step_rows(case: ModelCase, folder: pathlib.Path, arguments: argparse.Namespa
     timings = race(contestants, arguments)
 
     for name, count in parameters.items():
-        for way in [""] if name == PLAIN_UPDATE else WAYS:
+        for way in WAYS if name in TAUGHT else [""]:
             timing = timings[name + way]
             values = {**case._asdict(), **timing.row(), "parameters": count}
             values["ratio"] = timing.over(timings[PLAIN_UPDATE])
-            if name != PLAIN_UPDATE:
+            if name in TAUGHT:
                 values["teacher_share"] = timings[f"{name} alone"].over(timing)
                 values["loss_share"] = None if FUSED in WAYS[way] else timings[LOSS_ALONE].over(timing)
-            table.add(str(case), name if name == PLAIN_UPDATE else f"distilled, teacher {name}{way}", values)
+            table.add(str(case), f"distilled, teacher {name}{way}" if name in TAUGHT else name, values)
     table.notes.append(
         f"{case}: {case.size}; {len(samples)} batches of {min(alone.tokens)}–{max(alone.tokens)} target tokens, "
-        f"{share_of_padding(samples):.0%} of the positions are padding."
+        f"{padding(samples)}"
     )
 
 
@@ -181,7 +186,7 @@ def step_table(arguments: argparse.Namespace, progress: Progress) -> Table:
     ]
     columns += [Column("teacher's share", "teacher_share", ".0%"), Column("loss's share", "loss_share", ".0%")]
     notes = [
-        "Parameters: of the student in the first row of each case, of the teacher in the others.",
+        "Parameters: of the student in the first two rows of each case, of the teacher in the others.",
         "Shares: the teacher's answer, and distillation_loss forward and backward from logits and in place, each run "
         "alone on the same batches in the same rounds, as a part of the update's time.",
     ]

@@ -30,9 +30,9 @@ from benchmarking import (
     Size,
     Table,
     draw_batches,
+    padding,
     parse_arguments,
     race,
-    share_of_padding,
     target_rows,
     write_checkpoint,
     write_dictionaries,
@@ -77,7 +77,7 @@ class Teacher:
         self.online = OnlineTeacher([load_teacher(str(path), task)])
         self._dtype, self._vocab = DTYPES[case.dtype], case.vocab
         samples = draw_batches(task.target_dictionary, case.max_tokens, case.batches)
-        self.padding = share_of_padding(samples)
+        self.padding = padding(samples)
         padding_idx = task.target_dictionary.pad()
         self.samples = samples if device.type == "cpu" else [utils.move_to_cuda(sample) for sample in samples]
         self.rows = [target_rows(sample, padding_idx)[0] for sample in self.samples]
@@ -149,7 +149,7 @@ def teacher_table(arguments: argparse.Namespace, memory: Memory, progress: Progr
             tokens = [len(rows) for rows in teacher.rows]
             table.notes.append(
                 f"{case}: {case.size}, {teacher.online.members[0].parameters:,} parameters; {len(tokens)} batches of "
-                f"{min(tokens)}–{max(tokens)} target tokens, {teacher.padding:.0%} of the positions are padding."
+                f"{min(tokens)}–{max(tokens)} target tokens, {teacher.padding}"
             )
             for name, timing in timings.items():
                 values = {**case._asdict(), **timing.row()}

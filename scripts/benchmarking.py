@@ -673,5 +673,9 @@ def target_rows(sample: Dict[str, Any], padding_idx: int) -> Tuple[Tensor, Tenso
     return rows, target[rows]
 
 
-def share_of_padding(samples: Sequence[Dict[str, Any]]) -> float:
-    return 1 - sum(sample["ntokens"] for sample in samples) / sum(sample["target"].numel() for sample in samples)
+def padding(samples: Sequence[Dict[str, Any]]) -> str:
+    """How much of the positions it is, for the notes."""
+    inputs = [sample["net_input"] for sample in samples]
+    target = 1 - sum(sample["ntokens"] for sample in samples) / sum(sample["target"].numel() for sample in samples)
+    real, all_of_them = sum(int(i["src_lengths"].sum()) for i in inputs), sum(i["src_tokens"].numel() for i in inputs)
+    return f"{target:.0%} of the target's and {1 - real / all_of_them:.0%} of the source's positions are padding."

@@ -171,7 +171,6 @@ class KDLabelSmoothedCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion):
         teacher = self.teacher_of(sample)
         if teacher is None:
             loss, terms = student.loss(None, target, objective._replace(alpha=1.0))  # the cross-entropy, whole
-            self._check_finite(loss, terms, rows, sample)
             sums = terms.sum(dim=0)
             return loss, {"nll_loss": sums[NLL], "ce_loss": sums[CE]}
         distilled = self.select(student, target) if alpha < 1.0 else None
@@ -271,9 +270,12 @@ class KDLabelSmoothedCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion):
         reason, others = None, sorted(sample["net_input"].keys() - packed.INPUTS)
         if not packed.AVAILABLE:
             reason = f"torch {torch.__version__} is older than 2.2, whose attention it needs"
+        elif packed.unwrapped(model).training and packed.has_hooks(packed.unwrapped(model)):
+            reason = "the student has hooks, which must not miss the padding: of --quant-noise-pq, or those with which "
+            reason += "fairseq looks for the cause of a FloatingPointError (then that error, above, is the one to mend)"
         elif not packed.can_pack(packed.unwrapped(model)):
-            reason = "the student is not fairseq's transformer as it is, with encoder and decoder and nothing around "
-            reason += "its layers (--checkpoint-activations, --ddp-backend fully_sharded, hooks, adapters)"
+            reason = "the student is not fairseq's transformer as it is, with encoder and decoder and nothing in or "
+            reason += "around its layers (--checkpoint-activations, adapters)"
         elif others:
             reason = f"the batches have further inputs ({', '.join(others)})"
         if reason is not None:

@@ -139,7 +139,7 @@ def test_fused_head_or_packed_student_without_a_teacher_is_plain_training(worksp
 
 
 @packs
-def test_packed_student_learns_with_dropout_and_translates(workspace, tmp_path):
+def test_packed_student_learns_with_dropout(workspace, tmp_path):
     """All of fairseq's dropouts: the loss falls as it does without packing."""
     drops = ["--dropout", 0.2, "--attention-dropout", 0.1, "--activation-dropout", 0.1, "--max-update", 150]
     same = [*workspace.distil("--kd-alpha", 0.3, "--lr", 0.01), *drops, "--no-epoch-checkpoints"]
@@ -158,7 +158,7 @@ def test_packed_student_learns_with_dropout_and_translates(workspace, tmp_path):
         (["--kd-fused-head", "--report-accuracy"], "--report-accuracy needs logits"),
         (["--arch", "fconv", PACKED], f"{PACKED}: the student is not" if packed.AVAILABLE else f"{PACKED}: torch"),
         pytest.param(["--checkpoint-activations", PACKED], f"{PACKED}: the student is not", marks=packs),
-        pytest.param(["--quant-noise-pq", 0.1, PACKED], f"{PACKED}: the student is not", marks=packs),
+        pytest.param(["--quant-noise-pq", 0.1, PACKED], f"{PACKED}: the student has hooks", marks=packs),
     ],
     ids=["fconv", "accuracy", "fconv packed", "checkpointed activations", "quantisation noise"],
 )

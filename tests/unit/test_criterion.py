@@ -9,6 +9,7 @@ from fairseq.data import Dictionary
 from kd_plugin.criterions import KDLabelSmoothedCrossEntropyCriterion
 from kd_plugin.errors import KDPluginError
 from kd_plugin.losses import DIVERGENCES
+from kd_plugin.models import packed
 from kd_plugin.signature import run_signature
 from kd_plugin.teachers.online import OnlineTeacher, TeacherAnswer
 from tests.reference import loss64
@@ -131,6 +132,72 @@ def test_selection_distils_the_worst_tokens_in_training_and_all_in_validation(ru
             torch.testing.assert_close(model.logits.grad.double().view(-1, VOCAB), double.grad, rtol=1e-5, atol=1e-6)
     if rule == "global":
         assert criterion.selection.queue.numel() == 9  # one training batch; padding and validation stay outside
+
+
+def packed_criterion(dictionaries, tmp_path, **flags):
+    """A student, its teacher and batch, and the criterion with and without --kd-packed-student."""
+    flat = ["-s", "en", "-t", "de", *MODEL, "--dropout", 0]
+    student, taught_by = (make_checkpoint(tmp_path / f"{seed}.pt", dictionaries, *flat, seed=seed) for seed in (1, 2))
+    target_dictionary = student.decoder.dictionary
+    loaded = SimpleNamespace(model=taught_by, source_indices=None, target_indices=None, sha256="0" * 64, parameters=1)
+    task = SimpleNamespace(target_dictionary=target_dictionary, teacher=OnlineTeacher([loaded]), num_updates=0)
+    source = torch.tensor([[4, 5, 6, 2], [PAD, 7, 8, 2], [PAD, PAD, 9, 2]])
+    target = torch.tensor([[4, 5, 2, PAD, PAD], [7, 8, 9, 4, 2], [4, 2, PAD, PAD, PAD]])
+    net_input = {
+        "src_tokens": source,
+        "src_lengths": source.ne(PAD).sum(dim=1),
+        "prev_output_tokens": torch.cat([torch.full((3, 1), 2), target[:, :-1]], dim=1),
+    }
+    net_input["prev_output_tokens"][target == PAD] = PAD
+    sample = {"id": torch.arange(3), "net_input": net_input, "target": target, "ntokens": 10}
+    criteria = [
+        KDLabelSmoothedCrossEntropyCriterion(task, False, 0.1, kd_packed_student=packed, **flags)
+        for packed in (False, True)
+    ]
+    return student.train(), criteria, sample
+
+
+@pytest.mark.skipif(not packed.AVAILABLE, reason="torch < 2.2: no student is packed")
+@pytest.mark.parametrize(
+    "flags",
+    [
+        dict(kd_alpha=0.3, kd_temperature=2.0, report_accuracy=True),
+        dict(kd_alpha=1.0, ignore_prefix_size=2, report_accuracy=True),
+        dict(kd_alpha=0.3, kd_fused_head=True, kd_selection="batch"),
+        dict(kd_alpha=0.3, kd_selection="global", kd_inplace="off"),
+    ],
+)
+def test_packed_student_computes_tokens_alone_and_gives_the_same(flags, dictionaries, tmp_path, monkeypatch):
+    student, criteria, sample = packed_criterion(dictionaries, tmp_path, **flags)
+    shapes, linear = [], torch.nn.functional.linear
+    fc1 = student.encoder.layers[0].fc1.weight
+    seen = lambda x, w, b=None: (shapes.append(tuple(x.shape[:-1])) if w is fc1 else None) or linear(x, w, b)  # noqa: E731
+    monkeypatch.setattr(torch.nn.functional, "linear", seen)
+    results = []
+    for criterion in criteria:
+        student.zero_grad()
+        loss, sample_size, log = criterion.train()(student, sample)
+        loss.backward()
+        gradients = {n: p.grad.clone() for n, p in student.named_parameters() if p.grad is not None}
+        results.append((gradients, {name: float(value) for name, value in log.items()}, sample_size))
+    assert shapes == [(4, 3), (9,)]  # fairseq's rectangle, then the tokens that there are
+    (one, one_log, one_size), (other, other_log, other_size) = results
+    assert one.keys() == other.keys() and one_log.keys() == other_log.keys() and one_size == other_size
+    assert one_log == pytest.approx(other_log, rel=1e-5, abs=1e-5)
+    for name, gradient in one.items():
+        torch.testing.assert_close(other[name], gradient, rtol=1e-4, atol=2e-6, msg=name)
+
+
+@pytest.mark.skipif(not packed.AVAILABLE, reason="torch < 2.2: no student is packed")
+def test_packed_student_says_whose_hooks_it_cannot_serve(dictionaries, tmp_path):
+    student, (_, criterion), sample = packed_criterion(dictionaries, tmp_path)
+    student.decoder.register_forward_hook(lambda *_: None)
+    with pytest.raises(KDPluginError, match="--kd-packed-student: the student has hooks.*FloatingPointError"):
+        criterion(student, sample)
+    sample["net_input"]["prefix"] = sample["target"]
+    student.decoder._forward_hooks.clear()
+    with pytest.raises(KDPluginError, match=r"further inputs \(prefix\)"):
+        criterion(student, sample)
 
 
 def test_a_batch_that_fairseq_throws_away_is_not_counted():

@@ -160,13 +160,13 @@ def test_training_has_fairseqs_gradients(
     dropouts = ["--dropout", 0.1, "--activation-dropout", 0.3]
     model = build(dictionaries, tmp_path, *TRAINED[name], *dropouts).train()
     monkeypatch.setattr(FairseqDropout, "forward", lambda self, x, inplace=False: x * (1 + self.p))
-    assert can_pack(model)
     net_input = inputs([6, 3, 1, 4], [2, 5, 7, 1], pad_left_source, pad_left_target)
     rows = real_rows(net_input)
     generator = torch.Generator().manual_seed(3)
 
     def gradients(compute):
         torch.manual_seed(4)
+        assert can_pack(model)  # draws nothing
         output = compute()
         slope = torch.randn(output.shape, generator=generator.manual_seed(3), dtype=torch.float64)
         model.zero_grad()
@@ -179,6 +179,8 @@ def test_training_has_fairseqs_gradients(
 
     output, got = gradients(packed_output)
     expected_output, expected = gradients(lambda: fairseqs(model, net_input, rows, features_only=features_only))
+    if pad_left_target and not all(g.isfinite().all() for g in expected.values() if g is not None):
+        pytest.skip("with this torch fairseq itself makes NaN of targets that are padded on the left")
     torch.testing.assert_close(output, expected_output, rtol=1e-12, atol=1e-12)
     assert "forward" not in vars(model) and sum(g is not None for g in got.values()) > 10
     for parameter, gradient in got.items():
@@ -232,6 +234,23 @@ def test_forward_is_fairseqs_again_after_an_error(dictionaries, tmp_path):
     assert "forward" not in vars(model)
 
 
+def test_layers_that_a_draw_would_drop_are_looked_at_too(dictionaries, tmp_path):
+    model = build(dictionaries, tmp_path, *PACKED["layer drop"]).train()
+    model.decoder.layers.append(torch.nn.Identity())
+    assert not any(can_pack(model) for _ in range(20))
+
+
+def test_leading_padding_sees_nothing_that_comes_later(dictionaries, tmp_path):
+    """A target whose input is padding, with no word before it: its features are its own affair."""
+    model, rows = build(dictionaries, tmp_path), torch.tensor([0, 1, 2, 3, 4])
+    net_input = inputs([6], [5])
+    net_input["prev_output_tokens"][0, 0] = PAD
+    before = packed_features(model, net_input, rows)
+    net_input["prev_output_tokens"][0, 4] += 1
+    after = packed_features(model, net_input, rows)
+    assert torch.equal(before[:4], after[:4]) and not torch.equal(before[4], after[4])
+
+
 @pytest.mark.parametrize("name", NOT_PACKED)
 def test_other_ways_of_computing_are_left_to_fairseq(name, dictionaries, tmp_path):
     assert not can_pack(build(dictionaries, tmp_path, *NOT_PACKED[name]))
@@ -249,9 +268,14 @@ def test_changed_methods_are_left_to_fairseq(dictionaries, tmp_path):
     model.decoder.layers[0].c_attn = torch.nn.Parameter(torch.ones(2))
     assert not can_pack(model)
     model.decoder.layers[0].c_attn = None
-    watching = layer.register_forward_hook(lambda module, inputs, output: None)
+    for watch in (layer.register_forward_hook, layer.register_full_backward_hook):
+        watching = watch(lambda *_: None)
+        assert not can_pack(model)
+        watching.remove()
+    adapted, attention = type("Adapted", (torch.nn.Linear,), {}), layer.self_attn
+    projection, attention.v_proj = attention.v_proj, adapted(16, 16)
     assert not can_pack(model)
-    watching.remove()
+    attention.v_proj = projection
     dropout, layer.activation_dropout_module = layer.activation_dropout_module, torch.nn.Identity()
     assert not can_pack(model)
     layer.activation_dropout_module = dropout
