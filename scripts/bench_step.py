@@ -60,7 +60,7 @@ def cases(arguments: argparse.Namespace) -> List[ModelCase]:
         students = [
             ("tiny", tiny, 4096, 1),
             ("Multi30k", multi30k, 4096, 1),
-            ("base-like", Size(2, 512, 2048, 8), 512, 1),
+            ("base-like", Size(2, 512, 2048, 8), 2048, 1),
         ]
     else:
         students = [("tiny", tiny, 8192, 8), ("base", Size(6, 512, 2048, 8), 8192, 4)]
