@@ -13,7 +13,7 @@ from fairseq.criterions import CRITERION_REGISTRY, register_criterion
 from fairseq.criterions.label_smoothed_cross_entropy import LabelSmoothedCrossEntropyCriterion
 from fairseq.distributed import utils as distributed_utils
 from fairseq.logging import metrics
-from fairseq.models.transformer import TransformerDecoderBase
+from fairseq.models.transformer import TransformerDecoderBase, TransformerModelBase
 from torch.nn import Linear
 
 from kd_plugin.criterions.flags import KDLabelSmoothedCrossEntropyCriterionConfig, check_flags
@@ -267,13 +267,14 @@ class KDLabelSmoothedCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion):
 
     def _check_packed_student(self, model, sample):
         """Refuse --kd-packed-student where models/packed.py does not compute what the student's own forward does."""
+        student = packed.unwrapped(model)
         reason, others = None, sorted(sample["net_input"].keys() - packed.INPUTS)
         if not packed.AVAILABLE:
             reason = f"torch {torch.__version__} is older than 2.2, whose attention it needs"
-        elif packed.unwrapped(model).training and packed.has_hooks(packed.unwrapped(model)):
+        elif isinstance(student, TransformerModelBase) and student.training and packed.has_hooks(student):
             reason = "the student has hooks, which must not miss the padding: of --quant-noise-pq, or those with which "
             reason += "fairseq looks for the cause of a FloatingPointError (then that error, above, is the one to mend)"
-        elif not packed.can_pack(packed.unwrapped(model)):
+        elif not packed.can_pack(student):
             reason = "the student is not fairseq's transformer as it is, with encoder and decoder and nothing in or "
             reason += "around its layers (--checkpoint-activations, adapters)"
         elif others:
