@@ -80,8 +80,8 @@ class KDLabelSmoothedCrossEntropyCriterionConfig(LabelSmoothedCrossEntropyCriter
     kd_packed_student: bool = field(
         default=False,
         metadata={
-            "help": "compute the student without the padding of its batches, which saves as much of its time; dropout "
-            "draws other numbers than stock fairseq's. For fairseq's transformers, from torch 2.2 on"
+            "help": "compute the student without the padding of its batches and with PyTorch's attention: faster; "
+            "dropout draws other numbers than stock fairseq's. For fairseq's transformers, from torch 2.2 on"
         },
     )
     kd_alpha_end: Optional[float] = field(

@@ -5,6 +5,7 @@
 Word-level knowledge distillation, Kim & Rush 2016 (https://aclanthology.org/D16-1139).
 """
 
+import contextlib
 import math
 
 import torch
@@ -135,14 +136,15 @@ class KDLabelSmoothedCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion):
         --kd-packed-student, or with --kd-fused-head, which never makes logits of the whole batch."""
         if self.kd_fused_head:
             self._check_fused_head(model)
-        rows, other_rows, target = self.counted_rows(sample)
+        rows, _, target = self.counted_rows(sample)
         how = {"features_only": True} if self.kd_fused_head else {}
+        packing = contextlib.nullcontext()
         if self.kd_packed_student:
             self._check_packed_student(model, sample)
-            with packed.packed_forward(packed.unwrapped(model), rows):
-                output = model(**sample["net_input"], **how)[0]
-        else:
+            packing = packed.packed_forward(packed.unwrapped(model), rows)
+        with packing:
             output = model(**sample["net_input"], **how)[0]
+        if not self.kd_packed_student:
             output = output.reshape(-1, output.size(-1)).index_select(0, rows)
         accuracy = {}
         if self.kd_fused_head:
@@ -153,7 +155,7 @@ class KDLabelSmoothedCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion):
                 n_correct = output.detach().argmax(dim=1).eq(target).sum()
                 accuracy = {"n_correct": utils.item(n_correct), "total": target.numel()}
             every = torch.arange(rows.numel(), device=rows.device)
-            student = StudentLogits(output, every, other_rows[:0], inplace=self.write_in_place(model, output))
+            student = StudentLogits(output, every, rows[:0], inplace=self.write_in_place(model, output))
         loss, terms = self.compute_terms(student, target, rows, output.dtype, sample)
         return loss, {**terms, **accuracy}
 
@@ -171,6 +173,7 @@ class KDLabelSmoothedCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion):
         teacher = self.teacher_of(sample)
         if teacher is None:
             loss, terms = student.loss(None, target, objective._replace(alpha=1.0))  # the cross-entropy, whole
+            self._check_finite(loss, terms, rows, sample)
             sums = terms.sum(dim=0)
             return loss, {"nll_loss": sums[NLL], "ce_loss": sums[CE]}
         distilled = self.select(student, target) if alpha < 1.0 else None
