@@ -7,7 +7,7 @@ import platform
 import re
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple, Sequence, Tuple
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 from sacrebleu.metrics import BLEU
@@ -16,7 +16,7 @@ from kd_plugin.compat import fairseq_distribution
 from kd_plugin.errors import KDPluginError
 from kd_plugin.files import make_folder, write_atomically, write_json
 from kd_plugin.pipeline.decoders import Settings, Tokens
-from kd_plugin.pipeline.evaluation_scores import check_comet, comet_scores, no_comet, sacrebleu_scores
+from kd_plugin.pipeline.evaluation_scores import Comet, no_comet, sacrebleu_scores
 from kd_plugin.pipeline.evaluation_table import markdown
 from kd_plugin.pipeline.raw_text import numbered_lines
 from kd_plugin.pipeline.subwords import SYMBOLS, Subwords
@@ -86,7 +86,6 @@ def run(args: argparse.Namespace) -> int:
         raise KDPluginError(f"--baseline {args.baseline}: no such --model. Remedy: one of {', '.join(models)}")
     settings = Settings(beam=args.beam, max_len_a=args.max_len_a, max_len_b=args.max_len_b, lenpen=args.lenpen)
     settings.check()
-    check_comet(args.comet)
     for path in models.values():
         engine_of(path, args.engine)
     if args.threads < 1 or args.bootstrap < 0 or args.max_tokens < 1:
@@ -94,6 +93,7 @@ def run(args: argparse.Namespace) -> int:
     output = Path(args.output)
     if (output / JSON_NAME).exists():
         raise KDPluginError(f"--output {output}: holds an evaluation already. Remedy: another folder, or remove it")
+    comet = Comet(args.comet, int(torch.cuda.is_available())) if args.comet else None
     make_folder(output, "--output")
     subwords = Subwords(args.sentencepiece_model, args.remove_bpe)
     torch.set_num_threads(args.threads)
@@ -108,7 +108,7 @@ def run(args: argparse.Namespace) -> int:
             _write_lines(
                 output / TRANSLATIONS / _file_name(name) / f"{_file_name(test.name)}.txt", hypotheses[test.name]
             )
-    _score(rows, tests, texts, args)
+    _score(rows, tests, texts, comet, args)
 
     evaluation = {
         "format": FORMAT,
@@ -208,6 +208,7 @@ def _score(
     rows: List[Dict[str, Any]],
     tests: List[RawTest],
     texts: Dict[str, Dict[str, List[str]]],
+    comet: Optional[Comet],
     args: argparse.Namespace,
 ) -> None:
     for test in tests:
@@ -215,12 +216,11 @@ def _score(
         scores = sacrebleu_scores(
             systems, test.references, args.baseline, args.bootstrap, args.tokenize, args.lowercase
         )
-        if args.comet:
-            comet = comet_scores(systems, test.sources, test.references, args.comet, int(torch.cuda.is_available()))
-        else:
-            comet = {name: no_comet() for name, _ in systems}
+        of_comet = {name: no_comet() for name, _ in systems}
+        if comet is not None:
+            of_comet = comet.scores(systems, test.sources, test.references, args.baseline, args.bootstrap)
         for row in rows:
-            for score in (*scores[row["name"]], comet[row["name"]]):
+            for score in (*scores[row["name"]], of_comet[row["name"]]):
                 row["scores"].append({"test": test.name, **score._asdict()})
 
 

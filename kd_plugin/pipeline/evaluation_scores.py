@@ -1,16 +1,20 @@
 """Scores of translations: sacreBLEU's BLEU, chrF and TER with confidence and significance, and COMET on request."""
 
 import importlib.util
+import logging
 from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
+import numpy as np
 from sacrebleu.metrics import BLEU, CHRF, TER
 from sacrebleu.significance import PairedTest
 
 from kd_plugin.errors import KDPluginError
+from kd_plugin.files import sha256_of
 
 COMET = "COMET"
 INSTALL_COMET = "pip install unbabel-comet"
+SEED = 12345  # sacreBLEU's
 
 
 class Score(NamedTuple):
@@ -82,43 +86,82 @@ def _score(metric: str, result: Any, signature: Any) -> Score:
     return Score(metric, float(result.score), str(signature), p_value, float(result.mean), float(result.ci))
 
 
-def check_comet(model: Optional[str]) -> None:
-    """Raises KDPluginError where --comet asks for what is not installed."""
-    if model and importlib.util.find_spec("comet") is None:
-        raise KDPluginError(f"--comet {model}: COMET is not installed. Remedy: {INSTALL_COMET}")
-
-
 def no_comet() -> Score:
     """The row of a run without --comet."""
     hint = "--comet MODEL" if importlib.util.find_spec("comet") else f"{INSTALL_COMET}, then --comet MODEL"
     return Score(COMET, None, note=f"not measured: {hint}")
 
 
-def comet_scores(
-    systems: Sequence[Tuple[str, List[str]]], sources: List[str], references: List[str], model: str, gpus: int
-) -> Dict[str, Score]:
-    """COMET of each system.
+class Comet:
+    """A COMET model (Rei et al. 2020, https://aclanthology.org/2020.emnlp-main.213), which scores after all decoding.
 
     Args:
         model: path of a checkpoint, or a name to download
         gpus: how many to use
 
     Raises:
-        KDPluginError: not installed, or no such model
+        KDPluginError: not installed, or no such model; before anything is decoded
     """
-    check_comet(model)
-    import comet
 
-    try:
-        scorer = comet.load_from_checkpoint(model if Path(model).is_file() else comet.download_model(model))
-    except Exception as error:  # a download raises anything
-        raise KDPluginError(
-            f"--comet {model}: cannot be loaded ({' '.join(str(error).split())[:200]}). Remedy: a name of the COMET "
-            "project, such as Unbabel/wmt22-comet-da, or the path of a downloaded checkpoint"
-        ) from error
-    found = {}
-    for name, hypotheses in systems:
-        rows = [{"src": s, "mt": h, "ref": r} for s, h, r in zip(sources, hypotheses, references)]
-        value = float(scorer.predict(rows, batch_size=16, gpus=gpus).system_score)
-        found[name] = Score(COMET, value, f"model:{Path(model).name}|version:{getattr(comet, '__version__', '?')}")
-    return found
+    def __init__(self, model: str, gpus: int) -> None:
+        if importlib.util.find_spec("comet") is None:
+            raise KDPluginError(f"--comet {model}: COMET is not installed. Remedy: {INSTALL_COMET}")
+        import comet
+
+        logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # it tells of its devices for each system
+        try:
+            path = Path(model if Path(model).is_file() else comet.download_model(model))
+            self._scorer = comet.load_from_checkpoint(str(path))
+        except Exception as error:  # a download raises anything
+            raise KDPluginError(
+                f"--comet {model}: cannot be loaded ({' '.join(str(error).split())[:200]}). Remedy: a name of the "
+                "COMET project, such as Unbabel/wmt22-comet-da, or the path of a downloaded checkpoint"
+            ) from error
+        # downloaded ones are all called model.ckpt
+        name = Path(model).name if path != Path(model) else f"{path.name}:{sha256_of(path)[:7]}"
+        self._signature = f"model:{name}|version:{getattr(comet, '__version__', '?')}"
+        self._gpus = gpus
+
+    def scores(
+        self,
+        systems: Sequence[Tuple[str, List[str]]],
+        sources: List[str],
+        references: List[str],
+        baseline: Optional[str],
+        samples: int,
+    ) -> Dict[str, Score]:
+        """COMET of each system; baseline and samples as in sacrebleu_scores."""
+        of_sentences = {}
+        for name, hypotheses in systems:
+            rows = [{"src": s, "mt": h, "ref": r} for s, h, r in zip(sources, hypotheses, references)]
+            of_sentences[name] = np.array(self._scorer.predict(rows, batch_size=16, gpus=self._gpus).scores)
+        of_baseline = None if baseline is None else of_sentences[baseline]
+        return {
+            name: mean_score(COMET, values, self._signature, samples, None if name == baseline else of_baseline)
+            for name, values in of_sentences.items()
+        }
+
+
+def mean_score(
+    metric: str, values: np.ndarray, signature: str, samples: int, baseline: Optional[np.ndarray] = None
+) -> Score:
+    """The mean of sentences' scores, with the bootstrap that sacreBLEU has for the metrics it knows.
+
+    Args:
+        values: (sentences,)
+        samples: of the bootstrap; 0: neither confidence nor significance
+        baseline: (sentences,) of the system to compare with; None: no significance
+    """
+    mean = float(values.mean())
+    if samples == 0:
+        return Score(metric, mean, signature)
+    drawn = np.random.default_rng(SEED).choice(len(values), size=(samples, len(values)))  # the same for all systems
+    means = values[drawn].mean(axis=1)
+    p_value = None
+    if baseline is not None:
+        gaps = np.abs(means - baseline[drawn].mean(axis=1))
+        beyond = np.sum(gaps - gaps.mean() > abs(mean - baseline.mean()))
+        p_value = float((beyond + 1) / (samples + 1))
+    ordered, tail = np.sort(means), samples // 40
+    confidence = float(ordered[samples - tail - 1] - ordered[tail]) / 2
+    return Score(metric, mean, signature, p_value, float(means.mean()), confidence)

@@ -47,9 +47,10 @@ def _scores(evaluation: Dict[str, Any], test: Dict[str, Any]) -> str:
 def _cell(score: Dict[str, Any]) -> str:
     if score["value"] is None:
         return NONE
-    text = f"{score['value']:.4f}" if score["metric"] == "COMET" else f"{score['value']:.1f}"
+    digits = 4 if score["metric"] == "COMET" else 1  # most of COMET's are between 0 and 1
+    text = f"{score['value']:.{digits}f}"
     if score["confidence"] is not None:
-        text += f" ± {score['confidence']:.1f}"
+        text += f" ± {score['confidence']:.{digits}f}"
     if score["p_value"] is None:
         return text
     text += f" (p = {score['p_value']:.4f})"

@@ -1,5 +1,7 @@
 """`kd-plugin evaluate`: the numbers of sacreBLEU's own command, and tables that say what was not measured."""
 
+import hashlib
+import importlib.util
 import json
 import os
 import re
@@ -7,10 +9,12 @@ import subprocess
 import sys
 import types
 
+import numpy as np
 import pytest
+from sacrebleu.significance import PairedTest
 
 from kd_plugin import cli
-from kd_plugin.pipeline.evaluation_scores import comet_scores, sacrebleu_scores
+from kd_plugin.pipeline.evaluation_scores import Comet, mean_score, sacrebleu_scores
 from kd_plugin.pipeline.evaluation_table import markdown
 from kd_plugin.pipeline.report.evaluation import read_evaluation
 from tests.support import MODEL, make_checkpoint
@@ -149,7 +153,7 @@ def test_a_sentence_too_long_for_the_model_has_no_translation(setting, tmp_path)
     ],
 )
 def test_refusals(flags, message, setting, tmp_path, capsys):
-    if "--comet" in flags and __import__("importlib.util").util.find_spec("comet"):
+    if "--comet" in flags and importlib.util.find_spec("comet"):
         pytest.skip("COMET is installed")
     assert run(setting, tmp_path / "out", *flags) == 1
     assert message in capsys.readouterr().err
@@ -168,31 +172,78 @@ def test_line_counts_and_earlier_evaluations(setting, tmp_path, capsys):
 
 
 class FakeComet(types.ModuleType):
+    """Scores a sentence by its length, "x" not at all."""
+
     __version__ = "9"
 
     @staticmethod
     def download_model(name):
         if name == "missing":
             raise KeyError("no such model")
-        return name
+        return f"downloaded/{name}/model.ckpt"
 
     @staticmethod
     def load_from_checkpoint(path):
         def predict(rows, batch_size, gpus):
-            return types.SimpleNamespace(system_score=sum(row["mt"] == row["ref"] for row in rows) / len(rows))
+            assert all(set(row) == {"src", "mt", "ref"} for row in rows)
+            return types.SimpleNamespace(scores=[len(row["mt"]) / 100 * ("x" not in row["mt"]) for row in rows])
 
         return types.SimpleNamespace(predict=predict)
 
 
-def test_comet(monkeypatch, capsys):
+@pytest.fixture
+def fake_comet(monkeypatch):
     fake = FakeComet("comet")
     fake.__spec__ = types.SimpleNamespace(name="comet")
     monkeypatch.setitem(sys.modules, "comet", fake)
-    found = comet_scores([("right", ["a", "b"]), ("half", ["a", "x"])], ["s", "t"], ["a", "b"], "some/model", 0)
-    assert [found[name].value for name in ("right", "half")] == [1.0, 0.5]
-    assert found["half"].signature == "model:model|version:9"
-    with pytest.raises(RuntimeError, match="--comet missing: cannot be loaded"):
-        comet_scores([], [], [], "missing", 0)
+
+
+def test_comet_in_the_evaluation(fake_comet, setting, tmp_path, capsys):
+    (tmp_path / "model.ckpt").write_bytes(b"weights")
+    assert run(setting, tmp_path / "out", "--baseline", "one", "--comet", tmp_path / "model.ckpt") == 0
+    one, two = (model.score("tiny", "COMET") for model in read_evaluation(str(tmp_path / "out")).models)
+    name = hashlib.sha256(b"weights").hexdigest()[:7]
+    assert one.signature == two.signature == f"model:model.ckpt:{name}|version:9"
+    assert one.p_value is None and 0 < two.p_value <= 1
+    lines = (tmp_path / "out" / "translations" / "two" / "tiny.txt").read_text().splitlines()
+    assert two.value == pytest.approx(sum(len(line) / 100 * ("x" not in line) for line in lines) / 20)
+    assert f"{two.value:.4f} ± " in capsys.readouterr().out
+
+
+def test_comet_models(fake_comet, setting, tmp_path, capsys):
+    """A name is downloaded; one that is not there stops the run before anything is translated."""
+    found = Comet("some/wmt-da", 0).scores([("a", ["b"])], [""], [""], None, 0)
+    assert found["a"].signature == "model:wmt-da|version:9"
+    assert run(setting, tmp_path / "out", "--comet", "missing") == 1
+    assert "--comet missing: cannot be loaded ('no such model')" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+class MeanOfSums:
+    """What sacreBLEU's bootstrap asks of a metric."""
+
+    def get_signature(self):
+        return types.SimpleNamespace(update=lambda key, value: None)
+
+    def _extract_corpus_statistics(self, hypotheses, references):
+        return [[sum(line.encode()) % 7, 1] for line in hypotheses]
+
+    def _compute_score_from_stats(self, stats):
+        return types.SimpleNamespace(name="mean", score=stats[0] / stats[1])
+
+    def _aggregate_and_compute(self, stats):
+        return self._compute_score_from_stats(np.sum(stats, axis=0))
+
+
+def test_the_bootstrap_of_a_mean_is_sacrebleus(monkeypatch):
+    monkeypatch.setenv("SACREBLEU_SEED", "12345")
+    _, results = PairedTest(SYSTEMS, {"mean": MeanOfSums()}, references=None, test_type="bs", n_samples=300)()
+    values = [np.array([sum(line.encode()) % 7 for line in lines], dtype=float) for _, lines in SYSTEMS]
+    ours = [mean_score("mean", v, "", 300, None if i == 0 else values[0]) for i, v in enumerate(values)]
+    assert len({score.value for score in ours}) == 3  # or it would compare nothing
+    for score, expected in zip(ours, results["mean"]):
+        assert score.value == pytest.approx(expected.score) and score.p_value == expected.p_value
+        assert (score.mean, score.confidence) == pytest.approx((expected.mean, expected.ci), rel=1e-5)
 
 
 def test_markdown_escapes_names():

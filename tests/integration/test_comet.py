@@ -1,0 +1,68 @@
+"""`kd-plugin evaluate --comet` with the real COMET, where that is installed, on a tiny model with random weights."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import sentencepiece
+import yaml
+
+from kd_plugin import cli
+from kd_plugin.pipeline.report.evaluation import read_evaluation
+from tests.support import MODEL, make_checkpoint
+from tests.unit.conftest import WORDS, write_dictionaries
+from tests.unit.test_teachers import LANGS
+
+pytest.importorskip("comet", reason="COMET is not installed: pip install unbabel-comet")
+
+
+def make_comet_model(folder: Path) -> Path:
+    """A regression model as COMET's own are: XLM-R, but of two small layers, and nobody has trained it."""
+    import pytorch_lightning
+    from comet.models import RegressionMetric
+    from transformers import XLMRobertaConfig, XLMRobertaModel, XLMRobertaTokenizer, XLMRobertaTokenizerFast
+
+    encoder = folder / "encoder"
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(WORDS), model_prefix=str(folder / "spm"), vocab_size=40, hard_vocab_limit=False
+    )
+    tokenizer = XLMRobertaTokenizer(str(folder / "spm.model"))
+    tokenizer.save_pretrained(encoder)
+    XLMRobertaTokenizerFast.from_pretrained(encoder).save_pretrained(encoder)
+    size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    config = XLMRobertaConfig(vocab_size=len(tokenizer) + 2, max_position_embeddings=514, type_vocab_size=1, **size)
+    XLMRobertaModel(config, add_pooling_layer=False).save_pretrained(encoder)
+    model = RegressionMetric(pretrained_model=str(encoder), hidden_sizes=[32, 16])
+    trainer = pytorch_lightning.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, max_epochs=0)
+    trainer.strategy.connect(model)
+    path = folder / "model" / "checkpoints" / "model.ckpt"
+    path.parent.mkdir(parents=True)
+    trainer.save_checkpoint(path, weights_only=True)
+    (folder / "model" / "hparams.yaml").write_text(yaml.safe_dump(dict(model.hparams)))
+    return path
+
+
+def test_values_are_those_of_comets_command(tmp_path):
+    write_dictionaries(tmp_path, WORDS)
+    test = {lang: tmp_path / f"test.{lang}" for lang in ("en", "de")}
+    for path, step in zip(test.values(), (1, 3)):
+        path.write_text("".join(" ".join(WORDS[i : i + 8 : step]) + "\n" for i in range(20)))
+    command = ["evaluate", "--test", "t=" + ",".join(map(str, test.values())), "--remove-bpe", "none"]
+    for seed in (1, 2):
+        make_checkpoint(tmp_path / f"{seed}.pt", tmp_path, *LANGS, *MODEL, seed=seed)
+        command += ["--model", f"m{seed}={tmp_path / f'{seed}.pt'}"]
+    model = make_comet_model(tmp_path)
+    command += ["--comet", str(model), "--baseline", "m1", "--bootstrap", "50", "--max-len-b", "12"]
+    assert cli.main([*command, "--output", str(tmp_path / "out")]) == 0
+    scores = {m.name: m.score("t", "COMET") for m in read_evaluation(str(tmp_path / "out")).models}
+    assert scores["m1"].value != scores["m2"].value and 0 < scores["m2"].p_value <= 1
+    for name, score in scores.items():
+        result = subprocess.run(
+            [str(Path(sys.executable).with_name("comet-score")), "--model", str(model), "--gpus", "0", "--only_system"]
+            + ["-s", str(test["en"]), "-r", str(test["de"]), "--quiet"]
+            + ["-t", str(tmp_path / "out" / "translations" / name / "t.txt")],
+            capture_output=True, encoding="utf-8", check=True, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+        )  # fmt: skip
+        assert f"score: {score.value:.4f}" in result.stdout
