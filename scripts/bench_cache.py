@@ -21,6 +21,7 @@ import torch
 from bench_step import DISTILLED, PLAIN, PLAIN_UPDATE, WAYS, cases, trainer, update
 from benchmarking import (
     CASE,
+    DTYPES,
     MILLISECONDS,
     SPREAD,
     Column,
@@ -50,6 +51,7 @@ from kd_plugin.teachers.cached import RECORDS
 K = 16
 SHARD_TOKENS = 1_000_000
 UPDATE, READ, FORWARD, WRITE = "from the cache", "reading alone", "teacher's forward", "forward and writing"
+STOCK_FORWARD = "fairseq's forward"
 UPDATES = {UPDATE + way: flags for way, flags in WAYS.items()}
 
 
@@ -142,6 +144,19 @@ def writing(
     return Contestant(name, run)
 
 
+def fairseq_forward(model: Any, samples: Sequence[Dict[str, Any]]) -> Contestant:
+    """The same teacher, frozen, as fairseq computes it."""
+    model.requires_grad_(False)
+
+    def run() -> None:
+        with torch.no_grad():
+            for sample in samples:
+                model(**sample["net_input"])
+
+    # fairseq 0.12.2's fast path fails on newer torch versions
+    return Contestant(STOCK_FORWARD, run, optional=True)
+
+
 def update_rows(case: ModelCase, folder: pathlib.Path, arguments: argparse.Namespace, table: Table) -> None:
     device = arguments.device
     write_dictionaries(folder, case.vocab)
@@ -161,7 +176,7 @@ def update_rows(case: ModelCase, folder: pathlib.Path, arguments: argparse.Names
         of_trainer = trainer(folder, case.size, device, *from_cache, *flags)
         return cached_update(name, of_trainer, samples, tokens, reader)
 
-    write_checkpoint(folder / "teacher.pt", case.size.wider())
+    stock = write_checkpoint(folder / "teacher.pt", case.size.wider()).eval().to(device, DTYPES[case.dtype])
     online = trainer(folder, case.size, device, *DISTILLED, f"--teacher-path={folder / 'teacher.pt'}")
     teacher, identity, pad = online.task.teacher, corpus.identity, dictionary.pad()
     placed = samples if device.type == "cpu" else [utils.move_to_cuda(sample) for sample in samples]
@@ -176,6 +191,7 @@ def update_rows(case: ModelCase, folder: pathlib.Path, arguments: argparse.Names
         Contestant(READ, read_all),
         writing(FORWARD, teacher, placed, pad, identity, keep=False),
         writing(WRITE, teacher, placed, pad, identity, keep=True),
+        fairseq_forward(stock, placed),
     ]
     timings = race(contestants, arguments)
     for contestant in contestants:
@@ -187,6 +203,8 @@ def update_rows(case: ModelCase, folder: pathlib.Path, arguments: argparse.Names
             values["of_update"] = timing.over(min((timings[name] for name in UPDATES), key=lambda t: t.median))
         if contestant.name in (FORWARD, WRITE):
             values["of_forward"] = timing.over(timings[FORWARD])
+            if STOCK_FORWARD in timings:
+                values["of_stock"] = timing.over(timings[STOCK_FORWARD])
         table.add(str(case), contestant.name, values)
     table.notes.append(
         f"{case}: {case.size}; the teacher that is written from: twice as wide; {len(samples)} batches of "
@@ -198,6 +216,7 @@ def updates_table(arguments: argparse.Namespace, progress: Progress) -> Table:
     ratio = Column("÷ plain update", "ratio", ".3f")
     columns = [CASE, Column("what", "contestant"), MILLISECONDS, SPREAD, ratio]
     columns += [Column("÷ cached update", "of_update", ".4f"), Column("÷ forward", "of_forward", ".3f")]
+    columns += [Column("÷ fairseq's forward", "of_stock", ".3f")]
     notes = [
         f"topk, k {K}; a cached update reads its records from a store of 100,000 sentences (2,000 with --quick) in "
         "this process, in random order, from the second epoch on.",
