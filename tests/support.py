@@ -15,6 +15,7 @@ from typing import Any, Dict, List, Optional, Sequence
 import torch
 
 from kd_plugin.compat import BETTER_TRANSFORMER_COPY
+from tests import warm_start
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 USER_DIR = str(ROOT / "kd_plugin")
@@ -50,42 +51,43 @@ def preprocess(folder: pathlib.Path, name: str, *extra: str) -> pathlib.Path:
     return folder / name
 
 
-def run(command: str, *arguments: Any, check: bool = True, env: Optional[Dict[str, str]] = None, **kwargs: Any):
-    """One of fairseq's (or our) installed commands, as a user runs it; output and errors together in `.stdout`."""
-    executable = pathlib.Path(sys.executable).parent / command
-    result = subprocess.run(
-        [str(executable), *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        encoding="utf-8",
-        timeout=TIMEOUT,
-        env={**os.environ, "PYTHONIOENCODING": "utf-8", "CUDA_VISIBLE_DEVICES": "", **(env or {})},
+def start(command: str, *arguments: Any, env: Optional[Dict[str, str]] = None, **kwargs: Any) -> Any:
+    """One of fairseq's (or our) installed commands, as a user runs it; output and errors together."""
+    line = [str(pathlib.Path(sys.executable).parent / command), *map(str, arguments)]
+    environment = {**os.environ, "PYTHONIOENCODING": "utf-8", "CUDA_VISIBLE_DEVICES": ""}
+    if command in warm_start.COMMANDS and not (env or kwargs or os.environ.get("KD_TEST_COLD")):
+        return warm_start.Command(line, environment)
+    return subprocess.Popen(
+        line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", env={**environment, **(env or {})},
         **kwargs,
-    )
-    if check and result.returncode != 0:
-        raise AssertionError(f"{command} exited {result.returncode}:\n{result.stdout[-6000:]}")
-    return result
+    )  # fmt: skip
 
 
-def run_together(*commands: Sequence[Any], env: Optional[Dict[str, str]] = None) -> List[subprocess.CompletedProcess]:
+def run(command: str, *arguments: Any, check: bool = True, **kwargs: Any) -> "subprocess.CompletedProcess[str]":
+    """start, and its end; output and errors together in `.stdout`."""
+    return _ended(start(command, *arguments, **kwargs), check)
+
+
+def run_together(
+    *commands: Sequence[Any], env: Optional[Dict[str, str]] = None
+) -> List["subprocess.CompletedProcess[str]"]:
     """Several commands at the same time: the ranks of one training, or runs that do not depend on each other."""
-    processes = [
-        subprocess.Popen(
-            [str(pathlib.Path(sys.executable).parent / command[0]), *map(str, command[1:])],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            encoding="utf-8",
-            env={**os.environ, "PYTHONIOENCODING": "utf-8", "CUDA_VISIBLE_DEVICES": "", **(env or {})},
-        )
-        for command in commands
-    ]
-    results = []
-    for process, command in zip(processes, commands):
-        output, _ = process.communicate(timeout=TIMEOUT)
-        results.append(subprocess.CompletedProcess(command, process.returncode, output))
+    processes = [start(*command, env=env) for command in commands]
+    results = [_ended(process, check=False) for process in processes]  # the first error may be another's doing
     for result in results:
         assert result.returncode == 0, f"{result.args[0]} exited {result.returncode}:\n{result.stdout[-6000:]}"
     return results
+
+
+def _ended(process: Any, check: bool) -> "subprocess.CompletedProcess[str]":
+    try:
+        output = process.communicate(timeout=TIMEOUT)[0]
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise
+    if check and process.returncode != 0:
+        raise AssertionError(f"{process.args[0]} exited {process.returncode}:\n{output[-6000:]}")
+    return subprocess.CompletedProcess(process.args, process.returncode, output)
 
 
 MODEL = [
