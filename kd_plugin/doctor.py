@@ -19,7 +19,7 @@ OK, WARN, FAIL = "ok", "warn", "FAIL"
 # The distributions and versions this package is tested with.
 TESTED_FAIRSEQ = ("fairseq:0.12.2", "fairseq-fixed:0.12.3.1")
 REQUIRED_PACKAGES = ("numpy", "sentencepiece", "sacrebleu", "omegaconf", "hydra-core")
-OPTIONAL_PACKAGES = ("numba", "tensorboard", "triton", "num2words", "Babel")
+OPTIONAL_PACKAGES = "numba triton ctranslate2 safetensors ray unbabel-comet tensorboard num2words Babel".split()
 
 
 @dataclass
@@ -39,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--dict",
+        "--dict-dir",
         metavar="DIR",
         help="folder with the teacher's dict.LANG.txt or joined dict.txt (default: beside the checkpoint, then its "
         "training data)",

@@ -26,6 +26,8 @@ VOCABULARY_WEIGHTS = {
 def teacher_checks(path: str, args: argparse.Namespace) -> List[Check]:
     """What one teacher file is, up to building the model that it describes."""
     section = f"teacher {path}"
+    if not os.path.isfile(path):
+        return [Check(section, "file", "not found", FAIL, str(loading.no_checkpoint(path, "check the path")))]
     try:
         state = loading.read_checkpoint(path)
     except KDPluginError as error:

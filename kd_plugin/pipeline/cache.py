@@ -103,7 +103,9 @@ def _jobs(args: argparse.Namespace) -> Iterator[Job]:
             source, target = args.source_lang, args.target_lang
             if source is None or target is None:
                 if not Path(path).is_dir():
-                    raise KDPluginError(f"{path}: no such folder of binarised data")
+                    raise KDPluginError(
+                        f"{path}: no such folder of binarised data. Remedy: the --destdir of fairseq-preprocess"
+                    )
                 found = data_utils.infer_language_pair(path)
                 source, target = source or found[0], target or found[1]
             if source is None or target is None:

@@ -41,7 +41,9 @@ class Settings(NamedTuple):
     def check(self) -> None:
         """Raises KDPluginError, naming the flag."""
         if self.beam < 1 or not 1 <= self.nbest <= self.beam:
-            raise KDPluginError(f"--nbest {self.nbest}, --beam {self.beam}: 1 <= nbest <= beam is needed")
+            raise KDPluginError(
+                f"--nbest {self.nbest}, --beam {self.beam}: not 1 <= nbest <= beam. Remedy: a larger --beam"
+            )
         if self.max_len_a < 0 or self.max_len_b < 0 or self.max_len_a + self.max_len_b <= 0:
             raise KDPluginError("--max-len-a and --max-len-b: must be >= 0 and not both 0")
         if not self.temperature > 0:

@@ -9,7 +9,7 @@ from fairseq.data import Dictionary, data_utils
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
 
 from kd_plugin.errors import KDPluginError
-from kd_plugin.teachers.loading import dictionary_directories, load_teacher, read_checkpoint
+from kd_plugin.teachers.loading import dictionary_directories, load_teacher, no_checkpoint, read_checkpoint
 from kd_plugin.teachers.vocabulary import find_dictionary
 from kd_plugin.version import __version__
 
@@ -67,7 +67,7 @@ def describe_checkpoint(
     """Configuration, languages and dictionaries; arguments and errors as `open_checkpoint`."""
     overrides = overrides or {}
     if not os.path.isfile(path):
-        raise KDPluginError(f"{path}: no such checkpoint file. Remedy: the path of a .pt file of fairseq-train")
+        raise no_checkpoint(path, "the path of a .pt file of fairseq-train")
     cfg = read_checkpoint(path, overrides=overrides)["cfg"]
     directories = dictionary_directories(path, cfg.task, overrides)
     inferred = _languages_of_data(directories)

@@ -4,6 +4,7 @@ import ast
 import json
 import logging
 import os
+import pathlib
 import pickle
 import re
 import tarfile
@@ -54,10 +55,20 @@ def count_parameters(state: Dict[str, Any]) -> int:
     return sum(sizes.values())
 
 
+def no_checkpoint(path: str, remedy: str) -> KDPluginError:
+    """What to raise where `path` is no file."""
+    if not os.path.isdir(path):
+        return KDPluginError(f"{path}: no such checkpoint file. Remedy: {remedy}")
+    inside = sorted(name for name in os.listdir(path) if name.endswith(".pt"))
+    best = [name for name in inside if name.startswith("checkpoint_best")] + inside
+    hint = os.path.join(path, best[0]) if best else remedy
+    return KDPluginError(f"{path}: is a folder, not a checkpoint file. Remedy: {hint}")
+
+
 def check_file(path: str, expected_sha256: Optional[str] = None) -> str:
     """The file's sha256, after checking that it is there and, where given, that it is the expected one."""
     if not os.path.isfile(path):
-        raise KDPluginError(f"{path}: no such checkpoint file. Remedy: check --teacher-path (several: A.pt:B.pt)")
+        raise no_checkpoint(path, "check --teacher-path (several: A.pt:B.pt)")
     found = sha256_of(path)
     if expected_sha256 is not None and found != expected_sha256.lower():
         raise KDPluginError(
@@ -206,8 +217,13 @@ def _languages(teacher_cfg: Any, student_task: TranslationTask, path: str) -> Li
 
 
 def dictionary_directories(path: str, teacher_cfg: Any, overrides: Dict[str, Any]) -> List[str]:
-    """Where its dictionaries may lie: the named folder alone, else beside the file, else its training data."""
+    """Where its dictionaries may lie: the named folder alone, else beside the file, else its training data.
+
+    Where fairseq-train was given a relative path, it was probably run in one of the folders above the checkpoint's.
+    """
     if "data" in overrides:
         return [str(overrides["data"])]
-    data = utils.split_paths(getattr(teacher_cfg, "data", None) or "")
-    return [os.path.dirname(os.path.abspath(path))] + data[:1]
+    data = utils.split_paths(getattr(teacher_cfg, "data", None) or "")[:1]
+    beside = pathlib.Path(os.path.abspath(path)).parent
+    above = [] if not data else [str(folder / data[0]) for folder in beside.parents if (folder / data[0]).is_dir()]
+    return [str(beside), *data, *above[:1]]

@@ -1,5 +1,6 @@
 import json
 import os
+import pathlib
 import shlex
 import types
 
@@ -188,6 +189,28 @@ def test_a_teacher_with_code_in_it_fails_and_the_code_is_not_run(teacher, capsys
     assert status == 1 and failure["name"] == "safe to read" and str(teacher.path) in failure["remedy"]
     assert "mkdir" in failure["remedy"]
     assert not trace.exists()
+
+
+def test_a_teacher_trained_on_a_relative_path_is_found_its_dictionaries(tmp_path, monkeypatch, capsys):
+    """Of the folders above the checkpoint, the nearest with that path is where fairseq-train was run."""
+    for folder, words in (("run/data", 30), ("data", 50)):
+        (tmp_path / folder).mkdir(parents=True)
+        for lang in ("en", "de"):
+            write_dictionary(tmp_path / folder / f"dict.{lang}.txt", words)
+    monkeypatch.chdir(tmp_path / "run")
+    path = tmp_path / "run" / "saved" / "teacher" / "best.pt"
+    make_checkpoint(path, pathlib.Path("data"), *TINY, "-s", "en", "-t", "de")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    status, _, checks = report(capsys, "--teacher", path)
+    assert status == 0 and str(tmp_path / "run" / "data" / "dict.de.txt") in checks["target dictionary"]["value"]
+
+
+def test_what_is_no_file_is_called_so(teacher, capsys):
+    status, answer, _ = report(capsys, "--teacher", teacher.folder)
+    (failure,) = failures(answer)
+    assert status == 1 and failure["name"] == "file"
+    assert "is a folder" in failure["remedy"] and failure["remedy"].endswith(f"Remedy: {teacher.path}")
 
 
 def test_one_bad_teacher_of_two_fails_and_the_good_one_is_still_described(teacher, capsys):
