@@ -63,9 +63,13 @@ def start(command: str, *arguments: Any, env: Optional[Dict[str, str]] = None, *
     )  # fmt: skip
 
 
-def run(command: str, *arguments: Any, check: bool = True, **kwargs: Any) -> "subprocess.CompletedProcess[str]":
+def run(
+    command: str, *arguments: Any, check: bool = True, input: Optional[str] = None, **kwargs: Any
+) -> "subprocess.CompletedProcess[str]":
     """start, and its end; output and errors together in `.stdout`."""
-    return _ended(start(command, *arguments, **kwargs), check)
+    if input is not None:
+        kwargs["stdin"] = subprocess.PIPE
+    return _ended(start(command, *arguments, **kwargs), check, *([] if input is None else [input]))
 
 
 def run_together(
@@ -79,9 +83,9 @@ def run_together(
     return results
 
 
-def _ended(process: Any, check: bool) -> "subprocess.CompletedProcess[str]":
+def _ended(process: Any, check: bool, *input: str) -> "subprocess.CompletedProcess[str]":
     try:
-        output = process.communicate(timeout=TIMEOUT)[0]
+        output = process.communicate(*input, timeout=TIMEOUT)[0]
     except subprocess.TimeoutExpired:
         process.kill()
         raise
