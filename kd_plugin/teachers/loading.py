@@ -225,5 +225,6 @@ def dictionary_directories(path: str, teacher_cfg: Any, overrides: Dict[str, Any
         return [str(overrides["data"])]
     data = utils.split_paths(getattr(teacher_cfg, "data", None) or "")[:1]
     beside = pathlib.Path(os.path.abspath(path)).parent
-    above = [] if not data else [str(folder / data[0]) for folder in beside.parents if (folder / data[0]).is_dir()]
+    relative = [path for path in data if not os.path.isabs(path)]
+    above = [str(folder / path) for path in relative for folder in beside.parents if (folder / path).is_dir()]
     return [str(beside), *data, *above[:1]]
