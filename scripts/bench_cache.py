@@ -40,7 +40,7 @@ from benchmarking import (
 from fairseq import utils
 from fairseq.trainer import Trainer
 
-from kd_plugin.cache.compress import compress
+from kd_plugin.cache.compress import compress_answer
 from kd_plugin.cache.data import dictionary_sha256
 from kd_plugin.cache.manifest import Identity
 from kd_plugin.cache.records import Records
@@ -137,9 +137,12 @@ def writing(
 
     def run() -> None:
         for sample, chosen in zip(samples, rows):
-            for _, logits in teacher(sample, chosen, torch.float32).pieces(len(chosen), identity.vocab):
-                if keep:
-                    identity.layout.encode(compress(logits, "topk", K))
+            answer = teacher(sample, chosen, torch.float32)
+            if keep:
+                identity.layout.encode(compress_answer(answer, len(chosen), identity.vocab, "topk", K))
+            else:
+                for _ in answer.pieces(len(chosen), identity.vocab):
+                    pass
 
     return Contestant(name, run)
 
@@ -220,7 +223,8 @@ def updates_table(arguments: argparse.Namespace, progress: Progress) -> Table:
     notes = [
         f"topk, k {K}; a cached update reads its records from a store of 100,000 sentences (2,000 with --quick) in "
         "this process, in random order, from the second epoch on.",
-        "forward and writing: the teacher's logits, their best entries and rest, encoded; without the disk.",
+        "teacher's forward: all of its logits. forward and writing: their best entries and rest, encoded, without the "
+        "disk; those logits are looked at in the processor's cache and are never all in memory.",
     ]
     table = Table("Updates from a cache", columns, notes, chart=ratio)
     for case in cases(arguments):

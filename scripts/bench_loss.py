@@ -50,7 +50,7 @@ from kd_plugin.losses import DIVERGENCES, distillation_loss, engine
 from kd_plugin.losses.answer import ProjectedAnswer
 from kd_plugin.losses.definition import Objective
 from kd_plugin.losses.fused_head import StudentFeatures
-from kd_plugin.losses.memory import Allocate, linear
+from kd_plugin.losses.memory import Allocate, LinearHead
 
 ALPHA, LABEL_SMOOTHING = 0.5, 0.1
 NO_GPU = "no CUDA device was used"
@@ -487,7 +487,7 @@ class Head:
         objective = Objective(ALPHA, self.case.temperature, LABEL_SMOOTHING)
 
         def project(features: Tensor, allocate: Allocate) -> Tensor:  # as OnlineTeacher projects
-            return linear(features, self.teacher_weight, None, allocate)
+            return LinearHead(self.teacher_weight)(features, allocate)
 
         def run() -> None:
             answer = ProjectedAnswer([(self.teacher_features, project)], [0.0])

@@ -8,7 +8,33 @@ from torch import Tensor
 
 from kd_plugin.cache.records import Records
 from kd_plugin.losses import engine
+from kd_plugin.losses.answer import TeacherAnswer
+from kd_plugin.losses.memory import CHUNK_BYTES
 from kd_plugin.losses.rows import top_indices
+
+
+@torch.no_grad()
+def compress_answer(
+    answer: TeacherAnswer,
+    tokens: int,
+    vocab: int,
+    kind: str,
+    k: int,
+    temperature: float = 1.0,
+    generator: Optional[torch.Generator] = None,
+) -> Records:
+    """`compress` of all logits of an answer, of which no more than needed are made at a time."""
+    kernels = engine.kernels_for("cpu")
+    if kind == "topk" and kernels is not None and answer.product is not None and vocab >= 2 * k:
+        head, features = answer.product
+        if features.device.type == "cpu" and features.dtype == torch.float32:
+            return Records(*(x.numpy() for x in kernels.top_of_product(head, features, k, temperature)))
+    rows = max(1, CHUNK_BYTES["cpu"] // (4 * vocab))  # compressing makes several copies in fp32
+    records = []
+    for _, logits in answer.pieces(tokens, vocab):
+        records += [compress(part, kind, k, temperature, generator) for part in logits.split(rows)]
+        del logits  # before the next piece is made
+    return Records(*map(np.concatenate, zip(*records)))
 
 
 @torch.no_grad()

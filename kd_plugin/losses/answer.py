@@ -1,12 +1,12 @@
 """What a teacher answers about the target tokens of a batch."""
 
 import functools
-from typing import Any, Callable, Iterator, Sequence, Tuple
+from typing import Any, Callable, Iterator, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor
 
-from kd_plugin.losses.memory import Allocate, new_buffer, projected_rows, scratch
+from kd_plugin.losses.memory import Allocate, LinearHead, new_buffer, projected_rows, scratch
 
 Project = Callable[[Tensor, Allocate], Tensor]
 
@@ -35,6 +35,11 @@ class TeacherAnswer:
         """
         yield slice(0, tokens), self.everything
 
+    @property
+    def product(self) -> Optional[Tuple[LinearHead, Tensor]]:
+        """The output projection and the (tokens, dimension) features whose product the logits are, if there are such"""
+        return None
+
     def chunk(self, start: int, stop: int, reuse: bool = False) -> Tensor:
         """(stop - start, vocab) logits of some of the tokens.
 
@@ -59,6 +64,11 @@ class ProjectedAnswer(TeacherAnswer):
     @property
     def logits(self) -> Tensor:  # type: ignore[override]
         return self.chunk(0, self._members[0][0].size(0))
+
+    @property
+    def product(self) -> Optional[Tuple[LinearHead, Tensor]]:
+        (features, project), *others = self._members
+        return (project, features) if not others and isinstance(project, LinearHead) else None
 
     def pieces(self, tokens: int, vocab: int) -> Iterator[Tuple[slice, Any]]:
         features = self._members[0][0]

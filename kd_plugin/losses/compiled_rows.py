@@ -623,60 +623,101 @@ def _insert(value, index, values, indices, count):  # type: ignore[no-untyped-de
 
 
 @exact
-def _insert_best(row, maxima, threshold, values, ids, groups):  # type: ignore[no-untyped-def]
-    """The best entries of a row, descending, and their ids; the number of those that are not below the threshold.
+def _centre(values):  # type: ignore[no-untyped-def]
+    """What exponentials are relative to: the best of descending values, or 0 where there is nothing but -inf."""
+    return values.dtype.type(0.0) if values[0] == -np.inf else values[0]
+
+
+@exact
+def _insert_best(row, maxima, threshold, best, first, count, groups):  # type: ignore[no-untyped-def]
+    """Put the entries of a row that are not below the threshold among the best ones.
 
     maxima: of groups of entries; group i has every maxima.size-th entry, from the i-th on
+    best: descending values and their ids, which are the places in the row, counted from `first` on
+    count: how many of those are taken; returned with the number of those put there added
     groups: working memory
     """
+    values, ids = best
     n_groups, k = maxima.size, values.size
-    n_chosen, count = 0, 0
+    n_chosen = 0
     for i in range(n_groups):
         if not maxima[i] < threshold:  # a NaN is not
             groups[n_chosen] = i
             n_chosen += 1
-    for start in range(0, row.size, n_groups):
+    for start in range(0, row.size if n_chosen > 0 else 0, n_groups):
         for j in range(n_chosen):
             i = start + groups[j]
             if i < row.size and not row[i] < threshold and (count < k or row[i] > values[k - 1]):
-                _insert(row[i], i, values, ids, count)
+                _insert(row[i], first + i, values, ids, count)
                 count += 1
     return count
 
 
+@exact
+def _kth_of_lanes(maxima, lanes, values, groups):  # type: ignore[no-untyped-def]
+    """The k-th of some maxima, which cannot be above the k-th of all entries. values, (k,), and groups are lost."""
+    k = values.size
+    lanes[:] = maxima[: lanes.size]
+    for start in range(lanes.size, maxima.size, lanes.size):
+        _block_maxima(maxima[start : start + lanes.size], lanes)
+    for i in range(lanes.size):
+        if i < k or lanes[i] > values[k - 1]:
+            _insert(lanes[i], i, values, groups, i)
+    return values[k - 1]
+
+
 @numba.njit(nogil=True, cache=True)
-def top_rows(logits, ids, lprobs, log_rest, inverse_temperature, n_groups, n_lanes):  # type: ignore[no-untyped-def]
-    vocab, k = logits.shape[1], ids.shape[1]
+def top_rows(  # type: ignore[no-untyped-def]
+    logits,  # (tokens, some columns of the vocabulary)
+    first,  # which one the first of them is; they come in ascending order, the first ones are at least 2 k
+    values,  # (tokens, k) the best logits so far, descending
+    ids,  # (tokens, k) where they are in the vocabulary
+    rests,  # (tokens,) float64, sum of exp((logit - the best one) / temperature) over all the others
+    inverse_temperature,
+    n_groups,
+    n_lanes,
+):
+    width, k = logits.shape[1], ids.shape[1]
+    real = logits.dtype.type
+    n_groups = min(n_groups, width)
     maxima, lanes = np.empty(n_groups, logits.dtype), np.empty(n_lanes, logits.dtype)
-    values, groups = np.empty(k, logits.dtype), np.empty(n_groups, np.int64)
-    whole = vocab - vocab % n_groups
+    groups, before = np.empty(n_groups, np.int64), np.empty(k, logits.dtype)
+    whole = width - width % n_groups
     for token in range(logits.shape[0]):
-        row = logits[token]
+        row, best = logits[token], (values[token], ids[token])
         maxima[:] = row[:n_groups]
         for start in range(n_groups, whole, n_groups):
             _block_maxima(row[start : start + n_groups], maxima)
-        for i in range(whole, vocab):
+        for i in range(whole, width):
             maxima[i - whole] = max(maxima[i - whole], row[i])
-        # the k-th of some maxima cannot be above the k-th of all entries
-        lanes[:] = maxima[:n_lanes]
-        for start in range(n_lanes, n_groups, n_lanes):
-            _block_maxima(maxima[start : start + n_lanes], lanes)
-        for i in range(n_lanes):
-            if i < k or lanes[i] > values[k - 1]:
-                _insert(lanes[i], i, values, groups, i)
-        if _insert_best(row, maxima, values[k - 1], values, ids[token], groups) < k:  # there are NaN
-            _insert_best(row, maxima, -np.inf, values, ids[token], groups)
-        # summed without the entries: as a difference a small rest would be inexact
-        for i in range(k):
-            row[ids[token, i]] = -np.inf
-        rest = 0.0
-        for start in range(0, vocab, BLOCK):
-            rest += np.float64(_block_exps(row[start : start + BLOCK], values[0], inverse_temperature))
-        total = rest
-        for i in range(k):
-            row[ids[token, i]] = values[i]
-            total += np.float64(_exp((values[i] - values[0]) * inverse_temperature))
-        log_total = math.log(total)
-        for i in range(k):
-            lprobs[token, i] = (values[i] - values[0]) * inverse_temperature - log_total
-        log_rest[token] = math.log(rest) - log_total if rest > 0.0 else -np.inf
+        rest, centre = 0.0, real(0.0)
+        if first == 0:
+            threshold = _kth_of_lanes(maxima, lanes, values[token], groups)
+            n_new = _insert_best(row, maxima, threshold, best, 0, 0, groups)
+            if n_new < k:  # there are NaN
+                n_new = _insert_best(row, maxima, -np.inf, best, 0, 0, groups)
+        else:
+            before[:] = values[token]
+            rest, centre = rests[token], _centre(before)
+            n_new = _insert_best(row, maxima, before[k - 1], best, first, k, groups) - k
+        if n_new > 0:
+            new_centre = _centre(values[token])
+            if rest > 0.0:
+                rest *= np.float64(_exp((centre - new_centre) * inverse_temperature))
+            centre = new_centre
+            # summed without the entries: as a difference a small rest would be inexact
+            kept = k
+            for i in range(k):
+                if ids[token, i] >= first:
+                    row[ids[token, i] - first] = -np.inf
+                    kept -= 1
+            if first > 0:
+                for i in range(kept, k):
+                    rest += np.float64(_exp((before[i] - centre) * inverse_temperature))
+        for start in range(0, width, BLOCK):
+            rest += np.float64(_block_exps(row[start : start + BLOCK], centre, inverse_temperature))
+        rests[token] = rest
+        if n_new > 0:
+            for i in range(k):
+                if ids[token, i] >= first:
+                    row[ids[token, i] - first] = values[token, i]

@@ -13,7 +13,7 @@ from torch import Tensor
 from kd_plugin.losses.answer import TeacherAnswer
 from kd_plugin.losses.definition import N_TERMS, NLL, Objective, accumulation_dtype
 from kd_plugin.losses.engine import GradientInHand, in_two_groups, row_losses
-from kd_plugin.losses.memory import linear, new_buffer, projected_rows, scratch
+from kd_plugin.losses.memory import LinearHead, new_buffer, projected_rows, scratch
 from kd_plugin.losses.one_pass import gradient_scale
 
 
@@ -75,7 +75,7 @@ class StudentFeatures:
             positions = positions[chosen]
         dtype = self._product_dtype()
         weight = self.weight.detach().to(dtype)
-        bias = None if self.bias is None else self.bias.detach().to(dtype)
+        head = LinearHead(weight, None if self.bias is None else self.bias.detach().to(dtype))
         terms = []
         step = projected_rows(weight.size(0), self.features.element_size(), weight.device)
         allocate = functools.partial(scratch, "student")
@@ -84,7 +84,7 @@ class StudentFeatures:
             features = self.features.detach()
             features = (features[start : start + at.numel()] if chosen is None else features[at]).to(dtype)
             with torch.autocast(device_type=features.device.type, enabled=False):
-                logits = linear(features, weight, bias, allocate)
+                logits = head(features, allocate)
                 teacher_logits = None if answer is None else answer.chunk(start, start + at.numel(), reuse=True)
                 in_place = logits if gradients is not None else None
                 terms.append(row_losses(logits, teacher_logits, target[at], objective, gradient=in_place))

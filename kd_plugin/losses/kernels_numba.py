@@ -6,15 +6,19 @@ get along with PyTorch's OpenMP. Compiled code is kept on disk (`__pycache__` or
 run waits for it, some ten seconds.
 """
 
+import contextlib
+import itertools
 import logging
+import math
 from concurrent.futures import ThreadPoolExecutor
-from typing import Callable, Optional, Tuple
+from typing import Callable, Iterator, List, Optional, Tuple, TypeVar
 
 import numba
 import torch
 from torch import Tensor
 
 from kd_plugin.losses import compiled_rows, definition
+from kd_plugin.losses.memory import LinearHead, new_buffer
 from kd_plugin.losses.sparse import BUCKET_DIVERGENCES, Knowledge, SparseAnswer
 
 logging.getLogger("numba").setLevel(logging.WARNING)  # it tells the compiler's steps to whoever logs at DEBUG
@@ -22,6 +26,10 @@ logging.getLogger("numba").setLevel(logging.WARNING)  # it tells the compiler's 
 # entries of a thread: PyTorch's own threads, which wait busily, slow down what is shorter
 MIN_ENTRIES = 2**20
 LANES = 64  # of running maxima: several vectors' worth
+TILE_COLUMNS = 2048
+
+BestAndRest = Tuple[Tensor, Tensor, Tensor]
+T = TypeVar("T")
 
 
 def supports(student_logits: Tensor, teacher_logits: Knowledge, objective: definition.Objective) -> bool:
@@ -75,11 +83,11 @@ def one_pass(
             teacher, teacher_part = teacher.chunk(start, stop), teacher_rows[: stop - start]
         _run(student_logits, rows[part], teacher, teacher_part, target[part], objective, gradient, terms[part])
 
-    _in_threads(share, n_rows, vocab)
+    _in_threads(share, n_rows, _threads(n_rows, vocab))
     return terms
 
 
-def top_entries(logits: Tensor, k: int, temperature: float = 1.0) -> Tuple[Tensor, Tensor, Tensor]:
+def top_entries(logits: Tensor, k: int, temperature: float = 1.0) -> BestAndRest:
     """The k best entries of softmax(logits / temperature), best first, and the rest.
 
     Args:
@@ -88,33 +96,97 @@ def top_entries(logits: Tensor, k: int, temperature: float = 1.0) -> Tuple[Tenso
     Returns:
         (tokens, k) int64 ids; (tokens, k) their log-probabilities; (tokens,) the logarithm of all others' mass
     """
-    n_rows, vocab = logits.shape
-    ids = torch.empty(n_rows, k, dtype=torch.long)
-    lprobs, log_rest = torch.empty(n_rows, k, dtype=logits.dtype), torch.empty(n_rows, dtype=logits.dtype)
-    arrays = [tensor.detach().numpy() for tensor in (logits, ids, lprobs, log_rest)]
-    inverse_temperature = arrays[0].dtype.type(1.0 / temperature)
-    # the best entries are looked for in the groups whose maxima are not below the k-th of as many lanes of groups
-    n_lanes = max(LANES, 1 << (2 * k - 1).bit_length())
-    n_groups = n_lanes * max(1, min(1024 // n_lanes, vocab // (2 * n_lanes)))
-    if vocab < n_groups:
-        n_groups = n_lanes = k
+    best = _Best(logits.size(0), k, temperature, logits.dtype)
+    best.add(logits, 0)
+    return best.finish()
 
-    def share(start: int, stop: int) -> None:
-        compiled_rows.top_rows(*(array[start:stop] for array in arrays), inverse_temperature, n_groups, n_lanes)
 
-    _in_threads(share, n_rows, vocab)
+def top_of_product(head: LinearHead, features: Tensor, k: int, temperature: float = 1.0) -> BestAndRest:
+    """As top_entries(head(features), k, temperature), of logits that never leave the cache.
+
+    They are made a few rows and columns at a time and looked at while they are there: that takes less time than to
+    write all of them to memory.
+
+    Args:
+        features: (tokens, dimension) fp32 or float64 on a CPU; vocab >= 2 k
+    """
+    n_rows, vocab = features.size(0), head.weight.size(0)
+
+    @torch.no_grad()
+    def share(start: int, stop: int) -> List[BestAndRest]:
+        rows = min(stop - start, max(1, MIN_ENTRIES // TILE_COLUMNS))
+        columns = max(TILE_COLUMNS, MIN_ENTRIES // max(1, rows), 2 * k)
+        tile = new_buffer((rows * columns,), features.dtype, features.device)
+        found = []
+        for part in features[start:stop].split(max(1, rows)):
+            best = _Best(part.size(0), k, temperature, features.dtype)
+            for first in range(0, vocab, columns):
+                some = head.columns(first, first + columns)
+                best.add(some(part, lambda shape, *_: tile[: math.prod(shape)].view(shape)), first)
+            found.append(best.finish())
+        return found
+
+    threads = _threads(n_rows, vocab)
+    with _threads_of_torch(1):  # each of ours multiplies for itself: PyTorch's, waiting busily, would be in the way
+        shares = _in_threads(share, n_rows, threads)
+    ids, lprobs, log_rest = (torch.cat(parts) for parts in zip(*itertools.chain(*shares)))
     return ids, lprobs, log_rest
 
 
-def _in_threads(share: Callable[[int, int], None], n_rows: int, vocab: int) -> None:
-    """share(start, stop) of all rows, as many at the same time as pay."""
-    threads = max(1, min(torch.get_num_threads(), n_rows * vocab // MIN_ENTRIES, n_rows))
+class _Best:
+    """The best entries of some rows and the mass of the others, from their logits column by column."""
+
+    def __init__(self, n_rows: int, k: int, temperature: float, dtype: torch.dtype):
+        self._values, self._ids = torch.empty(n_rows, k, dtype=dtype), torch.empty(n_rows, k, dtype=torch.long)
+        self._rest = torch.empty(n_rows, dtype=torch.float64)
+        self._temperature = temperature
+        # best entries are looked for in the groups whose maxima are not below the k-th of as many lanes of groups
+        self._lanes = max(LANES, 1 << (2 * k - 1).bit_length())
+
+    def add(self, logits: Tensor, first: int) -> None:
+        """Some columns of the rows' logits, contiguous: `first` and those after it. At least 2 k where first is 0."""
+        (n_rows, width), lanes = logits.shape, self._lanes
+        groups = lanes * max(1, min(1024 // lanes, width // (2 * lanes)))
+        if width < groups:
+            groups = lanes = self._ids.size(1)
+        arrays = [tensor.detach().numpy() for tensor in (logits, self._values, self._ids, self._rest)]
+        inverse_temperature = arrays[0].dtype.type(1.0 / self._temperature)
+
+        def share(start: int, stop: int) -> None:
+            part, *kept = (array[start:stop] for array in arrays)
+            compiled_rows.top_rows(part, first, *kept, inverse_temperature, groups, lanes)
+
+        _in_threads(share, n_rows, _threads(n_rows, width))
+
+    def finish(self) -> BestAndRest:
+        centred = (self._values - self._values[:, :1]).double() / self._temperature
+        log_total = (centred.exp().sum(dim=-1) + self._rest).log()
+        lprobs, log_rest = centred - log_total.unsqueeze(-1), self._rest.log() - log_total
+        return self._ids, lprobs.to(self._values.dtype), log_rest.to(self._values.dtype)
+
+
+def _threads(n_rows: int, vocab: int) -> int:
+    """How many threads pay."""
+    return max(1, min(torch.get_num_threads(), n_rows * vocab // MIN_ENTRIES, n_rows))
+
+
+def _in_threads(share: Callable[[int, int], T], n_rows: int, threads: int) -> List[T]:
+    """share(start, stop) of all rows, at the same time."""
     bounds = [n_rows * i // threads for i in range(threads + 1)]
     if threads == 1:
-        share(0, n_rows)
-        return
+        return [share(0, n_rows)]
     with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(share, bounds[:-1], bounds[1:]))
+        return list(pool.map(share, bounds[:-1], bounds[1:]))
+
+
+@contextlib.contextmanager
+def _threads_of_torch(number: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _run(

@@ -49,9 +49,24 @@ def projected_rows(vocab: int, element_size: int, device: torch.device) -> int:
     return max(1, CHUNK_BYTES.get(device.type, CHUNK_BYTES["cuda"]) // (vocab * element_size))
 
 
-def linear(features: Tensor, weight: Tensor, bias: Optional[Tensor] = None, allocate: Allocate = new_buffer) -> Tensor:
-    """torch.nn.functional.linear of (rows, dimension) features without gradient, into what allocate gives."""
-    out = allocate((features.size(0), weight.size(0)), features.dtype, features.device)
-    if bias is None:
-        return torch.mm(features, weight.t(), out=out)
-    return torch.addmm(bias, features, weight.t(), out=out)
+class LinearHead:
+    """A decoder's output projection: from features to logits.
+
+    Args:
+        weight: (vocab, dimension)
+        bias: (vocab,) or None
+    """
+
+    def __init__(self, weight: Tensor, bias: Optional[Tensor] = None):
+        self.weight, self.bias = weight, bias
+
+    def __call__(self, features: Tensor, allocate: Allocate = new_buffer) -> Tensor:
+        """(rows, vocab) logits of (rows, dimension) features, without gradient, in what allocate gives."""
+        out = allocate((features.size(0), self.weight.size(0)), features.dtype, features.device)
+        if self.bias is None:
+            return torch.mm(features, self.weight.t(), out=out)
+        return torch.addmm(self.bias, features, self.weight.t(), out=out)
+
+    def columns(self, start: int, stop: int) -> "LinearHead":
+        """The projection to some symbols of the vocabulary."""
+        return LinearHead(self.weight[start:stop], None if self.bias is None else self.bias[start:stop])

@@ -12,7 +12,7 @@ from fairseq import utils
 from fairseq.data import data_utils
 from fairseq.tasks.translation import TranslationConfig, TranslationTask, load_langpair_dataset
 
-from kd_plugin.cache.compress import compress, unknown
+from kd_plugin.cache.compress import compress_answer, unknown
 from kd_plugin.cache.data import describe_data, dictionary_sha256, split_files
 from kd_plugin.cache.manifest import KINDS, Identity
 from kd_plugin.cache.records import Records
@@ -25,7 +25,6 @@ from kd_plugin.cache.writer import (
 )
 from kd_plugin.errors import KDPluginError
 from kd_plugin.files import digest_of, make_folder
-from kd_plugin.losses.memory import CHUNK_BYTES
 from kd_plugin.pipeline.batches import by_length
 from kd_plugin.pipeline.jobs import add_job_arguments, check_job, device_of, missing, work
 from kd_plugin.teachers.flags import open_teacher
@@ -183,7 +182,6 @@ class Session:
         if options.k > vocab:
             raise KDPluginError(f"--k {options.k}: the target dictionary has {vocab} symbols")
         self._pad = task.target_dictionary.pad()
-        self._rows = max(1, CHUNK_BYTES["cpu"] // (4 * vocab))  # compressing makes several copies in fp32
         data = describe_data(job.data, job.split, job.source_lang, job.target_lang, self.sizes)
         self.identity = Identity(
             kind=options.kind,
@@ -253,11 +251,7 @@ class Session:
         target = sample["target"].reshape(-1)
         rows = target.ne(self._pad).nonzero(as_tuple=True)[0]
         answer = self._teacher(sample, rows, torch.float32)
-        chunks = []
-        for _, logits in answer.pieces(rows.numel(), self.identity.vocab):
-            chunks += [compress(part, kind, k, temperature, generator) for part in logits.split(self._rows)]
-            del logits  # before the next piece is made
-        records = Records(*map(np.concatenate, zip(*chunks)))
+        records = compress_answer(answer, rows.numel(), self.identity.vocab, kind, k, temperature, generator)
         lengths = self.sizes[sample["id"].cpu().numpy()]
         starts = np.cumsum(lengths) - lengths
         wanted = np.concatenate([np.arange(starts[i], starts[i] + lengths[i]) for i in order])

@@ -11,7 +11,7 @@ from torch import Tensor
 from kd_plugin.compat import cpu_computes
 from kd_plugin.errors import KDPluginError
 from kd_plugin.losses.answer import Project, ProjectedAnswer, TeacherAnswer
-from kd_plugin.losses.memory import Allocate, linear
+from kd_plugin.losses.memory import Allocate, LinearHead
 from kd_plugin.models.packed import INPUTS, can_pack, packed_features
 from kd_plugin.teachers.loading import LoadedTeacher, short_name
 
@@ -151,7 +151,7 @@ def _projection(decoder: Any) -> Project:
     layer = getattr(decoder, "output_projection", None)
     if type(decoder).output_layer is not TransformerDecoderBase.output_layer or type(layer) is not torch.nn.Linear:
         return lambda features, allocate: decoder.output_layer(features)
-    return lambda features, allocate: linear(features, layer.weight, layer.bias, allocate)
+    return LinearHead(layer.weight, layer.bias)
 
 
 def _at(rows: Tensor, values: Tensor) -> Tensor:

@@ -43,21 +43,24 @@ def ranks(workspace, save_dir, *extra):
 
 
 @pytest.mark.parametrize(
-    "objective",
+    "objective,lr",
     [
-        ["--kd-temperature", 1],
-        ["--kd-divergence", "js", "--kd-js-beta", 0.3, "--kd-temperature", 2, "--kd-top1-rank", 3],
+        (["--kd-temperature", 1], 0.2),
+        (["--kd-divergence", "js", "--kd-js-beta", 0.3, "--kd-temperature", 2], 0.2),
+        (["--kd-divergence", "js", "--kd-js-beta", 0.3, "--kd-temperature", 2, "--kd-top1-rank", 3], 0.05),
     ],
-    ids=["forward_kl", "js_tempered_ranked"],
+    ids=["forward_kl", "js_tempered", "js_tempered_ranked"],
 )
-def test_curves_of_one_pass_and_definition_agree_for_200_updates(workspace, tmp_path, objective):
+def test_curves_of_one_pass_and_definition_agree_for_200_updates(workspace, tmp_path, objective, lr):
     """Each term at each of 200 updates to 2e-3 bits (the log's last digit is 1e-3), the weights after them to 1e-3.
 
     An update's gradients differ by rounding alone, but 199 others build upon it: at --lr 0.5 that grows to 3e-3 bits.
+    The ranking term's gradient jumps where two symbols change places, and what rounding decides there moves the student
+    by the learning rate times the jump: at --lr 0.2 that was 3e-3 bits on one CPU, from update 83 on, and 0 on another.
     Below torch 2.0 it is larger: 0.5 % after 50 updates, and 5e-3.
     """
     exact = TORCH_VERSION >= (2, 0)
-    same = [*workspace.distil("--kd-alpha", 0.3, *objective), *SGD, *SHORT, "--max-update", 200, "--lr", 0.2]
+    same = [*workspace.distil("--kd-alpha", 0.3, *objective), *SGD, *SHORT, "--max-update", 200, "--lr", lr]
     definition = [DEFINITION if part == USER_DIR else part for part in same]
     results = run_together(
         training(workspace.data, tmp_path / "one", *same),

@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import json
+import math
 import os
 import pickle
 import random
@@ -15,7 +16,7 @@ from fairseq.data import Dictionary
 from hypothesis import given, settings
 
 from kd_plugin import files
-from kd_plugin.cache.compress import compress, unknown
+from kd_plugin.cache.compress import compress, compress_answer, unknown
 from kd_plugin.cache.data import dictionary_sha256
 from kd_plugin.cache.manifest import BLOCK_TOKENS, MANIFEST, Identity
 from kd_plugin.cache.records import Layout, Records, mass_histogram
@@ -23,6 +24,9 @@ from kd_plugin.cache.store import Store, open_stores
 from kd_plugin.cache.writer import ShardWriter, finished, merge, plan_shards
 from kd_plugin.cli import main
 from kd_plugin.errors import KDPluginError
+from kd_plugin.losses import memory
+from kd_plugin.losses.answer import ProjectedAnswer, TeacherAnswer
+from kd_plugin.losses.memory import LinearHead
 from kd_plugin.shards import remove_leftovers
 from kd_plugin.teachers.cached import CachedTeacher, decode
 
@@ -356,6 +360,34 @@ def test_topk_are_the_teachers_best_and_the_rest_is_exact(temperature, k, vocab,
     torch.testing.assert_close(torch.from_numpy(records.lprobs).double(), best, rtol=1e-5, atol=1e-5)
     rest = lprobs.scatter(-1, ids, -torch.inf).logsumexp(dim=-1)
     torch.testing.assert_close(torch.from_numpy(records.log_rest).double(), rest, rtol=1e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+@pytest.mark.parametrize("kind", ["topk", "sampled"])
+@pytest.mark.parametrize("answer", ["projection", "vocab below 2 k", "ensemble", "remapped", "logits"])
+def test_an_answer_is_compressed_as_all_its_logits_are(answer, kind, temperature, cpu_engine, monkeypatch):
+    """Whether its logits are made in tiles, in pieces of rows or at once."""
+    rows, vocab, k = 40, 25 if "2 k" in answer else 5000, 16
+    monkeypatch.setitem(memory.CHUNK_BYTES, "cpu", 4 * vocab * 7)
+    generator = torch.Generator().manual_seed(2)
+    features, weight, bias = (torch.randn(*shape, generator=generator) for shape in ((rows, 8), (vocab, 8), (vocab,)))
+    head, order = LinearHead(weight, bias), torch.randperm(vocab, generator=generator)
+    if answer == "remapped":
+        members = [(features, lambda x, allocate: head(x, allocate).index_select(1, order))]
+    else:
+        members = [(features, head)] * (2 if answer == "ensemble" else 1)
+    whole = ProjectedAnswer(members, [-math.log(len(members))] * len(members))
+    asked = TeacherAnswer(whole.logits) if answer == "logits" else whole
+    records, expected = (
+        compress_answer(a, rows, vocab, kind, k, temperature, torch.Generator().manual_seed(3))
+        for a in (asked, TeacherAnswer(whole.logits))
+    )
+    np.testing.assert_array_equal(records.ids, expected.ids)
+    np.testing.assert_allclose(records.lprobs, expected.lprobs, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(records.log_rest, expected.log_rest, rtol=1e-5, atol=2e-5)
+    all_at_once = compress(whole.logits, kind, k, temperature, torch.Generator().manual_seed(3))
+    if kind == "topk":
+        np.testing.assert_array_equal(records.ids, all_at_once.ids)
 
 
 def test_draws_follow_the_teachers_distribution():

@@ -267,7 +267,7 @@ def test_answer_that_is_projected_chunk_by_chunk(kind, dtype, tolerance, with_bi
     words = torch.randint(0, VOCAB, (ROWS,), generator=torch.Generator().manual_seed(3))
     heads = [drawn(VOCAB, DIMENSION, seed=seed, scale=1.0, dtype=dtype) for seed in (11, 12)]
     members = [
-        (drawn(ROWS, DIMENSION, seed=s, scale=1.0, dtype=dtype), lambda x, to, h=h: memory.linear(x, h, None, to))
+        (drawn(ROWS, DIMENSION, seed=s, scale=1.0, dtype=dtype), memory.LinearHead(h))
         for s, h in enumerate(heads[:teachers])
     ]
     answer = ProjectedAnswer(members, [-math.log(teachers)] * teachers)

@@ -8,7 +8,7 @@ from kd_plugin.losses.definition import AGREE, CE, KD, NLL, Objective, terms_by_
 
 pytest.importorskip("numba", reason="numba is not installed")
 
-from kd_plugin.losses import compiled_rows, engine  # noqa: E402
+from kd_plugin.losses import compiled_rows, engine, memory  # noqa: E402
 from kd_plugin.losses import kernels_numba as kernels  # noqa: E402
 
 INF = float("inf")
@@ -210,33 +210,84 @@ def test_no_place_for_compiled_code_leaves_pytorch(monkeypatch, caplog):
     assert engine.kernels_for.__wrapped__("cpu") is None and "NUMBA_CACHE_DIR" in caplog.text
 
 
+def by_columns(logits, k, temperature, width):
+    """top_entries, seeing only some columns at a time."""
+    best = kernels._Best(logits.size(0), k, temperature, logits.dtype)
+    for first in range(0, logits.size(1), width):
+        best.add(logits[:, first : first + width].contiguous(), first)
+    return best.finish()
+
+
+def best_of_a_sort(logits, k, temperature):
+    order = np.argsort(-logits.numpy(), axis=-1, kind="stable")
+    exact = torch.log_softmax(logits.double() / temperature, dim=-1).gather(-1, torch.from_numpy(order))
+    return order[:, :k], exact[:, :k], exact[:, k:].logsumexp(-1)
+
+
 @pytest.mark.parametrize("scale", [0.0, 0.2, 5.0])
+@pytest.mark.parametrize("widths", [None, 0, 1])
 @pytest.mark.parametrize(
     "vocab,k", [(2, 1), (40, 16), (63, 7), (64, 7), (130, 16), (1023, 16), (4097, 33), (9000, 4000)]
 )
-def test_top_entries_are_those_of_a_sort(vocab, k, scale):
-    """Ties go to the lower index; scale 0 is nothing but ties."""
-    logits, _, _ = batch(vocab=vocab, scale=scale)
+def test_top_entries_are_those_of_a_sort(vocab, k, widths, scale):
+    """Ties go to the lower index; scale 0 is nothing but ties. Whole rows, or as few columns as may be, or more."""
+    logits, _, _ = batch(rows=6, vocab=vocab, scale=scale)
     logits[0] = logits[0].round()
     logits[1, : vocab - k] = -INF
     logits[2] = torch.linspace(-8.0, 0.0, vocab)  # the best come last
-    ids, lprobs, log_rest = kernels.top_entries(logits.clone(), k, 2.0)
-    order = np.argsort(-logits.numpy(), axis=-1, kind="stable")
-    np.testing.assert_array_equal(ids.numpy(), order[:, :k])
-    exact = torch.log_softmax(logits.double() / 2.0, dim=-1).gather(-1, torch.from_numpy(order))
-    torch.testing.assert_close(lprobs.double(), exact[:, :k], rtol=0, atol=2e-6)
-    torch.testing.assert_close(log_rest.double(), exact[:, k:].logsumexp(-1), rtol=0, atol=2e-6)
+    logits[3] = torch.linspace(0.0, -8.0, vocab)
+    logits[4] += torch.linspace(0.0, 100.0, vocab)  # what the mass of the others is relative to changes often
+    if widths is None:
+        ids, lprobs, log_rest = kernels.top_entries(logits.clone(), k, 2.0)
+    else:
+        ids, lprobs, log_rest = by_columns(logits, k, 2.0, 2 * k + 61 * widths)
+    expected_ids, expected, rest = best_of_a_sort(logits, k, 2.0)
+    np.testing.assert_array_equal(ids.numpy(), expected_ids)
+    torch.testing.assert_close(lprobs.double(), expected, rtol=1e-6, atol=2e-6)
+    torch.testing.assert_close(log_rest.double(), rest, rtol=1e-6, atol=4e-6)
     assert log_rest[1] == -INF
 
 
-@pytest.mark.parametrize("places", [[0], [0, 5, 64, 700], list(range(0, 5000, 2)), list(range(5000))])
-def test_top_entries_of_rows_with_nan_stay_within_the_vocabulary(places):
+@pytest.mark.parametrize("width", [None, 100, 2048])
+@pytest.mark.parametrize("places", [[0], [0, 5, 64, 700], [4999], list(range(0, 5000, 2)), list(range(5000))])
+def test_top_entries_of_rows_with_nan_stay_within_the_vocabulary(places, width):
     """What is wrong with such a row is seen in what is written of it, not in memory beyond it."""
+
+    def best(logits):
+        return kernels.top_entries(logits, 16) if width is None else by_columns(logits, 16, 1.0, width)
+
     logits, _, _ = batch(vocab=5000)
-    expected = kernels.top_entries(logits[1:].clone(), 16)
+    expected = best(logits[1:].clone())
     logits[0, places] = float("nan")
-    ids, lprobs, log_rest = kernels.top_entries(logits, 16)
+    ids, lprobs, log_rest = best(logits)
     assert ids.min() >= 0 and ids.max() < 5000
     assert torch.isnan(lprobs[0]).all() or torch.isnan(log_rest[0])
     for one, other in zip((ids, lprobs, log_rest), expected):
         torch.testing.assert_close(one[1:], other, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype,tolerance", [(torch.float32, 2e-5), (torch.float64, 1e-12)])
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("rows,vocab,k", [(1100, 2049, 16), (600, 8193, 1), (3, 70_000, 16), (2, 40, 20), (0, 40, 16)])
+def test_top_of_product_is_that_of_all_its_logits(rows, vocab, k, threads, with_bias, dtype, tolerance):
+    """Several parts of rows and of columns, the last ones smaller; PyTorch has its threads afterwards."""
+    generator = torch.Generator().manual_seed(4)
+    features, weight, bias = (
+        torch.randn(*shape, generator=generator).to(dtype) for shape in ((rows, 8), (vocab, 8), (vocab,))
+    )
+    head = memory.LinearHead(weight, bias if with_bias else None)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        ids, lprobs, log_rest = kernels.top_of_product(head, features, k, 1.5)
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    logits = features.double() @ weight.double().t() + (bias.double() if with_bias else 0.0)
+    _, expected, rest = best_of_a_sort(logits, k, 1.5)
+    assert all(len(set(row)) == k for row in ids.tolist()) and ids.shape == lprobs.shape == (rows, k)
+    exact = torch.log_softmax(logits / 1.5, dim=-1)
+    for one in (lprobs.double(), exact.gather(-1, ids)):
+        torch.testing.assert_close(one, expected, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(log_rest.double(), rest, rtol=tolerance, atol=tolerance)

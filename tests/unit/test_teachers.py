@@ -7,11 +7,11 @@ import torch
 
 from kd_plugin.compat import BETTER_TRANSFORMER_COPY
 from kd_plugin.errors import KDPluginError
+from kd_plugin.losses.memory import LinearHead
 from kd_plugin.tasks.distillation_translation import (
     DistillationTranslationConfig,
     DistillationTranslationTask,
 )
-from kd_plugin.teachers import online
 from kd_plugin.teachers.flags import parse_weights
 from kd_plugin.teachers.loading import load_teacher, parse_overrides, read_checkpoint
 from kd_plugin.teachers.online import OnlineTeacher
@@ -103,10 +103,13 @@ def test_teacher_computes_no_attention_weights_and_projects_only_the_rows_asked_
     weights, projected = [], []
     for layer in [] if packed else loaded.model.decoder.layers:  # with hooks no model is packed
         layer.encoder_attn.register_forward_hook(lambda module, inputs, output: weights.append(output[1]))
-    real = online.linear
-    monkeypatch.setattr(online, "linear", lambda x, *rest: (projected.append(tuple(x.shape)), real(x, *rest))[1])
+    real = LinearHead.__call__
+    monkeypatch.setattr(
+        LinearHead, "__call__", lambda head, x, *rest: (projected.append(tuple(x.shape)), real(head, x, *rest))[1]
+    )
     answer = OnlineTeacher([loaded])(batch(), torch.tensor([0, 2, 3]), torch.float32)
     assert weights == ([] if packed else [None]) and projected == []
+    assert answer.product[1].shape == (3, 16) and projected == []
     assert answer.logits.shape == (3, 32) and projected == [(3, 16)]
 
 
