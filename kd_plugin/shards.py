@@ -12,6 +12,10 @@ from kd_plugin.errors import KDPluginError
 from kd_plugin.files import write_atomically
 
 
+def shard_name(number: int) -> str:
+    return f"shard-{number:05d}"
+
+
 def write_part(folder: Path, name: str, identity_sha256: str, shard: Dict[str, Any]) -> None:
     """Say that a shard is finished."""
     content = {"identity_sha256": identity_sha256, "shard": shard}

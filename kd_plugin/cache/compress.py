@@ -1,6 +1,6 @@
 """From a teacher's logits to the few entries of each distribution that a store keeps."""
 
-from typing import Optional
+from typing import Any, Optional
 
 import numpy as np
 import torch
@@ -24,10 +24,10 @@ def compress_answer(
     generator: Optional[torch.Generator] = None,
 ) -> Records:
     """`compress` of all logits of an answer, of which no more than needed are made at a time."""
-    kernels = engine.kernels_for("cpu")
-    if kind == "topk" and kernels is not None and answer.product is not None and vocab >= 2 * k:
+    if kind == "topk" and answer.product is not None:
         head, features = answer.product
-        if features.device.type == "cpu" and features.dtype == torch.float32:
+        kernels = _kernels(features.device, vocab, k) if features.dtype == torch.float32 else None
+        if kernels is not None:
             return Records(*(x.numpy() for x in kernels.top_of_product(head, features, k, temperature)))
     rows = max(1, CHUNK_BYTES["cpu"] // (4 * vocab))  # compressing makes several copies in fp32
     records = []
@@ -49,8 +49,8 @@ def compress(
         generator: of the draws, on the CPU, so that they do not depend on the device
     """
     logits = logits.float()
-    kernels = engine.kernels_for("cpu") if logits.device.type == "cpu" else None
-    if kind == "topk" and kernels is not None and logits.size(1) >= 2 * k:
+    kernels = _kernels(logits.device, logits.size(1), k) if kind == "topk" else None
+    if kernels is not None:
         return Records(*(x.numpy() for x in kernels.top_entries(logits.contiguous(), k, temperature)))
     if temperature != 1.0:
         logits = logits / temperature
@@ -72,6 +72,12 @@ def compress(
     log_total = (entries + rest).log()
     lprobs, log_rest = kept - log_total.unsqueeze(-1), rest.log() - log_total
     return Records(*(x.cpu().numpy() for x in (ids, lprobs, log_rest)))
+
+
+def _kernels(device: torch.device, vocab: int, k: int) -> Any:
+    """What looks for the best entries faster than PyTorch, or None."""
+    kernels = engine.kernels_for("cpu") if device.type == "cpu" else None
+    return kernels if kernels is not None and kernels.finds_best(vocab, k) else None
 
 
 def _draws(exps: Tensor, k: int, generator: Optional[torch.Generator]) -> Tensor:

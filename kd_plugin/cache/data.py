@@ -4,11 +4,14 @@ import hashlib
 import os
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Dict, List, Sequence, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
 from kd_plugin.errors import KDPluginError
+
+TRUNCATED = "source_truncated_to"
+COUNTS = ("sentences", "tokens")
 
 
 def split_files(data: str, split: str, source_lang: str, target_lang: str) -> Tuple[List[Path], List[Path]]:
@@ -26,11 +29,22 @@ def split_files(data: str, split: str, source_lang: str, target_lang: str) -> Tu
     )
 
 
+def fingerprint(
+    data: str, split: str, source_lang: str, target_lang: str, truncated_to: Optional[int] = None
+) -> Dict[str, Any]:
+    """What tells the texts that a teacher reads: the sha256 of either side of a split, and where sources are cut.
+
+    Args:
+        truncated_to: tokens of a source that --truncate-source leaves, end of sentence included; None: all
+    """
+    source, target = _hashes(data, split, source_lang, target_lang)
+    cut = {} if truncated_to is None else {TRUNCATED: truncated_to}
+    return {"source_sha256": source, "target_sha256": target, **cut}
+
+
 @lru_cache(maxsize=None)
-def fingerprint(data: str, split: str, source_lang: str, target_lang: str) -> Tuple[Tuple[str, str], ...]:
-    """(name, sha256) of either side of a split; a dictionary's items, for the cache."""
-    source, target = split_files(data, split, source_lang, target_lang)
-    return ("source_sha256", _sha256(source)), ("target_sha256", _sha256(target))
+def _hashes(data: str, split: str, source_lang: str, target_lang: str) -> Tuple[str, ...]:
+    return tuple(_sha256(paths) for paths in split_files(data, split, source_lang, target_lang))
 
 
 def _sha256(paths: Sequence[Path]) -> str:
@@ -43,14 +57,14 @@ def _sha256(paths: Sequence[Path]) -> str:
     return digest.hexdigest()
 
 
-def describe_data(data: str, split: str, source_lang: str, target_lang: str, sizes: np.ndarray) -> Dict[str, Any]:
+def describe_data(texts: Dict[str, Any], sizes: np.ndarray) -> Dict[str, Any]:
     """What a manifest says about its data.
 
     Args:
+        texts: their fingerprint
         sizes: (sentences,) number of target tokens of each, end of sentence included
     """
-    hashes = dict(fingerprint(data, split, source_lang, target_lang))
-    return {**hashes, "sentences": len(sizes), "tokens": int(np.sum(sizes, dtype=np.int64))}
+    return {**texts, **dict(zip(COUNTS, (len(sizes), int(np.sum(sizes, dtype=np.int64)))))}
 
 
 def dictionary_sha256(symbols: Sequence[str]) -> str:

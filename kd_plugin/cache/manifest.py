@@ -6,12 +6,13 @@ from typing import Any, Dict, List, NamedTuple
 from kd_plugin.cache.records import Layout
 from kd_plugin.errors import KDPluginError
 from kd_plugin.files import digest_of, read_json, write_json
+from kd_plugin.shards import shard_name
 
 FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 KINDS = ("topk", "sampled")
 BLOCK_TOKENS = 1024  # records under one checksum: what is read once more when one of them is asked for first
-REMEDY = "Remedy: write the store again (kd-plugin cache), or fetch an undamaged copy"
+REMEDY = "Remedy: run the same kd-plugin cache command again, or fetch an undamaged copy"
 
 
 class Shard(NamedTuple):
@@ -33,6 +34,11 @@ class Shard(NamedTuple):
     def checksums_path(self, folder: Path) -> Path:
         return folder / f"{self.name}.crc"
 
+    @property
+    def remedy(self) -> str:
+        """Of damage to its files. Without them the command writes them anew; files of the right size it keeps."""
+        return REMEDY.replace("run the same", f"delete {self.name}.* and run the same")
+
 
 class Identity(NamedTuple):
     """All that decides what is in a store; two jobs that differ in any of it cannot write the same one.
@@ -40,7 +46,8 @@ class Identity(NamedTuple):
     teachers: of each its sha256, parameters, weight, and how its dictionaries are mapped to the student's
     overrides: --teacher-overrides but for the place of the dictionaries
     max_positions: the longest (source, target) that the teachers read; longer sentences have no answer
-    data: {target_sha256, source_sha256, sentences, tokens} of the binarised split
+    data: {target_sha256, source_sha256, sentences, tokens} of the binarised split; with --truncate-source also
+        source_truncated_to, in tokens
     dictionary_sha256: of the target symbols in their order, in which ids count
     """
 
@@ -103,7 +110,12 @@ class Manifest(NamedTuple):
             )
         try:
             manifest = cls(Identity(**content["identity"]), [Shard(**shard) for shard in content["shards"]])
-            whole = manifest.identity.digest() == content["identity_sha256"] and manifest.tokens == content["tokens"]
+            names = [shard_name(number) for number in range(len(manifest.shards))]
+            whole = (
+                manifest.identity.digest() == content["identity_sha256"]
+                and manifest.tokens == content["tokens"]
+                and [shard.name for shard in manifest.shards] == names
+            )
         except (KeyError, TypeError) as error:
             raise KDPluginError(f"{path}: no manifest of a teacher cache ({error}). {REMEDY}") from error
         if not whole:

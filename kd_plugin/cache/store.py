@@ -18,19 +18,28 @@ from kd_plugin.cache.manifest import BLOCK_TOKENS, MANIFEST, REMEDY, Identity, M
 from kd_plugin.cache.records import Records
 from kd_plugin.errors import KDPluginError
 
+CHECKSUM = np.dtype("<u4")
+
 
 def checksums(encoded: bytes, width: int, name: str, identity: Identity) -> np.ndarray:
     """(blocks,) uint32 of a shard's records. Shard and store are part of them, so that no two can be exchanged."""
     size = BLOCK_TOKENS * width
     blocks = range(0, len(encoded), size)
-    seeds = _seeds(name, identity, len(blocks))
-    view = memoryview(encoded)
-    return np.array([zlib.crc32(view[at : at + size], seed) for at, seed in zip(blocks, seeds)], dtype="<u4")
+    start, view = _start(name, identity), memoryview(encoded)
+    found = [_checksum(start, block, view[at : at + size]) for block, at in enumerate(blocks)]
+    return np.array(found, dtype=CHECKSUM)
 
 
-def _seeds(name: str, identity: Identity, n_blocks: int) -> List[int]:
-    start = zlib.crc32(f"{identity.digest()}/{name}".encode())
-    return [zlib.crc32(block.to_bytes(8, "little"), start) for block in range(n_blocks)]
+def n_blocks(tokens: int) -> int:
+    return -(-tokens // BLOCK_TOKENS)
+
+
+def _start(name: str, identity: Identity) -> int:
+    return zlib.crc32(f"{identity.digest()}/{name}".encode())
+
+
+def _checksum(start: int, block: int, content: memoryview) -> int:
+    return zlib.crc32(content, zlib.crc32(block.to_bytes(8, "little"), start))
 
 
 class _OpenShard:
@@ -38,27 +47,28 @@ class _OpenShard:
 
     def __init__(self, folder: Path, shard: Shard, identity: Identity):
         self.path = shard.records_path(folder)
-        self._width = identity.layout.width
-        n_blocks = -(-shard.tokens // BLOCK_TOKENS)
+        self._width, self._remedy = identity.layout.width, shard.remedy
         expected = shard.tokens * self._width
         try:
             stored = shard.checksums_path(folder).read_bytes()
             with open(self.path, "rb") as file:
                 size = file.seek(0, 2)
                 if size != expected:
-                    raise KDPluginError(f"{self.path} has {size} bytes instead of {expected}. {REMEDY}")
+                    raise KDPluginError(f"{self.path} has {size} bytes instead of {expected}. {shard.remedy}")
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except OSError as error:
-            remedy = REMEDY
+            remedy = shard.remedy
             if error.errno == errno.EMFILE:
                 remedy = "Remedy: more open files (ulimit -n), or larger shards (kd-plugin cache --shard-tokens)"
             path = error.filename or self.path
             raise KDPluginError(f"teacher cache: {path}: {error.strerror}. {remedy}") from error
         if hashlib.sha256(stored).hexdigest() != shard.checksums_sha256:
-            raise KDPluginError(f"{shard.checksums_path(folder)} is damaged: another sha256 than written. {REMEDY}")
-        self._stored = np.frombuffer(stored, dtype="<u4")
-        self._seeds = _seeds(shard.name, identity, n_blocks)
-        self._checked = np.zeros(n_blocks, dtype=bool)
+            raise KDPluginError(
+                f"{shard.checksums_path(folder)} is damaged: another sha256 than written. {shard.remedy}"
+            )
+        self._stored = np.frombuffer(stored, dtype=CHECKSUM)
+        self._start = _start(shard.name, identity)
+        self._checked = np.zeros(n_blocks(shard.tokens), dtype=bool)
         self._records = np.frombuffer(self._map, dtype=np.uint8).reshape(shard.tokens, self._width)
 
     def read(self, positions: np.ndarray) -> np.ndarray:
@@ -70,10 +80,10 @@ class _OpenShard:
     def _check(self, block: int) -> None:
         size = BLOCK_TOKENS * self._width
         content = memoryview(self._map)[block * size : (block + 1) * size]
-        if zlib.crc32(content, self._seeds[block]) != self._stored[block]:
+        if _checksum(self._start, block, content) != self._stored[block]:
             raise KDPluginError(
                 f"{self.path} is damaged: wrong checksum at byte {block * size}, tokens {block * BLOCK_TOKENS} to "
-                f"{(block + 1) * BLOCK_TOKENS - 1}. {REMEDY}"
+                f"{(block + 1) * BLOCK_TOKENS - 1}. {self._remedy}"
             )
         self._checked[block] = True
 
@@ -143,7 +153,7 @@ class Store:
                     if progress is not None:
                         progress(len(piece))
             if digest.hexdigest() != shard.sha256:
-                raise KDPluginError(f"{path} is damaged: another sha256 than written. {REMEDY}")
+                raise KDPluginError(f"{path} is damaged: another sha256 than written. {shard.remedy}")
 
 
 def open_stores(folder: Path, flag: str = "--teacher-cache") -> List[Store]:

@@ -8,10 +8,10 @@ import numpy as np
 
 from kd_plugin.cache.manifest import Identity, Manifest, Shard
 from kd_plugin.cache.records import Records, mass_histogram
-from kd_plugin.cache.store import checksums
+from kd_plugin.cache.store import CHECKSUM, checksums, n_blocks
 from kd_plugin.errors import KDPluginError
 from kd_plugin.files import write_atomically
-from kd_plugin.shards import read_part, write_part
+from kd_plugin.shards import read_part, shard_name, write_part
 
 
 class Plan(NamedTuple):
@@ -35,7 +35,7 @@ def plan_shards(sizes: np.ndarray, shard_tokens: int) -> List[Plan]:
     while first < len(sizes):
         done = int(ends[first - 1]) if first else 0
         last = max(first + 1, int(np.searchsorted(ends, done + shard_tokens, side="right")))
-        plans.append(Plan(f"shard-{len(plans):05d}", first, last, int(ends[last - 1]) - done))
+        plans.append(Plan(shard_name(len(plans)), first, last, int(ends[last - 1]) - done))
         first = last
     return plans
 
@@ -101,9 +101,11 @@ def finished(folder: Path, identity: Identity, plan: Plan) -> Optional[Shard]:
     if part is None or part.get("tokens") != plan.tokens:
         return None
     shard = Shard(**part)
-    path = shard.records_path(Path(folder))
-    whole = path.is_file() and path.stat().st_size == plan.tokens * identity.layout.width
-    return shard if whole and shard.checksums_path(Path(folder)).is_file() else None
+    sizes = {
+        shard.records_path(Path(folder)): plan.tokens * identity.layout.width,
+        shard.checksums_path(Path(folder)): n_blocks(plan.tokens) * CHECKSUM.itemsize,
+    }
+    return shard if all(path.is_file() and path.stat().st_size == size for path, size in sizes.items()) else None
 
 
 def merge(folder: Path, identity: Identity, plans: List[Plan]) -> Optional[Manifest]:

@@ -27,6 +27,7 @@ logging.getLogger("numba").setLevel(logging.WARNING)  # it tells the compiler's 
 MIN_ENTRIES = 2**20
 LANES = 64  # of running maxima: several vectors' worth
 TILE_COLUMNS = 2048
+MAX_BEST = 256  # each is put in its place among the others
 
 BestAndRest = Tuple[Tensor, Tensor, Tensor]
 T = TypeVar("T")
@@ -85,6 +86,11 @@ def one_pass(
 
     _in_threads(share, n_rows, _threads(n_rows, vocab))
     return terms
+
+
+def finds_best(vocab: int, k: int) -> bool:
+    """Whether top_entries and top_of_product are for so many entries: there must be 2 k, and many take long."""
+    return 2 * k <= vocab and k <= MAX_BEST
 
 
 def top_entries(logits: Tensor, k: int, temperature: float = 1.0) -> BestAndRest:

@@ -13,7 +13,7 @@ from fairseq.data import data_utils
 from fairseq.tasks.translation import TranslationConfig, TranslationTask, load_langpair_dataset
 
 from kd_plugin.cache.compress import compress_answer, unknown
-from kd_plugin.cache.data import describe_data, dictionary_sha256, split_files
+from kd_plugin.cache.data import describe_data, dictionary_sha256, fingerprint, split_files
 from kd_plugin.cache.manifest import KINDS, Identity
 from kd_plugin.cache.records import Records
 from kd_plugin.cache.writer import (
@@ -62,6 +62,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--temperature", type=float, default=1.0, help="the --kd-temperature of the trainings to come (default: 1.0)"
     )
     parser.add_argument("--seed", type=int, default=1, help="of the draws (default: %(default)s)")
+    parser.add_argument(
+        "--truncate-source", action="store_true", help="to --max-source-positions, for trainings with this flag"
+    )
+    parser.add_argument(
+        "--max-source-positions", type=int, metavar="N", help="of --truncate-source, as in training (default: 1024)"
+    )
     parser.add_argument("--max-tokens", type=int, default=8000, help="in a batch, padded (default: %(default)s)")
     parser.add_argument(
         "--shard-tokens",
@@ -87,6 +93,10 @@ def run(args: argparse.Namespace) -> int:
     check_job(args, ("k", "max_tokens", "shard_tokens"))
     if not args.temperature > 0:
         raise KDPluginError(f"--temperature {args.temperature}: must be above 0")
+    if args.max_source_positions is not None and not args.truncate_source:
+        raise KDPluginError("--max-source-positions: only with --truncate-source. Remedy: leave it out, or add that")
+    if args.max_source_positions is not None and args.max_source_positions < 2:
+        raise KDPluginError(f"--max-source-positions {args.max_source_positions}: must be at least 2")
     # fairseq tells everything about every model; what counts comes in a table
     logging.getLogger("fairseq").setLevel(logging.WARNING)
     for job in _jobs(args):
@@ -152,6 +162,7 @@ class Session:
         split_files(job.data, job.split, job.source_lang, job.target_lang)  # its error is clearer than fairseq's
         cfg = TranslationConfig(data=job.data, source_lang=job.source_lang, target_lang=job.target_lang)
         task = TranslationTask.setup_task(cfg)
+        truncated_to = (options.max_source_positions or 1024) if options.truncate_source else None
         self._dataset = load_langpair_dataset(
             job.data,
             job.split,
@@ -164,8 +175,9 @@ class Session:
             upsample_primary=1,
             left_pad_source=True,
             left_pad_target=False,
-            max_source_positions=2**31,
+            max_source_positions=truncated_to or 2**31,
             max_target_positions=2**31,
+            truncate_source=options.truncate_source,
         )
         self.sizes = np.asarray(self._dataset.tgt_sizes)
         self._teacher = open_teacher(
@@ -182,7 +194,7 @@ class Session:
         if options.k > vocab:
             raise KDPluginError(f"--k {options.k}: the target dictionary has {vocab} symbols")
         self._pad = task.target_dictionary.pad()
-        data = describe_data(job.data, job.split, job.source_lang, job.target_lang, self.sizes)
+        texts = fingerprint(job.data, job.split, job.source_lang, job.target_lang, truncated_to)
         self.identity = Identity(
             kind=options.kind,
             k=options.k,
@@ -194,7 +206,7 @@ class Session:
             split=job.split,
             dictionary_sha256=dictionary_sha256(task.target_dictionary.symbols),
             max_positions=_smallest(self._teacher.max_positions()),
-            data=data,
+            data=describe_data(texts, self.sizes),
             teachers=[
                 {
                     "sha256": member.sha256,
@@ -209,8 +221,7 @@ class Session:
             ],
             overrides={name: value for name, value in overrides.items() if name != "data"},
         )
-        both_sides = digest_of([data["source_sha256"], data["target_sha256"]])
-        self.folder = Path(options.cache_dir) / f"{job.split}-{both_sides[:8]}"
+        self.folder = Path(options.cache_dir) / f"{job.split}-{digest_of(list(texts.values()))[:8]}"
         self.progress: Callable[[int], Any] = lambda tokens: None
 
     def __call__(self, plan: Plan) -> Plan:

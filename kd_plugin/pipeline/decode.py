@@ -31,12 +31,8 @@ from kd_plugin.pipeline.jobs import add_job_arguments, check_job, device_of
 from kd_plugin.pipeline.output import add_output_arguments, run_session
 from kd_plugin.pipeline.sources import BinarisedSource, Sentence, TextSource, group_equal, shares
 from kd_plugin.pipeline.subwords import SYMBOLS, Subwords, check_known
-from kd_plugin.pipeline.translations import (
-    Hypothesis,
-    Record,
-    shard_name,
-    write_shard,
-)
+from kd_plugin.pipeline.translations import Hypothesis, Record, write_shard
+from kd_plugin.shards import shard_name
 
 ENGINES = ("fairseq", "ctranslate2")
 EMPTY, TOO_LONG = "empty_lines", "too_long_lines"

@@ -17,12 +17,13 @@ from typing import Any, Dict, Iterable, Iterator, List, NamedTuple, Optional, Tu
 
 from kd_plugin.errors import KDPluginError
 from kd_plugin.files import digest_of, digest_of_bytes, make_folder, read_json, sha256_of, write_atomically, write_json
-from kd_plugin.shards import read_part, remove_leftovers, write_part
+from kd_plugin.shards import read_part, remove_leftovers, shard_name, write_part
 
 FORMAT, FORMAT_VERSION = "kd_plugin translations", 1
 MANIFEST = "manifest.json"
 SURROGATE = re.compile("[\ud800-\udfff]")  # a Python string may hold one, UTF-8 may not
-REMEDY = "Remedy: make it again, or fetch an undamaged copy"
+REMEDY = "Remedy: run the same command again, or fetch an undamaged copy"
+DAMAGED = REMEDY.replace("run", "delete it and run")
 
 
 class Hypothesis(NamedTuple):
@@ -223,9 +224,9 @@ class Translations:
         try:
             found = sha256_of(path)
         except OSError as error:
-            raise KDPluginError(f"{path} cannot be read: {error.strerror or error}. {REMEDY}") from error
+            raise KDPluginError(f"{path} cannot be read: {error.strerror or error}. {DAMAGED}") from error
         if found != shard.sha256:
-            raise KDPluginError(f"{path} is damaged: another sha256 than written. {REMEDY}")
+            raise KDPluginError(f"{path} is damaged: another sha256 than written. {DAMAGED}")
         with open(path, encoding="utf-8", newline="\n") as file:
             for line in file:
                 yield Record.decode(line)
@@ -288,10 +289,6 @@ def finished_shard(folder: Path, name: str, identity_sha256: str) -> Optional[Sh
     part = read_part(folder, name, identity_sha256)
     shard = None if part is None else Shard(**part)
     return shard if shard is not None and shard.path(folder).is_file() else None
-
-
-def shard_name(number: int) -> str:
-    return f"shard-{number:05d}"
 
 
 class Writer:

@@ -130,7 +130,7 @@ class DistillationTranslationTask(TranslationTask):
             for name in ("teacher_path", "teacher_weights"):
                 if getattr(cfg, name):
                     raise KDPluginError(f"--{name.replace('_', '-')} and --teacher-cache are both given: leave one out")
-            for name, default in (("teacher_overrides", "{}"), ("teacher_dtype", "auto"), ("truncate_source", False)):
+            for name, default in (("teacher_overrides", "{}"), ("teacher_dtype", "auto")):
                 if str(getattr(cfg, name)) != str(default):
                     raise KDPluginError(
                         f"--{name.replace('_', '-')}: the answers in --teacher-cache were given without it. Remedy: "
@@ -161,7 +161,8 @@ class DistillationTranslationTask(TranslationTask):
             paths = utils.split_paths(self.cfg.data)
             data = paths[(epoch - 1) % len(paths)] if training else paths[0]
             languages = self.cfg.source_lang, self.cfg.target_lang
-            self.teacher.attach(self.datasets[split], data, split, *languages, required=training)
+            truncated_to = self.cfg.max_source_positions if self.cfg.truncate_source else None
+            self.teacher.attach(self.datasets[split], data, split, *languages, training, truncated_to)
 
     def train_step(self, sample, model, criterion, optimizer, update_num, ignore_grad=False, **kwargs):
         # schedules and error messages need the update number, which fairseq hands to nobody else

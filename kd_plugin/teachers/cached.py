@@ -9,7 +9,7 @@ import torch
 from fairseq.data import Dictionary
 from torch import Tensor
 
-from kd_plugin.cache.data import dictionary_sha256, fingerprint, split_files
+from kd_plugin.cache.data import COUNTS, TRUNCATED, dictionary_sha256, fingerprint, split_files
 from kd_plugin.cache.manifest import Identity
 from kd_plugin.cache.records import Layout, Records
 from kd_plugin.cache.store import Store, open_stores
@@ -98,18 +98,29 @@ class CachedTeacher:
                 "schedule, or kd-plugin cache --temperature"
             )
 
-    def attach(self, dataset: Any, data: str, split: str, source_lang: str, target_lang: str, required: bool) -> None:
+    def attach(
+        self,
+        dataset: Any,
+        data: str,
+        split: str,
+        source_lang: str,
+        target_lang: str,
+        required: bool,
+        truncated_to: Optional[int] = None,
+    ) -> None:
         """Let every batch of a dataset bring its records.
 
         Args:
             dataset: fairseq's LanguagePairDataset of the split; changed
             data: the folder of binarised data that it was read from
             required: the split is trained on
+            truncated_to: the --max-source-positions of --truncate-source
         """
         parts, start = [], 0
         for number, part in enumerate(_parts(dataset.tgt)):
             name = split + (str(number) if number else "")
-            store = self._find(data, name, source_lang, target_lang, required)
+            texts = fingerprint(data, name, source_lang, target_lang, truncated_to)
+            store = self._find(texts, data, name, split_files(data, name, source_lang, target_lang)[1][0], required)
             if store is None:
                 return
             sizes = np.asarray(part.dataset.sizes, dtype=np.int64)
@@ -124,18 +135,18 @@ class CachedTeacher:
         dataset.collater = _Collater(dataset.collater, parts, self._pad)
         logger.info(f"{split}: {start:,} sentences with answers from {', '.join(str(p.store.folder) for p in parts)}")
 
-    def _find(self, data: str, split: str, source_lang: str, target_lang: str, required: bool) -> Optional[Store]:
-        hashes = dict(fingerprint(data, split, source_lang, target_lang))
+    def _find(self, texts: Dict[str, Any], data: str, split: str, file: Path, required: bool) -> Optional[Store]:
         for store in self._stores:
-            if all(store.identity.data[name] == value for name, value in hashes.items()):
+            if {name: value for name, value in store.identity.data.items() if name not in COUNTS} == texts:
                 return store
         same_split = [str(store.folder) for store in self._stores if store.identity.split == split]
-        files = split_files(data, split, source_lang, target_lang)[1]
         if required:
-            reason = f"{', '.join(same_split)} is of other data" if same_split else f"it has no {split}"
+            other = f"{', '.join(same_split)} is of other data, or of sources truncated otherwise"
+            reason = other if same_split else f"it has no {split}"
+            flags = f" --truncate-source --max-source-positions {texts[TRUNCATED]}" if TRUNCATED in texts else ""
             raise KDPluginError(
-                f"--teacher-cache {self.folder}: no answers for {files[0]} ({reason}). Remedy: kd-plugin cache {data} "
-                f"--subset {split} --cache-dir {self.folder} with the teacher's other options"
+                f"--teacher-cache {self.folder}: no answers for {file} ({reason}). Remedy: kd-plugin cache {data} "
+                f"--subset {split} --cache-dir {self.folder}{flags} with the teacher's other options"
             )
         logger.info(
             f"{split}: no answers in --teacher-cache {self.folder}, so only the cross-entropy is reported. kd-plugin "

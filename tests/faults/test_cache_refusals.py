@@ -33,7 +33,10 @@ def test_flags_that_do_not_fit_the_cache(workspace, cache, tmp_path):
     assert "--teacher-overrides: the answers in --teacher-cache" in message(
         *two, "--teacher-overrides", '{"dropout": 0}'
     )
-    assert "--truncate-source: the answers in --teacher-cache" in message(*two, "--truncate-source")
+    truncated = message(*two, "--truncate-source", "--max-source-positions", 7)
+    assert (
+        "or of sources truncated otherwise" in truncated and "--truncate-source --max-source-positions 7" in truncated
+    )
 
 
 def test_other_data_and_other_dictionaries(workspace, cache, tmp_path):
@@ -52,6 +55,17 @@ def test_other_data_and_other_dictionaries(workspace, cache, tmp_path):
             file.write("newcomer\n")
     other_words = preprocess(tmp_path, "other")
     assert "another target dictionary" in refused(training(other_words, save, *flags), save)
+
+
+def test_same_targets_of_other_sources(workspace, cache, tmp_path):
+    write_corpus(tmp_path)
+    first, second, *others = (tmp_path / "train.en").read_text(encoding="utf-8").splitlines(keepends=True)
+    (tmp_path / "train.en").write_text("".join([second, first, *others]), encoding="utf-8")
+    data = preprocess(tmp_path, "swapped", "--srcdict", str(workspace.data / "dict.en.txt"))
+    name = "train.en-de.de.bin"
+    assert (data / name).read_bytes() == (workspace.data / name).read_bytes()
+    flags = [*PLUGIN, "--teacher-cache", cache, "--kd-temperature", 2]
+    assert "is of other data" in refused(training(data, tmp_path / "save", *flags), tmp_path / "save")
 
 
 @pytest.mark.parametrize("damage", ["truncated", "swapped"])

@@ -63,6 +63,7 @@ def test_all_entries_train_as_the_teacher_itself_does(workspace, everything, tmp
     """To fp16 rounding of the log-probabilities, in training and validation."""
     same = ["--kd-alpha", 0.3, "--kd-temperature", 2, "--kd-divergence", "js"]
     same += [*SGD, "--max-update", 30, "--no-epoch-checkpoints", "--validate-interval-updates", 15]
+    same += ["--max-tokens-valid", 150]
     online, from_cache = run_together(
         training(workspace.data, tmp_path / "online", *workspace.distil(*same)),
         training(workspace.data, tmp_path / "cached", *cached(everything, *same)),
@@ -113,7 +114,7 @@ def test_workers_update_freq_ranks_and_resume(workspace, few, tmp_path):
     assert logged(one.stdout, "train_inner")[-1]["kd_loss"] < logged(one.stdout, "train_inner")[0]["kd_loss"]
 
 
-def test_joined_repeated_and_divided_data_filtered_sentences(workspace, tmp_path):
+def test_joined_repeated_and_divided_data_filtered_and_truncated_sentences(workspace, tmp_path):
     """train and train1 with --upsample-primary, then one folder after the other, as fairseq reads A:B."""
     second = tmp_path / "second"
     shutil.copytree(workspace.data, second)
@@ -126,12 +127,15 @@ def test_joined_repeated_and_divided_data_filtered_sentences(workspace, tmp_path
     vocab = len((workspace.data / "dict.de.txt").read_text().splitlines()) + 4
     write(workspace, tmp_path / "cache", "--k", vocab, "--subset", "train,train1", data=joined)
     write(workspace, tmp_path / "cache", "--k", vocab, data=f"{workspace.data}:{second}")
-    assert len(list((tmp_path / "cache").glob("*/manifest.json"))) == 3
+    truncation = ["--truncate-source", "--max-source-positions", 5]
+    write(workspace, tmp_path / "cache", "--k", vocab, *truncation)
+    assert len(list((tmp_path / "cache").glob("*/manifest.json"))) == 4
     base = ["--kd-alpha", 0.3, *SGD, "--disable-validation", "--no-epoch-checkpoints"]
     cases = {
         "joined": (joined, ["--upsample-primary", 2, "--max-update", 20]),
         "joined, each once": (joined, ["--max-update", 20]),  # stock fairseq asks for --upsample-primary 1
         "divided": (f"{workspace.data}:{second}", ["--max-epoch", 3]),
+        "truncated": (workspace.data, [*truncation, "--max-update", 20]),
         "filtered": (
             workspace.data,
             ["--max-source-positions", 9, "--max-target-positions", 9, "--max-update", 20]

@@ -24,7 +24,7 @@ from kd_plugin.cache.store import Store, open_stores
 from kd_plugin.cache.writer import ShardWriter, finished, merge, plan_shards
 from kd_plugin.cli import main
 from kd_plugin.errors import KDPluginError
-from kd_plugin.losses import memory
+from kd_plugin.losses import engine, memory
 from kd_plugin.losses.answer import ProjectedAnswer, TeacherAnswer
 from kd_plugin.losses.memory import LinearHead
 from kd_plugin.shards import remove_leftovers
@@ -207,6 +207,46 @@ def test_full_disk_names_file_and_bytes_and_keeps_what_is_finished(tmp_path, mon
 
 
 @pytest.mark.parametrize("suffix", ["bin", "crc"])
+@pytest.mark.parametrize("damage", ["one bit", "truncated", "empty"])
+def test_the_remedy_for_a_damaged_shard_mends_it(written, suffix, damage):
+    folder, identity, sizes, records = written
+    before = tree(folder)
+    path = folder / f"shard-00001.{suffix}"
+    content = path.read_bytes()
+    kept = {"truncated": content[:-4], "empty": b""}
+    path.write_bytes(kept.get(damage, bytes([content[0] ^ 1]) + content[1:]))
+    with pytest.raises(
+        KDPluginError, match=r"shard-00001.*delete shard-00001\.\* and run the same kd-plugin cache comm"
+    ):
+        Store(folder).verify()
+    for path in folder.glob("shard-00001.*"):
+        path.unlink()
+    plans = plan_shards(sizes, identity.shard_tokens)
+    todo = [plan for plan in plans if finished(folder, identity, plan) is None]
+    assert [plan.name for plan in todo] == ["shard-00001"]
+    write(folder, identity, sizes, records, only=todo)
+    assert tree(folder) == before
+
+
+@pytest.mark.parametrize("suffix", ["bin", "crc"])
+def test_shard_whose_files_have_lost_something_is_not_finished(written, suffix):
+    folder, identity, sizes, _ = written
+    path = folder / f"shard-00001.{suffix}"
+    path.write_bytes(path.read_bytes()[:-4])
+    plans = plan_shards(sizes, identity.shard_tokens)
+    assert [plan.name for plan in plans if finished(folder, identity, plan) is None] == ["shard-00001"]
+
+
+def test_manifest_with_its_shards_in_another_order_is_refused(written):
+    path = written[0] / MANIFEST
+    content = json.loads(path.read_text())
+    content["shards"].reverse()
+    path.write_text(json.dumps(content))
+    with pytest.raises(KDPluginError, match="manifest.json was changed after it was written"):
+        Store(written[0])
+
+
+@pytest.mark.parametrize("suffix", ["bin", "crc"])
 @pytest.mark.parametrize("damage", ["truncated", "longer", "missing", "swapped"])
 def test_damaged_shard_is_refused_by_name_at_opening(written, suffix, damage):
     folder = written[0]
@@ -369,6 +409,9 @@ def test_an_answer_is_compressed_as_all_its_logits_are(answer, kind, temperature
     """Whether its logits are made in tiles, in pieces of rows or at once."""
     rows, vocab, k = 40, 25 if "2 k" in answer else 5000, 16
     monkeypatch.setitem(memory.CHUNK_BYTES, "cpu", 4 * vocab * 7)
+    kernels = engine.kernels_for("cpu")
+    if kernels is not None:
+        monkeypatch.setattr(kernels, "MIN_ENTRIES", 7 * kernels.TILE_COLUMNS)
     generator = torch.Generator().manual_seed(2)
     features, weight, bias = (torch.randn(*shape, generator=generator) for shape in ((rows, 8), (vocab, 8), (vocab,)))
     head, order = LinearHead(weight, bias), torch.randperm(vocab, generator=generator)
