@@ -1,8 +1,10 @@
 """Where shards of offline work run: in this process, in several, or on a Ray cluster."""
 
+import contextlib
 import multiprocessing
 import pickle
-from concurrent.futures import ProcessPoolExecutor, as_completed
+import queue
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, Callable, Iterator, Sequence
 
@@ -11,15 +13,19 @@ import torch
 from kd_plugin.errors import KDPluginError
 
 RUNNERS = ("local", "ray")
-Worker = Callable[[Any], Any]  # does one shard
+Worker = Any  # does one shard when it is called with it, and tells its `progress(size)` how far it is
+Progress = Callable[[int], Any]
 MakeWorker = Callable[[int], Worker]  # of the worker's number; what is expensive is loaded there, once a worker
 
 
-def run(shards: Sequence[Any], make_worker: MakeWorker, runner: str = "local", workers: int = 1) -> Iterator[Any]:
+def run(
+    shards: Sequence[Any], make_worker: MakeWorker, progress: Progress, runner: str = "local", workers: int = 1
+) -> Iterator[Any]:
     """Results of all shards, in the order in which they are finished.
 
     Args:
         shards: what workers are called with; they and make_worker can be pickled
+        progress: told in this process what workers tell theirs; of those on a Ray cluster nothing is heard
         workers: how many work at the same time
     """
     if not shards:
@@ -27,11 +33,14 @@ def run(shards: Sequence[Any], make_worker: MakeWorker, runner: str = "local", w
     workers = max(1, min(workers, len(shards)))
     if runner == "ray":
         return _run_ray(shards, make_worker, workers)
-    return _run_here(shards, make_worker) if workers == 1 else _run_processes(shards, make_worker, workers)
+    if workers == 1:
+        return _run_here(shards, make_worker, progress)
+    return _run_processes(shards, make_worker, progress, workers)
 
 
-def _run_here(shards: Sequence[Any], make_worker: MakeWorker) -> Iterator[Any]:
+def _run_here(shards: Sequence[Any], make_worker: MakeWorker, progress: Progress) -> Iterator[Any]:
     worker = make_worker(0)
+    worker.progress = progress
     for shard in shards:
         yield worker(shard)
 
@@ -39,26 +48,31 @@ def _run_here(shards: Sequence[Any], make_worker: MakeWorker) -> Iterator[Any]:
 _worker: Worker  # of a process of the pool
 
 
-def _start_worker(make_worker: MakeWorker, numbers: Any, workers: int) -> None:
+def _start_worker(make_worker: MakeWorker, numbers: Any, steps: Any, workers: int) -> None:
     global _worker
     torch.set_num_threads(max(1, torch.get_num_threads() // workers))
     _worker = make_worker(numbers.get())
+    _worker.progress = steps.put
 
 
 def _work(shard: Any) -> Any:
     return _worker(shard)
 
 
-def _run_processes(shards: Sequence[Any], make_worker: MakeWorker, workers: int) -> Iterator[Any]:
+def _run_processes(shards: Sequence[Any], make_worker: MakeWorker, progress: Progress, workers: int) -> Iterator[Any]:
     context = multiprocessing.get_context("spawn")  # CUDA and threads survive no fork
-    numbers = context.Manager().Queue()
+    manager = context.Manager()
+    numbers, steps = manager.Queue(), manager.Queue()
     for number in range(workers):
         numbers.put(number)
-    with ProcessPoolExecutor(workers, context, _start_worker, (make_worker, numbers, workers)) as pool:
-        futures = [pool.submit(_work, shard) for shard in shards]
+    with ProcessPoolExecutor(workers, context, _start_worker, (make_worker, numbers, steps, workers)) as pool:
+        futures = waiting = {pool.submit(_work, shard) for shard in shards}
         try:
-            for future in as_completed(futures):
-                yield future.result()
+            while waiting:
+                done, waiting = wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED)
+                _tell(steps, progress)
+                for future in done:
+                    yield future.result()
         except BrokenProcessPool as error:
             raise KDPluginError(
                 "a worker died, for want of memory perhaps; what is finished is kept. Remedy: fewer --workers, or a "
@@ -67,6 +81,12 @@ def _run_processes(shards: Sequence[Any], make_worker: MakeWorker, workers: int)
         finally:
             for future in futures:
                 future.cancel()
+
+
+def _tell(steps: Any, progress: Progress) -> None:
+    with contextlib.suppress(queue.Empty):
+        while True:
+            progress(steps.get_nowait())
 
 
 def _run_ray(shards: Sequence[Any], make_worker: MakeWorker, workers: int) -> Iterator[Any]:

@@ -66,11 +66,9 @@ def work(
     here = workers == 1 and args.runner == "local"
     often = 0.5 if sys.stderr.isatty() else 30.0  # seconds; in a log every step is a line
     with tqdm(desc=name, total=total, initial=total - left, unit=unit, unit_scale=True, mininterval=often) as bar:
-        if here:
-            session.progress = bar.update  # with every batch, and not only with every shard
         start = functools.partial(_here, session) if here else make_session
-        for plan in engines.run(todo, start, args.runner, workers):
-            if not here:
+        for plan in engines.run(todo, start, bar.update, args.runner, workers):
+            if args.runner == "ray":
                 bar.update(size(plan))
     return mine
 
