@@ -12,7 +12,8 @@ FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 KINDS = ("topk", "sampled")
 BLOCK_TOKENS = 1024  # records under one checksum: what is read once more when one of them is asked for first
-REMEDY = "Remedy: run the same kd-plugin cache command again, or fetch an undamaged copy"
+AGAIN = "run the same kd-plugin cache command again, or fetch an undamaged copy"
+REMEDY = f"Remedy: {AGAIN}"
 
 
 class Shard(NamedTuple):
@@ -37,7 +38,7 @@ class Shard(NamedTuple):
     @property
     def remedy(self) -> str:
         """Of damage to its files. Without them the command writes them anew; files of the right size it keeps."""
-        return REMEDY.replace("run the same", f"delete {self.name}.* and run the same")
+        return f"Remedy: delete {self.name}.* and {AGAIN}"
 
 
 class Identity(NamedTuple):

@@ -668,7 +668,7 @@ def _kth_of_lanes(maxima, lanes, values, groups):  # type: ignore[no-untyped-def
 
 @numba.njit(nogil=True, cache=True)
 def top_rows(  # type: ignore[no-untyped-def]
-    logits,  # (tokens, some columns of the vocabulary)
+    logits,  # (tokens, some columns of the vocabulary), changed and restored
     first,  # which one the first of them is; they come in ascending order, the first ones are at least 2 k
     values,  # (tokens, k) the best logits so far, descending
     ids,  # (tokens, k) where they are in the vocabulary

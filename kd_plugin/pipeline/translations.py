@@ -22,8 +22,8 @@ from kd_plugin.shards import read_part, remove_leftovers, shard_name, write_part
 FORMAT, FORMAT_VERSION = "kd_plugin translations", 1
 MANIFEST = "manifest.json"
 SURROGATE = re.compile("[\ud800-\udfff]")  # a Python string may hold one, UTF-8 may not
-REMEDY = "Remedy: run the same command again, or fetch an undamaged copy"
-DAMAGED = REMEDY.replace("run", "delete it and run")
+AGAIN = "run the same command again, or fetch an undamaged copy"
+REMEDY, DAMAGED = f"Remedy: {AGAIN}", f"Remedy: delete it and {AGAIN}"
 
 
 class Hypothesis(NamedTuple):
