@@ -1,13 +1,14 @@
 """A fairseq checkpoint as a CTranslate2 model: read by the plugin's safe reader, converted by CTranslate2's code."""
 
 import argparse
+import json
 import os
 import shutil
 import tempfile
 import uuid
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, FrozenSet, List, Optional
 from unittest import mock
 
 import numpy as np
@@ -90,10 +91,10 @@ def convert_opened(
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise KDPluginError(f"{folder}: is there already. Remedy: remove it, or name another folder")
     options = _options(opened)
-    tokens = opened.max_source_tokens
+    source_tokens, target_tokens = opened.max_source_tokens, opened.max_target_tokens
     if max_positions is not None:
         _shorten(options, max_positions, opened.path)
-        tokens = min(tokens, max_positions - 1)
+        source_tokens, target_tokens = (min(tokens, max_positions - 1) for tokens in (source_tokens, target_tokens))
 
     import ctranslate2
 
@@ -112,7 +113,12 @@ def convert_opened(
                 converter.convert(
                     str(temporary), vmap=str(vocabulary_map) if vocabulary_map else None, quantization=quantization
                 )
-        more = {"quantization": quantization, "max_source_tokens": tokens, "ctranslate2": ctranslate2.__version__}
+        more = {
+            "quantization": quantization,
+            "max_source_tokens": source_tokens,
+            "max_target_tokens": target_tokens,
+            "ctranslate2": ctranslate2.__version__,
+        }
         write_json(temporary / DESCRIPTION, opened.describe("ctranslate2", **more))
         _rename(temporary, folder)
     except OSError as error:
@@ -137,6 +143,28 @@ def _converter(opened: OpenedCheckpoint, data: str) -> Any:
             return spec
 
     return Converter(opened.path, data, "source", "target")
+
+
+def vocabulary(folder: Path, side: str) -> FrozenSet[str]:
+    """The symbols that a CTranslate2 model knows.
+
+    Args:
+        side: source or target
+
+    Raises:
+        KDPluginError: the folder has no readable vocabulary
+    """
+    for name in (f"{side}_vocabulary", "shared_vocabulary"):
+        for path in (folder / f"{name}.json", folder / f"{name}.txt"):
+            if path.is_file():
+                try:
+                    text = path.read_text(encoding="utf-8")
+                    return frozenset(json.loads(text) if path.suffix == ".json" else text.split("\n"))
+                except (OSError, TypeError, ValueError) as error:
+                    raise KDPluginError(
+                        f"{path}: no vocabulary of CTranslate2 ({error}). Remedy: export again"
+                    ) from error
+    raise KDPluginError(f"{folder}: there is no {side} vocabulary. Remedy: the whole folder that was exported")
 
 
 def _rename(temporary: Path, folder: Path) -> None:

@@ -138,7 +138,7 @@ class Session:
             raise KDPluginError(f"--path {args.path}: its languages are not in the checkpoint. Remedy: -s LANG -t LANG")
         self.languages = checkpoints.languages
         subwords = self._subwords = Subwords(args.sentencepiece_model, args.remove_bpe)
-        subwords.check(checkpoints.target_dictionary)
+        subwords.check(checkpoints.target_dictionary.symbols)
         self.source: Any
         if args.input is not None:
             self.source = TextSource(args.input, subwords)
@@ -197,7 +197,7 @@ class Session:
         """Translate a shard and write it."""
         groups = [self._groups.ids(group) for group in range(plan.first, plan.last)]
         sentences = list(self.source.read([ids[0] for ids in groups]))
-        check_known((sentence.tokens for sentence in sentences), self._checkpoints.source_dictionary)
+        check_known((sentence.tokens for sentence in sentences), self._checkpoints.source_dictionary.indices)
         answers = self._translate(sentences, int(plan.name.split("-")[1]))
         counts = {EMPTY: 0, TOO_LONG: 0}
         records = []

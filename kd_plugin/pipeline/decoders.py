@@ -2,6 +2,7 @@
 
 import argparse
 import functools
+import math
 from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
@@ -40,6 +41,11 @@ class Settings(NamedTuple):
 
     def check(self) -> None:
         """Raises KDPluginError, naming the flag."""
+        for name in ("max_len_a", "lenpen", "sampling_topp", "temperature"):  # --unkpen inf: nothing unknown is written
+            if not math.isfinite(getattr(self, name)):
+                raise KDPluginError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be finite")
+        if math.isnan(self.unkpen):
+            raise KDPluginError("--unkpen nan: must be a number")
         if self.beam < 1 or not 1 <= self.nbest <= self.beam:
             raise KDPluginError(
                 f"--nbest {self.nbest}, --beam {self.beam}: not 1 <= nbest <= beam. Remedy: a larger --beam"
@@ -154,6 +160,8 @@ class FairseqDecoder:
         self._generator = self._task.build_generator(ensemble.models, GenerationConfig(**settings._asdict()))
         self._nbest, self._device = settings.nbest, device
         self.max_source_tokens = ensemble.max_source_tokens
+        self.source_symbols = frozenset(checkpoints.source_dictionary.symbols)
+        self.target_symbols = frozenset(checkpoints.target_dictionary.symbols)
         self.parameters = ensemble.parameters
 
     def start_draws(self, seed: int) -> None:
@@ -200,7 +208,7 @@ class CTranslate2Decoder:
         threads: int = 0,
         device_index: int = 0,
     ):
-        from kd_plugin.pipeline.ctranslate2_models import open_translator
+        from kd_plugin.pipeline.ctranslate2_models import open_translator, vocabulary
 
         if settings.temperature != 1.0 and not settings.sampling:
             raise KDPluginError(
@@ -214,9 +222,14 @@ class CTranslate2Decoder:
         self._open = functools.partial(open_translator, folder, device, compute_type, threads, device_index)
         self._translator = self._open()
         self._settings = settings
-        positions = read_description(folder).get("max_source_tokens", UNSAID_TOKENS)
+        self._folder = folder
+        description = read_description(folder)
         # CTranslate2 itself goes on beyond the positions that the model has, and writes whatever comes
-        self.max_source_tokens = self._max_target_tokens = int(positions)
+        self.max_source_tokens = int(description.get("max_source_tokens", UNSAID_TOKENS))
+        # earlier versions of the plugin named one limit for both
+        self._max_target_tokens = int(description.get("max_target_tokens", self.max_source_tokens))
+        self.source_symbols = vocabulary(folder, "source")
+        self.target_symbols = vocabulary(folder, "target")
 
     def start_draws(self, seed: int) -> None:
         """As FairseqDecoder's."""
@@ -236,14 +249,22 @@ class CTranslate2Decoder:
             search["sampling_topk"] = max(0, settings.sampling_topk)
             if settings.sampling_topp > 0:
                 search["sampling_topp"] = settings.sampling_topp
-        answers = self._translator.translate_batch(
-            [list(tokens) for tokens in sentences],
-            num_hypotheses=settings.nbest,
-            length_penalty=settings.lenpen,
-            max_decoding_length=min(int(settings.max_len_a * longest + settings.max_len_b), self._max_target_tokens),
-            disable_unk=settings.unkpen == float("inf"),
-            return_scores=True,
-            max_input_length=0,
-            **search,
-        )
+        try:
+            answers = self._translator.translate_batch(
+                [list(tokens) for tokens in sentences],
+                num_hypotheses=settings.nbest,
+                length_penalty=settings.lenpen,
+                max_decoding_length=min(
+                    int(settings.max_len_a * longest + settings.max_len_b), self._max_target_tokens
+                ),
+                disable_unk=settings.unkpen == float("inf"),
+                return_scores=True,
+                max_input_length=0,
+                **search,
+            )
+        except RuntimeError as error:  # a foreign model says nothing of its positions
+            raise KDPluginError(
+                f"{self._folder}: CTranslate2 cannot translate a batch with sentences of up to {longest - 1} symbols "
+                f"({error}). Remedy: shorter sentences, or a smaller --max-len-b"
+            ) from error
         return [list(zip(answer.hypotheses, map(float, answer.scores))) for answer in answers]

@@ -15,11 +15,11 @@ from sacrebleu.metrics import BLEU
 from kd_plugin.compat import fairseq_distribution
 from kd_plugin.errors import KDPluginError
 from kd_plugin.files import make_folder, write_atomically, write_json
-from kd_plugin.pipeline.decoders import Settings, Tokens
-from kd_plugin.pipeline.evaluation_scores import Comet, no_comet, sacrebleu_scores
+from kd_plugin.pipeline.decoders import Settings
+from kd_plugin.pipeline.evaluation_scores import Comet, check_tokenizer, no_comet, sacrebleu_scores
 from kd_plugin.pipeline.evaluation_table import markdown
 from kd_plugin.pipeline.raw_text import numbered_lines
-from kd_plugin.pipeline.subwords import SYMBOLS, Subwords
+from kd_plugin.pipeline.subwords import SYMBOLS, Subwords, check_known
 from kd_plugin.pipeline.translating import ENGINES, OpenedModel, Translated, engine_of, open_model, translate
 from kd_plugin.version import __version__
 
@@ -88,8 +88,11 @@ def run(args: argparse.Namespace) -> int:
     settings.check()
     for path in models.values():
         engine_of(path, args.engine)
-    if args.threads < 1 or args.bootstrap < 0 or args.max_tokens < 1:
-        raise KDPluginError("--threads and --max-tokens must be at least 1, --bootstrap at least 0. Remedy: leave out")
+    if min(args.threads, args.max_tokens, args.cpu_sentences) < 1 or args.bootstrap < 0:
+        raise KDPluginError(
+            "--threads, --max-tokens and --cpu-sentences must be at least 1, --bootstrap at least 0. Remedy: leave out"
+        )
+    check_tokenizer(args.tokenize)
     output = Path(args.output)
     if (output / JSON_NAME).exists():
         raise KDPluginError(f"--output {output}: holds an evaluation already. Remedy: another folder, or remove it")
@@ -176,10 +179,13 @@ def _translate_all(
         opened: OpenedModel = open_model(
             path, settings, args.engine, device, args.threads, overrides, args.source_lang, args.target_lang
         )
+        subwords.check(opened.decoder.target_symbols)
+        for of_one_test in sentences.values():
+            check_known(of_one_test, opened.decoder.source_symbols)
         work = sentences if not done else {tests[0].name: sentences[tests[0].name][: args.cpu_sentences]}
         translate(opened.decoder, sentences[tests[0].name][:WARM_UP], args.max_tokens)
         answers = {test: translate(opened.decoder, tokens, args.max_tokens) for test, tokens in work.items()}
-        speed[device] = _speed(work, answers)
+        speed[device] = _speed(list(answers.values()))
         done = done or answers
     speed.setdefault("cuda", {"note": "not measured: there is no GPU"})
     too_long = sum(answer.too_long for answer in done.values())
@@ -196,10 +202,13 @@ def _translate_all(
     return row, decoded
 
 
-def _speed(work: Dict[str, List[Tokens]], answers: Dict[str, Translated]) -> Dict[str, Any]:
-    seconds = max(1e-9, sum(answer.seconds for answer in answers.values()))
-    sentences = sum(map(len, work.values()))
-    tokens = sum(answer.tokens for answer in answers.values())
+def _speed(answers: List[Translated]) -> Dict[str, Any]:
+    """Of what was translated: sentences that are empty or too long take no time."""
+    seconds = max(1e-9, sum(answer.seconds for answer in answers))
+    sentences = sum(answer.sentences for answer in answers)
+    tokens = sum(answer.tokens for answer in answers)
+    if not sentences:
+        return {"note": "not measured: no sentence could be translated"}
     per_second = {"tokens_per_second": tokens / seconds, "sentences_per_second": sentences / seconds}
     return {**per_second, "sentences": sentences, "tokens": tokens, "seconds": seconds}
 

@@ -36,6 +36,21 @@ class Score(NamedTuple):
     note: str = ""
 
 
+def check_tokenizer(tokenize: Optional[str]) -> None:
+    """Before anything is decoded: some of sacreBLEU's need further packages, or a download.
+
+    Raises:
+        KDPluginError: it cannot be used here
+    """
+    try:
+        BLEU(tokenize=tokenize).corpus_score(["a b"], [["a b"]])
+    except Exception as error:  # a missing package, a download that failed, anything
+        raise KDPluginError(
+            f"--tokenize {tokenize}: cannot be used here ({' '.join(str(error).split())[:200]}). Remedy: pip install "
+            "'sacrebleu[ja,ko]' for mecab, a network for the tokenizers that are downloaded, or another one"
+        ) from error
+
+
 def sacrebleu_scores(
     systems: Sequence[Tuple[str, List[str]]],
     references: List[str],

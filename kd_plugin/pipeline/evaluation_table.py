@@ -71,7 +71,8 @@ def _speed(evaluation: Dict[str, Any]) -> str:
         rows.append(cells)
     threads = evaluation["settings"]["threads"]
     notes = f"CPU: {threads} thread{'s' * (threads > 1)}. Of the search alone: no start, no subwords; tokens are target"
-    notes += " tokens with end of sentence. MB: model and vocabulary files as they lie on disk (10⁶ bytes)."
+    notes += " tokens with end of sentence. MB (10⁶ bytes): checkpoints as they lie on disk, with any optimizer state;"
+    notes += " CTranslate2 models with their vocabularies."
     notes += "".join(f" {model['name']}: {model['note']}." for model in evaluation["models"] if model["note"])
     return _table("Speed and size", head, rows, notes)
 

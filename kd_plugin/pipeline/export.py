@@ -18,7 +18,7 @@ from kd_plugin.pipeline.opened import DESCRIPTION, OpenedCheckpoint, open_checkp
 from kd_plugin.pipeline.raw_text import numbered_lines
 from kd_plugin.pipeline.safetensors_model import write_safetensors
 from kd_plugin.pipeline.stock_checkpoint import write_stock_checkpoint
-from kd_plugin.pipeline.subwords import Subwords
+from kd_plugin.pipeline.subwords import Subwords, check_known
 from kd_plugin.pipeline.translating import open_model, share_identical, translate
 from kd_plugin.pipeline.translations import Translations
 from kd_plugin.pipeline.vocabulary_map import write_vocabulary_map
@@ -89,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
     output = Path(args.output)
     _refuse_existing(output)
     opened = open_checkpoint(args.checkpoint, overrides, args.source_lang, args.target_lang)
-    temporary = output.with_name(f".{output.name}.{uuid.uuid4().hex[:8]}.tmp")
+    temporary = Path(os.path.abspath(output)).with_name(f".{output.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         temporary.mkdir(parents=True)
         folder = temporary / "export"
@@ -128,6 +128,13 @@ def _check_flags(args: argparse.Namespace) -> None:
         raise KDPluginError("--fp16: not with --format ctranslate2. Remedy: --quantization float16")
     if args.check and args.format == "safetensors":
         raise KDPluginError("--check: nothing here translates with safetensors. Remedy: check --format fairseq")
+    if args.check and not Path(args.check).is_file():
+        raise KDPluginError(f"--check {args.check}: no such file. Remedy: raw text, a sentence a line")
+    if args.check_threshold is not None and not (args.check and 0 <= args.check_threshold <= 100):
+        raise KDPluginError(
+            f"--check-threshold {args.check_threshold:g}: a BLEU of 0 to 100, and only with --check FILE. Remedy: "
+            "both, or neither"
+        )
     if args.vocabulary_map_from and len(args.vocabulary_map_from) > 2:
         raise KDPluginError("--vocabulary-map-from: more than two files. Remedy: CORPUS.src CORPUS.tgt, or one folder")
 
@@ -210,13 +217,15 @@ def _check(opened: OpenedCheckpoint, folder: Path, args: argparse.Namespace, ove
     Raises:
         KDPluginError: the translations are further apart than --check-threshold
     """
-    subwords = Subwords(args.sentencepiece_model)
+    # without a sentencepiece model the text is segmented already, and so compared
+    subwords = Subwords(args.sentencepiece_model, "none")
     sentences = [subwords.encode(line) for _, line in numbered_lines(Path(args.check), "--check")]
     if not any(sentences):
         raise KDPluginError(f"--check {args.check}: there is no sentence in it. Remedy: raw text, a sentence a line")
     exported = folder if args.format == "ctranslate2" else folder / CHECKPOINT
     languages = {"source_lang": args.source_lang, "target_lang": args.target_lang}
     original = open_model(opened.path, SEARCH, overrides=overrides, **languages)
+    check_known(sentences, original.decoder.source_symbols)
     ours = translate(open_model(str(exported), SEARCH, **languages).decoder, sentences).hypotheses
     theirs = translate(original.decoder, sentences).hypotheses
     texts = [[subwords.decode(tokens) for tokens in hypotheses] for hypotheses in (ours, theirs)]

@@ -34,6 +34,11 @@ class OpenedCheckpoint(NamedTuple):
         """Without end of sentence."""
         return int(self.model.max_positions()[0]) - 1
 
+    @property
+    def max_target_tokens(self) -> int:
+        """Without end of sentence."""
+        return int(self.model.max_positions()[1]) - 1
+
     def describe(self, kind: str, **more: Any) -> Dict[str, Any]:
         """What DESCRIPTION says."""
         return {
@@ -45,6 +50,7 @@ class OpenedCheckpoint(NamedTuple):
             "parameters": self.parameters,
             "languages": self.languages,
             "max_source_tokens": self.max_source_tokens,
+            "max_target_tokens": self.max_target_tokens,
             **more,
         }
 

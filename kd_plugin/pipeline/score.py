@@ -133,7 +133,7 @@ class Session:
         records = list(self._translations.records_of(plan.shard))
         pairs = [pair for record in records for pair in self._pairs(record)]
         for side, dictionary in enumerate(self._scorer.dictionaries):
-            check_known((pair[side] for pair in pairs), dictionary)
+            check_known((pair[side] for pair in pairs), dictionary.indices)
         scores = iter(self._scores(pairs))
         scored, dropped = [], 0
         for record in records:

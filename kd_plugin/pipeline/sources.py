@@ -12,6 +12,7 @@ from kd_plugin.cache.data import split_files
 from kd_plugin.errors import KDPluginError
 from kd_plugin.pipeline.output import progress
 from kd_plugin.pipeline.subwords import Subwords
+from kd_plugin.teachers.vocabulary import load_dictionary
 
 HASH_BYTES = 16  # of a line: among 10^9 lines two of the same hash have a probability of 10^-21
 
@@ -80,7 +81,7 @@ class BinarisedSource:
         source_lang, target_lang = languages
         files = source_files(data, split, source_lang, target_lang)
         self._dictionary, self._subwords = dictionary, subwords
-        stored = Dictionary.load(str(_dictionary_path(Path(data), source_lang)))
+        stored = load_dictionary(str(_dictionary_path(Path(data), source_lang)))
         if stored.symbols != dictionary.symbols:
             index = next((i for i, (a, b) in enumerate(zip(stored.symbols, dictionary.symbols)) if a != b), None)
             raise KDPluginError(

@@ -1,9 +1,8 @@
 """From raw text to the symbols of a dictionary, and back."""
 
 from pathlib import Path
-from typing import Any, Iterable, List, Optional
+from typing import Any, Collection, Container, Iterable, List, Optional
 
-from fairseq.data import Dictionary
 from fairseq.data.data_utils import post_process
 
 from kd_plugin.errors import KDPluginError
@@ -49,14 +48,17 @@ class Subwords:
     def identity(self) -> str:
         return f"sentencepiece:{self.sha256}" if self.sha256 else self._symbol
 
-    def check(self, dictionary: Dictionary) -> None:
+    def check(self, symbols: Collection[str]) -> None:
         """Refuse to take spaces out of what is no sentencepiece text.
+
+        Args:
+            symbols: of the model's target dictionary
 
         Raises:
             KDPluginError: --remove-bpe sentencepiece, and the dictionary has no such symbols
         """
         if self._processor is None and self._symbol == "sentencepiece":
-            if not any(SPACE in symbol for symbol in dictionary.symbols):
+            if not any(SPACE in symbol for symbol in symbols):
                 raise KDPluginError(
                     f"--remove-bpe sentencepiece: no symbol of the model's dictionary has sentencepiece's {SPACE}. "
                     "Remedy: --remove-bpe subword_nmt (@@), or none for whole words"
@@ -77,13 +79,15 @@ class Subwords:
         return " ".join(text.splitlines()) if "\n" in text or "\r" in text else text
 
 
-def check_known(sentences: Iterable[List[str]], dictionary: Dictionary) -> None:
+def check_known(sentences: Iterable[List[str]], known: Container[str]) -> None:
     """Refuse text of which most symbols are unknown: it is segmented otherwise than the model's training data.
+
+    Args:
+        known: symbols of the model's source dictionary
 
     Raises:
         KDPluginError: more than half of at least 20 symbols
     """
-    known = dictionary.indices
     total = unknown = 0
     for tokens in sentences:
         total += len(tokens)

@@ -26,16 +26,17 @@ class OpenedModel(NamedTuple):
 
 
 class Translated(NamedTuple):
-    """hypotheses: best one of each sentence, in order. seconds: of the search alone, nothing of the start."""
+    """hypotheses: best one of each sentence, in order. seconds: of the search alone, nothing of the start.
+
+    sentences, tokens: how many were translated, and into how many symbols, ends of sentence included; without those
+    that are empty or too long.
+    """
 
     hypotheses: List[Tokens]
     seconds: float
     too_long: int  # sentences that the model cannot take: translated as nothing
-
-    @property
-    def tokens(self) -> int:
-        """Target symbols, ends of sentence included."""
-        return sum(len(hypothesis) + 1 for hypothesis in self.hypotheses)
+    sentences: int
+    tokens: int
 
 
 def engine_of(path: str, engine: str = "auto") -> str:
@@ -114,7 +115,8 @@ def translate(decoder: Any, sentences: Sequence[Tokens], max_tokens: int = 4000)
         for place, answer in zip(places, decoder([sentences[place] for place in places])):
             hypotheses[place] = list(answer[0][0])
     seconds = time.perf_counter() - start
-    return Translated(hypotheses, seconds, int((lengths > decoder.max_source_tokens).sum()))
+    tokens = sum(len(hypotheses[place]) + 1 for place in possible)
+    return Translated(hypotheses, seconds, int((lengths > decoder.max_source_tokens).sum()), len(possible), tokens)
 
 
 def share_identical(ours: Sequence[Any], theirs: Sequence[Any]) -> float:

@@ -10,6 +10,21 @@ from torch import Tensor
 from kd_plugin.errors import KDPluginError
 
 
+def load_dictionary(path: str) -> Dictionary:
+    """fairseq's dictionary in a file.
+
+    Raises:
+        KDPluginError: it is damaged
+    """
+    try:
+        return Dictionary.load(path)
+    except Exception as error:  # fairseq raises ValueError, RuntimeError and, for what is no UTF-8, Exception itself
+        raise KDPluginError(
+            f"{path}: no dictionary of fairseq ({' '.join(str(error).split())[:200] or type(error).__name__}). "
+            "Remedy: the dict.LANG.txt of the data that the model was trained on, undamaged"
+        ) from error
+
+
 def find_dictionary(directories: Iterable[str], lang: str, teacher_path: str) -> Tuple[Dictionary, str]:
     """The teacher's own dictionary for `lang`: `dict.LANG.txt` or a joined `dict.txt` in the first directory with one.
 
@@ -18,7 +33,7 @@ def find_dictionary(directories: Iterable[str], lang: str, teacher_path: str) ->
     tried = [os.path.join(folder, name) for folder in directories for name in (f"dict.{lang}.txt", "dict.txt")]
     for path in tried:
         if os.path.isfile(path):
-            return Dictionary.load(path), path
+            return load_dictionary(path), path
     raise KDPluginError(
         f"{teacher_path}: no dictionary of this teacher was found (looked for {', '.join(tried)}), so nothing says "
         f"that its indices mean the student's symbols. Remedy: put its dict.{lang}.txt beside the checkpoint, or name "

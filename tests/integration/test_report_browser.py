@@ -66,9 +66,9 @@ addEventListener("load", () => {{
 </script>"""
 
 
-def log(path, factor):
+def log(path, factor, every=100):
     lines = []
-    for update in range(100, 3001, 100):
+    for update in range(every, 3001, every):
         loss = factor * (3 + 800 / update)
         lines.append(
             f"epoch 001:  {update} / 9999 loss={loss:.3f}, nll_loss={loss / 2:.3f}, num_updates={update}, lr=0.1"
@@ -90,6 +90,16 @@ def page(tmp_path_factory):
     return output
 
 
+@pytest.fixture(scope="module")
+def dense_page(tmp_path_factory):
+    """So many points that medians are drawn over them."""
+    folder = tmp_path_factory.mktemp("dense")
+    output = folder / "report.html"
+    logs = [f"plain={log(folder / 'a.log', 1.0, every=5)}"]
+    report.run(argparse.Namespace(evaluation=[], log=logs, output=str(output), title="A report"))
+    return output
+
+
 def browse(page, folder, *arguments):
     """Standard output; the browser's console has to stay empty."""
     command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"]
@@ -106,9 +116,8 @@ def test_page_is_drawn_and_its_console_stays_empty(page, tmp_path):
     assert "a student with a name that goes on" in dom
 
 
-@pytest.mark.parametrize("width", [400, 1280])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_nothing_overflows_or_overlaps(page, tmp_path, width, scheme):
+def measured(page, tmp_path, width, scheme="light"):
+    """What the wrapper's script finds."""
     wrapper = tmp_path / "wrapper.html"
     wrapper.write_text(
         WRAPPER.format(width=width, page=html.escape(page.read_text(encoding="utf-8"))), encoding="utf-8"
@@ -116,7 +125,13 @@ def test_nothing_overflows_or_overlaps(page, tmp_path, width, scheme):
     dark = ["--blink-settings=preferredColorScheme=0"] if scheme == "dark" else []
     dom = browse(wrapper, tmp_path, "--dump-dom", *dark)
     found = re.search(r'<pre id="result">(.*?)</pre>', dom, re.DOTALL)
-    result = json.loads(html.unescape(found.group(1)))
+    return json.loads(html.unescape(found.group(1)))
+
+
+@pytest.mark.parametrize("width", [400, 1280])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_nothing_overflows_or_overlaps(page, tmp_path, width, scheme):
+    result = measured(page, tmp_path, width, scheme)
     assert result["wide"] == [] and result["scroll"] <= width
     assert result["clipped"] == []
     assert result["overlapping"] == []
@@ -124,6 +139,11 @@ def test_nothing_overflows_or_overlaps(page, tmp_path, width, scheme):
     assert re.fullmatch(r"update [\d,]+plain[\d.]+<script>throw 1</script>[\d.]+", result["readout"])
     if scheme == "light":
         assert result["paper"] == "rgb(255, 255, 255)"
+
+
+def test_dense_curves_have_a_readout(dense_page, tmp_path):
+    result = measured(dense_page, tmp_path, 1280)
+    assert result["shown"] == "visible" and re.fullmatch(r"update [\d,]+plain[\d.]+", result["readout"])
 
 
 def test_page_prints(page, tmp_path):

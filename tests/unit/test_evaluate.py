@@ -14,6 +14,7 @@ import pytest
 from sacrebleu.significance import PairedTest
 
 from kd_plugin import cli
+from kd_plugin.pipeline import evaluation_scores
 from kd_plugin.pipeline.evaluation_scores import Comet, mean_score, sacrebleu_scores
 from kd_plugin.pipeline.evaluation_table import markdown
 from kd_plugin.pipeline.report.evaluation import read_evaluation
@@ -107,7 +108,7 @@ def test_a_whole_evaluation(setting, tmp_path, capsys):
     for model in content["models"]:
         lines = (tmp_path / "out" / "translations" / model["name"] / "tiny.txt").read_text().splitlines()
         assert len(lines) == 20 and lines[3] == ""
-        assert model["speed"]["cpu"]["sentences"] == 20 and model["speed"]["cpu"]["sentences_per_second"] > 0
+        assert model["speed"]["cpu"]["sentences"] == 19 and model["speed"]["cpu"]["sentences_per_second"] > 0
         comet = model["scores"][-1]
         assert comet["metric"] == "COMET" and comet["value"] is None and "not measured: " in comet["note"]
     assert re.search(r"^\| one \(baseline\) \| [\d.]+ ± [\d.]+ \|", table, flags=re.MULTILINE)
@@ -150,6 +151,9 @@ def test_a_sentence_too_long_for_the_model_has_no_translation(setting, tmp_path)
         (["--comet", "x"], "pip install unbabel-comet"),
         (["--engine", "ctranslate2"], "kd-plugin export --format ctranslate2 first"),
         (["--threads", "0"], "must be at least 1"),
+        (["--cpu-sentences", "0"], "must be at least 1"),
+        (["--lenpen", "nan"], "--lenpen nan: must be finite"),
+        (["--max-len-a", "inf"], "--max-len-a inf: must be finite"),
     ],
 )
 def test_refusals(flags, message, setting, tmp_path, capsys):
@@ -157,6 +161,45 @@ def test_refusals(flags, message, setting, tmp_path, capsys):
         pytest.skip("COMET is installed")
     assert run(setting, tmp_path / "out", *flags) == 1
     assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("model", ["one=1.pt", "small=ct2-of-words"])
+def test_text_that_the_model_does_not_know_is_refused(model, setting, tmp_path, capsys):
+    folder = setting / "ct2-of-words"
+    if "ct2" in model:
+        pytest.importorskip("ctranslate2", reason="CTranslate2 is not installed")
+        if not folder.exists():
+            assert cli.main(["export", str(setting / "1.pt"), "--output", str(folder), "--format", "ctranslate2"]) == 0
+    assert run(setting, tmp_path / "out", "--remove-bpe", "sentencepiece", models=[model]) == 1
+    assert "Remedy: --remove-bpe subword_nmt (@@), or none" in capsys.readouterr().err
+    for name in ("en", "de"):
+        (tmp_path / name).write_text("Never seen before\n" * 20)
+    test = ["--test", f"x={tmp_path / 'en'},{tmp_path / 'de'}"]
+    assert run(setting, tmp_path / "out", *test, models=[model]) == 1
+    assert "are not in the model's dictionary" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "evaluation.json").exists()
+
+
+def test_speed_counts_what_was_translated_alone(setting, tmp_path):
+    for name in ("en", "de"):
+        (tmp_path / name).write_text("\n" * 3)
+    args = ["--model", f"one={setting / '1.pt'}", "--test", f"x={tmp_path / 'en'},{tmp_path / 'de'}"]
+    assert (
+        cli.main(["evaluate", *args, "--bootstrap", "0", "--remove-bpe", "none", "--output", str(tmp_path / "o")]) == 0
+    )
+    (model,) = json.loads((tmp_path / "o" / "evaluation.json").read_text())["models"]
+    assert model["speed"]["cpu"] == {"note": "not measured: no sentence could be translated"}
+    assert read_evaluation(str(tmp_path / "o")).models[0].speeds == {}
+
+
+def test_a_tokenizer_that_cannot_be_used_is_found_before_decoding(setting, tmp_path, capsys, monkeypatch):
+    def no_package(**_):
+        raise RuntimeError("Please install the extra dependency")
+
+    monkeypatch.setattr(evaluation_scores, "BLEU", no_package)
+    assert run(setting, tmp_path / "out", "--tokenize", "ja-mecab") == 1
+    assert "--tokenize ja-mecab: cannot be used here (Please install" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

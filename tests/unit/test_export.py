@@ -18,7 +18,7 @@ from fairseq.models.transformer import TransformerConfig
 from kd_plugin import cli
 from kd_plugin.errors import KDPluginError
 from kd_plugin.pipeline import ctranslate2_models, export, safetensors_model
-from kd_plugin.pipeline.decoders import Settings
+from kd_plugin.pipeline.decoders import CTranslate2Decoder, Settings
 from kd_plugin.pipeline.opened import open_checkpoint
 from kd_plugin.pipeline.raw_text import numbered_lines
 from kd_plugin.pipeline.stock_checkpoint import own_weights, tied_names
@@ -177,6 +177,27 @@ def test_fewer_positions_make_a_smaller_model_of_the_same_answers(secret, tmp_pa
     assert ours[:-1] == theirs[:-1] and ours[-1] == []
     assert run(secret, "--output", tmp_path / "x", "--format", "ctranslate2", "--max-positions", 5000) == 1
     assert "1024 are there" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("source, target", [(12, 40), (40, 12)])
+def test_source_and_target_have_their_own_limits(source, target, dictionaries, tmp_path, ctranslate2):
+    positions = ["--max-source-positions", source, "--max-target-positions", target]
+    make_checkpoint(tmp_path / "model.pt", dictionaries, *LANGS, *MODEL, *positions)
+    overrides = {"data": str(dictionaries)}
+    folder = ctranslate2_models.convert(str(tmp_path / "model.pt"), tmp_path / "model", overrides=overrides)
+    # untrained, it goes on for as long as it may; greedy, for fairseq adds the score of the end that it forces
+    settings = Settings(beam=1)
+    sentences = [[WORDS[1]] * (source - 1), WORDS[2:4], [WORDS[1]] * source]
+    answers = []
+    for path in (tmp_path / "model.pt", folder):
+        answers.append(translate(open_model(str(path), settings, overrides=overrides).decoder, sentences))
+    assert answers[0].hypotheses == answers[1].hypotheses and answers[0].too_long == answers[1].too_long == 1
+    assert max(map(len, answers[0].hypotheses)) == target - 1
+    # a model that something else has exported does not say how long its sentences may be
+    (folder / "kd_plugin.json").unlink()
+    if target < source:
+        with pytest.raises(KDPluginError, match="a smaller --max-len-b"):
+            translate(open_model(str(folder), settings).decoder, sentences[:2])
 
 
 def test_without_ctranslate2_or_safetensors_the_remedy_is_named(secret, tmp_path, monkeypatch, capsys):
@@ -350,6 +371,9 @@ def test_a_folder_that_holds_something_is_left_alone(secret, tmp_path, capsys):
         (["--format", "ctranslate2", "--fp16"], "--quantization float16"),
         (["--format", "safetensors", "--check", "x"], "--check: nothing here translates with safetensors"),
         (["--format", "ctranslate2", "--vocabulary-map-from", "a", "b", "c"], "more than two files"),
+        (["--format", "fairseq", "--check-threshold", "90"], "only with --check FILE"),
+        (["--format", "fairseq", "--check", __file__, "--check-threshold", "nan"], "a BLEU of 0 to 100"),
+        (["--format", "fairseq", "--check", "nothing"], "--check nothing: no such file"),
     ],
 )
 def test_flags_that_do_not_fit(flags, message, secret, tmp_path, capsys):
@@ -366,9 +390,21 @@ def test_check_reports_and_refuses(secret, tmp_path, ctranslate2, capsys, monkey
     check = json.loads((tmp_path / "full" / "kd_plugin.json").read_text())["check"]
     assert check["sentences"] == 20 and check["identical"] == 1.0
     assert "translations identical, BLEU" in capsys.readouterr().out
-    assert run(secret, "--output", tmp_path / "out", *full, "--check-threshold", 100.5) == 1
-    assert "below --check-threshold 100.5; nothing was written" in capsys.readouterr().err
+
+    def swapped(decoder, sentences):
+        answer = translate(decoder, sentences)
+        if isinstance(decoder, CTranslate2Decoder):
+            answer.hypotheses.reverse()
+        return answer
+
+    with monkeypatch.context() as patch:
+        patch.setattr(export, "translate", swapped)
+        assert run(secret, "--output", tmp_path / "out", *full, "--check-threshold", 99.5) == 1
+    assert "below --check-threshold 99.5; nothing was written" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+    text.write_text("Never seen before\n" * 20)
+    assert run(secret, "--output", tmp_path / "out", *full) == 1
+    assert "are not in the model's dictionary" in capsys.readouterr().err
     text.write_text("")
     assert run(secret, "--output", tmp_path / "out", *full) == 1
     assert "there is no sentence in it" in capsys.readouterr().err

@@ -70,6 +70,15 @@ def test_both_formats_say_the_same(text):
         assert run.updates == 149 and run.malformed == 0
 
 
+@pytest.mark.parametrize("text", [SIMPLE, JSON])
+@pytest.mark.parametrize("prefix", ["[2020-01-02 03:04:05,678][{}][INFO] - ", "INFO:{}:"])
+def test_logs_of_hydra_and_of_plain_logging(text, prefix):
+    other = re.sub(r"^2020.*?\| INFO \| ([\w.]+) \| ", lambda match: prefix.format(match[1]), text, flags=re.MULTILINE)
+    assert other != text and "| INFO |" not in other.split("subset")[0]
+    assert run_of(other).series == run_of(text).series
+    assert run_of(other).first_date == ("2020-01-02 03:04:05" if prefix[0] == "[" else None)
+
+
 def test_signature_and_dates_are_kept():
     run = run_of(SIMPLE)
     assert run.signatures == ["kd|alpha:0.2|T:1.0|teacher:none"]
@@ -90,6 +99,8 @@ def test_other_subsets_keep_their_names():
         'train | {"epoch": 1, "train_loss": "3", "train_num_updates": null}',
         "epoch 001:    100 / 149 loss=8.413, num_updates=nan",
         "epoch 001:    100 / 149 loss=8.413, num_updates=-5",
+        '{"loss": 1' + "0" * 400 + ', "num_updates": 7}',
+        '{"num_updates": ' + "[" * 100_000,
     ],
 )
 def test_garbled_lines_are_counted_and_change_nothing(line):

@@ -13,12 +13,14 @@ INTERVAL, EPOCH = "train_inner", "train"
 POSITION = "num_updates"
 
 # Found anywhere in a line: `--log-file` writes no date and no logger, and a progress bar may stand before them.
+# Before them: fairseq-train's own format, hydra's (`[DATE][LOGGER][INFO] - `), and that of Python's logging.
+PREFIX = r"(?:^|\| |\] - |\b[A-Z]+:[\w.]+:)"
 SIMPLE_INTERVAL = re.compile(r"epoch \d+: +\d+ / \d+ (?P<fields>.+)$")
-SIMPLE_SUMMARY = re.compile(r"(?:^|\| )epoch \d+ \| (?:valid on '(?P<subset>[^']*)' subset \| )?(?P<fields>.+)$")
-JSON_OBJECT = re.compile(r"(?:^|\| )(\{.*)$")
+SIMPLE_SUMMARY = re.compile(PREFIX + r"epoch \d+ \| (?:valid on '(?P<subset>[^']*)' subset \| )?(?P<fields>.+)$")
+JSON_OBJECT = re.compile(PREFIX + r"(\{.*)$")
 NUMBER = re.compile(r"[-+]?(?:(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|inf(?:inity)?|nan)", re.IGNORECASE)
 TERM = re.compile(r"[A-Za-z_][\w.\-/]*")
-DATE = re.compile(r"\d{4}-\d\d-\d\d[ T]\d\d:\d\d(?::\d\d)?")
+DATE = re.compile(r"\[?(\d{4}-\d\d-\d\d[ T]\d\d:\d\d(?::\d\d)?)")
 SIGNATURE = re.compile(r"\bkd\|\S+")
 
 
@@ -58,7 +60,7 @@ class Run:
             self._note(text)
             try:
                 line = parse_line(text)
-            except ValueError:
+            except (ValueError, OverflowError, RecursionError):  # JSON of endless digits or brackets
                 self.malformed += 1
                 continue
             if line is None:
@@ -70,7 +72,7 @@ class Run:
             self.updates = line.update
             date = DATE.match(text)
             if date:
-                self.first_date, self.last_date = self.first_date or date.group(), date.group()
+                self.first_date, self.last_date = self.first_date or date.group(1), date.group(1)
             for term, value in line.terms.items():
                 self.series.setdefault((line.kind, term), {})[line.update] = value
         return found

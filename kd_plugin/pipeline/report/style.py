@@ -174,7 +174,7 @@ SCRIPT = """
       name: group.dataset.name,
       swatch: [...chart.closest("details").querySelectorAll(".legend li")]
         .filter((item) => item.textContent === group.dataset.name).map((item) => item.firstElementChild)[0],
-      points: [...group.querySelectorAll("polyline")].flatMap((line) =>
+      points: [...group.querySelectorAll("polyline[data-points]")].flatMap((line) =>
         line.dataset.points.split(" ").map((text, index) => {
           const [update, value] = text.split(":");
           return { update: Number(update), value, x: line.points[index].x };
