@@ -120,6 +120,7 @@ class Ensemble(NamedTuple):
     task: TranslationTask
     models: List[Any]
     parameters: int
+    weight_bytes: int  # as the files store them
     max_source_tokens: int
     max_target_tokens: int
 
@@ -142,7 +143,8 @@ def load_ensemble(checkpoints: Checkpoints, device: torch.device, dtype: torch.d
             )
     models = [member.model.to(device=device, dtype=dtype) for member in members]
     source, target = utils.resolve_max_positions(*(model.max_positions() for model in models))
-    return Ensemble(task, models, sum(member.parameters for member in members), int(source) - 1, int(target) - 1)
+    parameters, stored = (sum(getattr(m, name) for m in members) for name in ("parameters", "weight_bytes"))
+    return Ensemble(task, models, parameters, stored, int(source) - 1, int(target) - 1)
 
 
 class FairseqDecoder:
@@ -162,7 +164,7 @@ class FairseqDecoder:
         self.max_source_tokens = ensemble.max_source_tokens
         self.source_symbols = frozenset(checkpoints.source_dictionary.symbols)
         self.target_symbols = frozenset(checkpoints.target_dictionary.symbols)
-        self.parameters = ensemble.parameters
+        self.parameters, self.weight_bytes = ensemble.parameters, ensemble.weight_bytes
 
     def start_draws(self, seed: int) -> None:
         """What --sampling draws from here on depends on the seed and on the batches, and on nothing before."""
@@ -221,8 +223,10 @@ class CTranslate2Decoder:
             )
         self._open = functools.partial(open_translator, folder, device, compute_type, threads, device_index)
         self._translator = self._open()
+        self.compute_type = str(self._translator.compute_type)
         self._settings = settings
         self._folder = folder
+        self.use_vocabulary_map = False
         description = read_description(folder)
         # CTranslate2 itself goes on beyond the positions that the model has, and writes whatever comes
         self.max_source_tokens = int(description.get("max_source_tokens", UNSAID_TOKENS))
@@ -260,6 +264,7 @@ class CTranslate2Decoder:
                 disable_unk=settings.unkpen == float("inf"),
                 return_scores=True,
                 max_input_length=0,
+                use_vmap=self.use_vocabulary_map,
                 **search,
             )
         except RuntimeError as error:  # a foreign model says nothing of its positions

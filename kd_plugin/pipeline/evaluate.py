@@ -15,7 +15,7 @@ from sacrebleu.metrics import BLEU
 from kd_plugin.compat import fairseq_distribution
 from kd_plugin.errors import KDPluginError
 from kd_plugin.files import make_folder, write_atomically, write_json
-from kd_plugin.pipeline.decoders import Settings
+from kd_plugin.pipeline.decoders import Settings, Tokens
 from kd_plugin.pipeline.evaluation_scores import Comet, check_tokenizer, no_comet, sacrebleu_scores
 from kd_plugin.pipeline.evaluation_table import markdown
 from kd_plugin.pipeline.raw_text import numbered_lines
@@ -25,7 +25,7 @@ from kd_plugin.version import __version__
 
 FORMAT, FORMAT_VERSION = "kd_plugin evaluation", 1
 JSON_NAME, TABLE_NAME, TRANSLATIONS = "evaluation.json", "evaluation.md", "translations"
-WARM_UP = 4  # sentences
+WARM_UP = {"cpu": 4, "cuda": 200}  # sentences; a GPU is slow until it has seen a full batch
 
 
 class RawTest(NamedTuple):
@@ -97,14 +97,17 @@ def run(args: argparse.Namespace) -> int:
     if (output / JSON_NAME).exists():
         raise KDPluginError(f"--output {output}: holds an evaluation already. Remedy: another folder, or remove it")
     comet = Comet(args.comet, int(torch.cuda.is_available())) if args.comet else None
-    make_folder(output, "--output")
     subwords = Subwords(args.sentencepiece_model, args.remove_bpe)
     torch.set_num_threads(args.threads)
+    sentences = {test.name: [subwords.encode(line) for line in test.sources] for test in tests}
+    for path in models.values():  # before anything is translated: the last one may be no model for this text
+        _open_checked(path, "cpu", sentences, subwords, settings, args)
+    make_folder(output, "--output")
 
     rows = []
     texts: Dict[str, Dict[str, List[str]]] = {test.name: {} for test in tests}  # test -> model -> lines
     for name, path in models.items():
-        row, hypotheses = _translate_all(name, path, tests, subwords, settings, args)
+        row, hypotheses = _translate_all(name, path, sentences, subwords, settings, args)
         rows.append(row)
         for test in tests:
             texts[test.name][name] = hypotheses[test.name]
@@ -167,25 +170,24 @@ def _read_test(name: str, value: str) -> RawTest:
 
 
 def _translate_all(
-    name: str, path: str, tests: List[RawTest], subwords: Subwords, settings: Settings, args: argparse.Namespace
+    name: str,
+    path: str,
+    sentences: Dict[str, List[Tokens]],
+    subwords: Subwords,
+    settings: Settings,
+    args: argparse.Namespace,
 ) -> Tuple[Dict[str, Any], Dict[str, List[str]]]:
     """A model's row without scores, and its translations of each test set."""
-    sentences = {test.name: [subwords.encode(line) for line in test.sources] for test in tests}
-    overrides = {} if args.dict_dir is None else {"data": args.dict_dir}
+    first = next(iter(sentences))
     devices = ["cuda", "cpu"] if torch.cuda.is_available() else ["cpu"]
     speed: Dict[str, Dict[str, Any]] = {}
     done: Dict[str, Translated] = {}
     for device in devices:
-        opened: OpenedModel = open_model(
-            path, settings, args.engine, device, args.threads, overrides, args.source_lang, args.target_lang
-        )
-        subwords.check(opened.decoder.target_symbols)
-        for of_one_test in sentences.values():
-            check_known(of_one_test, opened.decoder.source_symbols)
-        work = sentences if not done else {tests[0].name: sentences[tests[0].name][: args.cpu_sentences]}
-        translate(opened.decoder, sentences[tests[0].name][:WARM_UP], args.max_tokens)
+        opened = _open_checked(path, device, sentences, subwords, settings, args)
+        work = sentences if not done else {first: sentences[first][: args.cpu_sentences]}
+        translate(opened.decoder, sentences[first][: WARM_UP[device]], args.max_tokens)
         answers = {test: translate(opened.decoder, tokens, args.max_tokens) for test, tokens in work.items()}
-        speed[device] = _speed(list(answers.values()))
+        speed[device] = {**_speed(list(answers.values())), "compute_type": opened.compute_type}
         done = done or answers
     speed.setdefault("cuda", {"note": "not measured: there is no GPU"})
     too_long = sum(answer.too_long for answer in done.values())
@@ -194,12 +196,31 @@ def _translate_all(
         "engine": opened.engine,
         "parameters": opened.parameters,
         "bytes": opened.bytes,
+        "sha256": opened.sha256,
         "speed": speed,
         "note": f"{too_long} sentences are longer than it can take and have no translation" if too_long else "",
         "scores": [],
     }
     decoded = {test: [subwords.decode(tokens) for tokens in answer.hypotheses] for test, answer in done.items()}
     return row, decoded
+
+
+def _open_checked(
+    path: str,
+    device: str,
+    sentences: Dict[str, List[Tokens]],
+    subwords: Subwords,
+    settings: Settings,
+    args: argparse.Namespace,
+) -> OpenedModel:
+    """The model, after a look whether the test sets are in its symbols."""
+    overrides = {} if args.dict_dir is None else {"data": args.dict_dir}
+    languages = args.source_lang, args.target_lang
+    opened = open_model(path, settings, args.engine, device, args.threads, overrides, *languages)
+    subwords.check(opened.decoder.target_symbols)
+    for of_one_test in sentences.values():
+        check_known(of_one_test, opened.decoder.source_symbols)
+    return opened
 
 
 def _speed(answers: List[Translated]) -> Dict[str, Any]:

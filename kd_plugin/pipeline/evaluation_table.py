@@ -63,7 +63,12 @@ def _speed(evaluation: Dict[str, Any]) -> str:
     rows = []
     for model in evaluation["models"]:
         parameters = model["parameters"]
-        cells = [model["name"], model["engine"], NONE if parameters is None else f"{parameters:,}"]
+        types = dict.fromkeys(speed["compute_type"] for speed in model["speed"].values() if "compute_type" in speed)
+        cells = [
+            model["name"],
+            f"{model['engine']} ({', '.join(types)})",
+            NONE if parameters is None else f"{parameters:,}",
+        ]
         cells.append(f"{model['bytes'] / 1e6:.2f}")
         for device in ("cpu", "cuda"):
             speed = model["speed"][device]
@@ -71,8 +76,8 @@ def _speed(evaluation: Dict[str, Any]) -> str:
         rows.append(cells)
     threads = evaluation["settings"]["threads"]
     notes = f"CPU: {threads} thread{'s' * (threads > 1)}. Of the search alone: no start, no subwords; tokens are target"
-    notes += " tokens with end of sentence. MB (10⁶ bytes): checkpoints as they lie on disk, with any optimizer state;"
-    notes += " CTranslate2 models with their vocabularies."
+    notes += " tokens with end of sentence. MB (10⁶ bytes): a checkpoint's weights without optimizer state;"
+    notes += " a CTranslate2 model with its vocabularies."
     notes += "".join(f" {model['name']}: {model['note']}." for model in evaluation["models"] if model["note"])
     return _table("Speed and size", head, rows, notes)
 

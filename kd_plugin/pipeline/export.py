@@ -13,7 +13,7 @@ import sacrebleu
 from kd_plugin.errors import KDPluginError
 from kd_plugin.files import sha256_of, write_json
 from kd_plugin.pipeline.ctranslate2_models import convert_opened
-from kd_plugin.pipeline.decoders import Settings
+from kd_plugin.pipeline.decoders import Settings, Tokens
 from kd_plugin.pipeline.opened import DESCRIPTION, OpenedCheckpoint, open_checkpoint, read_description
 from kd_plugin.pipeline.raw_text import numbered_lines
 from kd_plugin.pipeline.safetensors_model import write_safetensors
@@ -36,6 +36,9 @@ class Check(NamedTuple):
     sentences: int
     identical: float
     bleu: float
+
+    def __str__(self) -> str:
+        return f"{self.identical:.1%} of {self.sentences:,} translations identical, BLEU {self.bleu:.1f}"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -88,6 +91,7 @@ def run(args: argparse.Namespace) -> int:
     overrides = {} if args.dict_dir is None else {"data": args.dict_dir}
     output = Path(args.output)
     _refuse_existing(output)
+    Subwords(args.sentencepiece_model)  # refuses what is no such model
     opened = open_checkpoint(args.checkpoint, overrides, args.source_lang, args.target_lang)
     temporary = Path(os.path.abspath(output)).with_name(f".{output.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
@@ -96,15 +100,14 @@ def run(args: argparse.Namespace) -> int:
         FORMATS[args.format](opened, folder, args, _work(temporary))
         subwords: Dict[str, Any] = {}
         if args.sentencepiece_model:
-            Subwords(args.sentencepiece_model)  # refuses what is no such model
             shutil.copyfile(args.sentencepiece_model, folder / SUBWORDS)
             subwords = {"sentencepiece_sha256": sha256_of(args.sentencepiece_model)}
         # how the plugin's own numbers were measured
         search = {name: getattr(SEARCH, name) for name in ("beam", "max_len_a", "max_len_b", "lenpen")}
         description = {**read_description(folder), **subwords, "search": search}
         if args.check:
-            check = _check(opened, folder, args, overrides)
-            description["check"] = check._asdict()
+            checks = _check(opened, folder, args, overrides)
+            description.update({name: check._asdict() for name, check in checks.items()})
         write_json(folder / DESCRIPTION, description)
         for path in folder.iterdir():
             path.chmod(0o666 & ~_umask())  # safetensors writes files for their owner alone
@@ -211,8 +214,10 @@ def _corpus(args: argparse.Namespace) -> Iterator[Tuple[List[str], List[str]]]:
         yield subwords.encode(source[1]), subwords.encode(target[1])
 
 
-def _check(opened: OpenedCheckpoint, folder: Path, args: argparse.Namespace, overrides: Dict[str, Any]) -> Check:
-    """Translate --check with both models.
+def _check(
+    opened: OpenedCheckpoint, folder: Path, args: argparse.Namespace, overrides: Dict[str, Any]
+) -> Dict[str, Check]:
+    """Translate --check with both models, and with the vocabulary map too where there is one.
 
     Raises:
         KDPluginError: the translations are further apart than --check-threshold
@@ -226,23 +231,33 @@ def _check(opened: OpenedCheckpoint, folder: Path, args: argparse.Namespace, ove
     languages = {"source_lang": args.source_lang, "target_lang": args.target_lang}
     original = open_model(opened.path, SEARCH, overrides=overrides, **languages)
     check_known(sentences, original.decoder.source_symbols)
-    ours = translate(open_model(str(exported), SEARCH, **languages).decoder, sentences).hypotheses
+    decoder = open_model(str(exported), SEARCH, **languages).decoder
     theirs = translate(original.decoder, sentences).hypotheses
-    texts = [[subwords.decode(tokens) for tokens in hypotheses] for hypotheses in (ours, theirs)]
-    # sentences of three words have no 4-grams, and are equal all the same
-    bleu = sacrebleu.corpus_bleu(texts[0], [texts[1]], use_effective_order=True).score
-    check = Check(len(sentences), share_identical(ours, theirs), bleu)
-    print(
-        f"check: {check.identical:.1%} of {check.sentences:,} translations identical, BLEU {bleu:.1f} against fairseq's"
-    )
+    check = _compare(translate(decoder, sentences).hypotheses, theirs, subwords)
+    checks = {"check": check}
+    print(f"check: {check} against fairseq's")
     quantized = (args.quantization or "int8").startswith("int") and args.format == "ctranslate2"
     threshold = args.check_threshold
     if threshold is None:
         threshold = QUANTIZED_THRESHOLD if quantized else THRESHOLD
-    if bleu < threshold:
+    if check.bleu < threshold:
         raise KDPluginError(
-            f"--check {args.check}: the exported model's translations have BLEU {bleu:.1f} against the checkpoint's, "
-            f"below --check-threshold {threshold:g}; nothing was written. Remedy: a finer --quantization (float32 "
-            "should give 100), or a lower threshold after a look at kd-plugin evaluate of both"
+            f"--check {args.check}: the exported model's translations have BLEU {check.bleu:.1f} against the "
+            f"checkpoint's, below --check-threshold {threshold:g}; nothing was written. Remedy: a finer --quantization "
+            "(float32 should give 100), or a lower threshold after a look at kd-plugin evaluate of both"
         )
-    return check
+    if args.vocabulary_map_from:
+        # reported, not refused: how much a map may change is for the user of use_vmap to say
+        decoder.use_vocabulary_map = True
+        checks["check_with_vocabulary_map"] = mapped = _compare(
+            translate(decoder, sentences).hypotheses, theirs, subwords
+        )
+        print(f"with the vocabulary map: {mapped}")
+    return checks
+
+
+def _compare(ours: List[Tokens], theirs: List[Tokens], subwords: Subwords) -> Check:
+    texts = [[subwords.decode(tokens) for tokens in hypotheses] for hypotheses in (ours, theirs)]
+    # sentences of three words have no 4-grams, and are equal all the same
+    bleu = sacrebleu.corpus_bleu(texts[0], [texts[1]], use_effective_order=True).score
+    return Check(len(ours), share_identical(ours, theirs), bleu)

@@ -23,6 +23,7 @@ from kd_plugin.checkpoints import STOCK_CRITERION, STOCK_TASK
 from kd_plugin.compat import BETTER_TRANSFORMER_COPY
 from kd_plugin.errors import KDPluginError
 from kd_plugin.pipeline.opened import OpenedCheckpoint
+from kd_plugin.teachers.loading import EMBEDDING_FILES
 
 # of the task: what decides how text becomes indices and batches; the rest is data and evaluation of the run
 TASK_FIELDS = ("left_pad_source", "left_pad_target", "max_source_positions", "max_target_positions")
@@ -79,6 +80,7 @@ def model_fields(opened: OpenedCheckpoint) -> Dict[str, Any]:
     if isinstance(getattr(model, "cfg", None), TransformerConfig):
         flat.update(_flat(model.cfg))
     allowed = _declared(name, type(model))
+    flat.update(dict.fromkeys(EMBEDDING_FILES))
     kept = {key: _public(value) for key, value in flat.items() if key in allowed and _is_plain(value)}
     # a registered name of this plugin's or of another package would need that package
     stock_name = next((n for n in ("transformer", "transformer_align") if type(model) is MODEL_REGISTRY[n]), name)
@@ -128,7 +130,6 @@ def _is_plain(value: Any) -> bool:
 
 
 def _public(value: Any) -> Any:
-    # pretrained embeddings and the like: the weights are in the file
     return None if isinstance(value, str) and os.sep in value else value
 
 

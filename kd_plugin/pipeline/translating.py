@@ -9,6 +9,7 @@ import torch
 from fairseq import utils
 
 from kd_plugin.errors import KDPluginError
+from kd_plugin.files import sha256_of
 from kd_plugin.pipeline.batches import by_length
 from kd_plugin.pipeline.decoders import CTranslate2Decoder, FairseqDecoder, Settings, Tokens, open_checkpoints
 from kd_plugin.pipeline.opened import read_description
@@ -17,12 +18,19 @@ ENGINES = ("auto", "fairseq", "ctranslate2")
 
 
 class OpenedModel(NamedTuple):
-    """decoder: FairseqDecoder or CTranslate2Decoder. bytes: on disk. parameters: None where nobody says."""
+    """A model ready to translate, and what is said of it.
+
+    decoder: FairseqDecoder or CTranslate2Decoder. compute_type: what its weights are where they are multiplied. bytes:
+    of a checkpoint the weights as they are stored, without optimizer state; of a CTranslate2 model its files, with the
+    vocabularies. parameters: None where nobody says. sha256: of each file with weights.
+    """
 
     decoder: Any
     engine: str
+    compute_type: str
     bytes: int
     parameters: Optional[int]
+    sha256: List[str]
 
 
 class Translated(NamedTuple):
@@ -87,16 +95,14 @@ def open_model(
         folder = Path(path)
         decoder = CTranslate2Decoder(folder, settings, device, compute_type, threads)
         description = read_description(folder)
-        weights = [folder / "model.bin", *folder.glob("*vocabulary.*"), folder / "vmap.txt"]
-        return OpenedModel(decoder, "ctranslate2", _bytes(weights), description.get("parameters"))
-    paths = utils.split_paths(path)
+        files = [folder / "model.bin", *folder.glob("*vocabulary.*"), folder / "vmap.txt"]
+        size = sum(file.stat().st_size for file in files if file.is_file())
+        digest = sha256_of(folder / "model.bin")
+        return OpenedModel(decoder, "ctranslate2", decoder.compute_type, size, description.get("parameters"), [digest])
     checkpoints = open_checkpoints(path, overrides, source_lang, target_lang)
     opened = FairseqDecoder(checkpoints, settings, torch.device(device))
-    return OpenedModel(opened, "fairseq", _bytes(map(Path, paths)), opened.parameters)
-
-
-def _bytes(paths: Any) -> int:
-    return sum(path.stat().st_size for path in paths if path.is_file())
+    digests = list(map(sha256_of, checkpoints.paths))
+    return OpenedModel(opened, "fairseq", "float32", opened.weight_bytes, opened.parameters, digests)
 
 
 def translate(decoder: Any, sentences: Sequence[Tokens], max_tokens: int = 4000) -> Translated:

@@ -9,7 +9,7 @@ import pickle
 import re
 import tarfile
 from dataclasses import dataclass
-from typing import Any, Dict, List, Optional
+from typing import Any, Collection, Dict, List, Optional
 
 import torch
 from fairseq import checkpoint_utils, models, utils
@@ -24,6 +24,9 @@ from kd_plugin.teachers.vocabulary import find_dictionary, teacher_indices
 
 logger = logging.getLogger(__name__)
 
+# pretrained ones: a checkpoint has them as they were trained on, and the files may be gone
+EMBEDDING_FILES = ("encoder_embed_path", "decoder_embed_path")
+
 
 @dataclass
 class LoadedTeacher:
@@ -33,6 +36,7 @@ class LoadedTeacher:
     path: str
     sha256: str
     parameters: int
+    weight_bytes: int  # as the file stores them, without optimizer state
     source_indices: Optional[Tensor]  # (source vocab,) teacher's index of each student symbol, None: the same
     target_indices: Optional[Tensor]  # (target vocab,) likewise
 
@@ -43,16 +47,21 @@ def short_name(sha256: str, parameters: int) -> str:
     return f"sha256:{sha256[:8]}({size})"
 
 
-def count_parameters(state: Dict[str, Any]) -> int:
-    """Number of parameters in a checkpoint's `model`, tied ones (the same memory) counted once."""
-    sizes = {
-        (tensor.data_ptr(), tensor.numel()): tensor.numel()
+def _weights(state: Dict[str, Any]) -> Collection[Tensor]:
+    """The parameters in a checkpoint's `model`, tied ones (the same memory) once."""
+    weights = {
+        (tensor.data_ptr(), tensor.numel()): tensor
         for name, tensor in state["model"].items()
         # fairseq keeps these one-element markers among the weights
         if torch.is_tensor(tensor) and not name.endswith(("version", "_float_tensor"))
         if not BETTER_TRANSFORMER_COPY.search(name)
     }
-    return sum(sizes.values())
+    return weights.values()
+
+
+def count_parameters(state: Dict[str, Any]) -> int:
+    """Number of parameters in a checkpoint's `model`, tied ones counted once."""
+    return sum(weight.numel() for weight in _weights(state))
 
 
 def no_checkpoint(path: str, remedy: str) -> KDPluginError:
@@ -171,9 +180,9 @@ def load_teacher(
     # models.build_model, never task.build_model: that would make every later --eval-bleu decode with the teacher.
     # The model needs a task for its two dictionaries alone.
     stand_in = TranslationTask(TranslationConfig(), source_dict, target_dict)
-    for path_of_embeddings in ("encoder_embed_path", "decoder_embed_path"):
-        if getattr(cfg.model, path_of_embeddings, None):
-            setattr(cfg.model, path_of_embeddings, None)  # the checkpoint has the trained ones; the file may be gone
+    for field in EMBEDDING_FILES:
+        if getattr(cfg.model, field, None):
+            setattr(cfg.model, field, None)
     name = getattr(cfg.model, "_name", None) or getattr(cfg.model, "arch", None)
     try:
         model = models.build_model(cfg.model, stand_in, from_checkpoint=True)
@@ -201,7 +210,8 @@ def load_teacher(
         if hasattr(module, "need_attn"):
             module.need_attn = False
     parameters = sum(p.numel() for name, p in model.named_parameters() if not BETTER_TRANSFORMER_COPY.search(name))
-    return LoadedTeacher(model, path, sha256_of(path), parameters, source_indices, target_indices)
+    stored = sum(weight.numel() * weight.element_size() for weight in _weights(state))
+    return LoadedTeacher(model, path, sha256_of(path), parameters, stored, source_indices, target_indices)
 
 
 def _languages(teacher_cfg: Any, student_task: TranslationTask, path: str) -> List[str]:

@@ -14,6 +14,7 @@ import pytest
 from sacrebleu.significance import PairedTest
 
 from kd_plugin import cli
+from kd_plugin.files import sha256_of
 from kd_plugin.pipeline import evaluation_scores
 from kd_plugin.pipeline.evaluation_scores import Comet, mean_score, sacrebleu_scores
 from kd_plugin.pipeline.evaluation_table import markdown
@@ -105,6 +106,9 @@ def test_a_whole_evaluation(setting, tmp_path, capsys):
     assert str(tmp_path) not in json.dumps(content) and str(setting) not in json.dumps(content)
     one, two, both = content["models"]
     assert both["parameters"] == one["parameters"] + two["parameters"] and both["bytes"] == one["bytes"] + two["bytes"]
+    assert one["bytes"] == 4 * one["parameters"] < (setting / "1.pt").stat().st_size
+    assert both["sha256"] == [sha256_of(setting / name) for name in ("1.pt", "2.pt")]
+    assert "| one | fairseq (float32) | " in table
     for model in content["models"]:
         lines = (tmp_path / "out" / "translations" / model["name"] / "tiny.txt").read_text().splitlines()
         assert len(lines) == 20 and lines[3] == ""
@@ -126,6 +130,7 @@ def test_a_ctranslate2_folder_beside_its_checkpoint(setting, tmp_path):
     assert run(setting, tmp_path / "out", models=["one=1.pt", "small=ct2"]) == 0
     models = read_evaluation(str(tmp_path / "out")).models
     assert [model.engine for model in models] == ["fairseq", "ctranslate2"]
+    assert [model.compute for model in models] == ["float32", "int8_float32"]
     assert models[0].parameters == models[1].parameters
     assert run(setting, tmp_path / "other", "--engine", "fairseq", models=["small=ct2"]) == 1
 
@@ -178,7 +183,14 @@ def test_text_that_the_model_does_not_know_is_refused(model, setting, tmp_path, 
     test = ["--test", f"x={tmp_path / 'en'},{tmp_path / 'de'}"]
     assert run(setting, tmp_path / "out", *test, models=[model]) == 1
     assert "are not in the model's dictionary" in capsys.readouterr().err
-    assert not (tmp_path / "out" / "evaluation.json").exists()
+    assert not (tmp_path / "out").exists()
+
+
+def test_every_model_is_looked_at_before_the_first_one_translates(setting, tmp_path, capsys):
+    (setting / "damaged.pt").write_bytes(b"no checkpoint")
+    assert run(setting, tmp_path / "out", models=["one=1.pt", "two=damaged.pt"]) == 1
+    assert "damaged.pt" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_speed_counts_what_was_translated_alone(setting, tmp_path):
@@ -189,7 +201,7 @@ def test_speed_counts_what_was_translated_alone(setting, tmp_path):
         cli.main(["evaluate", *args, "--bootstrap", "0", "--remove-bpe", "none", "--output", str(tmp_path / "o")]) == 0
     )
     (model,) = json.loads((tmp_path / "o" / "evaluation.json").read_text())["models"]
-    assert model["speed"]["cpu"] == {"note": "not measured: no sentence could be translated"}
+    assert model["speed"]["cpu"]["note"] == "not measured: no sentence could be translated"
     assert read_evaluation(str(tmp_path / "o")).models[0].speeds == {}
 
 
@@ -294,8 +306,8 @@ def test_markdown_escapes_names():
         "date": "today", "machine": {"cpu": "c", "cores": 1, "gpu": None}, "versions": {}, "baseline": None,
         "settings": {"threads": 1}, "tests": [{"name": "t", "lines": 1}],
         "models": [
-            {"name": "a|b", "engine": "fairseq", "parameters": None, "bytes": 10, "speed": {"cpu": {}, "cuda": {}},
-             "note": "", "scores": []},
+            {"name": "a|b", "engine": "fairseq", "parameters": None, "bytes": 10, "note": "", "scores": [],
+             "speed": {"cpu": {"compute_type": "int8"}, "cuda": {}}},
         ],
     }  # fmt: skip
-    assert "| a\\|b | fairseq | – | 0.00 | not measured |" in markdown(evaluation)
+    assert "| a\\|b | fairseq (int8) | – | 0.00 | not measured |" in markdown(evaluation)

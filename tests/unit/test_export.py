@@ -5,10 +5,10 @@ import itertools
 import json
 import math
 import os
-import pathlib
 import subprocess
 import sys
 from dataclasses import fields
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -272,6 +272,21 @@ assert "kd_plugin" not in sys.modules
     assert sizes[1] < sizes[0] < secret.stat().st_size
 
 
+@pytest.mark.parametrize("folder", ["", "vectors"])
+def test_files_of_pretrained_embeddings_are_not_looked_for(folder, dictionaries, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    vectors = Path(folder) / "vectors.txt"
+    vectors.parent.mkdir(exist_ok=True)
+    vectors.write_text("1 16\nword1 " + " ".join(["0.5"] * 16) + "\n")
+    arguments = [*LANGS, *ARCHITECTURES["lstm"], "--encoder-embed-path", vectors]
+    model = make_checkpoint(tmp_path / "model.pt", dictionaries, *arguments)
+    vectors.unlink()
+    assert run("model.pt", "--output", "out", "--format", "fairseq", "--dict-dir", dictionaries) == 0
+    state = load(Path("out") / "model.pt")
+    assert state["cfg"]["model"]["encoder_embed_path"] is None
+    assert torch.equal(state["model"]["encoder.embed_tokens.weight"], model.encoder.embed_tokens.weight)
+
+
 @pytest.mark.parametrize("name", ["fconv", "lstm", "pre_norm_gelu_deeper", "adaptive_softmax", "student_architecture"])
 def test_stock_checkpoint_of_any_architecture(name, dictionaries, tmp_path):
     path = tmp_path / "model.pt"
@@ -440,8 +455,13 @@ def test_map_limits_what_ctranslate2_writes(secret, tmp_path, ctranslate2):
     for side, words in (("src", "word1 word2\nword3\n"), ("tgt", "word5 word6\nword7\n")):
         (tmp_path / f"corpus.{side}").write_text(words)
     files = [tmp_path / "corpus.src", tmp_path / "corpus.tgt"]
-    output = tmp_path / "out"
-    assert run(secret, "--output", output, "--format", "ctranslate2", "--vocabulary-map-from", *files) == 0
+    output, text = tmp_path / "out", tmp_path / "text"
+    text.write_text("word1 word3\nword2\n" * 3)
+    flags = ["--format", "ctranslate2", "--quantization", "float32", "--check", text, "--check-threshold", 0]
+    assert run(secret, "--output", output, *flags, "--vocabulary-map-from", *files) == 0
+    description = json.loads((output / "kd_plugin.json").read_text())
+    plain, mapped = description["check"], description["check_with_vocabulary_map"]
+    assert plain["identical"] > mapped["identical"] == 0.0
     lines = dict(line.split("\t") for line in (output / "vmap.txt").read_text().splitlines())
     assert lines == {"": "word5 word6 word7", "word1": "word5 word6", "word2": "word5 word6", "word3": "word7"}
     translator = ctranslate2_models.open_translator(output)
@@ -464,7 +484,7 @@ def test_corpora_that_do_not_fit(secret, tmp_path, ctranslate2, capsys):
 
 # --- a real model
 
-MULTI30K = pathlib.Path(ROOT).parent / "shared"
+MULTI30K = Path(ROOT).parent / "shared"
 
 
 @pytest.mark.skipif(

@@ -132,6 +132,14 @@ def test_pretrained_embeddings_of_its_training_are_not_looked_for(dictionaries, 
     assert torch.equal(loaded.encoder.embed_tokens.weight, model.encoder.embed_tokens.weight)
 
 
+@pytest.mark.parametrize("content", [b"word1 1\nword2\n", b"word1 1\nword1 1\n", b"\xff\xfe 1\n"])
+def test_a_damaged_dictionary_is_named(content, dictionaries, tmp_path):
+    make_checkpoint(tmp_path / "teacher.pt", dictionaries, *LANGS, *MODEL)
+    (tmp_path / "dict.en.txt").write_bytes(content)
+    with pytest.raises(KDPluginError, match=r"dict\.en\.txt: no dictionary of fairseq .* Remedy: "):
+        load_teacher(str(tmp_path / "teacher.pt"), student_task(dictionaries))
+
+
 def test_dictionary_in_another_order_gives_the_same_answers(dictionaries, tmp_path):
     """The same model with its vocabulary permuted, and its dictionary with it, must answer the same."""
     path = tmp_path / "teacher.pt"

@@ -165,7 +165,8 @@ def _picture(evaluation: Evaluation, device: str, counter: Counter) -> str:
     whiskers = " Bars: 95 % confidence." if any(point.interval for point in shown) else ""
     caption = (
         f'<p class="caption"><b>Figure {number}.</b> Quality against speed: {escape(evaluation.device_name(device))}. '
-        "Area: size on disk. Dotted line, names in bold: the Pareto front, the models that no other equals in both."
+        "Area: size of the stored weights. Dotted line, names in bold: the Pareto front, the models that no other "
+        "equals in both."
         f"{whiskers}</p>"
     )
     return f'<div class="figure">{caption}{keys}<div class="panels wide">{"".join(drawn)}</div>{notes}</div>'

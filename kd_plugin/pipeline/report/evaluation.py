@@ -44,10 +44,13 @@ class Score(NamedTuple):
 
 
 class Model(NamedTuple):
-    """speeds: by device, those that were measured; speed_notes: by device, why one was not."""
+    """compute: types of the weights where they are multiplied. speeds: by device, those that were measured;
+    speed_notes: by device, why one was not.
+    """
 
     name: str
     engine: str
+    compute: str
     parameters: Optional[float]
     bytes: Optional[float]
     speeds: Dict[str, Speed]
@@ -137,8 +140,8 @@ def _model(path: Path, content: Dict[str, Any]) -> Model:
     if not content.get("name"):
         raise KDPluginError(f"{path}: a model without a name. {REMEDY}, unedited")
     speeds, speed_notes = {}, {}
-    for device, measured in _table(content.get("speed")).items():
-        speed = _table(measured)
+    measured = {device: _table(speed) for device, speed in _table(content.get("speed")).items()}
+    for device, speed in measured.items():
         tokens, sentences = number(speed.get("tokens_per_second")), number(speed.get("sentences_per_second"))
         if tokens is not None or sentences is not None:
             speeds[device] = Speed(tokens, sentences)
@@ -147,6 +150,7 @@ def _model(path: Path, content: Dict[str, Any]) -> Model:
     return Model(
         name=_text(content["name"]),
         engine=_text(content.get("engine")),
+        compute=", ".join(dict.fromkeys(str(s["compute_type"]) for s in measured.values() if s.get("compute_type"))),
         parameters=number(content.get("parameters")),
         bytes=number(content.get("bytes")),
         speeds=speeds,

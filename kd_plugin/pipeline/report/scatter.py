@@ -1,4 +1,4 @@
-"""Quality against speed, one bubble a model, its area the model's size on disk; the Pareto front among them."""
+"""Quality against speed, one bubble a model, its area the model's size; the Pareto front among them."""
 
 import math
 from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple

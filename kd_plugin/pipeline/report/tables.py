@@ -160,13 +160,13 @@ def size_table(evaluation: Evaluation, number: int) -> str:
         head += [(column, 1) for column in columns]
     rows = []
     for model in evaluation.models:
-        row: List[Cell] = [(model_name(evaluation, model), ""), (escape(model.engine) or NONE, "text")]
+        row: List[Cell] = [(model_name(evaluation, model), ""), (escape(_engine(model)) or NONE, "text")]
         row.append((NONE if model.parameters is None else plain(model.parameters, 0), "number"))
         row.append((NONE if model.bytes is None else byte_size(model.bytes), "number"))
         for device in devices:
             row += _speed_cells(model, base, device)
         rows.append(row)
-    caption = "Size on disk and speed of translation."
+    caption = "Size of the weights as they are stored, without optimizer state, and speed of translation."
     said = [
         (evaluation.device_name(device), escape(note), model.name)
         for model in evaluation.models
@@ -174,6 +174,10 @@ def size_table(evaluation: Evaluation, number: int) -> str:
     ]
     said += [(model.name, escape(model.note), "") for model in evaluation.models if model.note]
     return table(number, caption, [top, head] if devices else [head], rows) + _remarks(said, len(evaluation.models))
+
+
+def _engine(model: Model) -> str:
+    return model.engine + (f" ({model.compute})" if model.compute else "")
 
 
 def _speed_cells(model: Model, base: Optional[Model], device: str) -> List[Cell]:
