@@ -3,9 +3,8 @@
 import argparse
 from pathlib import Path
 
-from tqdm import tqdm
-
 from kd_plugin.cache.store import Store, open_stores
+from kd_plugin.pipeline.progress import progress_bar
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,7 +19,7 @@ def run(args: argparse.Namespace) -> int:
         print(describe(store))
     if args.verify:
         total = sum(store.manifest.tokens * store.identity.layout.width for store in stores)
-        with tqdm(desc="verify", total=total, unit="B", unit_scale=True) as bar:
+        with progress_bar("verify", total, "B", unit_scale=True) as bar:
             for store in stores:
                 store.verify(bar.update)
         print(f"verified: {total:,} bytes are as they were written")

@@ -75,7 +75,10 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
         "on a CPU)",
     )
     parser.add_argument(
-        "--max-tokens", type=int, default=4000, help="source tokens in a batch, padded (default: %(default)s)"
+        "--max-tokens",
+        type=int,
+        default=4000,
+        help="source tokens in a batch, padded; with --engine fairseq on a CPU 500 is faster (default: %(default)s)",
     )
 
 

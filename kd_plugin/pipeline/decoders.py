@@ -223,7 +223,6 @@ class CTranslate2Decoder:
             )
         self._open = functools.partial(open_translator, folder, device, compute_type, threads, device_index)
         self._translator = self._open()
-        self.compute_type = str(self._translator.compute_type)
         self._settings = settings
         self._folder = folder
         self.use_vocabulary_map = False
@@ -234,6 +233,11 @@ class CTranslate2Decoder:
         self._max_target_tokens = int(description.get("max_target_tokens", self.max_source_tokens))
         self.source_symbols = vocabulary(folder, "source")
         self.target_symbols = vocabulary(folder, "target")
+
+    @property
+    def compute_type(self) -> str:
+        """What the weights are where they are multiplied, which is not always what the files hold."""
+        return str(self._translator.compute_type)
 
     def start_draws(self, seed: int) -> None:
         """As FairseqDecoder's."""

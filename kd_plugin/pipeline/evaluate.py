@@ -186,7 +186,10 @@ def _translate_all(
         opened = _open_checked(path, device, sentences, subwords, settings, args)
         work = sentences if not done else {first: sentences[first][: args.cpu_sentences]}
         translate(opened.decoder, sentences[first][: WARM_UP[device]], args.max_tokens)
-        answers = {test: translate(opened.decoder, tokens, args.max_tokens) for test, tokens in work.items()}
+        answers = {
+            test: translate(opened.decoder, tokens, args.max_tokens, f"{name}, {test}, {device}")
+            for test, tokens in work.items()
+        }
         speed[device] = {**_speed(list(answers.values())), "compute_type": opened.compute_type}
         done = done or answers
     speed.setdefault("cuda", {"note": "not measured: there is no GPU"})

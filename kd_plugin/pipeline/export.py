@@ -15,6 +15,7 @@ from kd_plugin.files import sha256_of, write_json
 from kd_plugin.pipeline.ctranslate2_models import convert_opened
 from kd_plugin.pipeline.decoders import Settings, Tokens
 from kd_plugin.pipeline.opened import DESCRIPTION, OpenedCheckpoint, open_checkpoint, read_description
+from kd_plugin.pipeline.progress import progress
 from kd_plugin.pipeline.raw_text import numbered_lines
 from kd_plugin.pipeline.safetensors_model import write_safetensors
 from kd_plugin.pipeline.stock_checkpoint import write_stock_checkpoint
@@ -164,7 +165,8 @@ def _to_ctranslate2(opened: OpenedCheckpoint, folder: Path, args: argparse.Names
     if args.vocabulary_map_from:
         vocabulary_map = work / VOCABULARY_MAP
         symbols = [dictionary.symbols for dictionary in opened.dictionaries]
-        number = write_vocabulary_map(vocabulary_map, _corpus(args), *symbols)
+        pairs = progress(_corpus(args), None, "vocabulary map", "pair")
+        number = write_vocabulary_map(vocabulary_map, pairs, *symbols)
         print(f"vocabulary map: from {number:,} sentence pairs, {vocabulary_map.stat().st_size:,} bytes")
     convert_opened(opened, folder, args.quantization or "int8", vocabulary_map, args.max_positions)
 
@@ -232,8 +234,8 @@ def _check(
     original = open_model(opened.path, SEARCH, overrides=overrides, **languages)
     check_known(sentences, original.decoder.source_symbols)
     decoder = open_model(str(exported), SEARCH, **languages).decoder
-    theirs = translate(original.decoder, sentences).hypotheses
-    check = _compare(translate(decoder, sentences).hypotheses, theirs, subwords)
+    theirs = translate(original.decoder, sentences, name="checkpoint").hypotheses
+    check = _compare(translate(decoder, sentences, name="exported").hypotheses, theirs, subwords)
     checks = {"check": check}
     print(f"check: {check} against fairseq's")
     quantized = (args.quantization or "int8").startswith("int") and args.format == "ctranslate2"
@@ -250,7 +252,7 @@ def _check(
         # reported, not refused: how much a map may change is for the user of use_vmap to say
         decoder.use_vocabulary_map = True
         checks["check_with_vocabulary_map"] = mapped = _compare(
-            translate(decoder, sentences).hypotheses, theirs, subwords
+            translate(decoder, sentences, name="with the map").hypotheses, theirs, subwords
         )
         print(f"with the vocabulary map: {mapped}")
     return checks

@@ -13,8 +13,9 @@ import numpy as np
 
 from kd_plugin.errors import KDPluginError
 from kd_plugin.pipeline.filter_rules import RULES, Flag, Pair, Side, script_of
-from kd_plugin.pipeline.output import add_output_arguments, finish_output, progress
+from kd_plugin.pipeline.output import add_output_arguments, finish_output
 from kd_plugin.pipeline.processes import add_workers_argument, check_workers, mapped, workers_for
+from kd_plugin.pipeline.progress import progress
 from kd_plugin.pipeline.raw_text import checked_sha256, numbered_lines
 from kd_plugin.pipeline.translations import Hypothesis, Record, Translations, Writer, scores_of
 

@@ -9,7 +9,8 @@ from typing import Dict, List, NamedTuple, Optional, Set
 
 from kd_plugin.errors import KDPluginError
 from kd_plugin.pipeline.foreign import COLUMNS, FORMATS, OBJECT, Row, join_lines, read_rows
-from kd_plugin.pipeline.output import add_output_arguments, finish_output, progress
+from kd_plugin.pipeline.output import add_output_arguments, finish_output
+from kd_plugin.pipeline.progress import progress
 from kd_plugin.pipeline.raw_text import checked_sha256, numbered_lines
 from kd_plugin.pipeline.translations import Hypothesis, Record, Writer
 

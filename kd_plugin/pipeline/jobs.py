@@ -2,15 +2,14 @@
 
 import argparse
 import functools
-import sys
 from pathlib import Path
 from typing import Any, Callable, List, Sequence
 
 import torch
-from tqdm import tqdm
 
 from kd_plugin.errors import KDPluginError
 from kd_plugin.pipeline import engines
+from kd_plugin.pipeline.progress import progress_bar
 from kd_plugin.shards import remove_leftovers
 
 
@@ -64,8 +63,7 @@ def work(
     total, left = sum(map(size, mine)), sum(map(size, todo))
     workers = args.workers or max(1, torch.cuda.device_count())
     here = workers == 1 and args.runner == "local"
-    often = 0.5 if sys.stderr.isatty() else 30.0  # seconds; in a log every step is a line
-    with tqdm(desc=name, total=total, initial=total - left, unit=unit, unit_scale=True, mininterval=often) as bar:
+    with progress_bar(name, total, unit, initial=total - left, unit_scale=True) as bar:
         start = functools.partial(_here, session) if here else make_session
         for plan in engines.run(todo, start, bar.update, args.runner, workers):
             if args.runner == "ray":

@@ -2,16 +2,14 @@
 
 import argparse
 import os
-import sys
 import uuid
 from pathlib import Path
-from typing import Any, Callable, Iterable, Iterator, List, Optional
-
-from tqdm import tqdm
+from typing import Any, Callable, List
 
 from kd_plugin.errors import KDPluginError
 from kd_plugin.files import digest_of, make_folder
 from kd_plugin.pipeline.jobs import missing, work
+from kd_plugin.pipeline.progress import progress
 from kd_plugin.pipeline.translations import Manifest, Translations, finished_shard
 
 
@@ -23,12 +21,6 @@ def add_output_arguments(parser: argparse.ArgumentParser) -> None:
         help="also write PREFIX.SRC and PREFIX.TGT, line by line, as fairseq-preprocess takes them, and PREFIX.scores "
         "(number of the line, from 0, and score)",
     )
-
-
-def progress(items: Iterable[Any], total: Optional[int], name: str, unit: str = "sent") -> Iterator[Any]:
-    """A progress bar; in a log a line each half minute."""
-    often = 0.5 if sys.stderr.isatty() else 30.0
-    return iter(tqdm(items, desc=name, total=total, unit=unit, mininterval=often))
 
 
 def finish_output(manifest: Manifest, args: argparse.Namespace) -> None:

@@ -12,8 +12,9 @@ from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 from kd_plugin.errors import KDPluginError
 from kd_plugin.pipeline.criteria import METRICS, Candidates, Chooser, Settings, best, signature
-from kd_plugin.pipeline.output import add_output_arguments, finish_output, progress
+from kd_plugin.pipeline.output import add_output_arguments, finish_output
 from kd_plugin.pipeline.processes import add_workers_argument, check_workers, mapped, workers_for
+from kd_plugin.pipeline.progress import progress
 from kd_plugin.pipeline.raw_text import TextLines
 from kd_plugin.pipeline.translations import Record, Translations, Writer, scores_of
 

@@ -10,7 +10,7 @@ from fairseq.data import Dictionary, data_utils
 
 from kd_plugin.cache.data import split_files
 from kd_plugin.errors import KDPluginError
-from kd_plugin.pipeline.output import progress
+from kd_plugin.pipeline.progress import progress
 from kd_plugin.pipeline.subwords import Subwords
 from kd_plugin.teachers.vocabulary import load_dictionary
 

@@ -13,6 +13,7 @@ from kd_plugin.files import sha256_of
 from kd_plugin.pipeline.batches import by_length
 from kd_plugin.pipeline.decoders import CTranslate2Decoder, FairseqDecoder, Settings, Tokens, open_checkpoints
 from kd_plugin.pipeline.opened import read_description
+from kd_plugin.pipeline.progress import progress_bar
 
 ENGINES = ("auto", "fairseq", "ctranslate2")
 
@@ -105,21 +106,26 @@ def open_model(
     return OpenedModel(opened, "fairseq", "float32", opened.weight_bytes, opened.parameters, digests)
 
 
-def translate(decoder: Any, sentences: Sequence[Tokens], max_tokens: int = 4000) -> Translated:
+def translate(
+    decoder: Any, sentences: Sequence[Tokens], max_tokens: int = 4000, name: Optional[str] = None
+) -> Translated:
     """The best translation of each sentence; nothing for one that is empty or longer than the model can take.
 
     Args:
         sentences: symbols without end of sentence
         max_tokens: of a batch, ends of sentence and padding included
+        name: of a progress bar; None: there is none
     """
     lengths = np.array([len(tokens) for tokens in sentences], dtype=np.int64)
     possible = np.flatnonzero((lengths > 0) & (lengths <= decoder.max_source_tokens))
     hypotheses: List[Tokens] = [[] for _ in sentences]
     start = time.perf_counter()
-    for batch in by_length(lengths[possible] + 1, max_tokens):
-        places = possible[batch]
-        for place, answer in zip(places, decoder([sentences[place] for place in places])):
-            hypotheses[place] = list(answer[0][0])
+    with progress_bar(name or "", len(possible), disable=name is None) as bar:
+        for batch in by_length(lengths[possible] + 1, max_tokens):
+            places = possible[batch]
+            for place, answer in zip(places, decoder([sentences[place] for place in places])):
+                hypotheses[place] = list(answer[0][0])
+            bar.update(len(places))
     seconds = time.perf_counter() - start
     tokens = sum(len(hypotheses[place]) + 1 for place in possible)
     return Translated(hypotheses, seconds, int((lengths > decoder.max_source_tokens).sum()), len(possible), tokens)

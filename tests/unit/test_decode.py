@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import random
+import re
 
 import pytest
 import torch
@@ -153,8 +154,9 @@ def test_draws_depend_on_the_seed_alone(teacher, corpus, tmp_path, engine):
     assert any(len({h.text for h in hypotheses}) > 1 for hypotheses in texts[0])
 
 
-def test_ensemble_averages_probabilities(teacher, corpus, tmp_path, decoded):
+def test_ensemble_averages_probabilities(teacher, corpus, tmp_path, decoded, capsys):
     run(f"{teacher}:{teacher}", corpus, tmp_path / "same", "--nbest", 3)
+    assert re.search(r"decode: 100%\|.* [\d.]+k?sent/s", capsys.readouterr().err)
     same, alone = (list(Translations(folder).records()) for folder in (tmp_path / "same", decoded))
     assert [[h.text for h in r.hypotheses] for r in same] == [[h.text for h in r.hypotheses] for r in alone]
     run(f"{teacher}:{teacher.with_name('2.pt')}", corpus, tmp_path / "two", "--nbest", 3)

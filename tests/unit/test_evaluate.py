@@ -101,7 +101,8 @@ def test_a_whole_evaluation(setting, tmp_path, capsys):
     models = ["one=1.pt", "two=2.pt", "both=1.pt:2.pt"]
     assert run(setting, tmp_path / "out", "--baseline", "one", models=models) == 0
     table = (tmp_path / "out" / "evaluation.md").read_text(encoding="utf-8")
-    assert table in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert table in printed.out and "one, tiny, cpu: 100%|" in printed.err
     content = json.loads((tmp_path / "out" / "evaluation.json").read_text(encoding="utf-8"))
     assert str(tmp_path) not in json.dumps(content) and str(setting) not in json.dumps(content)
     one, two, both = content["models"]

@@ -404,10 +404,12 @@ def test_check_reports_and_refuses(secret, tmp_path, ctranslate2, capsys, monkey
     assert run(secret, "--output", tmp_path / "full", *full, "--check-threshold", 90) == 0
     check = json.loads((tmp_path / "full" / "kd_plugin.json").read_text())["check"]
     assert check["sentences"] == 20 and check["identical"] == 1.0
-    assert "translations identical, BLEU" in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert "translations identical, BLEU" in printed.out
+    assert all(f"{name}: 100%|" in printed.err for name in ("checkpoint", "exported"))
 
-    def swapped(decoder, sentences):
-        answer = translate(decoder, sentences)
+    def swapped(decoder, sentences, **others):
+        answer = translate(decoder, sentences, **others)
         if isinstance(decoder, CTranslate2Decoder):
             answer.hypotheses.reverse()
         return answer

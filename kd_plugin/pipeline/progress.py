@@ -1,0 +1,17 @@
+"""Progress bars on standard error; in a log a line each half minute."""
+
+import sys
+from typing import Any, Iterable, Iterator, Optional
+
+from tqdm import tqdm
+
+
+def progress_bar(name: str, total: Optional[int], unit: str = "sent", items: Any = None, **more: Any) -> Any:
+    """A tqdm bar, with rate and time left. more: of tqdm."""
+    often = 0.5 if sys.stderr.isatty() else 30.0  # seconds; in a log every step is a line
+    return tqdm(items, desc=name, total=total, unit=unit, mininterval=often, **more)
+
+
+def progress(items: Iterable[Any], total: Optional[int], name: str, unit: str = "sent") -> Iterator[Any]:
+    """The items, under a bar."""
+    return iter(progress_bar(name, total, unit, items))
