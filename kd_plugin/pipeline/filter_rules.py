@@ -14,6 +14,11 @@ INFINITY = float("inf")
 BROKEN = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\ufffd\ufffe\uffff]")
 LETTERS = re.compile(r"[^\W\d_]+")
 LONGEST_REPEATED = 4  # words
+# Loops of subwords inside a word, "verwahrwahrwahrlost": letters that come three times or more in a row, and at least
+# eight of them. Sonnenenergie and Ururgroßvater are none; in 414,000 sentences of Multi30k and Tatoeba, English, German
+# and French, there is none, in small teachers' translations up to one of a hundred has one.
+LETTERS_IN_A_ROW = re.compile(r"([^\W\d_]{1,20}?)\1\1+")
+SHORTEST_LOOP = 8  # letters
 
 
 class Side:
@@ -51,6 +56,13 @@ class Side:
     def vocabulary(self) -> FrozenSet[str]:
         """Words without case, digits and punctuation."""
         return frozenset(LETTERS.findall(self.text.casefold()))
+
+    def loops(self, times: int) -> bool:
+        """Whether letters come at least three and so many times in a row inside a word."""
+        return any(
+            len(found[0]) >= max(SHORTEST_LOOP, times * len(found[1]))
+            for found in LETTERS_IN_A_ROW.finditer(self.text.casefold())
+        )
 
     def length(self, unit: str) -> int:
         return len(self.words) if unit == "words" else len(self.characters)
@@ -116,10 +128,12 @@ def copied_source(pair: Pair, options: argparse.Namespace) -> bool:
 
 
 def repetition(pair: Pair, options: argparse.Namespace) -> bool:
-    """A loop, unless the source has one too.
+    """A loop of words, or of letters inside a word, unless the source has one too.
 
     In characters only letters count, and a loop has to be twice as long: 1,000,000, dots and Schifffahrt are none.
     """
+    if pair.hypothesis.loops(options.max_repeats) and not pair.source.loops(options.max_repeats):
+        return True
     if options.length_unit == "words":
         return _new_loop(pair.hypothesis.words, pair.source.words, options.max_repeats)
     return _new_loop(pair.hypothesis.letters, pair.source.letters, 2 * options.max_repeats)
@@ -211,7 +225,8 @@ RULES: Dict[str, Rule] = {
             Flag(
                 "--max-repeats",
                 3,
-                "an n-gram (1 to 4 words) that comes so often in a row is a loop; in characters twice as often",
+                "an n-gram (1 to 4 words) that comes so often in a row is a loop; in characters twice as often; inside "
+                f"a word letters that do so, at least 3 times and {SHORTEST_LOOP} letters long",
                 low=2,
             ),
         ),

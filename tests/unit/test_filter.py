@@ -64,6 +64,13 @@ CASES = [
     (WORDS, "er ging nach Haus er ging nach Haus er ging nach Haus", [], "repetition"),
     (WORDS, "x er ging nach Haus er ging nach Haus er ging nach Hof", [], None),
     ("no no no " + WORDS, "das ist so so so schön hier heute", [], None),
+    ("A man with shaggy hair", "Ein Mann mit verwahrwahrwahrlostem Haar", [], "repetition"),
+    ("A man with shaggy hair", "Ein Mann mit verwahrwahrwahrlostem Haar", ["--max-repeats", 4], None),
+    ("A man with shaggy hair", "Ein Mann mit Haaaaaaar", [], None),  # seven
+    ("A man with shaggy hair", "Ein Mann mit Haaaaaaaar", [], "repetition"),
+    ("He said hahahaha", "Er sagte hahahaha", [], None),
+    ("Solar energy of my great-great-grandfather", "Sonnenenergie meines Urururgroßvaters", [], None),
+    ("Call 10101010", "Ruf 10101010 an", [], None),
     ("Er kam mit der Schifffahrt", "Il est venu en bateau", ["--length-unit", "characters"], None),
     ("One says ha and goes", "我说哈哈哈哈哈哈哈哈", ["--length-unit", "characters"], "repetition"),
     ("One says ha and goes", "我说哈哈哈哈哈", ["--length-unit", "characters"], None),
