@@ -8,7 +8,7 @@ import os
 import sys
 from typing import Dict, NamedTuple, Optional, Sequence
 
-from kd_plugin.errors import KDPluginError
+from kd_plugin.errors import KDPluginError, is_out_of_memory
 from kd_plugin.version import __version__
 
 
@@ -75,8 +75,16 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         args = build_parser(verb).parse_args(arguments)
         return int(args.run(args))
     except KDPluginError as error:
-        print(f"kd-plugin: error: {error}", file=sys.stderr)
-        return 1
+        message = str(error)
+    except (MemoryError, RuntimeError) as error:  # of torch and CTranslate2
+        if not is_out_of_memory(error):
+            raise
+        message = (
+            f"{verb}: the memory was not enough ({str(error).strip() or 'MemoryError'}). Remedy: a smaller "
+            "--max-tokens, fewer --workers, or a larger machine or GPU; what is finished is kept"
+        )
+    print(f"kd-plugin: error: {message}", file=sys.stderr)
+    return 1
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from fairseq.dataclass.configs import GenerationConfig
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
 
 from kd_plugin.cache.data import dictionary_sha256
-from kd_plugin.errors import KDPluginError
+from kd_plugin.errors import KDPluginError, is_out_of_memory
 from kd_plugin.files import sha256_of
 from kd_plugin.pipeline.opened import describe_checkpoint, read_description
 from kd_plugin.teachers.loading import load_teacher, parse_overrides
@@ -271,7 +271,10 @@ class CTranslate2Decoder:
                 use_vmap=self.use_vocabulary_map,
                 **search,
             )
-        except RuntimeError as error:  # a foreign model says nothing of its positions
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise
+            # a foreign model says nothing of its positions
             raise KDPluginError(
                 f"{self._folder}: CTranslate2 cannot translate a batch with sentences of up to {longest - 1} symbols "
                 f"({error}). Remedy: shorter sentences, or a smaller --max-len-b"

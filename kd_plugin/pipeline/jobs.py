@@ -28,6 +28,8 @@ def check_job(args: argparse.Namespace, at_least_one: Sequence[str] = ()) -> Non
     """Refuse what makes no sense; `at_least_one` names numbers."""
     if not 0 <= args.shard_id < args.num_shards:
         raise KDPluginError(f"--shard-id {args.shard_id}: must lie in 0 … {args.num_shards - 1} (--num-shards)")
+    if args.workers < 0:
+        raise KDPluginError(f"--workers {args.workers}: must be at least 1. Remedy: leave it out")
     for name in at_least_one:
         if getattr(args, name) < 1:
             raise KDPluginError(

@@ -3,17 +3,19 @@
 import gzip
 import hashlib
 import zlib
+from array import array
 from pathlib import Path
-from typing import BinaryIO, Iterator, Tuple, cast
+from typing import Any, BinaryIO, Callable, Iterator, Tuple, cast
 
 import numpy as np
 
 from kd_plugin.errors import KDPluginError
 from kd_plugin.files import sha256_of
+from kd_plugin.pipeline.progress import progress
 
 
 def numbered_lines(path: Path, flag: str) -> Iterator[Tuple[int, str]]:
-    """(number, from 1, and text without its end) of each line; .gz is unpacked. A byte order mark is left out.
+    """(number, from 1, and text without its end) of each line; .gz is unpacked.
 
     Args:
         flag: that names the file, for errors
@@ -25,8 +27,7 @@ def numbered_lines(path: Path, flag: str) -> Iterator[Tuple[int, str]]:
     try:
         with open_bytes(path) as file:
             for number, line in enumerate(file, 1):
-                text = decode_line(line, number, path, flag)
-                yield number, text[1:] if number == 1 and text.startswith("\ufeff") else text
+                yield number, decode_line(line, number, path, flag)
     except (OSError, EOFError, zlib.error) as error:
         raise KDPluginError(
             f"{flag} {path}: cannot be read after line {number}: {getattr(error, 'strerror', None) or error}. "
@@ -39,16 +40,17 @@ def open_bytes(path: Path) -> BinaryIO:
 
 
 def decode_line(line: bytes, number: int, path: Path, flag: str) -> str:
-    """A line's text without its end."""
+    """A line's text without its end, the first one's without a byte order mark."""
     line = line[:-1] if line.endswith(b"\n") else line
     line = line[:-1] if line.endswith(b"\r") else line
     try:
-        return line.decode("utf-8")
+        text = line.decode("utf-8")
     except UnicodeDecodeError as error:
         raise KDPluginError(
             f"{flag} {path}, line {number}: no UTF-8 ({error.reason} at byte {error.start}). Remedy: convert the file "
             "(iconv), or take the line out"
         ) from error
+    return text[1:] if number == 1 and text.startswith("\ufeff") else text
 
 
 def checked_sha256(path: Path, flag: str) -> str:
@@ -66,34 +68,36 @@ def checked_sha256(path: Path, flag: str) -> str:
 class TextLines:
     """A text file's lines by their number, from 0. In memory are where they begin, 8 bytes a line.
 
+    Args:
+        flag: that names the file, for errors
+        seen: is shown each line's text once, in their order
+
     Raises:
         KDPluginError: it cannot be read, is packed, or is no UTF-8: the line is named
     """
 
-    def __init__(self, path: Path, flag: str):
+    def __init__(self, path: Path, flag: str, seen: Callable[[str], Any] = lambda text: None):
         self._path, self._flag = Path(path), flag
         if self._path.suffix == ".gz":
             raise KDPluginError(f"{flag} {path}: is packed, and must be read in any order. Remedy: gunzip it")
-        digest, starts, position = hashlib.sha256(), np.zeros(1024, np.int64), 0
-        self._lines = 0
+        digest, starts, position = hashlib.sha256(), array("q", [0]), 0
         try:
             with open(self._path, "rb") as file:
-                for number, line in enumerate(file, 1):
-                    decode_line(line, number, self._path, flag)
+                for number, line in enumerate(progress(file, None, "reading", "line"), 1):
+                    seen(decode_line(line, number, path, flag))
                     digest.update(line)
                     position += len(line)
-                    if number == len(starts):
-                        starts = np.concatenate([starts, np.zeros(number, np.int64)])
-                    starts[number] = position
-                    self._lines = number
+                    starts.append(position)
             self._file = open(self._path, "rb")
         except OSError as error:
-            raise KDPluginError(f"{flag} {path}: {error.strerror}. Remedy: a file that exists") from error
-        self._starts = starts[: self._lines + 1]
+            raise KDPluginError(
+                f"{flag} {path}: {error.strerror}. Remedy: a file that exists and can be read"
+            ) from error
+        self._starts = np.frombuffer(starts, dtype=np.int64)
         self.sha256 = digest.hexdigest()
 
     def __len__(self) -> int:
-        return self._lines
+        return len(self._starts) - 1
 
     def __getitem__(self, line: int) -> str:
         start, stop = map(int, self._starts[line : line + 2])

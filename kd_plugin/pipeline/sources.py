@@ -1,7 +1,6 @@
 """What is translated: a raw text file, or a split that fairseq-preprocess has binarised. Equal lines are found once."""
 
 import hashlib
-from array import array
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, NamedTuple, Sequence, Tuple
 
@@ -11,6 +10,7 @@ from fairseq.data import Dictionary, data_utils
 from kd_plugin.cache.data import split_files
 from kd_plugin.errors import KDPluginError
 from kd_plugin.pipeline.progress import progress
+from kd_plugin.pipeline.raw_text import TextLines
 from kd_plugin.pipeline.subwords import Subwords
 from kd_plugin.teachers.vocabulary import load_dictionary
 
@@ -30,31 +30,14 @@ class TextSource:
     Only the lines' positions and hashes are held in memory, 24 bytes a line, and as much again while they are grouped.
 
     Raises:
-        KDPluginError: no such file, or no UTF-8: the line is named
+        KDPluginError: as TextLines
     """
 
     def __init__(self, path: str, subwords: Subwords):
-        self._path, self._subwords = Path(path), subwords
-        if not self._path.is_file():
-            raise KDPluginError(f"--input {path}: no such file")
-        digest = hashlib.sha256()
-        starts, hashes, position = array("q", [0]), bytearray(), 0
-        with open(self._path, "rb") as file:
-            for number, line in enumerate(progress(file, None, "reading", "line"), 1):
-                try:
-                    line.decode("utf-8")
-                except UnicodeDecodeError as error:
-                    raise KDPluginError(
-                        f"{path}, line {number}: no UTF-8 ({error.reason} at byte {error.start}). Remedy: convert the "
-                        "file (iconv), or take the line out"
-                    ) from error
-                digest.update(line)
-                hashes += hashlib.blake2b(_without_end(line), digest_size=HASH_BYTES).digest()
-                position += len(line)
-                starts.append(position)
+        self._subwords, hashes = subwords, bytearray()
+        self._lines = TextLines(Path(path), "--input", lambda text: hashes.extend(_hash(text.encode("utf-8"))))
         self.hashes = np.frombuffer(hashes, dtype=f"V{HASH_BYTES}")
-        self._starts = np.frombuffer(starts, dtype=np.int64)
-        self._description = {"text_sha256": digest.hexdigest(), "subwords": subwords.identity()}
+        self._description = {"text_sha256": self._lines.sha256, "subwords": subwords.identity()}
 
     def __len__(self) -> int:
         return len(self.hashes)
@@ -64,14 +47,11 @@ class TextSource:
 
     def read(self, lines: Sequence[int]) -> Iterator[Sentence]:
         """Sentences by their number, from 0."""
-        with open(self._path, "rb") as file:
-            for line in lines:
-                start, stop = self._starts[line : line + 2]
-                file.seek(int(start))
-                text = _without_end(file.read(int(stop - start))).decode("utf-8").replace("\r", " ")
-                tokens = self._subwords.encode(text)
-                # what is segmented already is put together, as its translation will be
-                yield Sentence(self._subwords.decode(tokens) if self._subwords.joins else text, tokens)
+        for line in lines:
+            text = self._lines[line].replace("\r", " ")
+            tokens = self._subwords.encode(text)
+            # what is segmented already is put together, as its translation will be
+            yield Sentence(self._subwords.decode(tokens) if self._subwords.joins else text, tokens)
 
 
 class BinarisedSource:
@@ -95,7 +75,7 @@ class BinarisedSource:
         for index in progress(range(len(self._dataset)), None, "reading", "line"):
             content = self._dataset[index].numpy().tobytes()
             digest.update(len(content).to_bytes(8, "little") + content)
-            hashes += hashlib.blake2b(content, digest_size=HASH_BYTES).digest()
+            hashes += _hash(content)
         self.hashes = np.frombuffer(hashes, dtype=f"V{HASH_BYTES}")
         self._description = {"tokens_sha256": digest.hexdigest(), "subwords": subwords.identity()}
 
@@ -130,9 +110,8 @@ def _dictionary_path(data: Path, language: str) -> Path:
     raise KDPluginError(f"{data}: no dict.{language}.txt there. Remedy: the folder that fairseq-preprocess made")
 
 
-def _without_end(line: bytes) -> bytes:
-    line = line[:-1] if line.endswith(b"\n") else line
-    return line[:-1] if line.endswith(b"\r") else line
+def _hash(content: bytes) -> bytes:
+    return hashlib.blake2b(content, digest_size=HASH_BYTES).digest()
 
 
 class Groups(NamedTuple):

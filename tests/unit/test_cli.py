@@ -81,6 +81,34 @@ def test_a_refusal_is_one_line_without_traceback(verb_that, capsys):
     assert captured.out == ""
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB."),  # torch
+        RuntimeError("CUDA failed with error out of memory"),  # CTranslate2
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 4 bytes."),
+    ],
+)
+def test_too_little_memory_is_said_with_what_helps(verb_that, capsys, error):
+    def fail(args):
+        raise error
+
+    verb_that(fail)
+    assert cli.main(["work"]) == 1
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1 and str(error) in message and "--max-tokens" in message
+
+
+def test_other_errors_keep_their_traceback(verb_that):
+    def fail(args):
+        raise RuntimeError("a defect")
+
+    verb_that(fail)
+    with pytest.raises(RuntimeError, match="a defect"):
+        cli.main(["work"])
+
+
 @pytest.mark.parametrize("verb, status", [("path", 0), ("doctor", 1), ("cache", 1)])
 def test_without_fairseq_the_command_still_answers(verb, status):
     """None in sys.modules is how Python itself marks a module that cannot be imported."""

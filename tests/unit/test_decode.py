@@ -199,6 +199,7 @@ def test_full_disk_keeps_what_is_finished_and_names_the_file(teacher, corpus, tm
         (["--sampling-topk", 3], "need --sampling"),
         (["--temperature", 0], "--temperature"),
         (["--shard-id", 1], "--shard-id 1"),
+        (["--workers", -1], "--workers -1"),
         (["--shard-sentences", 0], "--shard-sentences 0"),
         (["--compute-type", "int8"], "--compute-type int8"),
         (["somewhere"], "either DATA"),

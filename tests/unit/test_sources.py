@@ -69,6 +69,19 @@ def test_invalid_utf8_names_the_line(tmp_path):
         source(tmp_path / "input", b"fine\n\xff\xfe\nfine\n")
 
 
+@pytest.mark.parametrize("name, cause", [("input.gz", "is packed.*gunzip"), ("nothing", "No such file.*Remedy")])
+def test_file_that_cannot_be_read_line_by_line(tmp_path, name, cause):
+    (tmp_path / "input.gz").write_bytes(b"\x1f\x8b")
+    with pytest.raises(KDPluginError, match=rf"--input .*{name}: {cause}"):
+        TextSource(str(tmp_path / name), PLAIN)
+
+
+def test_byte_order_mark_is_no_text(tmp_path):
+    text = source(tmp_path / "input", "\ufeffone\none\n\ufefftwo\n".encode())
+    assert [sentence.text for sentence in text.read([0, 2])] == ["one", "\ufefftwo"]
+    assert len(group_equal(text.hashes)) == 2
+
+
 def test_identity_tells_contents_and_subwords_apart(tmp_path):
     one, other = source(tmp_path / "1", b"a\nb\n"), source(tmp_path / "2", b"a\nb\n")
     assert one.identity() == other.identity()
