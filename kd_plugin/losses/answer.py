@@ -79,11 +79,15 @@ class ProjectedAnswer(TeacherAnswer):
 
     @torch.no_grad()
     def chunk(self, start: int, stop: int, reuse: bool = False) -> Tensor:
-        allocate = functools.partial(scratch, "teacher") if reuse and len(self._members) == 1 else new_buffer
-        device = self._members[0][0].device
-        with torch.autocast(device_type=device.type, enabled=False):
-            answers = [project(features[start:stop], allocate) for features, project in self._members]
-        if len(answers) == 1:
-            return answers[0]
-        lprobs = [torch.log_softmax(logits.float(), dim=-1) + w for logits, w in zip(answers, self._log_weights)]
-        return torch.stack(lprobs).logsumexp(dim=0)
+        allocate = functools.partial(scratch, "teacher") if reuse else new_buffer
+        mixture: Optional[Tensor] = None
+        for (features, project), log_weight in zip(self._members, self._log_weights):
+            with torch.autocast(device_type=features.device.type, enabled=False):
+                logits = project(features[start:stop], allocate)
+            if len(self._members) == 1:
+                return logits
+            lprobs = torch.log_softmax(logits.float(), dim=-1).add_(log_weight)
+            mixture = lprobs if mixture is None else torch.logaddexp(mixture, lprobs, out=mixture)
+            del logits, lprobs  # before the next teacher's
+        assert mixture is not None
+        return mixture

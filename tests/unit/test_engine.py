@@ -254,6 +254,27 @@ def test_selected_rows_are_distilled_and_the_others_keep_their_cross_entropy(alp
     torch.testing.assert_close(head.grad, head_again.grad, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("shares", [(1.0,), (0.5, 0.5), (0.2, 0.0, 0.8), (0.0, 1.0)])
+def test_mixture_of_teachers_at_once_and_in_pieces(shares, monkeypatch):
+    """Of probabilities; also of symbols that some or all of them rule out; one's logits may lie where another's lay."""
+    monkeypatch.setitem(memory.CHUNK_BYTES, "cpu", 4 * VOCAB * 4)
+    members, expected = [], torch.zeros(ROWS, VOCAB, dtype=torch.float64)
+    for i, share in enumerate(shares):
+        features, weight, bias = drawn(ROWS, DIMENSION, seed=i), drawn(VOCAB, DIMENSION, seed=10 + i), drawn(VOCAB)
+        bias[3] = bias[4 + i] = -torch.inf
+        expected += share * (features @ weight.t() + bias).softmax(dim=-1)
+        members.append((features.float(), memory.LinearHead(weight.float(), bias.float())))
+    answer = ProjectedAnswer(members, [math.log(share) if share else -math.inf for share in shares])
+    whole = answer.logits
+    torch.testing.assert_close(whole.double().softmax(dim=-1), expected, rtol=1e-4, atol=1e-9)
+    assert (whole[:, 3] == -torch.inf).all()
+    sizes = []
+    for at, piece in answer.pieces(ROWS, VOCAB):
+        sizes.append(piece.size(0))
+        torch.testing.assert_close(piece, whole[at], rtol=1e-5, atol=1e-5)
+    assert sizes == [4, 4, 4, 1]
+
+
 @pytest.mark.parametrize("dtype,tolerance", [(torch.float64, 1e-12), (torch.float32, 2e-5), (torch.bfloat16, 5e-2)])
 @pytest.mark.parametrize("with_bias", [False, True])
 @pytest.mark.parametrize("factor,teachers", [(1.0, 1), (1.0, 2), (64.0, 2)])
