@@ -80,14 +80,18 @@ class ProjectedAnswer(TeacherAnswer):
     @torch.no_grad()
     def chunk(self, start: int, stop: int, reuse: bool = False) -> Tensor:
         allocate = functools.partial(scratch, "teacher") if reuse else new_buffer
-        mixture: Optional[Tensor] = None
-        for (features, project), log_weight in zip(self._members, self._log_weights):
-            with torch.autocast(device_type=features.device.type, enabled=False):
-                logits = project(features[start:stop], allocate)
-            if len(self._members) == 1:
-                return logits
-            lprobs = torch.log_softmax(logits.float(), dim=-1).add_(log_weight)
-            mixture = lprobs if mixture is None else torch.logaddexp(mixture, lprobs, out=mixture)
-            del logits, lprobs  # before the next teacher's
-        assert mixture is not None
+        logits = (self._projected(i, slice(start, stop), allocate) for i in range(len(self._members)))
+        if len(self._members) == 1:
+            return next(logits)
+        lprobs = (torch.log_softmax(z.float(), dim=-1).add_(w) for z, w in zip(logits, self._log_weights))
+        mixture = next(lprobs)
+        for other in lprobs:
+            torch.logaddexp(mixture, other, out=mixture)
+            del other  # before the next teacher's are made
         return mixture
+
+    def _projected(self, member: int, rows: slice, allocate: Allocate) -> Tensor:
+        """A teacher's own logits of some rows, in its own dtype, which the student's autocast must not change."""
+        features, project = self._members[member]
+        with torch.autocast(device_type=features.device.type, enabled=False):
+            return project(features[rows], allocate)
