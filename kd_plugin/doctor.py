@@ -54,11 +54,10 @@ def run(args: argparse.Namespace) -> int:
     checks = environment_checks()
     command = None
     if args.teacher and importlib.util.find_spec("fairseq") is not None:
-        from fairseq.utils import split_paths
-
         from kd_plugin.doctor_teacher import teacher_checks, training_command
+        from kd_plugin.teachers.paths import split_model_paths
 
-        paths = split_paths(args.teacher)
+        paths = split_model_paths(args.teacher)
         for path in paths:
             checks += teacher_checks(path, args)
         if not any(check.status == FAIL for check in checks):

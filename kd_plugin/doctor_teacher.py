@@ -14,6 +14,7 @@ from kd_plugin.doctor import FAIL, Check
 from kd_plugin.errors import KDPluginError
 from kd_plugin.files import sha256_of
 from kd_plugin.teachers import loading
+from kd_plugin.teachers.paths import join_model_paths
 from kd_plugin.teachers.vocabulary import find_dictionary
 
 # Weights with one row per symbol; the first that a checkpoint has tells the size of that vocabulary.
@@ -97,7 +98,7 @@ def training_command(checks: List[Check], paths: List[str], dict_dir: Optional[s
     overrides = ["--teacher-overrides", json.dumps({"data": dict_dir})] if dict_dir else []
     parts = [
         ["fairseq-train", "DATA_BIN", "--user-dir", '"$(kd-plugin path)"', "--task", "distillation_translation"],
-        ["--teacher-path", shlex.quote(os.pathsep.join(paths)), "--teacher-sha256", ":".join(hashes)],
+        ["--teacher-path", shlex.quote(join_model_paths(paths)), "--teacher-sha256", ":".join(hashes)],
         [shlex.quote(part) for part in overrides],
         ["--criterion", "kd_label_smoothed_cross_entropy", "--label-smoothing", "0.1"],
         ["--kd-alpha", "0.5", "--kd-temperature", "1.0", "--arch", "transformer_student_tiny"],

@@ -17,6 +17,7 @@ from kd_plugin.errors import KDPluginError, is_out_of_memory
 from kd_plugin.files import sha256_of
 from kd_plugin.pipeline.opened import describe_checkpoint, read_description
 from kd_plugin.teachers.loading import load_teacher, parse_overrides
+from kd_plugin.teachers.paths import split_model_paths
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 UNSAID_TOKENS = 1023  # the usual positions without end of sentence, where a CTranslate2 model does not say
@@ -108,7 +109,7 @@ def open_checkpoints(
     target_lang: Optional[str] = None,
 ) -> Checkpoints:
     """A.pt[:B.pt…] with the dictionaries of the first; arguments and errors as `opened.open_checkpoint`."""
-    paths = utils.split_paths(path)
+    paths = split_model_paths(path)
     described = describe_checkpoint(paths[0], overrides, source_lang, target_lang)
     source, target = described.dictionaries
     return Checkpoints(paths, source, target, described.languages, overrides or {})

@@ -6,7 +6,6 @@ from typing import Any, Dict, List, NamedTuple, Optional, Sequence
 
 import numpy as np
 import torch
-from fairseq import utils
 
 from kd_plugin.errors import KDPluginError
 from kd_plugin.files import sha256_of
@@ -14,6 +13,9 @@ from kd_plugin.pipeline.batches import by_length
 from kd_plugin.pipeline.decoders import CTranslate2Decoder, FairseqDecoder, Settings, Tokens, open_checkpoints
 from kd_plugin.pipeline.opened import read_description
 from kd_plugin.pipeline.progress import progress_bar
+from kd_plugin.teachers.formats import holds_ctranslate2
+from kd_plugin.teachers.loading import no_checkpoint
+from kd_plugin.teachers.paths import split_model_paths
 
 ENGINES = ("auto", "fairseq", "ctranslate2")
 
@@ -55,13 +57,12 @@ def engine_of(path: str, engine: str = "auto") -> str:
         KDPluginError: the path is neither a checkpoint nor a CTranslate2 folder, or not one for `engine`
     """
     if Path(path).is_dir():
-        if not (Path(path) / "model.bin").is_file():
-            raise KDPluginError(
-                f"{path}: no model.bin there. Remedy: a folder of kd-plugin export --format ctranslate2"
-            )
+        if not holds_ctranslate2(path):
+            remedy = "a folder of kd-plugin export --format ctranslate2 has a model.bin"
+            raise no_checkpoint(path, remedy)
         found = "ctranslate2"
     else:
-        for member in utils.split_paths(path):
+        for member in split_model_paths(path):
             if not Path(member).is_file():
                 raise KDPluginError(f"{member}: no such checkpoint file or CTranslate2 folder. Remedy: check the path")
         found = "fairseq"

@@ -3,12 +3,12 @@
 import logging
 from typing import Any, List, Optional
 
-from fairseq import utils
 from fairseq.tasks.translation import TranslationTask
 
 from kd_plugin.errors import KDPluginError
 from kd_plugin.teachers.loading import load_teacher, parse_overrides
 from kd_plugin.teachers.online import OnlineTeacher
+from kd_plugin.teachers.paths import split_model_paths
 
 logger = logging.getLogger(__name__)
 
@@ -17,7 +17,7 @@ def open_teacher(
     task: TranslationTask, path: str, weights: Any, overrides: Any, sha256: Optional[str], dtype: str
 ) -> OnlineTeacher:
     """The teacher or ensemble that the flags name, for the student's task."""
-    paths = utils.split_paths(path)
+    paths = split_model_paths(path)
     hashes = parse_hashes(sha256)
     if hashes and len(hashes) != len(paths):
         raise KDPluginError(f"--teacher-sha256 names {len(hashes)} hashes for {len(paths)} teachers in --teacher-path")

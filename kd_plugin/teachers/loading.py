@@ -7,7 +7,6 @@ import os
 import pathlib
 import pickle
 import re
-import tarfile
 from dataclasses import dataclass
 from typing import Any, Collection, Dict, List, Optional
 
@@ -20,10 +19,13 @@ from torch import Tensor
 from kd_plugin.compat import BETTER_TRANSFORMER_COPY, WEIGHTS_ONLY_IS_WEAK, fairseq_is_given, load_safely
 from kd_plugin.errors import KDPluginError
 from kd_plugin.files import sha256_of
+from kd_plugin.teachers.formats import foreign_file, foreign_folder, foreign_state, origin
 from kd_plugin.teachers.vocabulary import find_dictionary, teacher_indices
 
 logger = logging.getLogger(__name__)
 
+# how torch and our own reader name a type that they refuse
+UNSAFE = re.compile(r"GLOBAL (<[^>]*>|[\w.]*\w)")
 # pretrained ones: a checkpoint has them as they were trained on, and the files may be gone
 EMBEDDING_FILES = ("encoder_embed_path", "decoder_embed_path")
 
@@ -70,8 +72,12 @@ def no_checkpoint(path: str, remedy: str) -> KDPluginError:
         return KDPluginError(f"{path}: no such checkpoint file. Remedy: {remedy}")
     inside = sorted(name for name in os.listdir(path) if name.endswith(".pt"))
     best = [name for name in inside if name.startswith("checkpoint_best")] + inside
-    hint = os.path.join(path, best[0]) if best else remedy
-    return KDPluginError(f"{path}: is a folder, not a checkpoint file. Remedy: {hint}")
+    if best:
+        return KDPluginError(f"{path}: is a folder, not a checkpoint file. Remedy: {os.path.join(path, best[0])}")
+    foreign = foreign_folder(path)
+    if foreign is not None:
+        return KDPluginError(f"{path}: is {foreign.what}, not a checkpoint file. Remedy: {foreign.remedy}")
+    return KDPluginError(f"{path}: is a folder, not a checkpoint file. Remedy: {remedy}")
 
 
 def check_file(path: str, expected_sha256: Optional[str] = None) -> str:
@@ -102,22 +108,28 @@ def read_checkpoint(
             checkpoint does not need (the type is named, nothing of it was run)
     """
     check_file(path, expected_sha256)
-    if tarfile.is_tarfile(path):
-        # torch < 0.4 wrote these; torch's reader of them has been attacked (CVE-2025-32434)
-        raise KDPluginError(f"{path}: the old tar format is not read. Remedy: save it again with torch >= 1.6")
+    size = f"{os.path.getsize(path):,} bytes"
+    foreign = foreign_file(path)
+    if foreign is not None:
+        raise KDPluginError(f"{path} ({size}): is {foreign.what}. Remedy: {foreign.remedy}")
     try:
         with open(path, "rb") as file:
             state = load_safely(file)
     except Exception as error:  # damaged bytes can raise anything
-        unsafe = re.search(r"GLOBAL ([\w.<>' ]+\w)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
+        unsafe = UNSAFE.search(str(error)) if isinstance(error, pickle.UnpicklingError) else None
         if unsafe is None:
-            raise _damaged(path, error) from error
+            raise KDPluginError(
+                f"{path} ({size}): cannot be read as a checkpoint, it is truncated, damaged or of another format "
+                f"({_damage(error)}). Remedy: copy it again and compare its sha256"
+            ) from error
         raise KDPluginError(
-            f"{path}: holds {unsafe.group(1)}, which no fairseq checkpoint needs and which could run code; it was "
-            "refused and not run. Remedy: use a checkpoint from a source you trust, saved by fairseq"
+            f"{path}: holds {unsafe.group(1)}{origin(unsafe.group(1))}, which no fairseq checkpoint needs and which "
+            "could run code; it was refused and not run. Remedy: use a checkpoint from a source you trust, saved by "
+            "fairseq"
         ) from error
-    if not isinstance(state, dict) or "model" not in state or not (state.get("cfg") or state.get("args")):
-        raise KDPluginError(f"{path}: is no fairseq checkpoint: it has no model or no configuration (cfg, args)")
+    foreign = foreign_state(state)
+    if foreign is not None:
+        raise KDPluginError(f"{path}: is {foreign.what}. Remedy: {foreign.remedy}")
     if "best_loss" not in state:  # not from before 2018: files stripped of all training state are welcome too
         state["extra_state"] = state.get("extra_state") or {}
         state["optimizer_history"] = state.get("optimizer_history") or [{"best_loss": None}]
@@ -125,15 +137,22 @@ def read_checkpoint(
         with fairseq_is_given(state):
             return checkpoint_utils.load_checkpoint_to_cpu(path, arg_overrides=overrides)
     except Exception as error:
-        raise _damaged(path, error) from error
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise KDPluginError(
+            f"{path}: fairseq cannot bring its configuration up to date ({reason}). Remedy: another checkpoint, or "
+            "other overrides of its fields"
+        ) from error
 
 
-def _damaged(path: str, error: BaseException) -> KDPluginError:
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return KDPluginError(
-        f"{path} ({os.path.getsize(path):,} bytes): cannot be read as a checkpoint, it is truncated, damaged or of "
-        f"another format ({reason}). Remedy: copy it again and compare its sha256"
-    )
+def _damage(error: BaseException) -> str:
+    """In our own words: torch's advise to read the file unsafely."""
+    if isinstance(error, EOFError):
+        return "it ends too early"
+    if isinstance(error, pickle.UnpicklingError):
+        return "what it says of its tensors is damaged, or is more than tensors and plain values"
+    if isinstance(error, RuntimeError):
+        return "its archive is not whole"
+    return f"{type(error).__name__} while reading it"
 
 
 def parse_overrides(text: Any) -> Dict[str, Any]:

@@ -136,14 +136,14 @@ def test_damage_without_a_known_hash_is_read_or_refused_but_never_crashes(checkp
 def test_other_files_are_refused(tmp_path, checkpoint):
     with pytest.raises(KDPluginError, match="no such checkpoint"):
         read_checkpoint(str(tmp_path / "missing.pt"))
-    with pytest.raises(KDPluginError, match="is a folder"):
+    with pytest.raises(KDPluginError, match="is an empty folder"):
         read_checkpoint(str(tmp_path))
     with tarfile.open(str(tmp_path / "old.pt"), "w") as archive:
         archive.add(str(checkpoint), "pickle")
     with pytest.raises(KDPluginError, match="tar format"):
         read_checkpoint(str(tmp_path / "old.pt"))
     (tmp_path / "text.pt").write_text("dict of words\n" * 100)
-    with pytest.raises(KDPluginError, match="cannot be read as a checkpoint"):
+    with pytest.raises(KDPluginError, match="is a text file"):
         read_checkpoint(str(tmp_path / "text.pt"))
     torch.save({"weights": torch.zeros(2)}, str(tmp_path / "weights.pt"))
     with pytest.raises(KDPluginError, match="is no fairseq checkpoint"):

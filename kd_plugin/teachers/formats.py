@@ -1,0 +1,302 @@
+"""What was given where a checkpoint is wanted: files and folders of other programs, told by their content."""
+
+import json
+import os
+import re
+import struct
+import tarfile
+import zipfile
+from pathlib import Path
+from typing import AbstractSet, Any, Callable, Dict, List, NamedTuple, Optional, Tuple
+
+import torch
+
+HEAD = 4096  # bytes that are looked at
+TORCH_PICKLE = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how torch.save began its files before torch 1.6
+
+
+class Foreign(NamedTuple):
+    """What something is (follows "is"), and what its owner can do."""
+
+    what: str
+    remedy: str
+
+
+WANTED = "give the .pt file that fairseq-train saved"
+ORIGINAL = "give a .pt file that fairseq-train saved; models of another program are not read"
+CONVERTED = "give the .pt file that it was made from"
+AGAIN = "fetch it again, and compare its size and sha256 with the original"
+
+
+def _packed(name: str, command: str) -> Foreign:
+    return Foreign(f"packed with {name}", f"{command}, then {WANTED}")
+
+
+# how a file begins
+BEGINNINGS: Tuple[Tuple[bytes, Foreign], ...] = (
+    (b"version https://git-lfs.github.com/spec/", Foreign("a pointer of Git LFS, not the file itself", "git lfs pull")),
+    (b"GGUF", Foreign("a model in the format GGUF (llama.cpp)", ORIGINAL)),
+    (b"lmgg", Foreign("a model in the format GGML (llama.cpp)", ORIGINAL)),
+    (b"tjgg", Foreign("a model in the format GGML (llama.cpp)", ORIGINAL)),
+    (b"\x89HDF\r\n\x1a\n", Foreign("an HDF5 file (Keras, TensorFlow)", ORIGINAL)),
+    (b"\x93NUMPY", Foreign("an array of NumPy (.npy)", ORIGINAL)),
+    (b"\x1f\x8b", _packed("gzip", "gunzip it, or tar -xzf")),
+    (b"\xfd7zXZ\x00", _packed("xz", "unxz it, or tar -xJf")),
+    (b"BZh", _packed("bzip2", "bunzip2 it, or tar -xjf")),
+    (b"\x28\xb5\x2f\xfd", _packed("zstd", "unzstd it")),
+    (b"\x04\x22\x4d\x18", _packed("lz4", "unlz4 it")),
+    (b"7z\xbc\xaf\x27\x1c", _packed("7-Zip", "7z x")),
+    (b"Rar!", _packed("RAR", "unrar it")),
+    (b"MMIDIDX\x00\x00", Foreign("an index of binarised text, not a model", WANTED)),
+    (b"TNTIDX\x00\x00", Foreign("an index of binarised text, not a model", WANTED)),
+    (b"PAR1", Foreign("a Parquet table", WANTED)),
+    (b"ARROW1", Foreign("an Arrow table", WANTED)),
+    (b"SQLite format 3\x00", Foreign("an SQLite database", WANTED)),
+    (b"%PDF", Foreign("a PDF document", WANTED)),
+    (b"\x89PNG", Foreign("a picture", WANTED)),
+    (b"\xff\xd8\xff", Foreign("a picture", WANTED)),
+    (b"\x7fELF", Foreign("a program or library", WANTED)),
+    (struct.pack("<i", 793712314), Foreign("a model of fastText", ORIGINAL)),
+)
+# where the content does not tell
+NAMES: Tuple[Tuple[str, Foreign], ...] = (
+    (r"\.onnx$", Foreign("a model in the format ONNX", ORIGINAL)),
+    (r"\.(data-\d+-of-\d+|ckpt\.(index|meta)|pb)$", Foreign("a part of a TensorFlow model", ORIGINAL)),
+    (r"\.msgpack$", Foreign("weights of Flax (JAX)", ORIGINAL)),
+    (r"\.nemo$", Foreign("a model of NVIDIA NeMo", ORIGINAL)),
+    (r"\.(mlmodel|mar|engine|plan|params)$", Foreign("a model of another program", ORIGINAL)),
+)
+MARIAN = Foreign("a model of Marian (.npz)", ORIGINAL)
+TORCHSCRIPT = Foreign("a TorchScript archive, which holds a program", CONVERTED)
+CTRANSLATE2_FILE = Foreign("the weights of a CTranslate2 model", f"{CONVERTED}; kd-plugin evaluate takes its folder")
+CTRANSLATE2_FOLDER = Foreign(
+    "a CTranslate2 model", f"{CONVERTED}; kd-plugin evaluate and CTranslate2 take such folders"
+)
+SAFETENSORS = Foreign(
+    "a file of safetensors: weights without fairseq's configuration", "give the .pt file that they were taken from"
+)
+NO_CONFIGURATION = "fairseq's configuration (cfg or args) is missing"
+
+
+def foreign_file(path: str) -> Optional[Foreign]:
+    """What a file is that torch.load is not to be given; None: perhaps a checkpoint."""
+    size = os.path.getsize(path)
+    if size == 0:
+        return Foreign("an empty file: truncated, damaged or never written", AGAIN)
+    with open(path, "rb") as file:
+        head = file.read(HEAD)
+        file.seek(max(0, size - 8))
+        tail = file.read(8)
+    if head.startswith(TORCH_PICKLE):
+        return None
+    if head.startswith(b"PK"):
+        return _archive(path)
+    if _is_safetensors(head, size):  # before all others: it begins with a length, which can look like anything
+        return SAFETENSORS
+    for beginning, foreign in BEGINNINGS:
+        if head.startswith(beginning):
+            return foreign
+    for test, foreign in TESTS:
+        if test(head, tail, size):
+            return foreign
+    for pattern, foreign in NAMES:
+        if re.search(pattern, path):
+            return foreign
+    if not head.strip(b"\x00"):
+        return Foreign("nothing but zero bytes: a download or copy that was broken off", AGAIN)
+    if tarfile.is_tarfile(path):
+        # torch < 0.4 saved such files; torch's reader of them has been attacked (CVE-2025-32434)
+        return Foreign(
+            "a tar archive",
+            f"unpack it, then {WANTED}; the old tar format of torch < 0.4 has to be saved again by a newer torch",
+        )
+    return _text(head)
+
+
+def _archive(path: str) -> Optional[Foreign]:
+    """A zip file; one of torch.save has its pickle in a folder of its own."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return None  # torch says so
+    if any("/code/" in name or name.endswith("/constants.pkl") for name in names):
+        return TORCHSCRIPT
+    if any(re.match(r"[^/]+/data\.pkl$", name) for name in names):
+        return None
+    if any(name in ("special:model.yml.npy", "encoder_Wemb.npy", "Wemb.npy") or "_l1_self_" in name for name in names):
+        return MARIAN
+    if names and all(name.endswith(".npy") for name in names):
+        return Foreign("an archive of NumPy arrays (.npz)", ORIGINAL)
+    if any(name.endswith(".weights.h5") for name in names):
+        return Foreign("a model of Keras", ORIGINAL)
+    return Foreign("a zip archive, and not one of torch.save", f"unzip it, then {WANTED}")
+
+
+def _is_safetensors(head: bytes, size: int) -> bool:
+    return len(head) > 8 and head[8:9] == b"{" and 2 <= struct.unpack("<Q", head[:8])[0] <= size - 8
+
+
+def is_ctranslate2(head: bytes, tail: bytes = b"", size: int = 0) -> bool:
+    """Whether a file begins as CTranslate2's model.bin: its version, and the name of what follows."""
+    if len(head) < 8:
+        return False
+    version, length = struct.unpack("<IH", head[:6])
+    name = head[6 : 6 + length]
+    return 1 <= version < 100 and re.match(rb"\w+Spec\x00$", name) is not None
+
+
+def _is_marian_binary(head: bytes, tail: bytes, size: int) -> bool:
+    if len(head) < 48:
+        return False
+    version, tensors = struct.unpack("<QQ", head[:16])
+    return version == 1 and 0 < tensors < 10_000 and b"_Wemb" in head + tail or b"encoder_l1" in head
+
+
+TESTS: Tuple[Tuple[Callable[[bytes, bytes, int], bool], Foreign], ...] = (
+    (is_ctranslate2, CTRANSLATE2_FILE),
+    (_is_marian_binary, MARIAN._replace(what="a model of Marian (.bin)")),
+    (lambda head, tail, size: head[4:8] == b"TFL3", Foreign("a model of TensorFlow Lite", ORIGINAL)),
+    (
+        lambda head, tail, size: tail == struct.pack("<Q", 0xDB4775248B80FB57),
+        Foreign("the index of a TensorFlow checkpoint", ORIGINAL),
+    ),
+    (
+        lambda head, tail, size: head[:1] == b"\n" and re.search(rb"<(unk|pad|s)>", head[:64]) is not None,
+        Foreign("a model of SentencePiece, which segments text", f"{WANTED}; --sentencepiece-model takes this one"),
+    ),
+    (
+        lambda head, tail, size: re.match(rb"\x08[\x01-\x1f][\x12\x1a:B]", head) is not None,
+        Foreign("a model in the format ONNX", ORIGINAL),
+    ),
+    (
+        lambda head, tail, size: re.match(rb"\x80[\x02-\x05]", head) is not None and size > len(TORCH_PICKLE),
+        Foreign("a pickle of Python that torch.save did not write", WANTED),
+    ),
+)
+
+
+def _text(head: bytes) -> Optional[Foreign]:
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return Foreign("a text file (UTF-16)", WANTED)
+    try:
+        # the last character may be cut
+        text = head[:-3].decode("utf-8") if len(head) == HEAD else head.decode("utf-8")
+    except UnicodeDecodeError:
+        return None
+    if any(ord(character) < 32 and character not in "\t\n\r\f" for character in text):
+        return None
+    begins = text.lstrip("\ufeff \t\r\n").lower()
+    if begins.startswith(("<!doctype html", "<html")):
+        return Foreign("a web page: perhaps the error page of a download", AGAIN)
+    if begins.startswith(("{", "[")):
+        return Foreign("a JSON file", WANTED)
+    return Foreign("a text file", WANTED)
+
+
+def foreign_folder(path: str) -> Optional[Foreign]:
+    """What a folder is that holds a model of another kind; None: nobody knows."""
+    names = sorted(os.listdir(path))
+    if not names:
+        return Foreign("an empty folder", WANTED)
+    if holds_ctranslate2(path):
+        return CTRANSLATE2_FOLDER
+    config = _json(path, "config.json")
+    kind = config.get("model_type") or next(iter(_strings(config.get("architectures"))), None)
+    weights = {"pytorch_model.bin", "model.safetensors", "tf_model.h5", "flax_model.msgpack"}
+    weights |= {f"{name}.index.json" for name in weights}
+    if _json(path, "kd_plugin.json").get("kind") == "safetensors":
+        return Foreign("a model that kd-plugin export wrote as safetensors", CONVERTED)
+    if kind is not None or weights & set(names):
+        return Foreign(f"a model of Hugging Face{f' ({kind})' if kind else ''}", ORIGINAL)
+    if "adapter_config.json" in names:
+        return Foreign("an adapter of Hugging Face's PEFT", ORIGINAL)
+    if "saved_model.pb" in names or any(re.search(r"\.data-\d+-of-\d+$", name) for name in names):
+        return Foreign("a TensorFlow model", ORIGINAL)
+    if any(name.endswith(".npz") for name in names):
+        return MARIAN._replace(what="a folder with arrays of NumPy (.npz), as Marian saves models")
+    if any(re.match(r"dict\..*txt$|.*\.idx$", name) for name in names):
+        return Foreign("a folder of binarised data", f"{WANTED}; it lies in the training's --save-dir")
+    if any(name.endswith(".distcp") for name in names):
+        return Foreign("a checkpoint of torch.distributed in parts", "put it together in one file first")
+    return None
+
+
+def holds_ctranslate2(path: str) -> bool:
+    """Whether a folder is a CTranslate2 model: by its model.bin, or by the files beside one that is damaged."""
+    model = Path(path) / "model.bin"
+    if not model.is_file():
+        return False
+    with open(model, "rb") as file:
+        if is_ctranslate2(file.read(HEAD)):
+            return True
+    return any(Path(path).glob("*vocabulary.*"))
+
+
+def foreign_state(state: Any) -> Optional[Foreign]:
+    """What a file holds that torch could read, where it is no checkpoint of fairseq; None: it is one."""
+    if not isinstance(state, dict):
+        return Foreign(f"no fairseq checkpoint: a {type(state).__name__} alone was saved", WANTED)
+    configuration = state.get("cfg") or state.get("args")
+    if isinstance(state.get("model"), dict) and configuration:
+        weights = state["model"].values()
+        if not all(torch.is_tensor(weight) or isinstance(weight, (dict, list, str, int)) for weight in weights):
+            return Foreign("no fairseq checkpoint: its model is no dictionary of tensors", WANTED)
+        return None
+    keys = [str(key) for key in state]
+    for own, program in PROGRAMS:
+        if own <= set(keys):
+            return Foreign(f"no fairseq checkpoint: it is one of {program}", ORIGINAL)
+    if keys and all(map(torch.is_tensor, state.values())):
+        if any(re.match(r"(encoder|decoder)\.(embed_tokens|layers\.0|version)", key) for key in keys):
+            return Foreign(f"no fairseq checkpoint: bare weights with fairseq's names, {NO_CONFIGURATION}", WANTED)
+        if any(re.search(HUGGING_FACE, key) for key in keys):
+            return Foreign("no fairseq checkpoint: bare weights of Hugging Face (pytorch_model.bin)", ORIGINAL)
+        return Foreign(f"no fairseq checkpoint: bare weights, {NO_CONFIGURATION}", ORIGINAL)
+    if "model" in state:
+        reason = NO_CONFIGURATION if not configuration else "its model is no dictionary of tensors"
+        return Foreign(f"no fairseq checkpoint: {reason}", WANTED)
+    holds = ", ".join(sorted(keys)[:5]) or "nothing"
+    return Foreign(f"no fairseq checkpoint: it holds {holds}, and no model with its configuration", WANTED)
+
+
+# keys of a whole checkpoint
+PROGRAMS: Tuple[Tuple[AbstractSet[str], str], ...] = (
+    ({"model", "generator", "opt"}, "OpenNMT-py"),
+    ({"model", "generator", "vocab"}, "OpenNMT-py"),
+    ({"pytorch-lightning_version"}, "PyTorch Lightning"),
+    ({"model_state", "optimizer_state"}, "Joey NMT"),
+    ({"module", "global_steps"}, "DeepSpeed"),
+    ({"state_dict"}, "PyTorch Lightning or another program"),
+)
+HUGGING_FACE = (
+    r"^(model\.(encoder|decoder|shared|layers|embed_tokens)\.|shared\.weight|lm_head\.|final_logits_bias|transformer\.h\."
+    r"|(encoder|decoder)\.block\.\d|bert\.|roberta\.|encoder\.layer\.\d)"
+)
+# where a pickled type comes from
+MODULES: Tuple[Tuple[str, str], ...] = (
+    ("torchtext.", "an old checkpoint of OpenNMT-py"),
+    ("onmt.", "a checkpoint of OpenNMT-py"),
+    ("transformers.", "an object of Hugging Face's transformers"),
+    ("pytorch_lightning.", "a checkpoint of PyTorch Lightning"),
+    ("sklearn.", "an object of scikit-learn"),
+    ("torch.nn.modules.", "a whole module, saved with its program"),
+)
+
+
+def origin(type_name: str) -> str:
+    """` (…)`: what a file with this type in it probably is; nothing where nobody knows."""
+    found = [what for module, what in MODULES if type_name.startswith(module)]
+    return f" (it is probably {found[0]})" if found else ""
+
+
+def _json(folder: str, name: str) -> Dict[str, Any]:
+    try:
+        content = json.loads((Path(folder) / name).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _strings(value: Any) -> List[str]:
+    return [item for item in value if isinstance(item, str)] if isinstance(value, list) else []
