@@ -27,6 +27,7 @@ from kd_plugin.errors import KDPluginError
 from kd_plugin.files import digest_of, make_folder
 from kd_plugin.pipeline.batches import by_length
 from kd_plugin.pipeline.jobs import add_job_arguments, check_job, device_of, missing, work
+from kd_plugin.pipeline.languages import check_languages
 from kd_plugin.teachers.flags import open_teacher
 from kd_plugin.teachers.loading import parse_overrides
 from kd_plugin.teachers.online import TEACHER_DTYPES
@@ -90,6 +91,7 @@ class Job(NamedTuple):
 
 def run(args: argparse.Namespace) -> int:
     """Exit status 0; nothing else than errors ends it early."""
+    check_languages(args.source_lang, args.target_lang)
     check_job(args, ("k", "max_tokens", "shard_tokens"))
     if not args.temperature > 0:
         raise KDPluginError(f"--temperature {args.temperature}: must be above 0")
@@ -119,6 +121,7 @@ def _jobs(args: argparse.Namespace) -> Iterator[Job]:
                 source, target = source or found[0], target or found[1]
             if source is None or target is None:
                 raise KDPluginError(f"{path}: its languages cannot be told. Remedy: -s LANG -t LANG")
+            check_languages(source, target, where=path)
             yield Job(path, split, source, target, args)
 
 

@@ -28,6 +28,7 @@ from kd_plugin.pipeline.decoders import (
     default_dtype,
 )
 from kd_plugin.pipeline.jobs import add_job_arguments, check_job, device_of
+from kd_plugin.pipeline.languages import check_languages
 from kd_plugin.pipeline.output import add_output_arguments, run_session
 from kd_plugin.pipeline.sources import BinarisedSource, Sentence, TextSource, group_equal, shares
 from kd_plugin.pipeline.subwords import SYMBOLS, Subwords, check_known
@@ -113,6 +114,7 @@ class Plan(NamedTuple):
 
 def run(args: argparse.Namespace) -> int:
     """Exit status 0; nothing else than errors ends it early."""
+    check_languages(args.source_lang, args.target_lang)
     check_job(args, ("max_tokens", "shard_sentences"))
     if (args.data is None) == (args.input is None):
         raise KDPluginError("kd-plugin decode: needs either DATA (binarised) or --input FILE (raw text)")
@@ -140,6 +142,7 @@ class Session:
         if checkpoints.languages is None:
             raise KDPluginError(f"--path {args.path}: its languages are not in the checkpoint. Remedy: -s LANG -t LANG")
         self.languages = checkpoints.languages
+        check_languages(*self.languages, where=args.path)
         subwords = self._subwords = Subwords(args.sentencepiece_model, args.remove_bpe)
         subwords.check(checkpoints.target_dictionary.symbols)
         self.source: Any

@@ -18,6 +18,7 @@ from kd_plugin.files import make_folder, write_atomically, write_json
 from kd_plugin.pipeline.decoders import Settings, Tokens
 from kd_plugin.pipeline.evaluation_scores import Comet, check_tokenizer, no_comet, sacrebleu_scores
 from kd_plugin.pipeline.evaluation_table import markdown
+from kd_plugin.pipeline.languages import check_languages
 from kd_plugin.pipeline.raw_text import numbered_lines
 from kd_plugin.pipeline.subwords import SYMBOLS, Subwords, check_known
 from kd_plugin.pipeline.translating import ENGINES, OpenedModel, Translated, engine_of, open_model, translate
@@ -80,6 +81,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Exit status 0, or a KDPluginError."""
+    check_languages(args.source_lang, args.target_lang)
     models = _named(args.model, "--model", "PATH")
     tests = [_read_test(name, value) for name, value in _named(args.test, "--test", "SRC,REF").items()]
     if args.baseline is not None and args.baseline not in models:

@@ -14,6 +14,7 @@ from kd_plugin.errors import KDPluginError
 from kd_plugin.files import sha256_of, write_json
 from kd_plugin.pipeline.ctranslate2_models import convert_opened
 from kd_plugin.pipeline.decoders import Settings, Tokens
+from kd_plugin.pipeline.languages import check_languages
 from kd_plugin.pipeline.opened import DESCRIPTION, OpenedCheckpoint, open_checkpoint, read_description
 from kd_plugin.pipeline.progress import progress
 from kd_plugin.pipeline.raw_text import numbered_lines
@@ -124,6 +125,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check_flags(args: argparse.Namespace) -> None:
+    check_languages(args.source_lang, args.target_lang)
     if args.format != "ctranslate2":
         for flag in ("quantization", "max_positions", "vocabulary_map_from"):
             if getattr(args, flag) is not None:

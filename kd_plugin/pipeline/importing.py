@@ -9,6 +9,7 @@ from typing import Dict, List, NamedTuple, Optional, Set
 
 from kd_plugin.errors import KDPluginError
 from kd_plugin.pipeline.foreign import COLUMNS, FORMATS, OBJECT, Row, join_lines, read_rows
+from kd_plugin.pipeline.languages import check_languages
 from kd_plugin.pipeline.output import add_output_arguments, finish_output
 from kd_plugin.pipeline.progress import progress
 from kd_plugin.pipeline.raw_text import checked_sha256, numbered_lines
@@ -41,7 +42,7 @@ class Entry(NamedTuple):
 
 def run(args: argparse.Namespace) -> int:
     """Exit status 0; nothing else than errors ends it early."""
-    _check_languages(args.source_lang, args.target_lang)
+    check_languages(args.source_lang, args.target_lang)
     path, languages = Path(args.file), [args.source_lang, args.target_lang]
     format_name = args.format or _format_of(path)
     identity = {
@@ -65,14 +66,6 @@ def run(args: argparse.Namespace) -> int:
         writer.add(record_of(source, entry, counts))
     finish_output(writer.finish(counts), args)
     return 0
-
-
-def _check_languages(source: str, target: str) -> None:
-    for flag, language in (("--source-lang", source), ("--target-lang", target)):
-        if not language or "/" in language or language == "scores":
-            raise KDPluginError(f"{flag} {language!r} cannot end a file's name. Remedy: a code such as en")
-    if source == target:
-        raise KDPluginError(f"--target-lang {target} is the source's. Remedy: two names; they end the files of --text")
 
 
 def _format_of(path: Path) -> str:

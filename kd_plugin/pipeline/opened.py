@@ -9,6 +9,7 @@ from fairseq.data import Dictionary, data_utils
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
 
 from kd_plugin.errors import KDPluginError
+from kd_plugin.pipeline.languages import check_languages
 from kd_plugin.teachers.loading import dictionary_directories, load_teacher, no_checkpoint, read_checkpoint
 from kd_plugin.teachers.vocabulary import find_dictionary
 from kd_plugin.version import __version__
@@ -87,6 +88,8 @@ def describe_checkpoint(
             f"{' or '.join(directories)}. Remedy: --source-lang and --target-lang, and --dict-dir where the "
             "dictionaries are elsewhere"
         )
+    check_languages(*given, where=None if given == [source_lang, target_lang] else path, distinct=False)
+    languages = None if None in given else [str(language) for language in given]
     found = []
     for name in (given[0] or "source", given[1] or "target"):
         try:
@@ -96,7 +99,6 @@ def describe_checkpoint(
                 f"{path}: there is no dict.{name}.txt or dict.txt in {' or '.join(directories)}. Remedy: --dict-dir "
                 "with the folder of the data that it was trained on"
             ) from error
-    languages = None if None in given else [str(language) for language in given]
     return Described(cfg, languages, [dictionary for dictionary, _ in found], [where for _, where in found])
 
 

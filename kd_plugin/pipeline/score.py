@@ -29,6 +29,7 @@ from kd_plugin.pipeline.decoders import (
     load_ensemble,
 )
 from kd_plugin.pipeline.jobs import add_job_arguments, check_job, device_of
+from kd_plugin.pipeline.languages import check_languages
 from kd_plugin.pipeline.output import add_output_arguments, run_session
 from kd_plugin.pipeline.subwords import Subwords, check_known
 from kd_plugin.pipeline.translations import Record, Shard, Translations, write_shard
@@ -73,6 +74,7 @@ class Plan(NamedTuple):
 
 def run(args: argparse.Namespace) -> int:
     """Exit status 0; nothing else than errors ends it early."""
+    check_languages(args.source_lang, args.target_lang)
     check_job(args, ("max_tokens",))
     if Path(args.output).resolve() == Path(args.input_dir).resolve():
         raise KDPluginError(f"--output {args.output} is INPUT_DIR. Remedy: another folder")

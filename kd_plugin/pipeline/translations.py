@@ -17,6 +17,7 @@ from typing import Any, Dict, Iterable, Iterator, List, NamedTuple, Optional, Tu
 
 from kd_plugin.errors import KDPluginError
 from kd_plugin.files import digest_of, digest_of_bytes, make_folder, read_json, sha256_of, write_atomically, write_json
+from kd_plugin.pipeline.languages import check_languages
 from kd_plugin.shards import read_part, remove_leftovers, shard_name, write_part
 
 FORMAT, FORMAT_VERSION = "kd_plugin translations", 1
@@ -180,7 +181,14 @@ class Manifest(NamedTuple):
             raise KDPluginError(f"{path}: no manifest of translations ({error}). {REMEDY}") from error
         if not whole:
             raise KDPluginError(f"{path} was changed after it was written. {REMEDY}")
+        if not _are_languages(manifest.languages):
+            raise KDPluginError(f"{path}: languages {manifest.languages!r}. {REMEDY}")
+        check_languages(*manifest.languages, where=str(path))
         return manifest
+
+
+def _are_languages(languages: Any) -> bool:
+    return isinstance(languages, list) and len(languages) == 2 and all(isinstance(code, str) for code in languages)
 
 
 class Translations:

@@ -234,7 +234,7 @@ def test_no_text_of_a_language_into_itself(tmp_path):
     writer = Writer(tmp_path, {}, ["en", "en"], 1)
     writer.add(record(0, "a", "b"))
     writer.finish()
-    with pytest.raises(KDPluginError, match="two files of the name"):
+    with pytest.raises(KDPluginError, match="its target language en is the source's"):
         write_text(tmp_path, str(tmp_path / "train"))
 
 

@@ -1,0 +1,176 @@
+"""What a language's code says: whether spaces part its words, how sacreBLEU cuts it, and whether it can name a file.
+
+A code may be of ISO 639-1, -2 or -3, with or without script and country, in any case and with any separator: zh, zh_CN,
+zh-Hans, cmn, zho_Hant (NLLB), JA_XX (mBART). Only languages written without spaces need to be known; all others are
+treated alike, which is why a small table serves here better than a library of all languages.
+"""
+
+import itertools
+import re
+from typing import Dict, Iterable, NamedTuple, Optional, Pattern, Tuple
+
+from sacrebleu.metrics import BLEU
+
+from kd_plugin.errors import KDPluginError
+
+# a language by which all that are written as it is are treated: its codes and names, then its scripts (ISO 15924)
+_CODES = {
+    "zh": "zh zho chi cmn yue wuu nan hak gan hsn lzh cjy cdo cpx czh czo mnp cnp csp cn zht zhs chinese mandarin "
+    "cantonese",
+    "ja": "ja jpn ojp ryu jp japanese",
+    "ko": "ko kor okm korean",
+    "th": "th tha nod sou tts thai",
+    "lo": "lo lao",
+    "km": "km khm khmer",
+    "my": "my mya bur shn mnw ksw burmese",
+    "bo": "bo bod tib dz dzo tibetan dzongkha",
+}
+_SCRIPTS = {
+    "zh": "hans hant hani hanb bopo",
+    "ja": "jpan hira kana hrkt",
+    "ko": "kore hang",
+    "th": "thai lana",
+    "lo": "laoo",
+    "km": "khmr",
+    "my": "mymr",
+    "bo": "tibt",
+}
+_OF_CODE = {code: family for family, codes in _CODES.items() for code in codes.split()}
+_OF_SCRIPT = {script: family for family, scripts in _SCRIPTS.items() for script in scripts.split()}
+_SPACED_SCRIPTS = frozenset(("latn", "cyrl", "arab", "deva"))  # zh_Latn is pinyin
+WITHOUT_SPACES = frozenset(_CODES) - {"ko"}
+
+# sacreBLEU's tokenizers, the first one that is installed; of the others without spaces: characters
+_TOKENIZERS = {"zh": ("zh",), "ja": ("ja-mecab", "char"), "ko": ("ko-mecab", "char")}
+
+HAN = re.compile("[\u3005\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
+KANA = re.compile("[\u3041-\u30ff\u31f0-\u31ff\uff66-\uff9f]")
+_LETTERS: Dict[str, Pattern[str]] = {
+    "zh": HAN,
+    "ja": KANA,
+    "th": re.compile("[\u0e01-\u0e4e]"),
+    "lo": re.compile("[\u0e81-\u0ece\u0edc-\u0edf]"),
+    "km": re.compile("[\u1780-\u17d3\u17d7]"),
+    "my": re.compile("[\u1000-\u103f\u1050-\u109f\ua9e0-\ua9ff\uaa60-\uaa7f]"),
+    "bo": re.compile("[\u0f00-\u0f14\u0f40-\u0fbc]"),
+}
+KANA_OF_JAPANESE = 0.1  # of its letters; a Chinese text has next to none
+LINES_LOOKED_AT = 2000
+
+_NAME = re.compile(r"\w[\w.@+-]*")
+LONGEST_NAME = 64
+RESERVED = ("scores", "jsonl", "json", "none")  # PREFIX.scores, the shards and manifests; fairseq's word for no side
+
+
+def family(code: Optional[str]) -> Optional[str]:
+    """The key of the languages that are cut into words as this one is; None where spaces do it, or for no code."""
+    parts = re.findall("[a-z]+", (code or "").lower())
+    scripts = [part for part in parts[1:] if len(part) == 4]
+    if not parts or any(script in _SPACED_SCRIPTS for script in scripts):
+        return None
+    of_script = next((_OF_SCRIPT[script] for script in scripts if script in _OF_SCRIPT), None)
+    return _OF_CODE.get(parts[0], of_script)
+
+
+def has_spaces(code: Optional[str]) -> bool:
+    """Whether spaces part the words of this language; Korean's do."""
+    return family(code) not in WITHOUT_SPACES
+
+
+def family_of_text(texts: Iterable[str]) -> Optional[str]:
+    """The key of what most of the letters belong to, if no spaces part its words; of the first lines of the text."""
+    found, total = dict.fromkeys(_LETTERS, 0), 0
+    for text in itertools.islice(texts, LINES_LOOKED_AT):
+        letters = "".join(filter(str.isalpha, text))
+        total += len(letters)
+        if not letters.isascii():
+            for name, letter in _LETTERS.items():
+                found[name] += len(letter.findall(letters))
+    if 2 * sum(found.values()) <= total:
+        return None
+    if found["ja"] > KANA_OF_JAPANESE * (found["ja"] + found["zh"]):
+        found["ja"] += found["zh"]
+    return max(found, key=lambda name: found[name])
+
+
+class Tokenizer(NamedTuple):
+    """How sacreBLEU's BLEU cuts a language.
+
+    name: of sacreBLEU; None: its default, 13a. family: as `family` has it. note: what a reader of the scores has to
+    know; doubtful: the scores may be worthless
+    """
+
+    name: Optional[str]
+    family: Optional[str]
+    note: str = ""
+    doubtful: bool = False
+
+
+def bleu_tokenizer(language: Optional[str], references: Iterable[str] = ()) -> Tokenizer:
+    """By the language's code; where nobody says one, by the letters of the references.
+
+    Args:
+        language: the target language; None: nobody says
+        references: what is scored against, for that, and to warn where a code says otherwise
+    """
+    known = family(language)
+    found = known or family_of_text(references)
+    if found is None:
+        return Tokenizer(None, None)
+    name, missing = _installed(found)
+    if language is not None and known is None:
+        note = (
+            f"the references look like {found!r}, which has no spaces between its words, but the target language is "
+            f"{language!r}: BLEU may be worthless. Remedy: --tokenize {name}, or the right --target-lang"
+        )
+        return Tokenizer(None, None, note, True)
+    note = f"BLEU with sacreBLEU's tokenizer {name}, because "
+    note += f"the target language is {language}" if known else f"the references look like {found!r}; nobody says more"
+    if missing:
+        note += f"; {missing} is not installed (pip install 'sacrebleu[{found}]')"
+    return Tokenizer(name, found, note)
+
+
+def _installed(found: str) -> Tuple[str, Optional[str]]:
+    """The tokenizer to take, and the better one that is missing."""
+    names = _TOKENIZERS.get(found, ("char",))
+    for name in names[:-1]:
+        if _works(name):
+            return name, None
+    return names[-1], names[0] if len(names) > 1 else None
+
+
+def _works(name: str) -> bool:
+    if name not in BLEU.TOKENIZERS:  # an older sacreBLEU
+        return False
+    try:
+        BLEU(tokenize=name)
+    except (ImportError, RuntimeError):  # its own words for a package that is missing
+        return False
+    return True
+
+
+def check_languages(
+    source: Optional[str], target: Optional[str], *, where: Optional[str] = None, distinct: bool = True
+) -> None:
+    """Refuse languages after which no file can be called.
+
+    Args:
+        source, target: None: not said
+        where: the file that says so; None: the flags do
+        distinct: whether text of both sides is written, or read, by the names of the languages
+
+    Raises:
+        KDPluginError: names the flag or the file
+    """
+    for side, language in (("source", source), ("target", target)):
+        if language is None:
+            continue
+        name = f"--{side}-lang {language!r}" if where is None else f"{where}: its {side} language {language!r}"
+        if not _NAME.fullmatch(language) or len(language) > LONGEST_NAME:
+            raise KDPluginError(f"{name} cannot be part of a file's name. Remedy: a code such as en, zh or zho_Hans")
+        if language.lower() in RESERVED:
+            raise KDPluginError(f"{name} is the name of another file's end. Remedy: a code such as en, zh or zho_Hans")
+    if distinct and source is not None and target is not None and source.lower() == target.lower():
+        name = f"--target-lang {target}" if where is None else f"{where}: its target language {target}"
+        raise KDPluginError(f"{name} is the source's. Remedy: two names; they end the names of the files of text")
