@@ -1,12 +1,11 @@
 """Which of a sentence's translations are best, by a metric of sacrebleu."""
 
 import math
-import re
-from typing import Any, Dict, List, NamedTuple, Sequence, Tuple
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 from sacrebleu.metrics import BLEU, CHRF
 
-from kd_plugin.errors import KDPluginError
+from kd_plugin.pipeline.languages import bleu_tokenizer
 
 
 class Candidates(NamedTuple):
@@ -19,32 +18,27 @@ class Candidates(NamedTuple):
 class Settings(NamedTuple):
     """Args:
     metric: a key of METRICS
-    language: of the translations; sacrebleu has tokenizers of their own for some
+    language: of the translations: says how BLEU cuts them into words
     top: how many are wanted
+    tokenize: sacrebleu's tokenizer for BLEU; None: the language's
     """
 
     metric: str
     language: str
     top: int
+    tokenize: Optional[str] = None
 
 
-def _bleu(language: str) -> Any:
-    language = re.split("[-_]", language)[0].lower()  # zh_CN
-    try:
-        return BLEU(effective_order=True, trg_lang=language)
-    except (ImportError, RuntimeError) as error:
-        raise KDPluginError(
-            f"--metric bleu: sacrebleu's tokenizer for {language} is not installed ({error}). Remedy: pip install "
-            f"'sacrebleu[{language}]', or --metric chrf"
-        ) from error
+def _bleu(settings: Settings) -> Any:
+    return BLEU(effective_order=True, tokenize=settings.tokenize or bleu_tokenizer(settings.language).name)
 
 
-METRICS: Dict[str, Any] = {"bleu": _bleu, "chrf": lambda language: CHRF()}
+METRICS: Dict[str, Any] = {"bleu": _bleu, "chrf": lambda settings: CHRF()}
 
 
 def signature(settings: Settings) -> str:
     """What sacrebleu says of the metric: its parameters and version."""
-    metric = METRICS[settings.metric](settings.language)
+    metric = METRICS[settings.metric](settings)
     metric.sentence_score("a", ["a"])  # before that it does not know how many references there are
     return str(metric.get_signature())
 
@@ -91,7 +85,7 @@ class Chooser:
 
     def __init__(self, settings: Settings):
         self._top = settings.top
-        self._metric = METRICS[settings.metric](settings.language)
+        self._metric = METRICS[settings.metric](settings)
 
     def __call__(self, candidates: Candidates) -> List[Tuple[int, ...]]:
         texts = candidates.texts

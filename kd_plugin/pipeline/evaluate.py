@@ -5,6 +5,7 @@ import datetime
 import os
 import platform
 import re
+import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
@@ -18,7 +19,7 @@ from kd_plugin.files import make_folder, write_atomically, write_json
 from kd_plugin.pipeline.decoders import Settings, Tokens
 from kd_plugin.pipeline.evaluation_scores import Comet, check_tokenizer, no_comet, sacrebleu_scores
 from kd_plugin.pipeline.evaluation_table import markdown
-from kd_plugin.pipeline.languages import check_languages
+from kd_plugin.pipeline.languages import Tokenizer, bleu_tokenizer, check_languages, family, may_be_the_same
 from kd_plugin.pipeline.raw_text import numbered_lines
 from kd_plugin.pipeline.subwords import SYMBOLS, Subwords, check_known
 from kd_plugin.pipeline.translating import ENGINES, OpenedModel, Translated, engine_of, open_model, translate
@@ -70,7 +71,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "(default: %(default)s)",
     )
     parser.add_argument(
-        "--tokenize", choices=BLEU.TOKENIZERS, help="sacreBLEU's tokenizer; none: the text is tokenised already"
+        "--tokenize",
+        choices=BLEU.TOKENIZERS,
+        help="sacreBLEU's tokenizer; none: the text is tokenised already (default: the target language's: zh for "
+        "Chinese, mecab or characters for Japanese and Korean, characters for Thai, Khmer, …, 13a for all others)",
     )
     parser.add_argument("--lowercase", action="store_true", help="score without case")
     parser.add_argument(
@@ -102,8 +106,10 @@ def run(args: argparse.Namespace) -> int:
     subwords = Subwords(args.sentencepiece_model, args.remove_bpe)
     torch.set_num_threads(args.threads)
     sentences = {test.name: [subwords.encode(line) for line in test.sources] for test in tests}
-    for path in models.values():  # before anything is translated: the last one may be no model for this text
-        _open_checked(path, "cpu", sentences, subwords, settings, args)
+    opened = {  # before anything is translated: the last one may be no model for this text
+        name: _open_checked(path, "cpu", sentences, subwords, settings, args).languages for name, path in models.items()
+    }
+    language = _tokenizer(opened, tests, args)
     make_folder(output, "--output")
 
     rows = []
@@ -116,7 +122,7 @@ def run(args: argparse.Namespace) -> int:
             _write_lines(
                 output / TRANSLATIONS / _file_name(name) / f"{_file_name(test.name)}.txt", hypotheses[test.name]
             )
-    _score(rows, tests, texts, comet, args)
+    _score(rows, tests, texts, comet, args, language)
 
     evaluation = {
         "format": FORMAT,
@@ -129,6 +135,7 @@ def run(args: argparse.Namespace) -> int:
             "threads": args.threads,
             "max_tokens": args.max_tokens,
             "bootstrap": args.bootstrap,
+            "tokenize": args.tokenize or language.name,
             "subwords": subwords.identity(),
         },
         "baseline": args.baseline,
@@ -169,6 +176,30 @@ def _read_test(name: str, value: str) -> RawTest:
             "Remedy: one reference for each sentence"
         )
     return RawTest(name, sources, references)
+
+
+def _tokenizer(languages: Dict[str, Optional[List[str]]], tests: List[RawTest], args: argparse.Namespace) -> Tokenizer:
+    """How the target language is cut into words for BLEU; it is said where that is not sacreBLEU's usual way.
+
+    Raises:
+        KDPluginError: the models write different languages
+    """
+    targets = {name: args.target_lang or (pair and pair[1]) for name, pair in languages.items()}
+    said = {name: target for name, target in targets.items() if target}
+    for name, target in said.items():
+        first = next(iter(said))
+        if not may_be_the_same(said[first], target):
+            raise KDPluginError(
+                f"--model {name}: translates into {target}, but {first} into {said[first]}; nothing was translated. "
+                "Remedy: models of one target language, or --target-lang where the codes are wrong"
+            )
+    language = next(iter(said.values()), None)
+    if args.tokenize is not None:
+        return Tokenizer(args.tokenize, family(language))
+    tokenizer = bleu_tokenizer(language, (line for test in tests for line in test.references))
+    if tokenizer.note:
+        print(f"kd-plugin evaluate: {'warning: ' * tokenizer.doubtful}{tokenizer.note}", file=sys.stderr)
+    return tokenizer
 
 
 def _translate_all(
@@ -245,11 +276,12 @@ def _score(
     texts: Dict[str, Dict[str, List[str]]],
     comet: Optional[Comet],
     args: argparse.Namespace,
+    language: Tokenizer,
 ) -> None:
     for test in tests:
         systems = list(texts[test.name].items())
         scores = sacrebleu_scores(
-            systems, test.references, args.baseline, args.bootstrap, args.tokenize, args.lowercase
+            systems, test.references, args.baseline, args.bootstrap, args.tokenize, args.lowercase, language
         )
         of_comet = {name: no_comet() for name, _ in systems}
         if comet is not None:

@@ -11,10 +11,13 @@ from sacrebleu.significance import PairedTest
 
 from kd_plugin.errors import KDPluginError
 from kd_plugin.files import sha256_of
+from kd_plugin.pipeline.languages import SPACED, WITHOUT_SPACES, Tokenizer
 
 COMET = "COMET"
 INSTALL_COMET = "pip install unbabel-comet"
 SEED = 12345  # sacreBLEU's
+TER_KNOWS = ("zh", "ja")
+NO_WORDS = "not measured: sacreBLEU's TER counts words, and no spaces part the target language's"
 
 
 class Score(NamedTuple):
@@ -24,7 +27,7 @@ class Score(NamedTuple):
         signature: with which anybody gets the same number
         p_value: of a paired bootstrap against the baseline; None for the baseline itself, or without one
         mean, confidence: of the bootstrap resamples: mean ± confidence is the 95 % interval
-        note: why there is no value
+        note: why there is no value, or what a reader of it has to know
     """
 
     metric: str
@@ -58,6 +61,7 @@ def sacrebleu_scores(
     samples: int,
     tokenize: Optional[str] = None,
     lowercase: bool = False,
+    language: Tokenizer = SPACED,
 ) -> Dict[str, List[Score]]:
     """BLEU, chrF2 and TER of each system: the values of `sacrebleu --paired-bs`.
 
@@ -65,25 +69,43 @@ def sacrebleu_scores(
         systems: (name, hypotheses); names are different
         baseline: the name that the others are compared with; None: no significance
         samples: of the bootstrap; 0: neither confidence nor significance
-        tokenize: sacreBLEU's tokenizer of BLEU; None: its default
+        tokenize: sacreBLEU's tokenizer of BLEU; None: that of `language`
         lowercase: BLEU and chrF without case, as TER is always
+        language: how the target language is cut into words
 
     Returns:
         name -> scores
     """
     metrics = {
-        "BLEU": BLEU(tokenize=tokenize, lowercase=lowercase, references=[references]),
+        "BLEU": BLEU(tokenize=tokenize or language.name, lowercase=lowercase, references=[references]),
         "chrF2": CHRF(lowercase=lowercase, references=[references]),
-        "TER": TER(references=[references]),
     }
-    if samples == 0:
-        return {
-            name: [
-                Score(metric, scorer.corpus_score(hypotheses, None).score, str(scorer.get_signature()))
-                for metric, scorer in metrics.items()
-            ]
-            for name, hypotheses in systems
-        }
+    spaces = language.family not in WITHOUT_SPACES or tokenize == "none"
+    if spaces or language.family in TER_KNOWS:
+        # sacreBLEU's TER takes characters for words where it is told to look for Chinese and Japanese ones
+        metrics["TER"] = TER(normalized=not spaces, asian_support=not spaces, references=[references])
+    found = _with_confidence(systems, metrics, baseline, samples) if samples else _plain(systems, metrics)
+    for scores in found.values():
+        if tokenize is None:
+            scores[0] = scores[0]._replace(note=language.note)
+        if "TER" not in metrics:
+            scores.append(Score("TER", None, note=NO_WORDS))
+    return found
+
+
+def _plain(systems: Sequence[Tuple[str, List[str]]], metrics: Dict[str, Any]) -> Dict[str, List[Score]]:
+    return {
+        name: [
+            Score(metric, scorer.corpus_score(hypotheses, None).score, str(scorer.get_signature()))
+            for metric, scorer in metrics.items()
+        ]
+        for name, hypotheses in systems
+    }
+
+
+def _with_confidence(
+    systems: Sequence[Tuple[str, List[str]]], metrics: Dict[str, Any], baseline: Optional[str], samples: int
+) -> Dict[str, List[Score]]:
     # without a baseline each system is its own: PairedTest then gives its confidence alone
     first = [system for system in systems if system[0] == baseline]
     others = [system for system in systems if system[0] != baseline]

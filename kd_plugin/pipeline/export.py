@@ -8,13 +8,13 @@ import uuid
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
-import sacrebleu
+from sacrebleu.metrics import BLEU
 
 from kd_plugin.errors import KDPluginError
 from kd_plugin.files import sha256_of, write_json
 from kd_plugin.pipeline.ctranslate2_models import convert_opened
 from kd_plugin.pipeline.decoders import Settings, Tokens
-from kd_plugin.pipeline.languages import check_languages
+from kd_plugin.pipeline.languages import bleu_tokenizer, check_languages, family
 from kd_plugin.pipeline.opened import DESCRIPTION, OpenedCheckpoint, open_checkpoint, read_description
 from kd_plugin.pipeline.progress import progress
 from kd_plugin.pipeline.raw_text import numbered_lines
@@ -33,14 +33,18 @@ SEARCH = Settings()
 
 
 class Check(NamedTuple):
-    """identical: share of the sentences, 0 to 1. bleu: of the exported model's translations against the original's."""
+    """identical: share of the sentences, 0 to 1. bleu: of the exported model's translations against the original's.
+    signature: sacreBLEU's
+    """
 
     sentences: int
     identical: float
     bleu: float
+    signature: str = ""
 
     def __str__(self) -> str:
-        return f"{self.identical:.1%} of {self.sentences:,} translations identical, BLEU {self.bleu:.1f}"
+        identical = f"{self.identical:.1%} of {self.sentences:,} translations identical"
+        return f"{identical}, BLEU {self.bleu:.1f} ({self.signature})"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -233,11 +237,12 @@ def _check(
         raise KDPluginError(f"--check {args.check}: there is no sentence in it. Remedy: raw text, a sentence a line")
     exported = folder if args.format == "ctranslate2" else folder / CHECKPOINT
     languages = {"source_lang": args.source_lang, "target_lang": args.target_lang}
+    target = None if opened.languages is None else opened.languages[1]
     original = open_model(opened.path, SEARCH, overrides=overrides, **languages)
     check_known(sentences, original.decoder.source_symbols)
     decoder = open_model(str(exported), SEARCH, **languages).decoder
     theirs = translate(original.decoder, sentences, name="checkpoint").hypotheses
-    check = _compare(translate(decoder, sentences, name="exported").hypotheses, theirs, subwords)
+    check = _compare(translate(decoder, sentences, name="exported").hypotheses, theirs, subwords, target)
     checks = {"check": check}
     print(f"check: {check} against fairseq's")
     quantized = (args.quantization or "int8").startswith("int") and args.format == "ctranslate2"
@@ -254,14 +259,16 @@ def _check(
         # reported, not refused: how much a map may change is for the user of use_vmap to say
         decoder.use_vocabulary_map = True
         checks["check_with_vocabulary_map"] = mapped = _compare(
-            translate(decoder, sentences, name="with the map").hypotheses, theirs, subwords
+            translate(decoder, sentences, name="with the map").hypotheses, theirs, subwords, target
         )
         print(f"with the vocabulary map: {mapped}")
     return checks
 
 
-def _compare(ours: List[Tokens], theirs: List[Tokens], subwords: Subwords) -> Check:
+def _compare(ours: List[Tokens], theirs: List[Tokens], subwords: Subwords, target: Optional[str]) -> Check:
     texts = [[subwords.decode(tokens) for tokens in hypotheses] for hypotheses in (ours, theirs)]
     # sentences of three words have no 4-grams, and are equal all the same
-    bleu = sacrebleu.corpus_bleu(texts[0], [texts[1]], use_effective_order=True).score
-    return Check(len(ours), share_identical(ours, theirs), bleu)
+    known = target if family(target) else None  # else the letters decide: what is compared is of one language anyway
+    metric = BLEU(tokenize=bleu_tokenizer(known, texts[1]).name, effective_order=True)
+    score = metric.corpus_score(texts[0], [texts[1]]).score
+    return Check(len(ours), share_identical(ours, theirs), score, str(metric.get_signature()))

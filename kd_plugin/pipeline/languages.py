@@ -93,6 +93,14 @@ def family_of_text(texts: Iterable[str]) -> Optional[str]:
     return max(found, key=lambda name: found[name])
 
 
+def may_be_the_same(one: str, other: str) -> bool:
+    """Whether two codes can mean one language: de and deu_Latn may, de and fr may not."""
+    if family(one) != family(other):
+        return False
+    first, second = (re.split("[^a-z]", code.lower())[0] for code in (one, other))
+    return family(one) is not None or first == second or len(first) != len(second)
+
+
 class Tokenizer(NamedTuple):
     """How sacreBLEU's BLEU cuts a language.
 
@@ -106,6 +114,9 @@ class Tokenizer(NamedTuple):
     doubtful: bool = False
 
 
+SPACED = Tokenizer(None, None)
+
+
 def bleu_tokenizer(language: Optional[str], references: Iterable[str] = ()) -> Tokenizer:
     """By the language's code; where nobody says one, by the letters of the references.
 
@@ -116,7 +127,7 @@ def bleu_tokenizer(language: Optional[str], references: Iterable[str] = ()) -> T
     known = family(language)
     found = known or family_of_text(references)
     if found is None:
-        return Tokenizer(None, None)
+        return SPACED
     name, missing = _installed(found)
     if language is not None and known is None:
         note = (

@@ -142,3 +142,10 @@ def read_description(folder: Path) -> Dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def described_languages(description: Dict[str, Any]) -> Optional[List[str]]:
+    """Source and target that a description names; None where it does not."""
+    languages = description.get("languages")
+    said = isinstance(languages, list) and len(languages) == 2 and all(isinstance(code, str) for code in languages)
+    return languages if said else None

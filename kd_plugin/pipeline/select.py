@@ -7,11 +7,16 @@ say and the corpus wants to hear.
 import argparse
 import functools
 import heapq
+import sys
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional, Tuple
 
+from sacrebleu.metrics import BLEU
+
 from kd_plugin.errors import KDPluginError
 from kd_plugin.pipeline.criteria import METRICS, Candidates, Chooser, Settings, best, signature
+from kd_plugin.pipeline.evaluation_scores import check_tokenizer
+from kd_plugin.pipeline.languages import bleu_tokenizer
 from kd_plugin.pipeline.output import add_output_arguments, finish_output
 from kd_plugin.pipeline.processes import add_workers_argument, check_workers, mapped, workers_for
 from kd_plugin.pipeline.progress import progress
@@ -34,6 +39,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--reference", metavar="FILE", help="raw text, a line for each line of the corpus")
     parser.add_argument("--metric", choices=list(METRICS), help="nearness to the reference (default: bleu)")
+    parser.add_argument(
+        "--tokenize",
+        choices=BLEU.TOKENIZERS,
+        help="sacreBLEU's tokenizer for --metric bleu (default: the target language's, as kd-plugin evaluate has it)",
+    )
     parser.add_argument("--top", type=int, default=1, metavar="N", help="keep the N best (default: %(default)s)")
     add_workers_argument(parser, 10_000)
     add_output_arguments(parser)
@@ -45,7 +55,11 @@ def run(args: argparse.Namespace) -> int:
     translations = Translations(args.input_dir)
     manifest = translations.manifest
     references = _references(args, translations)
-    settings = Settings(_metric(args), manifest.languages[1], args.top)
+    settings = Settings(_metric(args), manifest.languages[1], args.top, args.tokenize)
+    if references is not None and settings.metric == "bleu" and args.tokenize is None:
+        tokenizer = bleu_tokenizer(settings.language, (references[line] for line in range(len(references))))
+        if tokenizer.note:
+            print(f"kd-plugin select: {'warning: ' * tokenizer.doubtful}{tokenizer.note}", file=sys.stderr)
     identity: Dict[str, Any] = {"verb": "select", "by": args.by, "top": args.top, "input": manifest.digest()}
     if args.by != "score":
         identity["metric"] = signature(settings)
@@ -75,6 +89,9 @@ def _check(args: argparse.Namespace) -> None:
     for name in ("reference", "metric"):
         if args.by != "reference" and getattr(args, name) is not None:
             raise KDPluginError(f"--{name} goes with --by reference, not with --by {args.by}. Remedy: leave one out")
+    if args.tokenize is not None and _metric(args) != "bleu":
+        raise KDPluginError("--tokenize goes with --metric bleu, chrF needs none. Remedy: leave it out")
+    check_tokenizer(args.tokenize)
 
 
 def _metric(args: argparse.Namespace) -> str:

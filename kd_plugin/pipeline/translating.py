@@ -11,7 +11,7 @@ from kd_plugin.errors import KDPluginError
 from kd_plugin.files import sha256_of
 from kd_plugin.pipeline.batches import by_length
 from kd_plugin.pipeline.decoders import CTranslate2Decoder, FairseqDecoder, Settings, Tokens, open_checkpoints
-from kd_plugin.pipeline.opened import read_description
+from kd_plugin.pipeline.opened import described_languages, read_description
 from kd_plugin.pipeline.progress import progress_bar
 from kd_plugin.teachers.formats import holds_ctranslate2
 from kd_plugin.teachers.loading import no_checkpoint
@@ -25,7 +25,8 @@ class OpenedModel(NamedTuple):
 
     decoder: FairseqDecoder or CTranslate2Decoder. compute_type: what its weights are where they are multiplied. bytes:
     of a checkpoint the weights as they are stored, without optimizer state; of a CTranslate2 model its files, with the
-    vocabularies. parameters: None where nobody says. sha256: of each file with weights.
+    vocabularies. parameters: None where nobody says. sha256: of each file with weights. languages: source and target;
+    None where nobody says.
     """
 
     decoder: Any
@@ -34,6 +35,7 @@ class OpenedModel(NamedTuple):
     bytes: int
     parameters: Optional[int]
     sha256: List[str]
+    languages: Optional[List[str]] = None
 
 
 class Translated(NamedTuple):
@@ -100,11 +102,13 @@ def open_model(
         files = [folder / "model.bin", *folder.glob("*vocabulary.*"), folder / "vmap.txt"]
         size = sum(file.stat().st_size for file in files if file.is_file())
         digest = sha256_of(folder / "model.bin")
-        return OpenedModel(decoder, "ctranslate2", decoder.compute_type, size, description.get("parameters"), [digest])
+        parameters, languages = description.get("parameters"), described_languages(description)
+        return OpenedModel(decoder, "ctranslate2", decoder.compute_type, size, parameters, [digest], languages)
     checkpoints = open_checkpoints(path, overrides, source_lang, target_lang)
     opened = FairseqDecoder(checkpoints, settings, torch.device(device))
     digests = list(map(sha256_of, checkpoints.paths))
-    return OpenedModel(opened, "fairseq", "float32", opened.weight_bytes, opened.parameters, digests)
+    size, languages = opened.weight_bytes, checkpoints.languages
+    return OpenedModel(opened, "fairseq", "float32", size, opened.parameters, digests, languages)
 
 
 def translate(
