@@ -31,12 +31,16 @@ from kd_plugin.pipeline.jobs import add_job_arguments, check_job, device_of
 from kd_plugin.pipeline.languages import check_languages
 from kd_plugin.pipeline.output import add_output_arguments, run_session
 from kd_plugin.pipeline.sources import BinarisedSource, Sentence, TextSource, group_equal, shares
-from kd_plugin.pipeline.subwords import SYMBOLS, Subwords, check_known
-from kd_plugin.pipeline.translations import Hypothesis, Record, write_shard
+from kd_plugin.pipeline.subword_checks import check_known, check_text
+from kd_plugin.pipeline.subwords import add_subword_arguments, segmentation_of
+from kd_plugin.pipeline.translating import UNKNOWN
+from kd_plugin.pipeline.translations import MANIFEST, Hypothesis, Manifest, Record, write_shard
 from kd_plugin.shards import shard_name
 
 ENGINES = ("fairseq", "ctranslate2")
 EMPTY, TOO_LONG = "empty_lines", "too_long_lines"
+# <unk>, in what the model reads and in what it writes
+UNKNOWN_SOURCE, UNKNOWN_TARGET = "lines_with_unknown_symbols", "translations_with_unknown_symbols"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,10 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--input", metavar="FILE", help="raw text instead, UTF-8, a sentence a line")
     add_model_arguments(parser, "the teacher, or an ensemble")
     parser.add_argument("--gen-subset", default="train", help="split of DATA (default: %(default)s)")
-    parser.add_argument("--sentencepiece-model", metavar="FILE", help="for raw text, unless it is segmented already")
-    parser.add_argument(
-        "--remove-bpe", default="sentencepiece", choices=SYMBOLS, help="of segmented text (default: %(default)s)"
-    )
+    add_subword_arguments(parser, "for raw text, unless it is segmented already", remove_bpe=True)
     add_output_arguments(parser)
     add_engine_arguments(parser)
     add_search_arguments(parser)
@@ -122,7 +123,23 @@ def run(args: argparse.Namespace) -> int:
         raise KDPluginError(f"--compute-type {args.compute_type}: --engine fairseq computes in {', '.join(DTYPES)}")
     # fairseq tells everything about every model; what counts comes in a line
     logging.getLogger("fairseq").setLevel(logging.WARNING)
-    return run_session(args, "decode", functools.partial(Session, args))
+    status = run_session(args, "decode", functools.partial(Session, args))
+    _say_unknown(args)
+    return status
+
+
+def _say_unknown(args: argparse.Namespace) -> None:
+    """What binarising has taken from the source; raw text keeps it."""
+    folder = Path(args.output)
+    if args.data is None or not (folder / MANIFEST).is_file():
+        return
+    lines = Manifest.read(folder).counts.get(UNKNOWN_SOURCE, 0)
+    if lines:
+        print(
+            f"{args.data}: in {lines:,} lines of {args.gen_subset} a part of the source is lost: it was not in the "
+            "dictionary when they were binarised, and the translations' source has the unknown symbol in its place. "
+            "kd-plugin filter drops them; --input RAW instead of DATA decodes the original text and keeps it"
+        )
 
 
 class Session:
@@ -143,14 +160,18 @@ class Session:
             raise KDPluginError(f"--path {args.path}: its languages are not in the checkpoint. Remedy: -s LANG -t LANG")
         self.languages = checkpoints.languages
         check_languages(*self.languages, where=args.path)
-        subwords = self._subwords = Subwords(args.sentencepiece_model, args.remove_bpe)
-        subwords.check(checkpoints.target_dictionary.symbols)
+        subwords = self._subwords = segmentation_of(args)
+        dictionary = checkpoints.source_dictionary
+        subwords.check(args.path, dictionary.symbols, checkpoints.target_dictionary.symbols)
+        for side, one in zip((dictionary, checkpoints.target_dictionary), subwords):
+            one.check_joining(side.symbols)
         self.source: Any
         if args.input is not None:
-            self.source = TextSource(args.input, subwords)
+            self.source = TextSource(args.input, subwords.source)
+            has_model = subwords.source.path is not None
+            check_text(self.source.marks, has_model, dictionary.symbols, f"--input {args.input}")
         else:
-            dictionary = checkpoints.source_dictionary
-            self.source = BinarisedSource(args.data, args.gen_subset, self.languages, dictionary, subwords)
+            self.source = BinarisedSource(args.data, args.gen_subset, self.languages, dictionary, subwords.source)
         self.input_lines = self.lines = len(self.source)
         self._groups = group_equal(self.source.hashes)
         bounds = shares(self._groups, args.shard_sentences)
@@ -174,6 +195,8 @@ class Session:
             "max_tokens": args.max_tokens,
             "shard_sentences": args.shard_sentences,
         }
+        if subwords.target.identity() != subwords.source.identity():
+            self.identity["target_subwords"] = subwords.target.identity()
         self._model_folder = self._converted(checkpoints) if args.engine == "ctranslate2" else None
         self.progress: Callable[[int], Any] = lambda sentences: None
 
@@ -203,9 +226,11 @@ class Session:
         """Translate a shard and write it."""
         groups = [self._groups.ids(group) for group in range(plan.first, plan.last)]
         sentences = list(self.source.read([ids[0] for ids in groups]))
-        check_known((sentence.tokens for sentence in sentences), self._checkpoints.source_dictionary.indices)
+        source = self._checkpoints.source_dictionary
+        has_model = self._subwords.source.path is not None
+        check_known((sentence.tokens for sentence in sentences), source.indices, has_model)
         answers = self._translate(sentences, int(plan.name.split("-")[1]))
-        counts = {EMPTY: 0, TOO_LONG: 0}
+        counts = {EMPTY: 0, TOO_LONG: 0, UNKNOWN_SOURCE: 0, UNKNOWN_TARGET: 0}
         records = []
         for ids, sentence, answer in zip(groups, sentences, answers):
             if not sentence.tokens:
@@ -214,7 +239,9 @@ class Session:
             elif answer is None:
                 counts[TOO_LONG] += len(ids)
                 answer = []
-            hypotheses = [Hypothesis(self._subwords.decode(tokens), score) for tokens, score in answer]
+            counts[UNKNOWN_SOURCE] += len(ids) * any(source.index(token) == source.unk() for token in sentence.tokens)
+            counts[UNKNOWN_TARGET] += sum(UNKNOWN in tokens for tokens, _ in answer)
+            hypotheses = [Hypothesis(self._subwords.target.decode(tokens), score) for tokens, score in answer]
             records.append(Record(ids, sentence.text, hypotheses))
         write_shard(self._folder, plan.name, records, digest_of(self.identity), counts)
         return plan

@@ -21,8 +21,17 @@ from kd_plugin.pipeline.evaluation_scores import Comet, check_tokenizer, no_come
 from kd_plugin.pipeline.evaluation_table import markdown
 from kd_plugin.pipeline.languages import Tokenizer, bleu_tokenizer, check_languages, family, may_be_the_same
 from kd_plugin.pipeline.raw_text import numbered_lines
-from kd_plugin.pipeline.subwords import SYMBOLS, Subwords, check_known
-from kd_plugin.pipeline.translating import ENGINES, OpenedModel, Translated, engine_of, open_model, translate
+from kd_plugin.pipeline.subword_checks import Marks, check_known, check_text
+from kd_plugin.pipeline.subwords import Segmentation, Subwords, add_subword_arguments, segmentation_of
+from kd_plugin.pipeline.translating import (
+    ENGINES,
+    UNKNOWN,
+    OpenedModel,
+    Translated,
+    engine_of,
+    open_model,
+    translate,
+)
 from kd_plugin.version import __version__
 
 FORMAT, FORMAT_VERSION = "kd_plugin evaluation", 1
@@ -50,10 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", required=True, metavar="DIR", help=f"for {JSON_NAME}, {TABLE_NAME}, translations")
     parser.add_argument("--baseline", metavar="NAME", help="the model that the others are compared with")
     parser.add_argument("--engine", default="auto", choices=ENGINES, help="refuse models of another one")
-    parser.add_argument("--sentencepiece-model", metavar="M", help="for raw text, unless it is segmented already")
-    parser.add_argument(
-        "--remove-bpe", default="sentencepiece", choices=SYMBOLS, help="of segmented text (default: %(default)s)"
-    )
+    add_subword_arguments(parser, "for raw text, unless it is segmented already", remove_bpe=True)
     parser.add_argument("-s", "--source-lang", metavar="LANG", help="default: the checkpoint's")
     parser.add_argument("-t", "--target-lang", metavar="LANG", help="default: the checkpoint's")
     parser.add_argument("--dict-dir", metavar="DIR", help="folder with the checkpoints' dictionaries, where elsewhere")
@@ -103,19 +109,21 @@ def run(args: argparse.Namespace) -> int:
     if (output / JSON_NAME).exists():
         raise KDPluginError(f"--output {output}: holds an evaluation already. Remedy: another folder, or remove it")
     comet = Comet(args.comet, int(torch.cuda.is_available())) if args.comet else None
-    subwords = Subwords(args.sentencepiece_model, args.remove_bpe)
+    subwords = segmentation_of(args)
     torch.set_num_threads(args.threads)
-    sentences = {test.name: [subwords.encode(line) for line in test.sources] for test in tests}
-    opened = {  # before anything is translated: the last one may be no model for this text
-        name: _open_checked(path, "cpu", sentences, subwords, settings, args).languages for name, path in models.items()
-    }
+    sentences = {test.name: [subwords.source.encode(line) for line in test.sources] for test in tests}
+    opened = {}
+    for name, path in models.items():  # before anything is translated: the last one may be no model for this text
+        model = _open(path, "cpu", settings, args)
+        _check_subwords(path, model.decoder, subwords, tests, sentences)
+        opened[name] = model.languages
     language = _tokenizer(opened, tests, args)
     make_folder(output, "--output")
 
     rows = []
     texts: Dict[str, Dict[str, List[str]]] = {test.name: {} for test in tests}  # test -> model -> lines
     for name, path in models.items():
-        row, hypotheses = _translate_all(name, path, sentences, subwords, settings, args)
+        row, hypotheses = _translate_all(name, path, sentences, subwords.target, settings, args)
         rows.append(row)
         for test in tests:
             texts[test.name][name] = hypotheses[test.name]
@@ -216,7 +224,7 @@ def _translate_all(
     speed: Dict[str, Dict[str, Any]] = {}
     done: Dict[str, Translated] = {}
     for device in devices:
-        opened = _open_checked(path, device, sentences, subwords, settings, args)
+        opened = _open(path, device, settings, args)
         work = sentences if not done else {first: sentences[first][: args.cpu_sentences]}
         translate(opened.decoder, sentences[first][: WARM_UP[device]], args.max_tokens)
         answers = {
@@ -226,7 +234,6 @@ def _translate_all(
         speed[device] = {**_speed(list(answers.values())), "compute_type": opened.compute_type}
         done = done or answers
     speed.setdefault("cuda", {"note": "not measured: there is no GPU"})
-    too_long = sum(answer.too_long for answer in done.values())
     row: Dict[str, Any] = {
         "name": name,
         "engine": opened.engine,
@@ -234,29 +241,39 @@ def _translate_all(
         "bytes": opened.bytes,
         "sha256": opened.sha256,
         "speed": speed,
-        "note": f"{too_long} sentences are longer than it can take and have no translation" if too_long else "",
+        "note": _note(list(done.values())),
         "scores": [],
     }
     decoded = {test: [subwords.decode(tokens) for tokens in answer.hypotheses] for test, answer in done.items()}
     return row, decoded
 
 
-def _open_checked(
-    path: str,
-    device: str,
-    sentences: Dict[str, List[Tokens]],
-    subwords: Subwords,
-    settings: Settings,
-    args: argparse.Namespace,
-) -> OpenedModel:
-    """The model, after a look whether the test sets are in its symbols."""
+def _note(answers: List[Translated]) -> str:
+    """What a model's scores do not tell; empty: nothing."""
+    too_long = sum(answer.too_long for answer in answers)
+    unknown = sum(UNKNOWN in tokens for answer in answers for tokens in answer.hypotheses)
+    notes = [f"{too_long} sentences are longer than it can take and have no translation"] if too_long else []
+    if unknown:
+        notes.append(f"{unknown} translations have unknown symbols ({UNKNOWN})")
+    return "; ".join(notes)
+
+
+def _open(path: str, device: str, settings: Settings, args: argparse.Namespace) -> OpenedModel:
     overrides = {} if args.dict_dir is None else {"data": args.dict_dir}
     languages = args.source_lang, args.target_lang
-    opened = open_model(path, settings, args.engine, device, args.threads, overrides, *languages)
-    subwords.check(opened.decoder.target_symbols)
-    for of_one_test in sentences.values():
-        check_known(of_one_test, opened.decoder.source_symbols)
-    return opened
+    return open_model(path, settings, args.engine, device, args.threads, overrides, *languages)
+
+
+def _check_subwords(
+    path: str, decoder: Any, subwords: Segmentation, tests: List[RawTest], sentences: Dict[str, List[Tokens]]
+) -> None:
+    """Refuse models that read or write other symbols than the test sets are segmented into."""
+    subwords.check(path, decoder.source_symbols, decoder.target_symbols)
+    subwords.target.check_joining(decoder.target_symbols)
+    has_model = subwords.source.path is not None
+    for test in tests:
+        check_text(Marks(test.sources), has_model, decoder.source_symbols, f"--test {test.name}")
+        check_known(sentences[test.name], decoder.source_symbols, has_model)
 
 
 def _speed(answers: List[Translated]) -> Dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Tu
 from sacrebleu.metrics import BLEU
 
 from kd_plugin.errors import KDPluginError
-from kd_plugin.files import sha256_of, write_json
+from kd_plugin.files import write_json
 from kd_plugin.pipeline.ctranslate2_models import convert_opened
 from kd_plugin.pipeline.decoders import Settings, Tokens
 from kd_plugin.pipeline.languages import bleu_tokenizer, check_languages, family
@@ -20,12 +20,14 @@ from kd_plugin.pipeline.progress import progress
 from kd_plugin.pipeline.raw_text import numbered_lines
 from kd_plugin.pipeline.safetensors_model import write_safetensors
 from kd_plugin.pipeline.stock_checkpoint import write_stock_checkpoint
-from kd_plugin.pipeline.subwords import Subwords, check_known
+from kd_plugin.pipeline.subword_checks import Marks, check_known, check_text
+from kd_plugin.pipeline.subwords import Subwords, add_subword_arguments, segmentation_of
 from kd_plugin.pipeline.translating import open_model, share_identical, translate
 from kd_plugin.pipeline.translations import Translations
 from kd_plugin.pipeline.vocabulary_map import write_vocabulary_map
 
-CHECKPOINT, SUBWORDS, VOCABULARY_MAP = "model.pt", "spm.model", "vmap.txt"
+CHECKPOINT, VOCABULARY_MAP = "model.pt", "vmap.txt"
+SUBWORDS = {"": "spm.model", "source": "source.spm", "target": "target.spm"}  # by side; "": one for both
 # BLEU of the exported model's translations against fairseq's: an int8 model that is as good as its checkpoint differs
 # from it in one sentence of ten, by a word or two; one with a mistake in it is far below
 THRESHOLD, QUANTIZED_THRESHOLD = 98.0, 80.0
@@ -61,7 +63,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--quantization", metavar="TYPE", help="of ctranslate2: int8, int8_float16, float16, float32, … (default: int8)"
     )
     parser.add_argument("--fp16", action="store_true", help="of fairseq and safetensors: half the size")
-    parser.add_argument("--sentencepiece-model", metavar="M", help=f"is put beside the model as {SUBWORDS}")
+    names = f"{SUBWORDS['']}, {SUBWORDS['source']} and {SUBWORDS['target']}"
+    add_subword_arguments(parser, f"of the training data: is put beside the model ({names})")
     parser.add_argument("-s", "--source-lang", metavar="LANG", help="default: the checkpoint's")
     parser.add_argument("-t", "--target-lang", metavar="LANG", help="default: the checkpoint's")
     parser.add_argument("--dict-dir", metavar="DIR", help="folder with its dictionaries, where they are elsewhere")
@@ -97,22 +100,24 @@ def run(args: argparse.Namespace) -> int:
     overrides = {} if args.dict_dir is None else {"data": args.dict_dir}
     output = Path(args.output)
     _refuse_existing(output)
-    Subwords(args.sentencepiece_model)  # refuses what is no such model
+    subwords = segmentation_of(args, "none")  # text that is segmented already is compared as it is
     opened = open_checkpoint(args.checkpoint, overrides, args.source_lang, args.target_lang)
+    subwords.check(args.checkpoint, *(dictionary.symbols for dictionary in opened.dictionaries))
+    sentences = _check_sentences(opened, args, subwords.source) if args.check else []
     temporary = Path(os.path.abspath(output)).with_name(f".{output.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         temporary.mkdir(parents=True)
         folder = temporary / "export"
         FORMATS[args.format](opened, folder, args, _work(temporary))
-        subwords: Dict[str, Any] = {}
-        if args.sentencepiece_model:
-            shutil.copyfile(args.sentencepiece_model, folder / SUBWORDS)
-            subwords = {"sentencepiece_sha256": sha256_of(args.sentencepiece_model)}
+        digests: Dict[str, Any] = {}
+        for side, one in subwords.models().items():
+            shutil.copyfile(str(one.path), folder / SUBWORDS[side])
+            digests[f"{side}_sentencepiece_sha256".lstrip("_")] = one.sha256
         # how the plugin's own numbers were measured
         search = {name: getattr(SEARCH, name) for name in ("beam", "max_len_a", "max_len_b", "lenpen")}
-        description = {**read_description(folder), **subwords, "search": search}
+        description = {**read_description(folder), **digests, "search": search}
         if args.check:
-            checks = _check(opened, folder, args, overrides)
+            checks = _check(opened, folder, args, overrides, sentences, subwords.target)
             description.update({name: check._asdict() for name, check in checks.items()})
         write_json(folder / DESCRIPTION, description)
         for path in folder.iterdir():
@@ -171,7 +176,7 @@ def _to_ctranslate2(opened: OpenedCheckpoint, folder: Path, args: argparse.Names
     if args.vocabulary_map_from:
         vocabulary_map = work / VOCABULARY_MAP
         symbols = [dictionary.symbols for dictionary in opened.dictionaries]
-        pairs = progress(_corpus(args), None, "vocabulary map", "pair")
+        pairs = progress(_segmented(opened, args), None, "vocabulary map", "pair")
         number = write_vocabulary_map(vocabulary_map, pairs, *symbols)
         print(f"vocabulary map: from {number:,} sentence pairs, {vocabulary_map.stat().st_size:,} bytes")
     convert_opened(opened, folder, args.quantization or "int8", vocabulary_map, args.max_positions)
@@ -206,40 +211,70 @@ def _copy_dictionaries(opened: OpenedCheckpoint, folder: Path) -> None:
         shutil.copyfile(path, folder / f"dict.{language}.txt")
 
 
-def _corpus(args: argparse.Namespace) -> Iterator[Tuple[List[str], List[str]]]:
-    """Symbols of the pairs of --vocabulary-map-from."""
+def _segmented(opened: OpenedCheckpoint, args: argparse.Namespace) -> Iterator[Tuple[Tokens, Tokens]]:
+    """Symbols of the pairs of --vocabulary-map-from.
+
+    Raises:
+        KDPluginError: at their end: most lines are segmented otherwise
+    """
+    sides = segmentation_of(args)
+    marks = Marks(), Marks()
+    for pair in _corpus(args):
+        for one, text in zip(marks, pair):
+            one.add(text)
+        yield sides.source.encode(pair[0]), sides.target.encode(pair[1])
+    for one, subwords, dictionary in zip(marks, sides, opened.dictionaries):
+        check_text(one, subwords.path is not None, dictionary.symbols, "--vocabulary-map-from")
+
+
+def _corpus(args: argparse.Namespace) -> Iterator[Tuple[str, str]]:
+    """Raw pairs of --vocabulary-map-from."""
     flag, names = "--vocabulary-map-from", args.vocabulary_map_from
-    subwords = Subwords(args.sentencepiece_model)
     if len(names) == 1:
         for record in Translations(Path(names[0])).records():
             for hypothesis in record.hypotheses:
-                yield subwords.encode(record.source), subwords.encode(hypothesis.text)
+                yield record.source, hypothesis.text
         return
     sources, targets = (numbered_lines(Path(name), flag) for name in names)
     for source, target in itertools.zip_longest(sources, targets):
         if source is None or target is None:
             raise KDPluginError(f"{flag}: {names[0]} and {names[1]} differ in number of lines. Remedy: parallel text")
-        yield subwords.encode(source[1]), subwords.encode(target[1])
+        yield source[1], target[1]
+
+
+def _check_sentences(opened: OpenedCheckpoint, args: argparse.Namespace, subwords: Subwords) -> List[Tokens]:
+    """Symbols of --check, after a look whether they are the checkpoint's."""
+    lines = [line for _, line in numbered_lines(Path(args.check), "--check")]
+    if not any(map(str.strip, lines)):
+        raise KDPluginError(f"--check {args.check}: there is no sentence in it. Remedy: raw text, a sentence a line")
+    symbols, has_model = opened.dictionaries[0].symbols, subwords.path is not None
+    check_text(Marks(lines), has_model, symbols, f"--check {args.check}")
+    sentences = [subwords.encode(line) for line in lines]
+    check_known(sentences, opened.dictionaries[0].indices, has_model)
+    return sentences
 
 
 def _check(
-    opened: OpenedCheckpoint, folder: Path, args: argparse.Namespace, overrides: Dict[str, Any]
+    opened: OpenedCheckpoint,
+    folder: Path,
+    args: argparse.Namespace,
+    overrides: Dict[str, Any],
+    sentences: List[Tokens],
+    subwords: Subwords,
 ) -> Dict[str, Check]:
     """Translate --check with both models, and with the vocabulary map too where there is one.
+
+    Args:
+        sentences: symbols of --check
+        subwords: of the target language
 
     Raises:
         KDPluginError: the translations are further apart than --check-threshold
     """
-    # without a sentencepiece model the text is segmented already, and so compared
-    subwords = Subwords(args.sentencepiece_model, "none")
-    sentences = [subwords.encode(line) for _, line in numbered_lines(Path(args.check), "--check")]
-    if not any(sentences):
-        raise KDPluginError(f"--check {args.check}: there is no sentence in it. Remedy: raw text, a sentence a line")
     exported = folder if args.format == "ctranslate2" else folder / CHECKPOINT
     languages = {"source_lang": args.source_lang, "target_lang": args.target_lang}
     target = None if opened.languages is None else opened.languages[1]
     original = open_model(opened.path, SEARCH, overrides=overrides, **languages)
-    check_known(sentences, original.decoder.source_symbols)
     decoder = open_model(str(exported), SEARCH, **languages).decoder
     theirs = translate(original.decoder, sentences, name="checkpoint").hypotheses
     check = _compare(translate(decoder, sentences, name="exported").hypotheses, theirs, subwords, target)

@@ -12,6 +12,10 @@ from typing import Any, Callable, Dict, FrozenSet, List, NamedTuple, Sequence, T
 INFINITY = float("inf")
 # all controls but the tab, what a decoder puts in the place of broken UTF-8, and what Unicode will never assign
 BROKEN = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\ufffd\ufffe\uffff]")
+# An unknown symbol as sentencepiece writes it (U+2047, always between spaces: what is attached to a word somebody has
+# typed), and as fairseq, its references, Moses and BERT do.
+UNKNOWN = re.compile(r"(?<!\S)\u2047(?!\S)|<unk>|&lt;unk&gt;|\[UNK\]", re.IGNORECASE)
+UNKNOWN_WORD = re.compile(r"(?<!\S)UNK(?!\S)")  # or an abbreviation
 LETTERS = re.compile(r"[^\W\d_]+")
 LONGEST_REPEATED = 4  # words
 # Loops of subwords inside a word, "verwahrwahrwahrlost": letters that come three times or more in a row, and at least
@@ -99,6 +103,16 @@ def broken_characters(pair: Pair, options: argparse.Namespace) -> bool:
     return BROKEN.search(pair.hypothesis.text) is not None
 
 
+def unknown_symbols(pair: Pair, options: argparse.Namespace) -> bool:
+    """What the decoder or the binariser did not know, on either side; a bare UNK where the source has none."""
+    if options.unknown_symbols == "keep":
+        return False
+    source, hypothesis = pair.source.text, pair.hypothesis.text
+    if UNKNOWN.search(source) or UNKNOWN.search(hypothesis):
+        return True
+    return UNKNOWN_WORD.search(hypothesis) is not None and UNKNOWN_WORD.search(source) is None
+
+
 def length(pair: Pair, options: argparse.Namespace) -> bool:
     lengths = [side.length(options.length_unit) for side in pair]
     return min(lengths) < options.min_length or max(lengths) > options.max_length
@@ -178,6 +192,18 @@ def script_of(letter: str) -> str:
 
 RULES: Dict[str, Rule] = {
     "broken_characters": Rule(broken_characters),
+    "unknown_symbols": Rule(
+        unknown_symbols,
+        (
+            Flag(
+                "--unknown-symbols",
+                "drop",
+                "pairs with <unk> or sentencepiece's \u2047 on either side, where a model or a dictionary did not know "
+                "something",
+                choices=("drop", "keep"),
+            ),
+        ),
+    ),
     "length": Rule(
         length,
         (

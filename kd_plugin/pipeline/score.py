@@ -31,7 +31,8 @@ from kd_plugin.pipeline.decoders import (
 from kd_plugin.pipeline.jobs import add_job_arguments, check_job, device_of
 from kd_plugin.pipeline.languages import check_languages
 from kd_plugin.pipeline.output import add_output_arguments, run_session
-from kd_plugin.pipeline.subwords import Subwords, check_known
+from kd_plugin.pipeline.subword_checks import Marks, check_known, check_text
+from kd_plugin.pipeline.subwords import add_subword_arguments, segmentation_of
 from kd_plugin.pipeline.translations import Record, Shard, Translations, write_shard
 
 TOO_LONG = "dropped_too_long"
@@ -44,9 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(
         parser, "the model, or an ensemble; one of the other direction scores the source, given the translation"
     )
-    parser.add_argument(
-        "--sentencepiece-model", metavar="FILE", help="of the model (default: its symbols are what spaces separate)"
-    )
+    add_subword_arguments(parser, "of the model (default: its symbols are what spaces separate)")
     parser.add_argument(
         "--compute-type",
         default="auto",
@@ -98,7 +97,9 @@ class Session:
         self.plans = [Plan(shard) for shard in manifest.shards]
         checkpoints = checkpoints_of(args)
         self._backward = self._is_backward(checkpoints)
-        self._subwords = Subwords(args.sentencepiece_model)
+        self._subwords = segmentation_of(args)
+        dictionaries = checkpoints.source_dictionary.symbols, checkpoints.target_dictionary.symbols
+        self._subwords.check(args.path, *dictionaries)
         device = device_of(number)
         dtype = args.compute_type if args.compute_type != "auto" else default_dtype(device)
         self.identity: Dict[str, Any] = {
@@ -133,9 +134,13 @@ class Session:
     def __call__(self, plan: Plan) -> Plan:
         """Score a shard's translations and write them again, in the same order."""
         records = list(self._translations.records_of(plan.shard))
-        pairs = [pair for record in records for pair in self._pairs(record)]
-        for side, dictionary in enumerate(self._scorer.dictionaries):
-            check_known((pair[side] for pair in pairs), dictionary.indices)
+        texts = [pair for record in records for pair in self._texts(record)]
+        for side, (subwords, dictionary) in enumerate(zip(self._subwords, self._scorer.dictionaries)):
+            marks = Marks(text[side] for text in texts)
+            check_text(marks, subwords.path is not None, dictionary.symbols, str(self._translations.folder))
+        pairs = [(self._subwords.source.encode(read), self._subwords.target.encode(asked)) for read, asked in texts]
+        for side, (subwords, dictionary) in enumerate(zip(self._subwords, self._scorer.dictionaries)):
+            check_known((pair[side] for pair in pairs), dictionary.indices, subwords.path is not None)
         scores = iter(self._scores(pairs))
         scored, dropped = [], 0
         for record in records:
@@ -146,11 +151,11 @@ class Session:
         write_shard(self._folder, plan.name, scored, digest_of(self.identity), {TOO_LONG: dropped})
         return plan
 
-    def _pairs(self, record: Record) -> Iterator[Pair]:
-        source = self._subwords.encode(record.source)
+    def _texts(self, record: Record) -> Iterator[Tuple[str, str]]:
+        """What the model reads and what it is asked about."""
         for hypothesis in record.hypotheses:
-            target = self._subwords.encode(hypothesis.text)
-            yield (target, source) if self._backward else (source, target)
+            texts = record.source, hypothesis.text
+            yield texts[::-1] if self._backward else texts
 
     def _scores(self, pairs: List[Pair]) -> List[Optional[float]]:
         """None: longer than the model reads or writes. Nothing for nothing, as decode translates empty lines, has 0."""

@@ -11,6 +11,7 @@ from kd_plugin.cache.data import split_files
 from kd_plugin.errors import KDPluginError
 from kd_plugin.pipeline.progress import progress
 from kd_plugin.pipeline.raw_text import TextLines
+from kd_plugin.pipeline.subword_checks import Marks
 from kd_plugin.pipeline.subwords import Subwords
 from kd_plugin.teachers.vocabulary import load_dictionary
 
@@ -29,13 +30,21 @@ class TextSource:
 
     Only the lines' positions and hashes are held in memory, 24 bytes a line, and as much again while they are grouped.
 
+    Args:
+        subwords: of the source language
+
     Raises:
         KDPluginError: as TextLines
     """
 
     def __init__(self, path: str, subwords: Subwords):
-        self._subwords, hashes = subwords, bytearray()
-        self._lines = TextLines(Path(path), "--input", lambda text: hashes.extend(_hash(text.encode("utf-8"))))
+        self._subwords, self.marks, hashes = subwords, Marks(), bytearray()
+
+        def seen(text: str) -> None:
+            hashes.extend(_hash(text.encode("utf-8")))
+            self.marks.add(text)
+
+        self._lines = TextLines(Path(path), "--input", seen)
         self.hashes = np.frombuffer(hashes, dtype=f"V{HASH_BYTES}")
         self._description = {"text_sha256": self._lines.sha256, "subwords": subwords.identity()}
 

@@ -18,6 +18,7 @@ from kd_plugin.teachers.loading import no_checkpoint
 from kd_plugin.teachers.paths import split_model_paths
 
 ENGINES = ("auto", "fairseq", "ctranslate2")
+UNKNOWN = "<unk>"  # fairseq's, and so CTranslate2's
 
 
 class OpenedModel(NamedTuple):

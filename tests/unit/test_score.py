@@ -140,7 +140,7 @@ LOOSE = ["--max-length-ratio", 100, "--copy-overlap", 1]
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["-s", "de", "-t", "de"], "translates de-de, and"),
+        (["-s", "de", "-t", "de"], "de is the source's"),
         (["-s", "de", "-t", "fr"], "no dict.fr.txt"),
         (["--max-tokens", 0], "--max-tokens 0"),
         (["--sentencepiece-model", "nowhere.model"], "nowhere.model"),
