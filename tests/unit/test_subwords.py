@@ -109,12 +109,13 @@ def test_a_larger_model_of_the_same_merges_is_refused(tmp_path):
     Segmentation(small, small).check("A.pt", of_small, ["▁"])
     Segmentation(large, large).check("A.pt", of_large, ["▁"])
     Segmentation(large, large).check("A.pt", symbols(large.path, lines[:300]), ["▁"])
-    for pair in (Segmentation(large, large), Segmentation(large, small)):
-        for target in (of_small, ["▁", *of_small]):
-            if target == of_small and pair.target is small:
-                continue  # a joined dictionary of two models is not looked at so closely
-            with pytest.raises(KDPluginError, match=r"larger than .* the last [\d,]+ of its [\d,]+ merges"):
-                pair.check("A.pt", of_small, target)
+    for pair, target in (
+        (Segmentation(large, large), of_small),
+        (Segmentation(large, large), of_small[1:]),
+        (Segmentation(large, small), of_small[1:]),
+    ):
+        with pytest.raises(KDPluginError, match=r"larger than .* the last [\d,]+ of its [\d,]+ merges"):
+            pair.check("A.pt", of_small, target)
 
 
 def test_a_dictionary_of_another_script_is_no_list_of_unknown_characters(tmp_path):
