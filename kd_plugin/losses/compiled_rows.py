@@ -21,7 +21,7 @@ import numba
 import numpy as np
 from numba.extending import overload
 
-from kd_plugin.losses import definition, divergences
+from kd_plugin.losses import definition, divergences, one_pass
 
 CE, NLL, KD, TEACHER_NLL, AGREE = (getattr(definition, name) for name in ("CE", "NLL", "KD", "TEACHER_NLL", "AGREE"))
 DIVERGENCES = ("forward_kl", "reverse_kl", "js", "skew_forward_kl", "skew_reverse_kl", "tvd", "adaptive_kl")
@@ -32,6 +32,7 @@ BLOCK = 2048  # entries of a row
 ZERO, QUARTER, HALF, ONE = (np.float32(x) for x in (0.0, 0.25, 0.5, 1.0))
 MASKED_LPROB, TINY = np.float32(divergences.MASKED_LPROB), np.finfo(np.float32).tiny
 ROUNDER = np.float32(12582912.0)
+SMALL_MASS = one_pass.SMALL_MASS
 LOWEST_EXP = np.float32(-87.3)  # exp of anything below is no normal number, and counts as 0
 
 exact = numba.njit(fastmath={"contract"}, cache=True)
@@ -508,6 +509,30 @@ def _block_sum(entries):  # type: ignore[no-untyped-def]
     return total
 
 
+@reordered
+def _block_centred(block, best, inverse_temperature, centred):  # type: ignore[no-untyped-def]
+    for i in range(centred.size):
+        centred[i] = (block[i] - best) * inverse_temperature
+
+
+@exact
+def _mass_of_the_rest(z, ids, best, inverse_temperature, exps):  # type: ignore[no-untyped-def]
+    """exps = exp(centred - origin) but 0 at ids; their sum, in float64, and origin, the best centred entry of those.
+
+    For rows whose other entries are so far below the best one that their exponentials underflow.
+    """
+    for start in range(0, z.size, BLOCK):
+        part = slice(start, start + BLOCK)
+        _block_centred(z[part], best, inverse_temperature, exps[part])
+    for i in range(ids.size):
+        exps[ids[i]] = -np.inf
+    origin = exps[_argmax(exps)]
+    if origin == -np.inf:  # there are no others
+        exps[:] = ZERO
+        return 0.0, origin
+    return _softmax(exps, origin, inverse_temperature * ZERO + ONE, exps)[0], origin
+
+
 @exact
 def _sparse_share(divergence, p, q, log_p, log_q, weight, rest):  # type: ignore[no-untyped-def]
     if divergence == FORWARD_KL:
@@ -554,9 +579,7 @@ def sparse_rows(  # type: ignore[no-untyped-def]
         if tempered:
             total = _softmax(z, best, inverse_temperature, exps)[0]
         norm, log_total = real(1.0 / total), real(math.log(total))
-        kd, slope_sum, of_rest = 0.0, 0.0, real(0.0)
-        for i in range(k):
-            entries[i] = exps[ids[token, i]]
+        kd, slope_sum, of_rest, shrink = 0.0, 0.0, real(0.0), real(1.0)
         if sampled:
             for i in range(k):
                 log_p = (z[ids[token, i]] - best) * inverse_temperature - log_total
@@ -565,23 +588,26 @@ def sparse_rows(  # type: ignore[no-untyped-def]
             slope_sum = -1.0
         else:
             for i in range(k):
+                entries[i] = exps[ids[token, i]]
+                exps[ids[token, i]] = real(0.0)  # at once: cache.compress.unknown has one symbol k times
                 log_p = (z[ids[token, i]] - best) * inverse_temperature - log_total
                 log_q = lprobs[token, i]
                 value, slope = _sparse_share(divergence, entries[i] * norm, _exp(log_q), log_p, log_q, parameter, other)
                 slopes[i] = slope
                 kd += np.float64(value)
                 slope_sum += np.float64(slope)
-            for i in range(k):
-                exps[ids[token, i]] = real(0.0)
-            mass = 0.0
+            mass, origin = 0.0, real(0.0)
             for start in range(0, vocab, BLOCK):
                 mass += np.float64(_block_sum(exps[start : start + BLOCK]))
-            log_p = MASKED_LPROB + real(0.0)
+            if mass < SMALL_MASS:
+                mass, origin = _mass_of_the_rest(z, ids[token], best, inverse_temperature, exps)
+                shrink = _exp(origin)
+            log_p = real(-np.inf)
             if mass != 0.0:
-                log_p = real(math.log(mass)) - log_total
-                log_p = MASKED_LPROB if log_p < MASKED_LPROB else log_p
+                log_p = real(math.log(mass) + np.float64(origin)) - log_total
             log_q = log_rest[token]
-            value, slope = _sparse_share(divergence, real(mass / total), _exp(log_q), log_p, log_q, parameter, other)
+            p = real(mass * np.float64(shrink) / total)
+            value, slope = _sparse_share(divergence, p, _exp(log_q), log_p, log_q, parameter, other)
             kd += np.float64(value)
             slope_sum += np.float64(slope)
             of_rest = real(slope / mass) if mass != 0.0 else of_rest
@@ -590,8 +616,11 @@ def sparse_rows(  # type: ignore[no-untyped-def]
         out[AGREE] = argmax == ids[token, 0]
         if want_gradient:
             g = gradient[rows[token]]
-            factor = real(kd_weight * (of_rest - slope_sum / total))
-            plain_part = (plain_exps, real(ce_weight / plain_total))
+            factor = real(kd_weight * (of_rest - slope_sum * shrink / total))
+            plain_weight = real(ce_weight / plain_total)
+            if not tempered:
+                plain_weight *= shrink
+            plain_part = (plain_exps, plain_weight)
             _write_gradient(g, label, ((exps, factor), plain_part, plain_part), False, ce_weight, nll_weight, eps_i)
             for i in range(k):
                 share = kd_weight * slopes[i]

@@ -29,8 +29,12 @@ class Objective(NamedTuple):
     top1_rank: int = 0
 
     def total(self, terms: Tensor) -> Tensor:
-        """The loss of (..., N_TERMS) terms."""
+        """The loss of (..., N_TERMS) terms. A term without weight does not count, be it infinite."""
         teacher_weight = (1.0 - self.alpha) * self.temperature**2
+        if self.alpha == 0.0:
+            return teacher_weight * (terms[..., KD] + terms[..., RANK])
+        if self.alpha == 1.0:
+            return terms[..., CE] * 1.0
         return self.alpha * terms[..., CE] + teacher_weight * (terms[..., KD] + terms[..., RANK])
 
     def divergence_parameters(self) -> Dict[str, float]:

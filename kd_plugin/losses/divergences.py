@@ -10,7 +10,7 @@ tests read that table. Without a one-pass form autograd differentiates the defin
 """
 
 import math
-from typing import Callable, Dict, NamedTuple, Optional, Tuple, Union
+from typing import Any, Callable, Dict, NamedTuple, Optional, Tuple, Union
 
 import torch
 from torch import Tensor
@@ -43,11 +43,14 @@ class Divergence(NamedTuple):
     one_pass:   (Rows, **parameters) -> ((tokens,), Slope); may overwrite the teacher's side, never the
                 student's but for asking it for probs(); None: autograd differentiates the definition
     parameters: the names and defaults of what shapes it beside the temperature
+    steepest:   (its value, **parameters) -> what no entry of |h - p sum h| exceeds, h its derivative with respect to
+                log p; None: not known, and looked for in each gradient that is stored in fp16
     """
 
     definition: Callable[..., Tensor]
     one_pass: Optional[Callable[..., Tuple[Tensor, Slope]]] = None
     parameters: Dict[str, float] = {}
+    steepest: Optional[Callable[..., Any]] = None
 
     def __call__(self, student_lprobs: Tensor, teacher_lprobs: Tensor, **parameters: float) -> Tensor:
         return self.definition(student_lprobs, teacher_lprobs, **parameters)
@@ -56,16 +59,22 @@ class Divergence(NamedTuple):
 def expectation(probs: Tensor, values: Tensor) -> Tensor:
     """sum_v probs * values, where 0 * inf is 0 in value and gradient.
 
+    Both factors are masked, and not their product: autograd would multiply the infinite one by 0, which is NaN.
     `== 0` and not `> 0`, so that a NaN stays seen.
     """
-    return torch.where(probs == 0, torch.zeros_like(probs), probs * values).sum(dim=-1)
+    nothing = probs == 0
+    return (probs.masked_fill(nothing, 0.0) * values.masked_fill(nothing, 0.0)).sum(dim=-1)
 
 
 def log_mixture(first_lprobs: Tensor, second_lprobs: Tensor, weight: float) -> Tensor:
     """log(weight * first + (1 - weight) * second), also where both underflow."""
     if not 0.0 < weight < 1.0:
         return first_lprobs if weight == 1.0 else second_lprobs
-    return torch.logaddexp(first_lprobs + math.log(weight), second_lprobs + math.log(1.0 - weight))
+    # entries that neither side has, for whose logaddexp autograd would find NaN
+    nowhere = torch.isneginf(first_lprobs) & torch.isneginf(second_lprobs)
+    first, second = (lprobs.masked_fill(nowhere, 0.0) for lprobs in (first_lprobs, second_lprobs))
+    mixture = torch.logaddexp(first + math.log(weight), second + math.log(1.0 - weight))
+    return mixture.masked_fill(nowhere, -math.inf)
 
 
 def forward_kl(student_lprobs: Tensor, teacher_lprobs: Tensor) -> Tensor:
@@ -206,12 +215,37 @@ def adaptive_kl_one_pass(rows: Rows, adaptive_mu: float = 0.5) -> Tuple[Tensor, 
     return value, Slope(slope, (w - 1.0) * reverse - w)
 
 
+# How large an entry of h - p sum h can be. x log x >= -1/e for every x in [0, 1] is all that is needed.
+
+
+def at_most_one(value: Any, **_: float) -> float:
+    """forward_kl: |p - q|. tvd: |h| <= p / 2 and |sum h| <= 1/2. skew_forward_kl: |h| <= q, since (1 - lambda) p <= m.
+    js: with r = log p/m and L = log 1/(1 - beta), p r >= -1/e, r <= L and 0 <= sum p r <= L, so it is at most
+    (1 - beta) (L + 1/e) <= 2/e."""
+    return 1.0
+
+
+def skew_reverse_steepest(value: Any, skew_lambda: float) -> float:
+    """h = p (r - s) with r = log p/m, p r >= -1/e, r <= L = log 1/lambda, 0 <= sum p r <= L and s = lambda p/m in
+    [0, 1]: at most L + 1 + 1/e."""
+    return math.log(1.0 / skew_lambda) + 1.5
+
+
+def reverse_steepest(value: Any, **_: float) -> Any:
+    """Reverse KL: h - p sum h = p (r - R) with r = log p/q and R = sum p r, the KL. p r >= p log p >= -1/e. What the
+    others have in R is a KL of p's rest and q's rest, >= (1 - p) log (1 - p) >= -1/e: so p r <= R + 1/e. It is at most
+    R + 1/e either way. The adaptive KL mixes this with forward_kl's, w and 1 - w, and so is its value."""
+    return value + 0.5
+
+
 DIVERGENCES: Dict[str, Divergence] = {
-    "forward_kl": Divergence(forward_kl, forward_kl_one_pass),
-    "reverse_kl": Divergence(reverse_kl, reverse_kl_one_pass),
-    "js": Divergence(js, js_one_pass, {"js_beta": 0.5}),
-    "skew_forward_kl": Divergence(skew_forward_kl, skew_forward_kl_one_pass, {"skew_lambda": 0.1}),
-    "skew_reverse_kl": Divergence(skew_reverse_kl, skew_reverse_kl_one_pass, {"skew_lambda": 0.1}),
-    "tvd": Divergence(tvd, tvd_one_pass),
-    "adaptive_kl": Divergence(adaptive_kl, adaptive_kl_one_pass, {"adaptive_mu": 0.5}),
+    "forward_kl": Divergence(forward_kl, forward_kl_one_pass, steepest=at_most_one),
+    "reverse_kl": Divergence(reverse_kl, reverse_kl_one_pass, steepest=reverse_steepest),
+    "js": Divergence(js, js_one_pass, {"js_beta": 0.5}, at_most_one),
+    "skew_forward_kl": Divergence(skew_forward_kl, skew_forward_kl_one_pass, {"skew_lambda": 0.1}, at_most_one),
+    "skew_reverse_kl": Divergence(
+        skew_reverse_kl, skew_reverse_kl_one_pass, {"skew_lambda": 0.1}, skew_reverse_steepest
+    ),
+    "tvd": Divergence(tvd, tvd_one_pass, steepest=at_most_one),
+    "adaptive_kl": Divergence(adaptive_kl, adaptive_kl_one_pass, {"adaptive_mu": 0.5}, reverse_steepest),
 }

@@ -12,8 +12,9 @@ from kd_plugin.errors import KDPluginError
 from kd_plugin.losses.answer import TeacherAnswer
 from kd_plugin.losses.definition import N_TERMS, NLL, Objective
 from kd_plugin.losses.memory import new_buffer
-from kd_plugin.losses.one_pass import gradient_scale, one_pass, rows_per_chunk
+from kd_plugin.losses.one_pass import one_pass, rows_per_chunk
 from kd_plugin.losses.sparse import Knowledge
+from kd_plugin.losses.storage import new_scales
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +28,7 @@ def row_losses(
     rows: Optional[Tensor] = None,
     teacher_rows: Optional[Tensor] = None,
     gradient: Optional[Tensor] = None,
+    scales: Optional[Tensor] = None,
 ) -> Tensor:
     """`one_pass` by the fastest means for the device: the same arguments, the same results."""
     vocab = student_logits.size(-1)
@@ -40,7 +42,14 @@ def row_losses(
     run = kernels.one_pass if kernels is not None else one_pass
     with torch.no_grad(), torch.autocast(device_type=student_logits.device.type, enabled=False):
         return run(
-            student_logits, teacher_logits, target, objective, rows=rows, teacher_rows=teacher_rows, gradient=gradient
+            student_logits,
+            teacher_logits,
+            target,
+            objective,
+            rows=rows,
+            teacher_rows=teacher_rows,
+            gradient=gradient,
+            scales=scales,
         )
 
 
@@ -100,10 +109,11 @@ class StudentLogits:
         Returns:
             (loss, 0-dim, with gradient where the logits need one; (tokens, N_TERMS) terms)
         """
-        logits, gradient = self.logits, None
+        logits, gradient, scales = self.logits, None, None
         if torch.is_grad_enabled() and logits.requires_grad:
             # detached, not .data: whoever else has kept the logits for its own backward then gets autograd's error
             gradient = logits.detach() if self.inplace else new_buffer(logits.shape, logits.dtype, logits.device)
+            scales = new_scales(gradient)
 
         def terms_of(chosen: Any, answer: Optional[TeacherAnswer]) -> Tensor:
             rows, wanted = (self.rows, target) if chosen is None else (self.rows[chosen], target[chosen])
@@ -121,6 +131,7 @@ class StudentLogits:
                         rows=None if wanted[part].numel() == logits.size(0) else rows[part],
                         teacher_rows=None if teacher is None else teacher_rows,
                         gradient=gradient,
+                        scales=scales,
                     )
                 )
                 del teacher  # before the next piece is made
@@ -130,7 +141,7 @@ class StudentLogits:
         loss = objective.total(terms.sum(dim=0))
         if gradient is not None:
             gradient.index_fill_(0, self.other_rows, 0)
-            loss = GradientInHand.apply(loss, 1.0 / gradient_scale(gradient.dtype), logits, gradient)
+            loss = GradientInHand.apply(loss, scales, logits, gradient)
         return loss, terms
 
 
@@ -148,10 +159,13 @@ class GradientInHand(torch.autograd.Function):
     """A loss whose gradients were computed with it: backward only scales them."""
 
     @staticmethod
-    def forward(ctx: Any, loss: Tensor, factor: float, *inputs_and_gradients: Tensor) -> Tensor:
-        """factor * gradients[i] is d loss / d inputs[i]; the inputs come first, then as many gradients."""
+    def forward(ctx: Any, loss: Tensor, scales: Optional[Tensor], *inputs_and_gradients: Tensor) -> Tensor:
+        """gradients[i] is d loss / d inputs[i]; the inputs come first, then as many gradients.
+
+        scales: None, or what the rows of every gradient are multiplied by
+        """
         half = len(inputs_and_gradients) // 2
-        ctx.gradients, ctx.factor = inputs_and_gradients[half:], factor
+        ctx.gradients, ctx.scales = inputs_and_gradients[half:], scales
         ctx.dtypes = [tensor.dtype for tensor in inputs_and_gradients[:half]]
         return loss.clone()
 
@@ -165,14 +179,13 @@ class GradientInHand(torch.autograd.Function):
             )
         if ctx.gradients is None:
             raise RuntimeError("backward a second time through a distillation loss whose gradient was given away")
-        factor = grad_outputs[0] * ctx.factor
         gradients = ctx.gradients
         if _graph_is_kept():
             gradients = [gradient.clone() for gradient in gradients]
         else:
             ctx.gradients = None
         for gradient in gradients:
-            scale_(gradient, factor)
+            scale_(gradient, grad_outputs[0], ctx.scales)
         gradients = [gradient.to(dtype) for gradient, dtype in zip(gradients, ctx.dtypes)]
         return (None, None, *gradients, *[None] * len(gradients))
 
@@ -183,18 +196,23 @@ def _graph_is_kept() -> bool:
     return True if asked is None else bool(asked())
 
 
-def scale_(gradient: Tensor, factor: Tensor) -> None:
-    """gradient *= factor, a 0-dim tensor on its device, in fp32 and without waiting for that device."""
+def scale_(gradient: Tensor, factor: Tensor, scales: Optional[Tensor] = None) -> None:
+    """gradient *= factor, a 0-dim tensor on its device, in fp32 and without waiting for that device.
+
+    scales: (rows,) fp32, what each row of the gradient is to be divided by
+    """
     if gradient.is_cuda:
         kernels = kernels_for("cuda")
         if kernels is not None:
-            kernels.scale_(gradient, factor)
+            kernels.scale_(gradient, factor, scales)
             return
-    elif factor.item() == 1.0:  # the usual case, and on a CPU nothing waits
+    elif scales is None and factor.item() == 1.0:  # the usual case, and on a CPU nothing waits
         return
     if gradient.dtype in (torch.float32, torch.float64):
         gradient.mul_(factor)
         return
     step = rows_per_chunk(gradient.size(-1), torch.float32, gradient.device)
-    for rows in gradient.split(step):  # a factor rounded to bf16 would be off by up to 0.4 %
-        rows.copy_(rows.float() * factor)
+    factors = factor if scales is None else (factor / scales).unsqueeze(-1)
+    for start in range(0, gradient.size(0), step):  # a factor rounded to bf16 would be off by up to 0.4 %
+        rows = gradient[start : start + step]
+        rows.copy_(rows.float() * (factors if scales is None else factors[start : start + step]))

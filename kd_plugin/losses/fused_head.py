@@ -14,7 +14,7 @@ from kd_plugin.losses.answer import TeacherAnswer
 from kd_plugin.losses.definition import N_TERMS, NLL, Objective, accumulation_dtype
 from kd_plugin.losses.engine import GradientInHand, in_two_groups, row_losses
 from kd_plugin.losses.memory import LinearHead, new_buffer, projected_rows, scratch
-from kd_plugin.losses.one_pass import gradient_scale
+from kd_plugin.losses.storage import STEP, new_scales
 
 
 class StudentFeatures:
@@ -57,7 +57,7 @@ class StudentFeatures:
         )
         loss = objective.total(terms.sum(dim=0))
         if gradients is not None:
-            loss = GradientInHand.apply(loss, 1.0, *inputs, *gradients.finish())
+            loss = GradientInHand.apply(loss, None, *inputs, *gradients.finish())
         return loss, terms
 
     @torch.no_grad()
@@ -87,9 +87,12 @@ class StudentFeatures:
                 logits = head(features, allocate)
                 teacher_logits = None if answer is None else answer.chunk(start, start + at.numel(), reuse=True)
                 in_place = logits if gradients is not None else None
-                terms.append(row_losses(logits, teacher_logits, target[at], objective, gradient=in_place))
+                scales = None if in_place is None else new_scales(in_place)
+                terms.append(
+                    row_losses(logits, teacher_logits, target[at], objective, gradient=in_place, scales=scales)
+                )
                 if gradients is not None:
-                    gradients.add(at, logits, features, weight)
+                    gradients.add(at, logits, scales, features, weight)
             del teacher_logits  # before the next chunk makes its own
         empty = torch.zeros(0, N_TERMS, dtype=accumulation_dtype(self.features, None), device=target.device)
         return torch.cat(terms) if terms else empty
@@ -114,24 +117,45 @@ class Gradients:
             small.zero_()
         self._weight_is_empty = True
 
-    def add(self, at: Tensor, slope: Tensor, features: Tensor, weight: Tensor) -> None:
-        """From gradient_scale * d loss / d logits, (rows, vocab), to features (rows `at`), weight and bias."""
-        scale = gradient_scale(slope.dtype)
-        self.features[at] = torch.mm(slope, weight).to(self.features.dtype) * (1 / scale)
-        if slope.dtype == self.weight.dtype:
-            if self._weight_is_empty:  # saves two passes over it
-                torch.mm(slope.t(), features, out=self.weight)
-            else:
-                self.weight.addmm_(slope.t(), features)
+    def add(self, at: Tensor, slope: Tensor, scales: Optional[Tensor], features: Tensor, weight: Tensor) -> None:
+        """From d loss / d logits, (rows, vocab), to features (rows `at`), weight and bias.
+
+        scales: (rows,) what the rows of slope are multiplied by, in fp16
+        """
+        if scales is not None:
+            self._add_in_fp16(at, slope, scales, features, weight)
         else:
-            # in fp16 the sum over a frequent word's tokens would overflow at the full scale
-            part = torch.mm(slope.t(), features / 16 if scale != 1.0 else features)
-            if self._weight_is_empty:
-                self.weight.zero_()
-            self.weight.add_(part, alpha=16 / scale if scale != 1.0 else 1.0)
+            self.features[at] = torch.mm(slope, weight).to(self.features.dtype)
+            if slope.dtype == self.weight.dtype:
+                if self._weight_is_empty:  # saves two passes over it
+                    torch.mm(slope.t(), features, out=self.weight)
+                else:
+                    self.weight.addmm_(slope.t(), features)
+            else:
+                self._emptied_weight().add_(torch.mm(slope.t(), features))
+            for bias in self.bias:
+                bias.add_(slope.sum(dim=0, dtype=bias.dtype))
         self._weight_is_empty = False
+
+    def _add_in_fp16(self, at: Tensor, slope: Tensor, scales: Tensor, features: Tensor, weight: Tensor) -> None:
+        """Sums over the vocabulary or over a frequent word's tokens would overflow at the scale of single entries."""
+        nothing = slope.new_zeros(1)
+        products = torch.addmm(nothing, slope, weight, beta=0, alpha=1 / 16)  # in fp32 until it is scaled
+        self.features[at] = products.to(self.features.dtype) * (16 / scales).unsqueeze(-1)
+        shares = STEP / 16 / scales.unsqueeze(-1)  # every row at the same scale
+        scaled = features.float() * shares
+        largest = torch.maximum(scaled.abs().amax(), shares.amax())
+        most = torch.linalg.vector_norm(slope, ord=1, dim=0, dtype=torch.float32).amax() * largest
+        _, exponent = torch.frexp(most / 2**15)  # no sum exceeds `most`
+        shrink = torch.ldexp(torch.ones_like(most), -exponent.clamp(min=0))
+        part = torch.mm(slope.t(), (scaled * shrink).to(slope.dtype))
+        back = 16 / STEP / shrink
+        self._emptied_weight().addcmul_(part, back)
         for bias in self.bias:
-            bias.add_(slope.sum(dim=0, dtype=bias.dtype), alpha=1 / scale)
+            bias.addcmul_(torch.mv(slope.t(), (shares * shrink).to(slope.dtype).squeeze(-1)), back)
+
+    def _emptied_weight(self) -> Tensor:
+        return self.weight.zero_() if self._weight_is_empty else self.weight
 
     def finish(self) -> List[Tensor]:
         """Of features, weight and bias."""

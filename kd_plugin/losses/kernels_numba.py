@@ -63,11 +63,13 @@ def one_pass(
     rows: Optional[Tensor] = None,
     teacher_rows: Optional[Tensor] = None,
     gradient: Optional[Tensor] = None,
+    scales: Optional[Tensor] = None,
 ) -> Tensor:
     """As kd_plugin.losses.one_pass.one_pass, for what `supports` agrees to.
 
-    gradient: contiguous too, of the student's dtype
+    gradient: contiguous too, of the student's dtype, so never in fp16
     """
+    assert scales is None
     student_logits = student_logits.detach()
     dtype = definition.accumulation_dtype(student_logits, teacher_logits)
     n_rows, vocab = target.numel(), student_logits.size(1)

@@ -28,8 +28,8 @@ from torch import Tensor
 from triton.language.extra import libdevice
 
 from kd_plugin.losses import definition, divergences
-from kd_plugin.losses.one_pass import gradient_scale
 from kd_plugin.losses.sparse import Knowledge, SparseAnswer
+from kd_plugin.losses.storage import SMALL, STEP, gradient_bound
 
 # without adaptive_kl, for which the teacher's probabilities would have to be sorted
 KNOWN_DIVERGENCES = ("forward_kl", "reverse_kl", "js", "skew_forward_kl", "skew_reverse_kl", "tvd")
@@ -45,6 +45,7 @@ CE, NLL, KD, TEACHER_NLL, AGREE, N_TERMS = (
 MASKED_LPROB = tl.constexpr(divergences.MASKED_LPROB)
 LOWEST = tl.constexpr(torch.finfo(torch.float32).min)  # where maxima start: finite, for -inf - -inf is NaN
 TINY = tl.constexpr(torch.finfo(torch.float32).tiny)
+FP16_STEP, FP16_SMALL = tl.constexpr(STEP), tl.constexpr(SMALL)
 LOG2_E = tl.constexpr(math.log2(math.e))
 INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")  # the tests do so
 
@@ -75,6 +76,7 @@ def one_pass(
     rows: Optional[Tensor] = None,
     teacher_rows: Optional[Tensor] = None,
     gradient: Optional[Tensor] = None,
+    scales: Optional[Tensor] = None,
 ) -> Tensor:
     """As kd_plugin.losses.one_pass.one_pass, for what `supports` agrees to. Nothing waits for the device.
 
@@ -95,7 +97,10 @@ def one_pass(
     if teacher_logits is not None:
         divergence, tempered = objective.divergence, temperature != 1.0
         parameter = float(next(iter(objective.divergence_parameters().values()), 0.0))
-    scale = 1.0 if gradient is None else gradient_scale(gradient.dtype)
+    scales = None if gradient is None else scales
+    bound = alpha
+    if teacher_logits is not None:  # at a divergence of 0; the kernel adds the reverse KL's own
+        bound = float(gradient_bound(objective, 0.0))
     strides = [0 if tensor is None else tensor.stride(0) for tensor in (student_logits, teacher_logits, gradient)]
     # of a power of two and the bitwise or of some numbers, the gcd is that of them all: every row can be loaded so
     vector = math.gcd(16 // student_logits.element_size(), vocab | strides[0] | strides[1] | strides[2])
@@ -109,13 +114,15 @@ def one_pass(
             None if rows is None else rows.contiguous(),
             None if teacher_rows is None else teacher_rows.contiguous(),
             None if gradient is None else gradient.detach(),
+            scales,
             terms,
-            scale * alpha,
-            scale * (1.0 - alpha) * temperature,
+            alpha,
+            (1.0 - alpha) * temperature,
             1.0 / temperature,
             1.0 - eps - eps_i,
             eps_i,
             parameter,
+            bound,
             VOCAB=vocab,
             STUDENT_STRIDE=strides[0],
             TEACHER_STRIDE=strides[1],
@@ -131,18 +138,22 @@ def one_pass(
     return terms
 
 
-def scale_(tensor: Tensor, factor: Tensor) -> None:
-    """tensor *= factor, a 0-dim tensor on its device, in fp32; where the factor is 1, no entry is read or written."""
+def scale_(tensor: Tensor, factor: Tensor, scales: Optional[Tensor] = None) -> None:
+    """tensor *= factor, a 0-dim tensor on its device, in fp32; where the factor is 1, no entry is read or written.
+
+    scales: (rows,) fp32, what each row of a two-dimensional tensor is to be divided by
+    """
     if tensor.dtype not in KNOWN_DTYPES or not (
         tensor.is_contiguous() or (tensor.dim() == 2 and tensor.stride(1) == 1)
     ):
+        factor = factor if scales is None else (factor / scales).unsqueeze(-1)
         tensor.copy_(tensor.to(torch.promote_types(tensor.dtype, torch.float32)) * factor)
     elif tensor.numel() > 0:
         entries = tensor.detach() if tensor.dim() == 2 else tensor.detach().view(-1, *tensor.shape[-1:] or (1,))
         n_rows, width = entries.shape
         with _on(tensor):
             _scale_kernel[(min(n_rows, SCALE_PROGRAMS),)](
-                entries, factor.detach(), n_rows, WIDTH=width, STRIDE=entries.stride(0), BLOCK=4096, num_warps=8
+                entries, factor.detach(), scales, n_rows, WIDTH=width, STRIDE=entries.stride(0), BLOCK=4096, num_warps=8
             )
 
 
@@ -153,11 +164,14 @@ def _on(tensor: Tensor) -> ContextManager[Any]:
 
 @triton.jit(do_not_specialize=["n_rows"])
 def _scale_kernel(  # type: ignore[no-untyped-def]
-    tensor, factor, n_rows, WIDTH: tl.constexpr, STRIDE: tl.constexpr, BLOCK: tl.constexpr
+    tensor, factor, scales, n_rows, WIDTH: tl.constexpr, STRIDE: tl.constexpr, BLOCK: tl.constexpr
 ):
-    by = tl.load(factor).to(tl.float32)
-    if by != 1.0:
-        for row in range(tl.program_id(0).to(tl.int64), n_rows, tl.num_programs(0)):
+    of_all = tl.load(factor).to(tl.float32)
+    for row in range(tl.program_id(0).to(tl.int64), n_rows, tl.num_programs(0)):
+        by = of_all
+        if scales is not None:
+            by = of_all / tl.load(scales + row)
+        if by != 1.0:
             for start in range(0, WIDTH, BLOCK):
                 at = start + tl.arange(0, BLOCK)
                 entries = tensor + row * STRIDE + at
@@ -275,13 +289,15 @@ def _row_kernel(  # type: ignore[no-untyped-def]
     rows,  # (tokens,) or None
     teacher_rows,  # (tokens,) or None
     gradient,  # (all, vocab) or None; may be the student
+    scales,  # (all,) fp32 or None
     terms,  # (tokens, N_TERMS), zeros
-    ce_weight,  # alpha, times gradient_scale
-    kd_weight,  # (1 - alpha) temperature, times gradient_scale
+    ce_weight,  # alpha
+    kd_weight,  # (1 - alpha) temperature
     inverse_temperature,
     nll_weight,  # 1 - eps - eps_i
     eps_i,
     parameter,  # of the divergence
+    bound,  # of the gradient's entries, but for what the reverse KL adds to it
     VOCAB: tl.constexpr,
     STUDENT_STRIDE: tl.constexpr,
     TEACHER_STRIDE: tl.constexpr,
@@ -354,6 +370,13 @@ def _row_kernel(  # type: ignore[no-untyped-def]
     if gradient is not None:
         tl.debug_barrier()  # above, threads read entries that in place others overwrite below
         g_row = gradient + row * GRADIENT_STRIDE
+        if scales is not None:  # as storage.scale_for
+            if DIVERGENCE == "reverse_kl":
+                bound += kd_weight * tl.maximum(tl.sum(kd, axis=0), 0.0)
+            scale = FP16_STEP * tl.exp2(-tl.maximum(tl.ceil(tl.log2(bound / FP16_SMALL)), 0.0))
+            tl.store(scales + row, scale)
+            ce_weight *= scale
+            kd_weight *= scale
         for start in range(0, VOCAB, LANES * VECTOR):
             at = start + offsets
             z = _load(z_row, at, VOCAB, "evict_first")

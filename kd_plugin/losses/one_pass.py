@@ -23,15 +23,16 @@ from kd_plugin.losses.divergences import DIVERGENCES, Slope
 from kd_plugin.losses.ranking import top1_rank_slope
 from kd_plugin.losses.rows import Rows, Side
 from kd_plugin.losses.sparse import Knowledge, SparseAnswer, sparse_divergence
+from kd_plugin.losses.storage import bound_is_known, gradient_bound, scale_for
 
 # bytes of one working buffer of a chunk; four to six of them are in use. Measured: on a CPU they should stay in its
 # caches, on a GPU (without Triton) the launches of many small operations count
 CHUNK_BYTES = {"cpu": 1536 * 1024, "cuda": 256 * 1024 * 1024}
 
 
-def gradient_scale(dtype: torch.dtype) -> float:
-    """Factor on a stored gradient: in fp16 most of a row's entries would underflow, as without loss scaling."""
-    return 1024.0 if dtype == torch.float16 else 1.0
+# a bucket's mass, relative to the best entry's, below which it is summed relative to its own best entry: 2^24 times
+# what 2^32 symbols may have lost to underflow
+SMALL_MASS = 2.0**-70
 
 
 def one_pass(
@@ -43,6 +44,7 @@ def one_pass(
     rows: Optional[Tensor] = None,
     teacher_rows: Optional[Tensor] = None,
     gradient: Optional[Tensor] = None,
+    scales: Optional[Tensor] = None,
 ) -> Tensor:
     """Terms of some rows, and the gradient of the summed loss of them.
 
@@ -53,8 +55,9 @@ def one_pass(
         target: (tokens,)
         rows: (tokens,) ascending positions in student_logits; None: all of them
         teacher_rows: (tokens,) ascending positions in teacher_logits; None: all of them
-        gradient: (all, vocab) receives gradient_scale(its dtype) * d loss / d logits in `rows` and is left alone
-            elsewhere; may be student_logits itself
+        gradient: (all, vocab) receives d loss / d logits in `rows` and is left alone elsewhere; may be student_logits
+            itself
+        scales: (all,) fp32 receives in `rows` what each row of the gradient is multiplied by, for fp16; None: 1
 
     Returns:
         (tokens, N_TERMS) fp32, or float64 where an input is
@@ -76,15 +79,27 @@ def one_pass(
         direct = gradient is not None and place is not None and gradient.dtype == dtype
         work = gradient[place] if direct else memory.take()  # type: ignore[index]
         chunks.append(_chunk(student, teacher, target[start:stop], objective, work, gradient is not None, memory))
+        if gradient is not None and scales is not None:
+            scale = _scale(chunks[-1], objective, work)
+            work.mul_(scale)
+            scales[slice(start, stop) if rows is None else rows[start:stop]] = scale.squeeze(-1)
         if gradient is not None and not direct:
-            if gradient_scale(gradient.dtype) != 1.0:
-                work.mul_(gradient_scale(gradient.dtype))
             if place is not None:
                 gradient[place] = work
             else:
                 assert rows is not None
                 gradient.index_copy_(0, rows[start:stop], work.to(gradient.dtype))
     return _terms(chunks, objective, vocab, empty=student_logits.new_zeros(0, N_TERMS, dtype=dtype))
+
+
+def _scale(chunk: "Chunk", objective: Objective, gradient: Tensor) -> Tensor:
+    """(rows, 1) what to multiply a chunk's gradient by before it is stored in fp16."""
+    student, distilled = chunk
+    if distilled is None:
+        return scale_for(torch.full_like(student.total, objective.alpha))
+    if bound_is_known(objective):
+        return scale_for(gradient_bound(objective, distilled.kd) + torch.zeros_like(student.total))
+    return scale_for(torch.linalg.vector_norm(gradient, ord=math.inf, dim=-1, keepdim=True))
 
 
 def rows_per_chunk(vocab: int, dtype: torch.dtype, device: torch.device) -> int:
@@ -236,21 +251,25 @@ def _sparse(
     ids, log_total = answer.ids, student.total.log()
     of_entries = student.exp.gather(-1, ids)
     lprobs = student.centred.gather(-1, ids) - log_total
-    rest = torch.zeros_like(student.total)
-    if not answer.sampled:  # summed without the entries: as a difference a small rest would be inexact
-        rest = student.exp.scatter_(-1, ids, 0.0).sum(dim=-1, keepdim=True)
+    rest, origin = torch.zeros_like(student.total), torch.zeros_like(student.total)
+    if not answer.sampled:
+        again = ids[:, 1:] == ids[:, :1]  # cache.compress.unknown has one symbol k times
+        of_entries[:, 1:].masked_fill_(again, 0.0)
+        lprobs[:, 1:].masked_fill_(again, -math.inf)
+        rest, origin = _rest(student, ids)
     kd, slope = sparse_divergence(
-        lprobs, rest.log() - log_total, answer, objective.divergence, **objective.divergence_parameters()
+        lprobs, origin + rest.log() - log_total, answer, objective.divergence, **objective.divergence_parameters()
     )
     if gradient is not None:
         weight, ce_weight = (1.0 - objective.alpha) * objective.temperature, objective.alpha
-        norm = -slope.total / student.total
+        shrink = origin.exp()
+        norm = -slope.total * shrink / student.total
         at_entries = weight * slope.entries
         if not answer.sampled:  # student.exp is 0 there
             norm = norm + torch.where(rest > 0, slope.rest / rest, torch.zeros_like(rest))
             at_entries = at_entries - weight * slope.total * of_entries / student.total
         if student is plain:
-            torch.mul(student.exp, weight * norm + ce_weight / plain.total, out=gradient)
+            torch.mul(student.exp, weight * norm + ce_weight * shrink / plain.total, out=gradient)
             if not answer.sampled:
                 at_entries = at_entries + ce_weight * of_entries / plain.total
         else:
@@ -261,6 +280,24 @@ def _sparse(
     kd = kd if answer.sampled else kd.clamp_(min=0)
     zero = torch.zeros_like(student.total)
     return _Distilled(kd.unsqueeze(-1), zero, zero, best == ids[:, :1])
+
+
+def _rest(student: Side, ids: Tensor) -> Tuple[Tensor, Tensor]:
+    """The mass of all symbols but ids: (rows, 1) rest and (rows, 1) origin, of which it is rest * exp(origin).
+
+    student.exp is left with what rest is the sum of: 0 at ids, exp(centred - origin) elsewhere. origin is 0, the best
+    entry's, but where the others are so far below it that their exponentials underflow: there it is their own best.
+    """
+    # summed without the entries: as a difference a small rest would be inexact
+    rest = student.exp.scatter_(-1, ids, 0.0).sum(dim=-1, keepdim=True)
+    origin = torch.zeros_like(rest)
+    small = (rest < SMALL_MASS).squeeze(-1)
+    if bool(small.any()):
+        centred = student.centred[small].scatter_(-1, ids[small], -math.inf)
+        own = centred.amax(dim=-1, keepdim=True).clamp_(min=torch.finfo(rest.dtype).min)  # -inf: there is none
+        exps = centred.sub_(own).exp_()
+        student.exp[small], rest[small], origin[small] = exps, exps.sum(dim=-1, keepdim=True), own
+    return rest, origin
 
 
 def _rank(rows: Rows, objective: Objective) -> Tuple[Tensor, Optional[Tuple[Tensor, Tensor]]]:

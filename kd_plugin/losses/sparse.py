@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from kd_plugin.losses.answer import TeacherAnswer
-from kd_plugin.losses.divergences import DIVERGENCES, MASKED_LPROB
+from kd_plugin.losses.divergences import DIVERGENCES
 
 # f-divergences, for which the above holds; of the rest nobody has shown what the bucket does to them
 BUCKET_DIVERGENCES = ("forward_kl", "reverse_kl", "js", "tvd")
@@ -73,7 +73,7 @@ def sparse_divergence(
 
     Args:
         lprobs: (tokens, k) log p of the answer's ids
-        log_rest: (tokens, 1) log p of all other symbols together
+        log_rest: (tokens, 1) log p of all other symbols together, -inf where it is 0
 
     Returns:
         ((tokens,), its slope)
@@ -83,8 +83,7 @@ def sparse_divergence(
         value = (answer.lprobs.to(dtype) - lprobs).mean(dim=-1)
         return value, SparseSlope(torch.full_like(lprobs, -1.0 / lprobs.size(-1)), torch.zeros_like(log_rest))
     teacher = torch.cat([answer.lprobs, answer.log_rest.unsqueeze(-1)], dim=-1).to(dtype)
-    # floored, for a bucket that is empty on both sides must not yield inf - inf
-    student = torch.cat([lprobs, log_rest.clamp(min=MASKED_LPROB)], dim=-1).detach().requires_grad_()
+    student = torch.cat([lprobs, log_rest], dim=-1).detach().requires_grad_()
     with torch.enable_grad():
         value = DIVERGENCES[divergence].definition(student, teacher, **parameters)
         (slope,) = torch.autograd.grad(value.sum(), student)

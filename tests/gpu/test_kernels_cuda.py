@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kd_plugin.losses import engine, one_pass
+from kd_plugin.losses import engine, one_pass, storage
 from kd_plugin.losses.definition import AGREE, Objective, terms_by_definition
 
 pytestmark = pytest.mark.gpu
@@ -44,10 +44,11 @@ def test_gradient_error_in_fp32(kernels, temperature, vocab):
 def test_half_precision_in_place(kernels, divergence, temperature, dtype, rounding):
     """Every row is read to its end before it is overwritten, whatever the order of the threads."""
     student, teacher, target = batch(rows=300, dtype=dtype)
-    objective, scale = Objective(0.3, temperature, 0.1, divergence), one_pass.gradient_scale(dtype)
+    objective, scales = Objective(0.3, temperature, 0.1, divergence), storage.new_scales(student)
     expected_terms, expected_gradient = terms_by_definition(student.double(), teacher.double(), target, objective)
-    terms = kernels.one_pass(student, teacher, target, objective, gradient=student)
+    terms = kernels.one_pass(student, teacher, target, objective, gradient=student, scales=scales)
     torch.testing.assert_close(terms.double(), expected_terms, rtol=1e-5, atol=2e-6)
+    scale = 1.0 if scales is None else scales.unsqueeze(-1)
     torch.testing.assert_close(student.double() / scale, expected_gradient, rtol=rounding, atol=2e-6)
 
 

@@ -25,14 +25,23 @@ types = dict(student="*bf16", target="*i64", rows="*i64", terms="*fp32")
 for divergence in ("forward_kl", "js"):
     check(
         kernels_triton._row_kernel,
-        dict(sizes, DIVERGENCE=divergence, TEMPERED=True, SMOOTHED=True, teacher_rows=None),
+        dict(sizes, DIVERGENCE=divergence, TEMPERED=True, SMOOTHED=True, teacher_rows=None, scales=None),
         **types, teacher="*bf16", gradient="*bf16",
     )
-without = dict(teacher=None, teacher_rows=None, gradient=None)
+check(
+    kernels_triton._row_kernel,
+    dict(sizes, DIVERGENCE="reverse_kl", TEMPERED=True, SMOOTHED=True, teacher_rows=None),
+    **dict(types, student="*fp16"), teacher="*fp16", gradient="*fp16", scales="*fp32",
+)
+without = dict(teacher=None, teacher_rows=None, gradient=None, scales=None)
 check(kernels_triton._row_kernel, dict(sizes, DIVERGENCE="", TEMPERED=False, SMOOTHED=False, **without), **types)
 check(
-    kernels_triton._scale_kernel, dict(WIDTH=32008, STRIDE=32008, BLOCK=4096),
+    kernels_triton._scale_kernel, dict(WIDTH=32008, STRIDE=32008, BLOCK=4096, scales=None),
     tensor="*bf16", factor="*fp32", n_rows="i32",
+)
+check(
+    kernels_triton._scale_kernel, dict(WIDTH=32008, STRIDE=32008, BLOCK=4096),
+    tensor="*fp16", factor="*fp32", scales="*fp32", n_rows="i32",
 )
 """
 

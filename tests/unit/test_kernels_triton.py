@@ -8,7 +8,7 @@ import torch
 from kd_plugin.losses import DIVERGENCES
 from kd_plugin.losses.definition import AGREE, CE, KD, N_TERMS, NLL, TEACHER_NLL, Objective, terms_by_definition
 from kd_plugin.losses.divergences import Divergence, forward_kl
-from kd_plugin.losses.one_pass import gradient_scale
+from kd_plugin.losses.storage import new_scales
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 if DEVICE == "cpu" and "triton" in sys.modules:
@@ -43,9 +43,10 @@ def batch(rows=2, vocab=VOCAB, dtype=torch.float32, scale=3.0, seed=0):
 def run(student, teacher, target, objective, gradient_dtype=None, **which):
     """Terms and d loss / d logits, unscaled and in float64, of the kernels."""
     gradient = torch.full_like(student, 7.0, dtype=gradient_dtype)
-    terms = kernels.one_pass(student, teacher, target, objective, gradient=gradient, **which)
+    scales = new_scales(gradient)
+    terms = kernels.one_pass(student, teacher, target, objective, gradient=gradient, scales=scales, **which)
     assert terms.dtype == torch.float32 and terms.shape == (target.numel(), N_TERMS)
-    return terms, gradient.double() / gradient_scale(gradient.dtype)
+    return terms, gradient.double() / (1.0 if scales is None else scales.double().unsqueeze(-1))
 
 
 def definition(student, teacher, target, objective):

@@ -1,0 +1,47 @@
+"""How a gradient is kept in fp16, whose numbers end at 65,504 and lose digits below 6e-5.
+
+A row is stored multiplied by a power of two of its own, which is chosen before it is written, from a bound that no
+entry of its gradient exceeds: nothing overflows, and entries down to a 2^26th of the bound keep their digits. Nothing
+waits for the device. Most rows have the same factor, STEP.
+"""
+
+from typing import Union
+
+import torch
+from torch import Tensor
+
+from kd_plugin.losses.definition import Objective
+from kd_plugin.losses.divergences import DIVERGENCES
+
+STEP = 1024.0  # the factor of rows whose gradient stays below SMALL
+SMALL = 4.0  # so no stored entry is above 4,096: sums of them, in matrix products, have room
+
+
+def new_scales(gradient: Tensor) -> Union[Tensor, None]:
+    """(rows,) fp32 ones, for the factors of a (rows, vocab) gradient; None where its dtype needs none."""
+    if gradient.dtype != torch.float16:
+        return None
+    return torch.ones(gradient.size(0), dtype=torch.float32, device=gradient.device)
+
+
+def bound_is_known(objective: Objective) -> bool:
+    """Whether `gradient_bound` has one for the objective: of the ranking term and of new divergences it has not."""
+    return DIVERGENCES[objective.divergence].steepest is not None and objective.top1_rank == 0
+
+
+def gradient_bound(objective: Objective, kd: Union[Tensor, float]) -> Union[Tensor, float]:
+    """What no entry of a row's gradient exceeds, given the row's divergence.
+
+    The cross-entropy's share is alpha (p - smoothed one-hot), which is at most alpha. The divergence's is
+    (1 - alpha) temperature (h - p sum h), and each divergence knows the bound of h - p sum h.
+    """
+    steepest = DIVERGENCES[objective.divergence].steepest
+    assert steepest is not None
+    weight = (1.0 - objective.alpha) * objective.temperature
+    return objective.alpha + weight * steepest(kd, **objective.divergence_parameters())
+
+
+def scale_for(bound: Tensor) -> Tensor:
+    """The factor for rows whose gradient stays below a bound, a power of two."""
+    _, exponent = torch.frexp(bound / SMALL)  # bound / SMALL <= 2^exponent
+    return torch.ldexp(torch.full_like(bound, STEP), -exponent.clamp(min=0))
