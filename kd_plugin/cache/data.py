@@ -14,19 +14,29 @@ TRUNCATED = "source_truncated_to"
 COUNTS = ("sentences", "tokens")  # what describe_data adds to a fingerprint
 
 
-def split_files(data: str, split: str, source_lang: str, target_lang: str) -> Tuple[List[Path], List[Path]]:
-    """The source's and the target's files of a split as fairseq-preprocess names them."""
+ENDS = (".bin", ".idx", "")  # without an ending: --dataset-impl raw
+
+
+def split_prefixes(data: str, split: str, source_lang: str, target_lang: str) -> Tuple[str, str]:
+    """How the source's and the target's files of a split begin, as fairseq-preprocess names them."""
     for pair in (f"{source_lang}-{target_lang}", f"{target_lang}-{source_lang}"):
-        sides = []
-        for lang in (source_lang, target_lang):
-            prefix = os.path.join(data, f"{split}.{pair}.{lang}")
-            sides.append([Path(prefix + end) for end in (".bin", ".idx", "") if os.path.isfile(prefix + end)])
-        if all(sides):
-            return sides[0], sides[1]
+        source, target = (os.path.join(data, f"{split}.{pair}.{lang}") for lang in (source_lang, target_lang))
+        if _files(source) and _files(target):
+            return source, target
     raise KDPluginError(
         f"{data}: no binarised split {split!r} of {source_lang}-{target_lang}. Remedy: fairseq-preprocess, or the "
         "right folder, --subset, -s and -t"
     )
+
+
+def split_files(data: str, split: str, source_lang: str, target_lang: str) -> Tuple[List[Path], List[Path]]:
+    """The source's and the target's files of a split."""
+    source, target = split_prefixes(data, split, source_lang, target_lang)
+    return _files(source), _files(target)
+
+
+def _files(prefix: str) -> List[Path]:
+    return [Path(prefix + end) for end in ENDS if os.path.isfile(prefix + end)]
 
 
 def fingerprint(

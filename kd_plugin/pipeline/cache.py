@@ -13,7 +13,7 @@ from fairseq.data import data_utils
 from fairseq.tasks.translation import TranslationConfig, TranslationTask, load_langpair_dataset
 
 from kd_plugin.cache.compress import compress_answer, unknown
-from kd_plugin.cache.data import describe_data, dictionary_sha256, fingerprint, split_files
+from kd_plugin.cache.data import describe_data, dictionary_sha256, fingerprint, split_prefixes
 from kd_plugin.cache.manifest import KINDS, Identity
 from kd_plugin.cache.records import Records
 from kd_plugin.cache.writer import (
@@ -26,8 +26,10 @@ from kd_plugin.cache.writer import (
 from kd_plugin.errors import KDPluginError
 from kd_plugin.files import digest_of, make_folder
 from kd_plugin.pipeline.batches import by_length
+from kd_plugin.pipeline.indexed import check_ids, format_of_pair, readable
 from kd_plugin.pipeline.jobs import add_job_arguments, check_job, device_of, missing, work
 from kd_plugin.pipeline.languages import check_languages
+from kd_plugin.pipeline.sources import data_folders
 from kd_plugin.teachers.flags import open_teacher
 from kd_plugin.teachers.loading import parse_overrides
 from kd_plugin.teachers.online import TEACHER_DTYPES
@@ -107,10 +109,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _jobs(args: argparse.Namespace) -> Iterator[Job]:
-    paths = utils.split_paths(args.data)
     for split in args.subset.split(","):
-        # as in training: of several folders only the training split has a part in each
-        for path in paths if split.startswith("train") else paths[:1]:
+        for path in data_folders(args.data, split):
             source, target = args.source_lang, args.target_lang
             if source is None or target is None:
                 if not Path(path).is_dir():
@@ -162,26 +162,29 @@ class Session:
     def __init__(self, job: Job, number: int):
         options = job.options
         self._options = options
-        split_files(job.data, job.split, job.source_lang, job.target_lang)  # its error is clearer than fairseq's
+        prefixes = split_prefixes(job.data, job.split, job.source_lang, job.target_lang)
+        implementation = format_of_pair(*prefixes)  # their errors are clearer than fairseq's
         cfg = TranslationConfig(data=job.data, source_lang=job.source_lang, target_lang=job.target_lang)
         task = TranslationTask.setup_task(cfg)
+        self._prefixes = prefixes
         truncated_to = (options.max_source_positions or 1024) if options.truncate_source else None
-        self._dataset = load_langpair_dataset(
-            job.data,
-            job.split,
-            job.source_lang,
-            task.source_dictionary,
-            job.target_lang,
-            task.target_dictionary,
-            combine=False,
-            dataset_impl=None,
-            upsample_primary=1,
-            left_pad_source=True,
-            left_pad_target=False,
-            max_source_positions=truncated_to or 2**31,
-            max_target_positions=2**31,
-            truncate_source=options.truncate_source,
-        )
+        with readable(prefixes[0]):
+            self._dataset = load_langpair_dataset(
+                job.data,
+                job.split,
+                job.source_lang,
+                task.source_dictionary,
+                job.target_lang,
+                task.target_dictionary,
+                combine=False,
+                dataset_impl=implementation,
+                upsample_primary=1,
+                left_pad_source=True,
+                left_pad_target=False,
+                max_source_positions=truncated_to or 2**31,
+                max_target_positions=2**31,
+                truncate_source=options.truncate_source,
+            )
         self.sizes = np.asarray(self._dataset.tgt_sizes)
         self._teacher = open_teacher(
             task,
@@ -258,6 +261,8 @@ class Session:
             ]
             return Records(*map(np.concatenate, zip(*parts)))
         sample = self._dataset.collater([self._dataset[int(index)] for index in sentences])
+        check_ids(sample["net_input"]["src_tokens"], self._dataset.src_dict, self._prefixes[0])
+        check_ids(sample["target"], self._dataset.tgt_dict, self._prefixes[1])
         # fairseq's collater sorts a batch by the length of the source
         given = {int(index): position for position, index in enumerate(sentences)}
         order = np.argsort([given[int(index)] for index in sample["id"]])

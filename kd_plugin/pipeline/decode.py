@@ -30,7 +30,7 @@ from kd_plugin.pipeline.decoders import (
 from kd_plugin.pipeline.jobs import add_job_arguments, check_job, device_of
 from kd_plugin.pipeline.languages import check_languages
 from kd_plugin.pipeline.output import add_output_arguments, run_session
-from kd_plugin.pipeline.sources import BinarisedSource, Sentence, TextSource, group_equal, shares
+from kd_plugin.pipeline.sources import Sentence, TextSource, data_folders, group_equal, open_binarised, shares
 from kd_plugin.pipeline.subword_checks import check_known, check_text
 from kd_plugin.pipeline.subwords import add_subword_arguments, segmentation_of
 from kd_plugin.pipeline.translating import UNKNOWN
@@ -44,7 +44,9 @@ UNKNOWN_SOURCE, UNKNOWN_TARGET = "lines_with_unknown_symbols", "translations_wit
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("data", nargs="?", metavar="DATA", help="binarised data as fairseq-generate takes them")
+    parser.add_argument(
+        "data", nargs="?", metavar="DATA", help="binarised data as fairseq-train takes them, also A:B:C"
+    )
     parser.add_argument("--input", metavar="FILE", help="raw text instead, UTF-8, a sentence a line")
     add_model_arguments(parser, "the teacher, or an ensemble")
     parser.add_argument("--gen-subset", default="train", help="split of DATA (default: %(default)s)")
@@ -152,8 +154,8 @@ class Session:
     def __init__(self, args: argparse.Namespace, number: int):
         self._args, self.settings = args, settings_of(args)
         self._folder = Path(args.output)
-        is_data = args.data is not None and Path(args.data).is_dir()
-        inferred = infer_language_pair(args.data) if is_data else (None, None)
+        folder = None if args.data is None else data_folders(args.data, args.gen_subset)[0]
+        inferred = infer_language_pair(folder) if folder is not None and Path(folder).is_dir() else (None, None)
         # fairseq-preprocess --only-source calls the target None
         checkpoints = self._checkpoints = checkpoints_of(args, [None if lang == "None" else lang for lang in inferred])
         if checkpoints.languages is None:
@@ -171,7 +173,7 @@ class Session:
             has_model = subwords.source.path is not None
             check_text(self.source.marks, has_model, dictionary.symbols, f"--input {args.input}")
         else:
-            self.source = BinarisedSource(args.data, args.gen_subset, self.languages, dictionary, subwords.source)
+            self.source = open_binarised(args.data, args.gen_subset, self.languages, dictionary, subwords.source)
         self.input_lines = self.lines = len(self.source)
         self._groups = group_equal(self.source.hashes)
         bounds = shares(self._groups, args.shard_sentences)

@@ -16,7 +16,8 @@ from kd_plugin.cache.data import dictionary_sha256
 from kd_plugin.errors import KDPluginError, is_out_of_memory
 from kd_plugin.files import sha256_of
 from kd_plugin.pipeline.opened import describe_checkpoint, read_description
-from kd_plugin.teachers.loading import load_teacher, parse_overrides
+from kd_plugin.teachers.finite import check_range
+from kd_plugin.teachers.loading import check_format, load_teacher, parse_overrides
 from kd_plugin.teachers.paths import split_model_paths
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -110,6 +111,8 @@ def open_checkpoints(
 ) -> Checkpoints:
     """A.pt[:B.pt…] with the dictionaries of the first; arguments and errors as `opened.open_checkpoint`."""
     paths = split_model_paths(path)
+    for member in paths[1:]:
+        check_format(member, "the path of a .pt file of fairseq-train")
     described = describe_checkpoint(paths[0], overrides, source_lang, target_lang)
     source, target = described.dictionaries
     return Checkpoints(paths, source, target, described.languages, overrides or {})
@@ -142,6 +145,9 @@ def load_ensemble(checkpoints: Checkpoints, device: torch.device, dtype: torch.d
                 f"{member.path}: its dictionary has another order than {members[0].path}'s, and fairseq's search "
                 "averages models symbol by symbol. Remedy: an ensemble trained on the same data-bin"
             )
+    if dtype != torch.float32:
+        for member in members:
+            check_range(member.model, dtype, member.path, "--compute-type float32, or bfloat16 on a GPU that has it")
     models = [member.model.to(device=device, dtype=dtype) for member in members]
     source, target = utils.resolve_max_positions(*(model.max_positions() for model in models))
     parameters, stored = (sum(getattr(m, name) for m in members) for name in ("parameters", "weight_bytes"))
@@ -162,6 +168,7 @@ class FairseqDecoder:
         self._task = ensemble.task
         self._generator = self._task.build_generator(ensemble.models, GenerationConfig(**settings._asdict()))
         self._nbest, self._device = settings.nbest, device
+        self._paths, self._compute_type = ", ".join(checkpoints.paths), str(dtype).replace("torch.", "")
         self.max_source_tokens = ensemble.max_source_tokens
         self.source_symbols = frozenset(checkpoints.source_dictionary.symbols)
         self.target_symbols = frozenset(checkpoints.target_dictionary.symbols)
@@ -183,13 +190,23 @@ class FairseqDecoder:
         lengths = torch.tensor([len(row) for row in rows])
         src_tokens = data_utils.collate_tokens(rows, source.pad(), source.eos(), left_pad=True)
         net_input = {"src_tokens": src_tokens.to(self._device), "src_lengths": lengths.to(self._device)}
-        answers = self._generator.generate([], {"net_input": net_input})
+        try:
+            answers = self._generator.generate([], {"net_input": net_input})
+        except AssertionError as error:  # fairseq takes what is NaN for impossible, and then nothing is left
+            raise not_a_number(self._paths, self._compute_type) from error
         return [[self._scored(hypothesis, target) for hypothesis in answer[: self._nbest]] for answer in answers]
 
     @staticmethod
     def _scored(hypothesis: Dict[str, Any], target: Dictionary) -> Scored:
         indices = [index for index in hypothesis["tokens"].tolist() if index not in (target.eos(), target.pad())]
         return [target[index] for index in indices], float(hypothesis["score"])
+
+
+def not_a_number(path: str, compute_type: str) -> KDPluginError:
+    return KDPluginError(
+        f"{path}: its scores came out NaN or infinite in {compute_type}, and all its weights are finite. Remedy: "
+        "--compute-type float32; where it is that already, another checkpoint: this one has weights that are too large"
+    )
 
 
 class CTranslate2Decoder:
@@ -212,6 +229,7 @@ class CTranslate2Decoder:
         device_index: int = 0,
     ):
         from kd_plugin.pipeline.ctranslate2_models import open_translator, vocabulary
+        from kd_plugin.pipeline.ctranslate2_weights import check_weights
 
         if settings.temperature != 1.0 and not settings.sampling:
             raise KDPluginError(
@@ -224,6 +242,7 @@ class CTranslate2Decoder:
             )
         self._open = functools.partial(open_translator, folder, device, compute_type, threads, device_index)
         self._translator = self._open()
+        check_weights(folder)
         self._settings = settings
         self._folder = folder
         self.use_vocabulary_map = False
@@ -280,4 +299,7 @@ class CTranslate2Decoder:
                 f"{self._folder}: CTranslate2 cannot translate a batch with sentences of up to {longest - 1} symbols "
                 f"({error}). Remedy: shorter sentences, or a smaller --max-len-b"
             ) from error
-        return [list(zip(answer.hypotheses, map(float, answer.scores))) for answer in answers]
+        found = [list(zip(answer.hypotheses, map(float, answer.scores))) for answer in answers]
+        if any(math.isnan(score) for hypotheses in found for _, score in hypotheses):
+            raise not_a_number(str(self._folder), self.compute_type)
+        return found

@@ -8,6 +8,7 @@ import uuid
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
+import torch
 from sacrebleu.metrics import BLEU
 
 from kd_plugin.errors import KDPluginError
@@ -25,6 +26,7 @@ from kd_plugin.pipeline.subwords import Subwords, add_subword_arguments, segment
 from kd_plugin.pipeline.translating import open_model, share_identical, translate
 from kd_plugin.pipeline.translations import Translations
 from kd_plugin.pipeline.vocabulary_map import write_vocabulary_map
+from kd_plugin.teachers.finite import check_range
 
 CHECKPOINT, VOCABULARY_MAP = "model.pt", "vmap.txt"
 SUBWORDS = {"": "spm.model", "source": "source.spm", "target": "target.spm"}  # by side; "": one for both
@@ -104,6 +106,9 @@ def run(args: argparse.Namespace) -> int:
     opened = open_checkpoint(args.checkpoint, overrides, args.source_lang, args.target_lang)
     subwords.check(args.checkpoint, *(dictionary.symbols for dictionary in opened.dictionaries))
     sentences = _check_sentences(opened, args, subwords.source) if args.check else []
+    if args.fp16 or "float16" in (args.quantization or "").split("_"):
+        remedy = "without --fp16" if args.fp16 else "--quantization float32 or int8"
+        check_range(opened.model, torch.float16, opened.path, remedy)
     temporary = Path(os.path.abspath(output)).with_name(f".{output.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         temporary.mkdir(parents=True)

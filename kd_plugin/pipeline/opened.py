@@ -10,6 +10,7 @@ from fairseq.tasks.translation import TranslationConfig, TranslationTask
 
 from kd_plugin.errors import KDPluginError
 from kd_plugin.pipeline.languages import check_languages
+from kd_plugin.teachers.finite import check_finite
 from kd_plugin.teachers.loading import dictionary_directories, load_teacher, no_checkpoint, read_checkpoint
 from kd_plugin.teachers.vocabulary import find_dictionary
 from kd_plugin.version import __version__
@@ -75,7 +76,9 @@ def describe_checkpoint(
     overrides = overrides or {}
     if not os.path.isfile(path):
         raise no_checkpoint(path, "the path of a .pt file of fairseq-train")
-    cfg = read_checkpoint(path, overrides=overrides)["cfg"]
+    state = read_checkpoint(path, overrides=overrides)
+    check_finite(state["model"], path)  # the model is built later, by whoever translates
+    cfg = state["cfg"]
     directories = dictionary_directories(path, cfg.task, overrides)
     inferred = _languages_of_data(directories)
     given = [

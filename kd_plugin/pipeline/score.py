@@ -8,6 +8,7 @@ translation: what a translation has left out or made up costs there.
 import argparse
 import functools
 import logging
+import math
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
@@ -27,6 +28,7 @@ from kd_plugin.pipeline.decoders import (
     checkpoints_of,
     default_dtype,
     load_ensemble,
+    not_a_number,
 )
 from kd_plugin.pipeline.jobs import add_job_arguments, check_job, device_of
 from kd_plugin.pipeline.languages import check_languages
@@ -182,6 +184,7 @@ class Scorer:
     def __init__(self, checkpoints: Checkpoints, device: torch.device, dtype: torch.dtype = torch.float32):
         self._ensemble, self._device = load_ensemble(checkpoints, device, dtype), device
         self.dictionaries = (checkpoints.source_dictionary, checkpoints.target_dictionary)
+        self._paths, self._dtype = checkpoints.paths, str(dtype).replace("torch.", "")
         self._scorer = SequenceScorer(checkpoints.target_dictionary)
         self.max_tokens = (self._ensemble.max_source_tokens, self._ensemble.max_target_tokens)
 
@@ -203,4 +206,6 @@ class Scorer:
         sample = utils.apply_to_sample(lambda tensor: tensor.to(self._device), sample)
         answers = self._scorer.generate(self._ensemble.models, sample)
         scores = {int(number): float(answer[0]["score"]) for number, answer in zip(sample["id"], answers)}
+        if not all(map(math.isfinite, scores.values())):
+            raise not_a_number(", ".join(self._paths), self._dtype)
         return [scores[number] for number in range(len(pairs))]

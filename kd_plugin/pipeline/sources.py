@@ -2,13 +2,15 @@
 
 import hashlib
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, NamedTuple, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, NamedTuple, Sequence, Tuple, Union
 
 import numpy as np
-from fairseq.data import Dictionary, data_utils
+from fairseq import utils
+from fairseq.data import Dictionary
 
 from kd_plugin.cache.data import split_files
 from kd_plugin.errors import KDPluginError
+from kd_plugin.pipeline.indexed import check_ids, open_indexed
 from kd_plugin.pipeline.progress import progress
 from kd_plugin.pipeline.raw_text import TextLines
 from kd_plugin.pipeline.subword_checks import Marks
@@ -68,7 +70,7 @@ class BinarisedSource:
 
     def __init__(self, data: str, split: str, languages: Sequence[str], dictionary: Dictionary, subwords: Subwords):
         source_lang, target_lang = languages
-        files = source_files(data, split, source_lang, target_lang)
+        prefix = source_prefix(data, split, source_lang, target_lang)
         self._dictionary, self._subwords = dictionary, subwords
         stored = load_dictionary(str(_dictionary_path(Path(data), source_lang)))
         if stored.symbols != dictionary.symbols:
@@ -79,10 +81,12 @@ class BinarisedSource:
                 + (f"index {index}, {stored[index]!r} and {dictionary[index]!r}" if index is not None else "the size")
                 + ". Remedy: binarise the data with the model's dictionary (fairseq-preprocess --srcdict)"
             )
-        self._dataset = data_utils.load_indexed_dataset(str(files[0].with_suffix("")), dictionary, "mmap")
+        self._dataset = open_indexed(prefix, dictionary)
         digest, hashes = hashlib.sha256(), bytearray()
         for index in progress(range(len(self._dataset)), None, "reading", "line"):
-            content = self._dataset[index].numpy().tobytes()
+            sentence = self._dataset[index]
+            check_ids(sentence, dictionary, prefix)
+            content = sentence.numpy().tobytes()
             digest.update(len(content).to_bytes(8, "little") + content)
             hashes += _hash(content)
         self.hashes = np.frombuffer(hashes, dtype=f"V{HASH_BYTES}")
@@ -102,14 +106,53 @@ class BinarisedSource:
             yield Sentence(self._subwords.decode(tokens), tokens)
 
 
-def source_files(data: str, split: str, source_lang: str, target_lang: str) -> List[Path]:
-    """The source's files of a split; there need be no target (fairseq-preprocess --only-source)."""
+class JoinedSource:
+    """Several sources one after the other, as if their lines were in one."""
+
+    def __init__(self, sources: Sequence[BinarisedSource]):
+        self._sources = list(sources)
+        self._starts = np.cumsum([0, *map(len, self._sources)])
+        self.hashes = np.concatenate([source.hashes for source in self._sources])
+
+    def __len__(self) -> int:
+        return len(self.hashes)
+
+    def identity(self) -> Dict[str, Any]:
+        return {"parts": [source.identity() for source in self._sources], "lines": len(self)}
+
+    def read(self, lines: Sequence[int]) -> Iterator[Sentence]:
+        """As TextSource.read."""
+        for line in lines:
+            part = int(np.searchsorted(self._starts, line, side="right")) - 1
+            yield from self._sources[part].read([line - int(self._starts[part])])
+
+
+def data_folders(data: str, split: str) -> List[str]:
+    """The folders of A:B:C that hold a part of a split: as in training all of them, but of other splits the first.
+
+    A folder that has a colon in its name is one.
+    """
+    folders = [data] if Path(data).is_dir() else utils.split_paths(data)
+    return folders if split.startswith("train") else folders[:1]
+
+
+def open_binarised(
+    data: str, split: str, languages: Sequence[str], dictionary: Dictionary, subwords: Subwords
+) -> Union[BinarisedSource, JoinedSource]:
+    """The source side of a split in one or several folders, A:B:C."""
+    folders = data_folders(data, split)
+    sources = [BinarisedSource(folder, split, languages, dictionary, subwords) for folder in folders]
+    return sources[0] if len(sources) == 1 else JoinedSource(sources)
+
+
+def source_prefix(data: str, split: str, source_lang: str, target_lang: str) -> str:
+    """Of the source's files of a split; there need be no target (fairseq-preprocess --only-source)."""
     for pair in (f"{source_lang}-{target_lang}", f"{target_lang}-{source_lang}", f"{source_lang}-None"):
-        prefix = Path(data) / f"{split}.{pair}.{source_lang}"
-        found = [Path(f"{prefix}{end}") for end in (".bin", ".idx") if Path(f"{prefix}{end}").is_file()]
-        if len(found) == 2:
-            return found
-    return split_files(data, split, source_lang, target_lang)[0]  # says what is missing
+        prefix = str(Path(data) / f"{split}.{pair}.{source_lang}")
+        if any(Path(f"{prefix}{end}").is_file() for end in (".idx", ".bin", "")):
+            return prefix
+    files = split_files(data, split, source_lang, target_lang)[0]  # says what is missing
+    return str(files[0])
 
 
 def _dictionary_path(data: Path, language: str) -> Path:

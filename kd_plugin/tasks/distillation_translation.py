@@ -22,6 +22,7 @@ from kd_plugin.errors import KDPluginError
 from kd_plugin.losses.selection import SelectAll
 from kd_plugin.signature import run_signature
 from kd_plugin.teachers.cached import CachedTeacher
+from kd_plugin.teachers.finite import check_finite
 from kd_plugin.teachers.flags import open_teacher, parse_hashes
 from kd_plugin.teachers.online import TEACHER_DTYPES, OnlineTeacher
 
@@ -99,6 +100,7 @@ class DistillationTranslationTask(TranslationTask):
         self.is_dummy_batch = False
         self.selection: SelectAll = SelectAll()
         self._signature = ""
+        self._student_checked = False
 
     @classmethod
     def add_args(cls, parser):
@@ -184,11 +186,23 @@ class DistillationTranslationTask(TranslationTask):
     def begin_epoch(self, epoch, model):
         """From here on nothing reads the configuration any more but the trainer when it saves."""
         super().begin_epoch(epoch, model)
+        if not self._student_checked:
+            self._student_checked = True
+            check_finite(dict(model.named_parameters()), self._student_name())
         # after loading a checkpoint, whose own signature it replaces
         self.state.merge_state_dict({"kd_signature": self._signature})
         root = self.cfg._get_root() if isinstance(self.cfg, DictConfig) else None
         if isinstance(root, DictConfig) and "common" in root and "criterion" in root:
             describe_as_stock(root, PRIVATE_FIELDS)
+
+    def _student_name(self) -> str:
+        """The file that the student's first weights may come from."""
+        root = self.cfg._get_root() if isinstance(self.cfg, DictConfig) else None
+        cfg = root.get("checkpoint") if isinstance(root, DictConfig) else None
+        if not cfg:
+            return "the student"
+        flag = "finetune_from_model" if cfg.finetune_from_model else "restore_file"
+        return f"the student of --{flag.replace('_', '-')} {cfg[flag]}"
 
     def max_positions(self):
         """fairseq skips (training) or refuses (validation) what is longer: no index error in a shorter teacher."""

@@ -19,6 +19,7 @@ from torch import Tensor
 from kd_plugin.compat import BETTER_TRANSFORMER_COPY, WEIGHTS_ONLY_IS_WEAK, fairseq_is_given, load_safely
 from kd_plugin.errors import KDPluginError
 from kd_plugin.files import sha256_of
+from kd_plugin.teachers.finite import MARKERS, check_finite
 from kd_plugin.teachers.formats import foreign_file, foreign_folder, foreign_state, origin
 from kd_plugin.teachers.vocabulary import find_dictionary, teacher_indices
 
@@ -54,8 +55,7 @@ def _weights(state: Dict[str, Any]) -> Collection[Tensor]:
     weights = {
         (tensor.data_ptr(), tensor.numel()): tensor
         for name, tensor in state["model"].items()
-        # fairseq keeps these one-element markers among the weights
-        if torch.is_tensor(tensor) and not name.endswith(("version", "_float_tensor"))
+        if torch.is_tensor(tensor) and not name.endswith(MARKERS)
         if not BETTER_TRANSFORMER_COPY.search(name)
     }
     return weights.values()
@@ -93,6 +93,15 @@ def check_file(path: str, expected_sha256: Optional[str] = None) -> str:
     return found
 
 
+def check_format(path: str, remedy: str = "check the path") -> None:
+    """Refuse what is no file, and a file that begins as another program's."""
+    if not os.path.isfile(path):
+        raise no_checkpoint(path, remedy)
+    foreign = foreign_file(path)
+    if foreign is not None:
+        raise KDPluginError(f"{path} ({os.path.getsize(path):,} bytes): is {foreign.what}. Remedy: {foreign.remedy}")
+
+
 def read_checkpoint(
     path: str, expected_sha256: Optional[str] = None, overrides: Optional[Dict[str, Any]] = None
 ) -> Dict[str, Any]:
@@ -108,10 +117,8 @@ def read_checkpoint(
             checkpoint does not need (the type is named, nothing of it was run)
     """
     check_file(path, expected_sha256)
+    check_format(path)
     size = f"{os.path.getsize(path):,} bytes"
-    foreign = foreign_file(path)
-    if foreign is not None:
-        raise KDPluginError(f"{path} ({size}): is {foreign.what}. Remedy: {foreign.remedy}")
     try:
         with open(path, "rb") as file:
             state = load_safely(file)
@@ -178,7 +185,7 @@ def load_teacher(
     """Build the model that the checkpoint describes, whatever its architecture, and freeze it.
 
     Raises KDPluginError as `read_checkpoint` does, and where architecture, weights, languages or dictionaries do not
-    fit.
+    fit, or where weights are NaN or infinite.
     """
     overrides = overrides or {}
     if WEIGHTS_ONLY_IS_WEAK and expected_sha256 is None:
@@ -222,6 +229,7 @@ def load_teacher(
             f"{target_dict_path} ({reason[:300]}). Remedy: give it the dictionaries that it was trained with"
         ) from error
 
+    check_finite(model.state_dict(), path)
     model.requires_grad_(False)
     model.eval()
     for module in model.modules():

@@ -13,6 +13,7 @@ from kd_plugin.errors import KDPluginError
 from kd_plugin.losses.answer import Project, ProjectedAnswer, TeacherAnswer
 from kd_plugin.losses.memory import Allocate, LinearHead
 from kd_plugin.models.packed import INPUTS, can_pack, packed_features
+from kd_plugin.teachers.finite import check_range
 from kd_plugin.teachers.loading import LoadedTeacher, short_name
 
 logger = logging.getLogger(__name__)
@@ -42,6 +43,9 @@ class OnlineTeacher:
             raise KDPluginError(f"--teacher-weights {weights}: weights must be >= 0 and not all 0")
         self.dtype = dtype
         self._warned = False
+        if dtype in TEACHER_DTYPES:  # else where it is known: on the first batch
+            for member in members:
+                _check_range(member, TEACHER_DTYPES[dtype])
         kept = [(member, weight / sum(weights)) for member, weight in zip(members, weights) if weight > 0]
         self.members = [member for member, _ in kept]
         self.log_weights = [math.log(weight) for _, weight in kept]
@@ -122,6 +126,8 @@ class OnlineTeacher:
                     "times as slow. Remedy: --teacher-dtype auto"
                 )
         parameter = next(member.model.parameters())
+        if parameter.dtype != dtype:
+            _check_range(member, dtype)
         if parameter.device != device or parameter.dtype != dtype:
             member.model.to(device=device, dtype=dtype)
         for name in ("source_indices", "target_indices"):
@@ -129,6 +135,11 @@ class OnlineTeacher:
             if indices is not None and indices.device != device:
                 setattr(member, name, indices.to(device))
         return member.model
+
+
+def _check_range(member: LoadedTeacher, dtype: torch.dtype) -> None:
+    if dtype != torch.float32:
+        check_range(member.model, dtype, member.path, "--teacher-dtype fp32, or bf16 on a GPU that has it")
 
 
 def gives_features(model: Any) -> bool:

@@ -1,0 +1,86 @@
+"""Are a model's weights numbers, and do they stay so in the dtype that it is to compute in?"""
+
+from typing import Any, Dict, Iterator, Mapping, Tuple
+
+import torch
+from torch import Tensor
+
+from kd_plugin.compat import BETTER_TRANSFORMER_COPY
+from kd_plugin.errors import KDPluginError
+
+# one-element markers that fairseq keeps among the weights; 0.12.2 leaves the last one uninitialised
+MARKERS = ("version", "_float_tensor")
+PARAMETERS = ("weight", "bias", "weight_g", "weight_v")
+
+
+def check_finite(state: Mapping[str, Any], path: str) -> None:
+    """Refuse NaN or infinite weights: all that a model computes with them is NaN, or silently wrong.
+
+    Args:
+        state: a model's state_dict, or the `model` of a checkpoint
+        path: what to name
+
+    Raises:
+        KDPluginError: names the first such tensor, and how many there are
+    """
+    weights = dict(_weights(state))
+    bad = [name for name, weight in weights.items() if not _is_finite(name, weight)]
+    if not bad:
+        return
+    first = weights[bad[0]]
+    wrong = first.numel() - int(torch.isfinite(first).sum())
+    raise KDPluginError(
+        f"{path}: {len(bad)} of its {len(weights)} tensors hold NaN or infinite values; the first is {bad[0]} "
+        f"({wrong:,} of {first.numel():,} values). Remedy: an earlier checkpoint of its training, which diverged; or "
+        "copy the file again"
+    )
+
+
+def check_range(model: Any, dtype: torch.dtype, path: str, remedy: str) -> None:
+    """Refuse to make infinite weights of finite ones, as float16 does of all above 65,504.
+
+    Args:
+        model: with finite weights
+        dtype: what it is to be turned to
+        path, remedy: for the message
+
+    Raises:
+        KDPluginError: names the first tensor that does not fit, and how many there are
+    """
+    largest = {name: _magnitude(weight) for name, weight in _weights(model.state_dict())}
+    limit = torch.finfo(dtype).max
+    # a value a little above the limit is rounded down to it
+    beyond = [name for name, size in largest.items() if size > limit and torch.tensor(size).to(dtype).isinf()]
+    if beyond:
+        raise KDPluginError(
+            f"{path}: {len(beyond)} of its {len(largest)} tensors hold values that {_name(dtype)} cannot hold (up to "
+            f"{limit:,.0f}); the first is {beyond[0]}, up to {largest[beyond[0]]:.4g}. Remedy: {remedy}"
+        )
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).replace("torch.", "")
+
+
+def _weights(state: Mapping[str, Any]) -> Iterator[Tuple[str, Tensor]]:
+    """Tied ones once."""
+    seen: Dict[Tuple[int, Tuple[int, ...]], str] = {}
+    for name, tensor in state.items():
+        if not torch.is_tensor(tensor) or not tensor.is_floating_point():
+            continue
+        if name.endswith(MARKERS) or BETTER_TRANSFORMER_COPY.search(name):
+            continue
+        if tensor.numel() and seen.setdefault((tensor.data_ptr(), tuple(tensor.shape)), name) == name:
+            yield name, tensor.detach()
+
+
+def _magnitude(weight: Tensor) -> float:
+    """NaN where one is in it."""
+    smallest, largest = torch.aminmax(weight if weight.dtype in (torch.float32, torch.float64) else weight.float())
+    return float(torch.maximum(smallest.abs(), largest.abs()))
+
+
+def _is_finite(name: str, weight: Tensor) -> bool:
+    size = _magnitude(weight)
+    # other tensors may hold -inf: a mask of attention that is saved with the weights
+    return size == size and (size != float("inf") or not name.endswith(PARAMETERS))
