@@ -14,14 +14,9 @@ from kd_plugin.doctor import FAIL, Check
 from kd_plugin.errors import KDPluginError
 from kd_plugin.files import sha256_of
 from kd_plugin.teachers import loading
+from kd_plugin.teachers.language_tokens import VOCABULARY_WEIGHTS, languages_of, missing_symbols, vocabulary_rows
 from kd_plugin.teachers.paths import join_model_paths
 from kd_plugin.teachers.vocabulary import find_dictionary
-
-# Weights with one row per symbol; the first that a checkpoint has tells the size of that vocabulary.
-VOCABULARY_WEIGHTS = {
-    "source": ("encoder.embed_tokens.weight",),
-    "target": ("decoder.output_projection.weight", "decoder.embed_tokens.weight"),
-}
 
 
 def teacher_checks(path: str, args: argparse.Namespace) -> List[Check]:
@@ -35,7 +30,7 @@ def teacher_checks(path: str, args: argparse.Namespace) -> List[Check]:
         return [Check(section, "safe to read", "no", FAIL, str(error))]
     cfg = state["cfg"]
     # Where neither says it, training takes the student's.
-    langs = [getattr(cfg.task, name, None) or getattr(args, name) for name in ("source_lang", "target_lang")]
+    langs = [said or given for said, given in zip(languages_of(cfg.task), (args.source_lang, args.target_lang))]
     checks = [
         Check(section, "safe to read", "yes, as tensors and fairseq's configuration alone"),
         Check(section, "size", f"{os.path.getsize(path):,} bytes"),
@@ -69,17 +64,17 @@ def fitting_checks(
     dictionaries = []
     overrides = {"data": dict_dir} if dict_dir else {}
     for side, lang in zip(VOCABULARY_WEIGHTS, langs):
-        rows = next((weights[name].size(0) for name in VOCABULARY_WEIGHTS[side] if name in weights), None)
+        rows = vocabulary_rows(weights, side)
         checks.append(Check(section, f"{side} vocabulary", "not found" if rows is None else f"{rows:,}"))
         try:
             directories = loading.dictionary_directories(path, task_cfg, overrides)
             dictionary, dictionary_path = find_dictionary(directories, lang, path)
         except KDPluginError as error:
-            remedy = str(error) if lang else f"{error}; and name its languages: --source-lang, --target-lang"
-            return [*checks, Check(section, f"{side} dictionary", "not found", FAIL, remedy)]
+            return [*checks, Check(section, f"{side} dictionary", "not found", FAIL, str(error))]
         check = Check(section, f"{side} dictionary", f"{dictionary_path} ({len(dictionary):,} symbols)")
         if rows is not None and rows != len(dictionary):
-            check.status, check.remedy = FAIL, "it is of another training: name the right folder with --dict"
+            other = "it is of another training: name the right folder with --dict"
+            check.status, check.remedy = FAIL, missing_symbols(task_cfg, dictionary, dictionary_path, rows) or other
             return [*checks, check]
         checks.append(check)
         dictionaries.append(dictionary)

@@ -11,6 +11,7 @@ from fairseq.tasks.translation import TranslationConfig, TranslationTask
 from kd_plugin.errors import KDPluginError
 from kd_plugin.pipeline.languages import check_languages
 from kd_plugin.teachers.finite import check_finite
+from kd_plugin.teachers.language_tokens import check_rows, languages_of
 from kd_plugin.teachers.loading import dictionary_directories, load_teacher, no_checkpoint, read_checkpoint
 from kd_plugin.teachers.vocabulary import find_dictionary
 from kd_plugin.version import __version__
@@ -80,10 +81,10 @@ def describe_checkpoint(
     check_finite(state["model"], path)  # the model is built later, by whoever translates
     cfg = state["cfg"]
     directories = dictionary_directories(path, cfg.task, overrides)
-    inferred = _languages_of_data(directories)
+    inferred, said = _languages_of_data(directories), languages_of(cfg.task)
     given = [
-        source_lang or getattr(cfg.task, "source_lang", None) or inferred[0],
-        target_lang or getattr(cfg.task, "target_lang", None) or inferred[1],
+        source_lang or said[0] or inferred[0],
+        target_lang or said[1] or inferred[1],
     ]
     if None in given and not any(os.path.isfile(os.path.join(folder, "dict.txt")) for folder in directories):
         raise KDPluginError(
@@ -102,7 +103,9 @@ def describe_checkpoint(
                 f"{path}: there is no dict.{name}.txt or dict.txt in {' or '.join(directories)}. Remedy: --dict-dir "
                 "with the folder of the data that it was trained on"
             ) from error
-    return Described(cfg, languages, [dictionary for dictionary, _ in found], [where for _, where in found])
+    dictionaries, files = [dictionary for dictionary, _ in found], [file for _, file in found]
+    check_rows(state["model"], cfg.task, dictionaries, files, path)
+    return Described(cfg, languages, dictionaries, files)
 
 
 def open_checkpoint(

@@ -21,6 +21,7 @@ from kd_plugin.errors import KDPluginError
 from kd_plugin.files import sha256_of
 from kd_plugin.teachers.finite import MARKERS, check_finite
 from kd_plugin.teachers.formats import foreign_file, foreign_folder, foreign_state, origin
+from kd_plugin.teachers.language_tokens import check_rows, how_sentences_begin, languages_of
 from kd_plugin.teachers.vocabulary import find_dictionary, teacher_indices
 
 logger = logging.getLogger(__name__)
@@ -200,6 +201,10 @@ def load_teacher(
     directories = dictionary_directories(path, cfg.task, overrides)
     source_dict, source_dict_path = find_dictionary(directories, source_lang, path)
     target_dict, target_dict_path = find_dictionary(directories, target_lang, path)
+    begins = how_sentences_begin(cfg.task)
+    if begins:
+        logger.warning(f"{path}: {begins}")
+    check_rows(state["model"], cfg.task, (source_dict, target_dict), (source_dict_path, target_dict_path), path)
     source_indices = teacher_indices(student_task.source_dictionary, source_dict, path, f"source ({source_dict_path})")
     target_indices = teacher_indices(student_task.target_dictionary, target_dict, path, f"target ({target_dict_path})")
 
@@ -244,7 +249,7 @@ def load_teacher(
 def _languages(teacher_cfg: Any, student_task: TranslationTask, path: str) -> List[str]:
     """The teacher's source and target language; the student's where the checkpoint does not say."""
     student = [student_task.cfg.source_lang, student_task.cfg.target_lang]
-    teacher = [getattr(teacher_cfg, field, None) for field in ("source_lang", "target_lang")]
+    teacher = languages_of(teacher_cfg)
     if None not in teacher and teacher == student[::-1] and teacher != student:
         raise KDPluginError(
             f"{path}: this teacher translates {teacher[0]}-{teacher[1]}, the student {student[0]}-{student[1]}. "

@@ -25,15 +25,23 @@ def load_dictionary(path: str) -> Dictionary:
         ) from error
 
 
-def find_dictionary(directories: Iterable[str], lang: str, teacher_path: str) -> Tuple[Dictionary, str]:
+def find_dictionary(directories: Iterable[str], lang: Optional[str], teacher_path: str) -> Tuple[Dictionary, str]:
     """The teacher's own dictionary for `lang`: `dict.LANG.txt` or a joined `dict.txt` in the first directory with one.
 
-    A fairseq checkpoint does not hold its dictionary, only the path of the data it was trained on.
+    A fairseq checkpoint does not hold its dictionary, only the path of the data it was trained on. Where nobody says
+    its language, None, only a joined one can be found.
     """
-    tried = [os.path.join(folder, name) for folder in directories for name in (f"dict.{lang}.txt", "dict.txt")]
+    names = ["dict.txt"] if lang is None else [f"dict.{lang}.txt", "dict.txt"]
+    tried = [os.path.join(folder, name) for folder in directories for name in names]
     for path in tried:
         if os.path.isfile(path):
             return load_dictionary(path), path
+    if lang is None:
+        raise KDPluginError(
+            f"{teacher_path}: its languages are not in the checkpoint, and no joined dictionary was found (looked for "
+            f"{', '.join(tried)}). Remedy: name its languages (--source-lang LANG --target-lang LANG), and where "
+            "needed the folder it was trained on (--dict DATA_BIN)"
+        )
     raise KDPluginError(
         f"{teacher_path}: no dictionary of this teacher was found (looked for {', '.join(tried)}), so nothing says "
         f"that its indices mean the student's symbols. Remedy: put its dict.{lang}.txt beside the checkpoint, or name "
