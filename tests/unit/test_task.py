@@ -16,6 +16,7 @@ from kd_plugin.cache.records import Records
 from kd_plugin.cache.writer import ShardWriter, merge, plan_shards
 from kd_plugin.criterions import KDLabelSmoothedCrossEntropyCriterion
 from kd_plugin.errors import KDPluginError
+from kd_plugin.files import sha256_of
 from kd_plugin.losses.selection import SelectGlobally
 from kd_plugin.tasks.distillation_translation import DistillationTranslationConfig, DistillationTranslationTask
 from kd_plugin.teachers.cached import CachedTeacher
@@ -369,3 +370,27 @@ def test_wrappers_around_the_target_are_looked_through(data, tmp_path):
     task.teacher.attach(dataset, str(data), "train", "en", "de", True)
     sample = dataset.collater([dataset[3]])
     assert token_numbers(task, sample) == [[9, 10, 11, 12, 13]]
+
+
+def test_an_ensembles_flags_reach_each_member(tmp_path, dictionaries):
+    hashes = []
+    for seed in (0, 1):
+        make_checkpoint(tmp_path / f"{seed}.pt", dictionaries, *LANGS, *MODEL, seed=seed)
+        hashes.append(sha256_of(tmp_path / f"{seed}.pt"))
+    paths = f"{tmp_path / '0.pt'}:{tmp_path / '1.pt'}"
+    overrides = '{"dropout": 0.77}'
+    task = task_of(
+        dictionaries, teacher_path=paths, teacher_sha256=":".join(hashes), teacher_weights="3,1",
+        teacher_overrides=overrides, teacher_dtype="bf16",
+    )  # fmt: skip
+    task._load_teacher()
+    assert task.teacher.weights() == [pytest.approx(0.75), pytest.approx(0.25)] and task.teacher.dtype == "bf16"
+    assert [member.sha256 for member in task.teacher.members] == hashes
+    assert [member.model.encoder.dropout_module.p for member in task.teacher.members] == [0.77, 0.77]
+    for wrong, named in (
+        (hashes[0], "--teacher-sha256 names 1 hashes for 2 teachers"),
+        (":".join([*hashes, hashes[0]]), "--teacher-sha256 names 3 hashes for 2 teachers"),
+        (":".join(reversed(hashes)), f"0.pt: sha256 is {hashes[0]}, expected {hashes[1]}"),
+    ):
+        with pytest.raises(KDPluginError, match=named):
+            task_of(dictionaries, teacher_path=paths, teacher_sha256=wrong)._load_teacher()
