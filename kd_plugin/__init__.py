@@ -6,18 +6,22 @@ and the student architectures, allows the few harmless types that fairseq checkp
 other work.
 """
 
-from kd_plugin.compat import (
-    allow_fairseq_checkpoints,
-    disable_better_transformer,
-    has_fairseq,
-    let_ranks_share_checkpoints,
-)
+from kd_plugin.quiet import first_import
 from kd_plugin.version import __version__
 
-allow_fairseq_checkpoints()
-if has_fairseq():  # without it there is nothing to register with; `kd-plugin doctor` and the losses work all the same
-    disable_better_transformer()
-    let_ranks_share_checkpoints()
-    from kd_plugin import criterions, models, tasks  # noqa: F401
+with first_import():
+    from kd_plugin.compat import (
+        allow_fairseq_checkpoints,
+        disable_better_transformer,
+        has_fairseq,
+        let_ranks_share_checkpoints,
+    )
+
+    allow_fairseq_checkpoints()
+    # without it there is nothing to register with; `kd-plugin doctor` and the losses work all the same
+    if has_fairseq():
+        disable_better_transformer()
+        let_ranks_share_checkpoints()
+        from kd_plugin import criterions, models, tasks  # noqa: F401
 
 __all__ = ["__version__"]

@@ -9,7 +9,14 @@ import sys
 from typing import Dict, NamedTuple, Optional, Sequence
 
 from kd_plugin.errors import KDPluginError, is_out_of_memory
+from kd_plugin.numbers import check_numbers
+from kd_plugin.quiet import INTERRUPTED, NO_READER, TERMINATED, Terminated, quietly, sigterm_as_interrupt
 from kd_plugin.version import __version__
+
+# What Ctrl-C leaves behind, and how to go on.
+SHARDS = "finished shards are kept, and the same command goes on with the others"
+ANEW = "nothing is finished, and the same command begins anew"
+READS = "nothing was changed"
 
 
 class Verb(NamedTuple):
@@ -17,21 +24,26 @@ class Verb(NamedTuple):
     # The module is imported only when its verb is asked for. It defines `add_arguments(parser)`
     # and `run(args) -> int`, the exit status.
     module: str
+    stopped: str = ANEW
 
 
 VERBS: Dict[str, Verb] = {
-    "doctor": Verb("check this installation and, on request, teacher files", "kd_plugin.doctor"),
-    "cache": Verb("ask a teacher about a corpus once and keep its answers", "kd_plugin.pipeline.cache"),
-    "cache-info": Verb("what such a cache holds; --verify: whether it is undamaged", "kd_plugin.pipeline.cache_info"),
-    "decode": Verb("translate a corpus with a teacher, for sequence-level distillation", "kd_plugin.pipeline.decode"),
+    "doctor": Verb("check this installation and, on request, teacher files", "kd_plugin.doctor", READS),
+    "cache": Verb("ask a teacher about a corpus once and keep its answers", "kd_plugin.pipeline.cache", SHARDS),
+    "cache-info": Verb(
+        "what such a cache holds; --verify: whether it is undamaged", "kd_plugin.pipeline.cache_info", READS
+    ),
+    "decode": Verb(
+        "translate a corpus with a teacher, for sequence-level distillation", "kd_plugin.pipeline.decode", SHARDS
+    ),
     "import": Verb("take in translations made elsewhere: TSV or JSON lines", "kd_plugin.pipeline.importing"),
     "select": Verb("of n-best translations keep those that teach best", "kd_plugin.pipeline.select"),
-    "score": Verb("what a model, forward or backward, thinks of translations", "kd_plugin.pipeline.score"),
+    "score": Verb("what a model, forward or backward, thinks of translations", "kd_plugin.pipeline.score", SHARDS),
     "filter": Verb("drop translations that would teach wrong, by rules", "kd_plugin.pipeline.filtering"),
     "evaluate": Verb("scores, significance, speed and size of models, side by side", "kd_plugin.pipeline.evaluate"),
     "export": Verb("a model for use or to give away: CTranslate2, fairseq, safetensors", "kd_plugin.pipeline.export"),
     "report": Verb("one HTML page of evaluations and learning curves", "kd_plugin.pipeline.report.command"),
-    "path": Verb('print the directory for --user-dir "$(kd-plugin path)"', "kd_plugin.cli"),
+    "path": Verb('print the directory for --user-dir "$(kd-plugin path)"', "kd_plugin.cli", READS),
 }
 
 
@@ -68,14 +80,25 @@ def build_parser(verb: Optional[str] = None) -> argparse.ArgumentParser:
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
-    """Exit status: 0 done, 1 a `KDPluginError` (or what the verb says), 2 wrong usage."""
+    """Exit status: 0 done, 1 a `KDPluginError` (or what the verb says), 2 wrong usage, 128 + n stopped by signal n."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     verb = next((argument for argument in arguments if not argument.startswith("-")), None)
     try:
-        args = build_parser(verb).parse_args(arguments)
-        return int(args.run(args))
+        with quietly(), sigterm_as_interrupt():
+            args = build_parser(verb).parse_args(arguments)
+            check_numbers(args)
+            status = int(args.run(args))
+            sys.stdout.flush()
+            return status
     except KDPluginError as error:
         message = str(error)
+    except KeyboardInterrupt as error:
+        what, status = ("terminated", TERMINATED) if isinstance(error, Terminated) else ("interrupted", INTERRUPTED)
+        print(f"kd-plugin {verb}: {what}: {VERBS[verb].stopped if verb in VERBS else READS}", file=sys.stderr)
+        return status
+    except BrokenPipeError:  # `kd-plugin … | head`: nobody reads any more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what Python still wants to write as it ends
+        return NO_READER
     except (MemoryError, RuntimeError) as error:  # of torch and CTranslate2
         if not is_out_of_memory(error):
             raise

@@ -2,7 +2,6 @@
 
 import argparse
 import functools
-import logging
 from pathlib import Path
 from typing import Any, Callable, Iterator, List, NamedTuple, Sequence
 
@@ -94,15 +93,9 @@ class Job(NamedTuple):
 def run(args: argparse.Namespace) -> int:
     """Exit status 0; nothing else than errors ends it early."""
     check_languages(args.source_lang, args.target_lang)
-    check_job(args, ("k", "max_tokens", "shard_tokens"))
-    if not args.temperature > 0:
-        raise KDPluginError(f"--temperature {args.temperature}: must be above 0")
+    check_job(args)
     if args.max_source_positions is not None and not args.truncate_source:
         raise KDPluginError("--max-source-positions: only with --truncate-source. Remedy: leave it out, or add that")
-    if args.max_source_positions is not None and args.max_source_positions < 2:
-        raise KDPluginError(f"--max-source-positions {args.max_source_positions}: must be at least 2")
-    # fairseq tells everything about every model; what counts comes in a table
-    logging.getLogger("fairseq").setLevel(logging.WARNING)
     for job in _jobs(args):
         _write_store(job)
     return 0
@@ -198,7 +191,9 @@ class Session:
         overrides = parse_overrides(options.teacher_overrides)
         vocab = len(task.target_dictionary)
         if options.k > vocab:
-            raise KDPluginError(f"--k {options.k}: the target dictionary has {vocab} symbols")
+            raise KDPluginError(
+                f"--k {options.k}: the target dictionary has {vocab:,} symbols. Remedy: at most {vocab:,}"
+            )
         self._pad = task.target_dictionary.pad()
         texts = fingerprint(job.data, job.split, job.source_lang, job.target_lang, truncated_to)
         self.identity = Identity(

@@ -6,7 +6,6 @@ none, and both are counted.
 
 import argparse
 import functools
-import logging
 from pathlib import Path
 from typing import Any, Callable, Dict, List, NamedTuple, Optional
 
@@ -118,13 +117,12 @@ class Plan(NamedTuple):
 def run(args: argparse.Namespace) -> int:
     """Exit status 0; nothing else than errors ends it early."""
     check_languages(args.source_lang, args.target_lang)
-    check_job(args, ("max_tokens", "shard_sentences"))
+    check_job(args)
+    settings_of(args)  # refuses what cannot be
     if (args.data is None) == (args.input is None):
         raise KDPluginError("kd-plugin decode: needs either DATA (binarised) or --input FILE (raw text)")
     if args.engine == "fairseq" and args.compute_type not in ("auto", *DTYPES):
         raise KDPluginError(f"--compute-type {args.compute_type}: --engine fairseq computes in {', '.join(DTYPES)}")
-    # fairseq tells everything about every model; what counts comes in a line
-    logging.getLogger("fairseq").setLevel(logging.WARNING)
     status = run_session(args, "decode", functools.partial(Session, args))
     _say_unknown(args)
     return status
@@ -161,6 +159,7 @@ class Session:
         if checkpoints.languages is None:
             raise KDPluginError(f"--path {args.path}: its languages are not in the checkpoint. Remedy: -s LANG -t LANG")
         self.languages = checkpoints.languages
+        self.settings.check_vocabulary(len(checkpoints.target_dictionary))
         check_languages(*self.languages, where=args.path)
         subwords = self._subwords = segmentation_of(args)
         dictionary = checkpoints.source_dictionary

@@ -2,7 +2,6 @@
 
 import argparse
 import functools
-import math
 from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
@@ -42,24 +41,43 @@ class Settings(NamedTuple):
     temperature: float = 1.0
 
     def check(self) -> None:
-        """Raises KDPluginError, naming the flag."""
-        for name in ("max_len_a", "lenpen", "sampling_topp", "temperature"):  # --unkpen inf: nothing unknown is written
-            if not math.isfinite(getattr(self, name)):
-                raise KDPluginError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be finite")
-        if math.isnan(self.unkpen):
-            raise KDPluginError("--unkpen nan: must be a number")
-        if self.beam < 1 or not 1 <= self.nbest <= self.beam:
+        """Whether the numbers, each within kd_plugin.numbers' limits, go together.
+
+        Raises:
+            KDPluginError: names the flags
+        """
+        if self.nbest > self.beam:
             raise KDPluginError(
-                f"--nbest {self.nbest}, --beam {self.beam}: not 1 <= nbest <= beam. Remedy: a larger --beam"
+                f"--nbest {self.nbest}, --beam {self.beam}: a search gives no more than --beam translations. Remedy: a "
+                "larger --beam, or a smaller --nbest"
             )
-        if self.max_len_a < 0 or self.max_len_b < 0 or self.max_len_a + self.max_len_b <= 0:
-            raise KDPluginError("--max-len-a and --max-len-b: must be >= 0 and not both 0")
-        if not self.temperature > 0:
-            raise KDPluginError(f"--temperature {self.temperature}: must be above 0")
-        if not self.sampling and (self.sampling_topk > 0 or self.sampling_topp > 0):
-            raise KDPluginError("--sampling-topk and --sampling-topp: they need --sampling")
-        if self.sampling_topk > 0 and self.sampling_topp > 0:
-            raise KDPluginError("--sampling-topk and --sampling-topp: one of them only")
+        if self.max_len_a + self.max_len_b < 1:
+            raise KDPluginError(
+                f"--max-len-a {self.max_len_a:g}, --max-len-b {self.max_len_b}: nothing can be that short. Remedy: "
+                "--max-len-b of at least 1"
+            )
+        drawn = [name for name in ("sampling_topk", "sampling_topp") if getattr(self, name) > 0]
+        flags = " and ".join(f"--{name.replace('_', '-')}" for name in drawn)
+        if drawn and not self.sampling:
+            raise KDPluginError(f"{flags}: of no effect without --sampling. Remedy: add --sampling, or leave it out")
+        if len(drawn) > 1:
+            raise KDPluginError(f"{flags}: only one of them can be. Remedy: leave one out")
+
+    def check_vocabulary(self, symbols: int) -> None:
+        """Whether a model can search like this.
+
+        Args:
+            symbols: in its target dictionary
+
+        Raises:
+            KDPluginError: names the flag
+        """
+        # padding is never written: fairseq would make the beam smaller without a word
+        for name, value, most in (("beam", self.beam, symbols - 1), ("sampling-topk", self.sampling_topk, symbols)):
+            if value > most:
+                raise KDPluginError(
+                    f"--{name} {value}: the model's target dictionary has {symbols:,} symbols. Remedy: at most {most:,}"
+                )
 
 
 class Checkpoints(NamedTuple):
@@ -166,8 +184,9 @@ class FairseqDecoder:
     ):
         ensemble = load_ensemble(checkpoints, device, dtype)
         self._task = ensemble.task
+        settings.check_vocabulary(len(checkpoints.target_dictionary))
         self._generator = self._task.build_generator(ensemble.models, GenerationConfig(**settings._asdict()))
-        self._nbest, self._device = settings.nbest, device
+        self._nbest, self._temperature, self._device = settings.nbest, settings.temperature, device
         self._paths, self._compute_type = ", ".join(checkpoints.paths), str(dtype).replace("torch.", "")
         self.max_source_tokens = ensemble.max_source_tokens
         self.source_symbols = frozenset(checkpoints.source_dictionary.symbols)
@@ -194,6 +213,14 @@ class FairseqDecoder:
             answers = self._generator.generate([], {"net_input": net_input})
         except AssertionError as error:  # fairseq takes what is NaN for impossible, and then nothing is left
             raise not_a_number(self._paths, self._compute_type) from error
+        except RuntimeError as error:
+            if "multinomial" not in str(error):
+                raise
+            # the likeliest symbol is one that cannot be written there, and beside it the others' mass is 0
+            raise KDPluginError(
+                f"--sampling: nothing is left to draw from at --temperature {self._temperature:g} ({error}). Remedy: a "
+                "higher --temperature, or a search without --sampling"
+            ) from error
         return [[self._scored(hypothesis, target) for hypothesis in answer[: self._nbest]] for answer in answers]
 
     @staticmethod
@@ -253,6 +280,7 @@ class CTranslate2Decoder:
         self._max_target_tokens = int(description.get("max_target_tokens", self.max_source_tokens))
         self.source_symbols = vocabulary(folder, "source")
         self.target_symbols = vocabulary(folder, "target")
+        settings.check_vocabulary(len(self.target_symbols))
 
     @property
     def compute_type(self) -> str:

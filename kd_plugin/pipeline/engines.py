@@ -11,6 +11,7 @@ from typing import Any, Callable, Iterator, Sequence
 import torch
 
 from kd_plugin.errors import KDPluginError
+from kd_plugin.quiet import deaf_children, quiet, stop
 
 RUNNERS = ("local", "ray")
 Worker = Any  # does one shard when it is called with it, and tells its `progress(size)` how far it is
@@ -50,6 +51,7 @@ _worker: Worker  # of a process of the pool
 
 def _start_worker(make_worker: MakeWorker, numbers: Any, steps: Any, workers: int) -> None:
     global _worker
+    quiet()
     torch.set_num_threads(max(1, torch.get_num_threads() // workers))
     _worker = make_worker(numbers.get())
     _worker.progress = steps.put
@@ -61,18 +63,23 @@ def _work(shard: Any) -> Any:
 
 def _run_processes(shards: Sequence[Any], make_worker: MakeWorker, progress: Progress, workers: int) -> Iterator[Any]:
     context = multiprocessing.get_context("spawn")  # CUDA and threads survive no fork
-    manager = context.Manager()
+    with deaf_children():
+        manager = context.Manager()
     numbers, steps = manager.Queue(), manager.Queue()
     for number in range(workers):
         numbers.put(number)
     with ProcessPoolExecutor(workers, context, _start_worker, (make_worker, numbers, steps, workers)) as pool:
-        futures = waiting = {pool.submit(_work, shard) for shard in shards}
+        with deaf_children():
+            futures = waiting = {pool.submit(_work, shard) for shard in shards}
         try:
             while waiting:
                 done, waiting = wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED)
                 _tell(steps, progress)
                 for future in done:
                     yield future.result()
+        except (KeyboardInterrupt, GeneratorExit):  # the second: whoever asks for results has stopped
+            stop(pool)
+            raise
         except BrokenProcessPool as error:
             raise KDPluginError(
                 "a worker died, for want of memory perhaps; what is finished is kept. Remedy: fewer --workers, or a "

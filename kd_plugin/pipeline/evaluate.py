@@ -100,10 +100,6 @@ def run(args: argparse.Namespace) -> int:
     settings.check()
     for path in models.values():
         engine_of(path, args.engine)
-    if min(args.threads, args.max_tokens, args.cpu_sentences) < 1 or args.bootstrap < 0:
-        raise KDPluginError(
-            "--threads, --max-tokens and --cpu-sentences must be at least 1, --bootstrap at least 0. Remedy: leave out"
-        )
     check_tokenizer(args.tokenize)
     output = Path(args.output)
     if (output / JSON_NAME).exists():

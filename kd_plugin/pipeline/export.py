@@ -150,11 +150,8 @@ def _check_flags(args: argparse.Namespace) -> None:
         raise KDPluginError("--check: nothing here translates with safetensors. Remedy: check --format fairseq")
     if args.check and not Path(args.check).is_file():
         raise KDPluginError(f"--check {args.check}: no such file. Remedy: raw text, a sentence a line")
-    if args.check_threshold is not None and not (args.check and 0 <= args.check_threshold <= 100):
-        raise KDPluginError(
-            f"--check-threshold {args.check_threshold:g}: a BLEU of 0 to 100, and only with --check FILE. Remedy: "
-            "both, or neither"
-        )
+    if args.check_threshold is not None and not args.check:
+        raise KDPluginError("--check-threshold: only with --check FILE. Remedy: both, or neither")
     if args.vocabulary_map_from and len(args.vocabulary_map_from) > 2:
         raise KDPluginError("--vocabulary-map-from: more than two files. Remedy: CORPUS.src CORPUS.tgt, or one folder")
 

@@ -78,7 +78,13 @@ class Pair(NamedTuple):
 
 
 class Flag(NamedTuple):
-    """An option of a rule. default decides the type: bool is a switch; low, high: the numbers allowed, both included"""
+    """An option of a rule.
+
+    Args:
+        default: decides the type; a bool is a switch
+        low, high: the numbers allowed, both included
+        old: a name that it had, and still answers to
+    """
 
     name: str
     default: Any
@@ -86,10 +92,12 @@ class Flag(NamedTuple):
     low: float = 0.0
     high: float = INFINITY
     choices: Tuple[str, ...] = ()
+    old: str = ""
 
     @property
     def dest(self) -> str:
-        return self.name[2:].replace("-", "_")
+        """In args and in a folder's identity, which a new name does not change."""
+        return (self.old or self.name)[2:].replace("-", "_")
 
 
 class Rule(NamedTuple):

@@ -12,9 +12,10 @@ from typing import Dict, FrozenSet, Iterator, List, NamedTuple, Optional, Tuple
 import numpy as np
 
 from kd_plugin.errors import KDPluginError
+from kd_plugin.numbers import shown
 from kd_plugin.pipeline.filter_rules import RULES, Flag, Pair, Side, script_of
 from kd_plugin.pipeline.output import add_output_arguments, finish_output
-from kd_plugin.pipeline.processes import add_workers_argument, check_workers, mapped, workers_for
+from kd_plugin.pipeline.processes import add_workers_argument, mapped, workers_for
 from kd_plugin.pipeline.progress import progress
 from kd_plugin.pipeline.raw_text import checked_sha256, numbered_lines
 from kd_plugin.pipeline.translations import Hypothesis, Record, Translations, Writer, scores_of
@@ -23,8 +24,22 @@ LOW_SCORE, OTHER_SCORE = "low_score", "low_other_score"  # after all RULES
 # shares: of all translations of the input, whatever other rules say
 SCORE_FLAGS = (
     Flag("--min-score", None, "drop translations with a lower score", low=-math.inf),
-    Flag("--best-score-share", None, "keep this share of all translations, those with the best scores", 1e-6, 1),
-    Flag("--best-scores-share", None, "the same with the scores of --scores", 1e-6, 1),
+    Flag(
+        "--keep-best",
+        None,
+        "keep this share of all translations, those with the best scores of their own: 0.9 drops a tenth",
+        1e-6,
+        1,
+        old="--best-score-share",
+    ),
+    Flag(
+        "--keep-best-by-scores",
+        None,
+        "keep this share of all translations, those with the best scores in --scores",
+        1e-6,
+        1,
+        old="--best-scores-share",
+    ),
 )
 
 
@@ -33,7 +48,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for flag in _rule_flags():
         _add_flag(parser, flag)
     for flag in SCORE_FLAGS:
-        parser.add_argument(flag.name, type=float, metavar="X", help=flag.help)
+        parser.add_argument(flag.name, dest=flag.dest, type=float, metavar="X", help=flag.help)
+        if flag.old:
+            parser.add_argument(flag.old, dest=flag.dest, type=float, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     parser.add_argument(
         "--scores",
         metavar="FILE",
@@ -72,7 +89,6 @@ class Thresholds(NamedTuple):
 def run(args: argparse.Namespace) -> int:
     """Exit status 0; nothing else than errors ends it early."""
     _check(args)
-    check_workers(args)
     translations = Translations(args.input_dir)
     manifest = translations.manifest
     options = {flag.dest: getattr(args, flag.dest) for flag in (*_rule_flags(), *SCORE_FLAGS)}
@@ -169,7 +185,7 @@ def threshold(scores: np.ndarray, share: float) -> float:
 def _own_scores(translations: Translations) -> np.ndarray:
     scores = array("d")
     for record in progress(translations.records(), len(translations), "scores"):
-        scores.extend(scores_of(record, translations.folder, "no --min-score and --best-score-share"))
+        scores.extend(scores_of(record, translations.folder, "no --min-score and --keep-best"))
     return np.array(scores)
 
 
@@ -206,9 +222,11 @@ def _check(args: argparse.Namespace) -> None:
         value = getattr(args, flag.dest)
         if isinstance(value, (int, float)) and not flag.low <= value <= flag.high:
             limits = f"{flag.low:g} … {flag.high:g}" if flag.high < math.inf else f"{flag.low:g} or more"
-            raise KDPluginError(f"{flag.name} {value:g}: out of range. Remedy: {limits}")
+            if math.isinf(flag.low):
+                limits = "a number"
+            raise KDPluginError(f"{flag.name} {shown(value)}: out of range. Remedy: {limits}")
     if (args.scores is None) != (args.best_scores_share is None):
-        raise KDPluginError("--scores and --best-scores-share go together. Remedy: give both, or none")
+        raise KDPluginError("--scores and --keep-best-by-scores go together. Remedy: give both, or none")
     args.script = args.script.upper()
     for name in args.script.split(",") if args.script else ():
         if name not in _scripts():

@@ -24,17 +24,13 @@ def add_job_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--runner", default="local", choices=engines.RUNNERS, help="(default: %(default)s)")
 
 
-def check_job(args: argparse.Namespace, at_least_one: Sequence[str] = ()) -> None:
-    """Refuse what makes no sense; `at_least_one` names numbers."""
-    if not 0 <= args.shard_id < args.num_shards:
-        raise KDPluginError(f"--shard-id {args.shard_id}: must lie in 0 … {args.num_shards - 1} (--num-shards)")
-    if args.workers < 0:
-        raise KDPluginError(f"--workers {args.workers}: must be at least 1. Remedy: leave it out")
-    for name in at_least_one:
-        if getattr(args, name) < 1:
-            raise KDPluginError(
-                f"--{name.replace('_', '-')} {getattr(args, name)}: must be at least 1. Remedy: leave it out"
-            )
+def check_job(args: argparse.Namespace) -> None:
+    """Refuse a shard that is none of the job's."""
+    if args.shard_id >= args.num_shards:
+        raise KDPluginError(
+            f"--shard-id {args.shard_id}: --num-shards {args.num_shards} has the shards 0 … {args.num_shards - 1}. "
+            "Remedy: one of these, or a larger --num-shards"
+        )
 
 
 def work(

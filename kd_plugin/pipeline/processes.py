@@ -9,6 +9,7 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import Any, Callable, Deque, Iterable, Iterator, List, Tuple
 
 from kd_plugin.errors import KDPluginError
+from kd_plugin.quiet import deaf_children, quiet, stop
 
 CHUNK = 128  # sentences that a worker is given at a time
 AHEAD = 3  # chunks that wait for each worker
@@ -24,12 +25,6 @@ def add_workers_argument(parser: argparse.ArgumentParser, sentences: int) -> Non
         help=f"processes (default: one a core, and one for {sentences:,} sentences)",
     )
     parser.set_defaults(sentences_a_worker=sentences)
-
-
-def check_workers(args: argparse.Namespace) -> None:
-    """Raise KDPluginError where --workers cannot be."""
-    if args.workers < 0:
-        raise KDPluginError(f"--workers {args.workers}: must be at least 1. Remedy: leave it out for one a core")
 
 
 def workers_for(args: argparse.Namespace, sentences: int) -> int:
@@ -64,11 +59,15 @@ def mapped(
     with concurrent.futures.ProcessPoolExecutor(workers, context, _start, (make,)) as pool:
         try:
             for items, chunk in _chunks(pairs):
-                waiting.append((items, pool.submit(_work, chunk)))
+                with deaf_children():
+                    waiting.append((items, pool.submit(_work, chunk)))
                 if len(waiting) >= workers * AHEAD:
                     yield from _answer(waiting)
             while waiting:
                 yield from _answer(waiting)
+        except (KeyboardInterrupt, GeneratorExit):  # the second: whoever asks for answers has stopped
+            stop(pool)
+            raise
         except BrokenProcessPool as error:
             raise KDPluginError(f"a worker died ({error}). Remedy: fewer --workers, they may lack memory") from error
         finally:
@@ -98,6 +97,7 @@ _functions: List[Callable[[Any], Any]] = []  # a worker's own
 
 
 def _start(make: Callable[[], Callable[[Any], Any]]) -> None:
+    quiet()
     _functions[:] = [make()]
 
 

@@ -1,6 +1,8 @@
-"""Progress bars on standard error; in a log a line each half minute."""
+"""Progress bars on standard error; in a log a line each half minute. Worker processes show none."""
 
+import multiprocessing
 import sys
+import threading
 from typing import Any, Iterable, Iterator, Optional
 
 from tqdm import tqdm
@@ -8,6 +10,9 @@ from tqdm import tqdm
 
 def progress_bar(name: str, total: Optional[int], unit: str = "sent", items: Any = None, **more: Any) -> Any:
     """A tqdm bar, with rate and time left. more: of tqdm."""
+    if multiprocessing.parent_process() is not None:
+        tqdm.set_lock(threading.RLock())  # its own is a semaphore of the system, which a stopped worker leaves behind
+        more["disable"] = True
     often = 0.5 if sys.stderr.isatty() else 30.0  # seconds; in a log every step is a line
     return tqdm(items, desc=name, total=total, unit=unit, mininterval=often, **more)
 

@@ -7,7 +7,6 @@ translation: what a translation has left out or made up costs there.
 
 import argparse
 import functools
-import logging
 import math
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Tuple
@@ -76,11 +75,9 @@ class Plan(NamedTuple):
 def run(args: argparse.Namespace) -> int:
     """Exit status 0; nothing else than errors ends it early."""
     check_languages(args.source_lang, args.target_lang)
-    check_job(args, ("max_tokens",))
+    check_job(args)
     if Path(args.output).resolve() == Path(args.input_dir).resolve():
         raise KDPluginError(f"--output {args.output} is INPUT_DIR. Remedy: another folder")
-    # fairseq tells everything about every model; what counts comes in a line
-    logging.getLogger("fairseq").setLevel(logging.WARNING)
     return run_session(args, "score", functools.partial(Session, args))
 
 

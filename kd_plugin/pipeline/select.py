@@ -18,7 +18,7 @@ from kd_plugin.pipeline.criteria import METRICS, Candidates, Chooser, Settings, 
 from kd_plugin.pipeline.evaluation_scores import check_tokenizer
 from kd_plugin.pipeline.languages import bleu_tokenizer
 from kd_plugin.pipeline.output import add_output_arguments, finish_output
-from kd_plugin.pipeline.processes import add_workers_argument, check_workers, mapped, workers_for
+from kd_plugin.pipeline.processes import add_workers_argument, mapped, workers_for
 from kd_plugin.pipeline.progress import progress
 from kd_plugin.pipeline.raw_text import TextLines
 from kd_plugin.pipeline.translations import Record, Translations, Writer, scores_of
@@ -81,9 +81,6 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> None:
-    if args.top < 1:
-        raise KDPluginError(f"--top {args.top}: must be at least 1. Remedy: how many translations to keep")
-    check_workers(args)
     if args.by == "reference" and args.reference is None:
         raise KDPluginError("--by reference needs references. Remedy: --reference FILE, or --by mbr")
     for name in ("reference", "metric"):

@@ -454,7 +454,7 @@ def test_what_nobody_could_be_asked_about_captures_nothing():
 @pytest.mark.parametrize(
     "flags,named",
     [
-        (["--shard-id", "2", "--num-shards", "2"], "--shard-id 2: must lie in 0 … 1"),
+        (["--shard-id", "2", "--num-shards", "2"], "--num-shards 2 has the shards 0 … 1"),
         (["--k", "0"], "--k 0: must be at least 1"),
         (["--shard-tokens", "0"], "--shard-tokens 0"),
         (["--temperature", "0"], "--temperature 0"),

@@ -198,7 +198,7 @@ def test_full_disk_keeps_what_is_finished_and_names_the_file(teacher, corpus, tm
     ("flags", "message"),
     [
         (["--nbest", 6], "--nbest 6, --beam 5"),
-        (["--sampling-topk", 3], "need --sampling"),
+        (["--sampling-topk", 3], "of no effect without --sampling"),
         (["--temperature", 0], "--temperature"),
         (["--shard-id", 1], "--shard-id 1"),
         (["--workers", -1], "--workers -1"),

@@ -156,10 +156,10 @@ def test_a_sentence_too_long_for_the_model_has_no_translation(setting, tmp_path)
         (["--test", "x=a,b"], "--test a: cannot be read"),
         (["--comet", "x"], "pip install unbabel-comet"),
         (["--engine", "ctranslate2"], "kd-plugin export --format ctranslate2 first"),
-        (["--threads", "0"], "must be at least 1"),
+        (["--threads", "0"], "--threads 0: must lie in 1"),
         (["--cpu-sentences", "0"], "must be at least 1"),
-        (["--lenpen", "nan"], "--lenpen nan: must be finite"),
-        (["--max-len-a", "inf"], "--max-len-a inf: must be finite"),
+        (["--lenpen", "nan"], "--lenpen nan: must lie in"),
+        (["--max-len-a", "inf"], "--max-len-a inf: must lie in"),
     ],
 )
 def test_refusals(flags, message, setting, tmp_path, capsys):

@@ -387,7 +387,10 @@ def test_a_folder_that_holds_something_is_left_alone(secret, tmp_path, capsys):
         (["--format", "safetensors", "--check", "x"], "--check: nothing here translates with safetensors"),
         (["--format", "ctranslate2", "--vocabulary-map-from", "a", "b", "c"], "more than two files"),
         (["--format", "fairseq", "--check-threshold", "90"], "only with --check FILE"),
-        (["--format", "fairseq", "--check", __file__, "--check-threshold", "nan"], "a BLEU of 0 to 100"),
+        (
+            ["--format", "fairseq", "--check", __file__, "--check-threshold", "nan"],
+            "--check-threshold nan: must lie in 0 … 100",
+        ),
         (["--format", "fairseq", "--check", "nothing"], "--check nothing: no such file"),
     ],
 )

@@ -127,7 +127,7 @@ sides = st.lists(st.sampled_from(["ein", "Hund", "a", "7", "...", "\ufffd", "д�
 
 @given(
     st.lists(st.tuples(sides, st.lists(st.tuples(sides, st.floats(-3, 0)), max_size=4), st.integers(1, 3)), max_size=9),
-    st.sampled_from([[], ["--numbers"], ["--script", "latin"], ["--best-score-share", "0.5"], ["--min-score", "-1"]]),
+    st.sampled_from([[], ["--numbers"], ["--script", "latin"], ["--keep-best", "0.5"], ["--min-score", "-1"]]),
 )
 @settings(max_examples=60, deadline=None)
 def test_what_is_kept_and_what_is_dropped_is_all_there_was(corpus, flags):
@@ -205,12 +205,12 @@ SCORED = [
     "flags, kept",
     [
         (["--min-score", "-2"], {0: ["Ein Hund"], 1: ["Eine Katze"], 2: ["Ein Hund"]}),
-        (["--best-score-share", "0.25"], {0: ["Ein Hund"], 2: ["Ein Hund"]}),
-        (["--best-score-share", "0.26"], {0: ["Ein Hund"], 1: ["Eine Katze"], 2: ["Ein Hund"]}),
-        (["--best-score-share", "1"], {line: [h.text for h in r.hypotheses] for r in SCORED for line in r.ids}),
-        (["--best-score-share", "0.75", "--min-score", "-1.5"], {0: ["Ein Hund"], 2: ["Ein Hund"]}),
-        (["--scores", "scores", "--best-scores-share", "0.5"], {0: ["Der Hund"], 2: ["Der Hund"], 3: ["Ein Haus"]}),
-        (["--scores", "scores", "--best-scores-share", "0.5", "--min-score", "-3.5"], {3: ["Ein Haus"]}),
+        (["--keep-best", "0.25"], {0: ["Ein Hund"], 2: ["Ein Hund"]}),
+        (["--keep-best", "0.26"], {0: ["Ein Hund"], 1: ["Eine Katze"], 2: ["Ein Hund"]}),
+        (["--keep-best", "1"], {line: [h.text for h in r.hypotheses] for r in SCORED for line in r.ids}),
+        (["--keep-best", "0.75", "--min-score", "-1.5"], {0: ["Ein Hund"], 2: ["Ein Hund"]}),
+        (["--scores", "scores", "--keep-best-by-scores", "0.5"], {0: ["Der Hund"], 2: ["Der Hund"], 3: ["Ein Haus"]}),
+        (["--scores", "scores", "--keep-best-by-scores", "0.5", "--min-score", "-3.5"], {3: ["Ein Haus"]}),
     ],
 )
 def test_scores_decide(flags, kept, tmp_path, monkeypatch):
@@ -229,8 +229,8 @@ def test_scores_decide(flags, kept, tmp_path, monkeypatch):
 def test_the_scores_that_text_writes_can_be_read_as_scores(tmp_path):
     write_folder(tmp_path / "in", SCORED)
     run_verb("filter", tmp_path / "in", "--output", tmp_path / "all", "--text", tmp_path / "x")
-    run_verb("filter", tmp_path / "in", "--output", tmp_path / "one", "--best-score-share", 0.5)
-    other = ["--best-scores-share", 0.5, "--scores", tmp_path / "x.scores"]
+    run_verb("filter", tmp_path / "in", "--output", tmp_path / "one", "--keep-best", 0.5)
+    other = ["--keep-best-by-scores", 0.5, "--scores", tmp_path / "x.scores"]
     run_verb("filter", tmp_path / "in", "--output", tmp_path / "two", *other)
     assert texts_by_line(tmp_path / "one") == {0: ["Ein Hund"], 1: ["Eine Katze"], 2: ["Ein Hund"]}
     assert records_of(tmp_path / "one") == records_of(tmp_path / "two")
@@ -254,7 +254,7 @@ ROWS = "0\t-7\n0\t-2\n1\t-3\n2\t-9\n2\t-9\n3\t-1\n"
 def test_scores_that_do_not_fit_are_refused(rows, message, tmp_path, capsys):
     write_folder(tmp_path / "in", SCORED)
     (tmp_path / "scores").write_text(rows)
-    options = ["--scores", tmp_path / "scores", "--best-scores-share", 0.5]
+    options = ["--scores", tmp_path / "scores", "--keep-best-by-scores", 0.5]
     assert message in refusal(capsys, "filter", tmp_path / "in", *options, "--output", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -269,15 +269,15 @@ def test_scores_that_do_not_fit_are_refused(rows, message, tmp_path, capsys):
         (["--min-letters", "1.5"], "--min-letters 1.5: out of range. Remedy: 0 … 1"),
         (["--copy-overlap", "-0.1"], "--copy-overlap"),
         (["--max-repeats", "1"], "--max-repeats 1"),
-        (["--best-score-share", "0"], "--best-score-share 0"),
-        (["--best-score-share", "80"], "--best-score-share 80"),
+        (["--keep-best", "0"], "--keep-best 0"),
+        (["--keep-best", "80"], "--keep-best 80"),
         (["--min-score", "nan"], "--min-score nan"),
-        (["--best-scores-share", "0.5"], "--scores and --best-scores-share go together"),
-        (["--scores", "scores"], "--scores and --best-scores-share go together"),
-        (["--scores", "none", "--best-scores-share", "1"], "--scores none: No such file"),
+        (["--keep-best-by-scores", "0.5"], "--scores and --keep-best-by-scores go together"),
+        (["--scores", "scores"], "--scores and --keep-best-by-scores go together"),
+        (["--scores", "none", "--keep-best-by-scores", "1"], "--scores none: No such file"),
         (["--script", "latin,klingon"], "--script KLINGON"),
-        (["--workers", "-1"], "--workers -1: must be at least 1"),
-        (["--best-score-share", "0.5"], "line 1 (from 0) has a translation without a score: 'Eine Katze'"),
+        (["--workers", "-1"], "--workers -1: must lie in 1"),
+        (["--keep-best", "0.5"], "line 1 (from 0) has a translation without a score: 'Eine Katze'"),
         (["--min-score", "-3"], "line 1 (from 0) has a translation without a score"),
     ],
 )

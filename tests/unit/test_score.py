@@ -126,8 +126,8 @@ def test_backward_scores_choose_and_filter(models, folder, tmp_path):
     for each in records_of(tmp_path / "best"):
         assert of[each.source, each.hypotheses[0].text] == max(s for (src, _), s in of.items() if src == each.source)
     kept = sorted(of.values())[-len(of) // 2 :]
-    run_verb("filter", tmp_path / "back", "--best-score-share", 0.5, "--output", tmp_path / "own", *LOOSE)
-    flags = ["--scores", tmp_path / "back" / "text.scores", "--best-scores-share", 0.5]
+    run_verb("filter", tmp_path / "back", "--keep-best", 0.5, "--output", tmp_path / "own", *LOOSE)
+    flags = ["--scores", tmp_path / "back" / "text.scores", "--keep-best-by-scores", 0.5]
     run_verb("filter", folder, *flags, "--output", tmp_path / "other", *LOOSE)
     for name in ("own", "other"):
         pairs = [(r.source, h.text) for r in records_of(tmp_path / name) for h in r.hypotheses]
