@@ -2,6 +2,7 @@
 
 import argparse
 import functools
+import math
 from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
