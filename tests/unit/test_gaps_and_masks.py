@@ -41,13 +41,10 @@ def lprobs64(leaf, temperature):
 
 
 def distance64(name, log_q, log_p):
-    """divergence64, without the outcomes that neither side has.
-
-    A probability of the teacher's below 1e-38, which is 0 in fp32, does not make the KL to a masked student infinite.
-    """
+    """divergence64, without the outcomes that neither side has."""
     masked = torch.isneginf(log_p.detach())
-    assume(not (masked & (log_q > -104.0) & (log_q < -87.0)).any())  # numbers that some devices take for 0
-    log_q = log_q.masked_fill(masked & (log_q < -87.0), -INF)
+    # such a probability may be 0 or not in fp32, and the KL to a masked student infinite or not
+    assume(not (masked & (log_q < -87.0) & ~torch.isneginf(log_q)).any())
     there = ~(torch.isneginf(log_q) & masked)
     log_q, log_p = log_q[there], log_p[there]
     return divergence64(name, log_q.exp(), log_p.exp(), log_q, log_p)
