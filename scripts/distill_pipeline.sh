@@ -7,7 +7,7 @@ usage() {
   cat <<'HELP'
 usage: scripts/distill_pipeline.sh PREPARED OUT [TEACHER.pt]
 
-  PREPARED   what examples/translation/prepare-*.sh made
+  PREPARED   what examples/translation/prepare-*.sh made: one sentencepiece model and dictionary for both languages
   OUT        folder for everything; ends with OUT/report.html and OUT/evaluation/evaluation.md
   TEACHER    with its dictionary beside it; without one a teacher is trained first (train-teacher.sh)
 

@@ -129,12 +129,18 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _say_unknown(args: argparse.Namespace) -> None:
-    """What binarising has taken from the source; raw text keeps it."""
+    """What can be done about unknown symbols in what was written."""
     folder = Path(args.output)
-    if args.data is None or not (folder / MANIFEST).is_file():
+    if not (folder / MANIFEST).is_file():
         return
-    lines = Manifest.read(folder).counts.get(UNKNOWN_SOURCE, 0)
-    if lines:
+    counts = Manifest.read(folder).counts
+    lines, translations = counts.get(UNKNOWN_SOURCE, 0), counts.get(UNKNOWN_TARGET, 0)
+    if translations:
+        print(
+            f"{args.output}: {translations:,} translations hold unknown symbols. kd-plugin filter drops them; with "
+            "--unkpen inf the model writes none"
+        )
+    if lines and args.data is not None:
         print(
             f"{args.data}: in {lines:,} lines of {args.gen_subset} a part of the source is lost: it was not in the "
             "dictionary when they were binarised, and the translations' source has the unknown symbol in its place. "
@@ -171,6 +177,9 @@ class Session:
             self.source = TextSource(args.input, subwords.source)
             has_model = subwords.source.path is not None
             check_text(self.source.marks, has_model, dictionary.symbols, f"--input {args.input}")
+            texts = (sentence.text for sentence in self.source.read(range(len(self.source))))
+            joined = dictionary.symbols == checkpoints.target_dictionary.symbols
+            subwords.check_sides(texts, f"--input {args.input}", joined)
         else:
             self.source = open_binarised(args.data, args.gen_subset, self.languages, dictionary, subwords.source)
         self.input_lines = self.lines = len(self.source)

@@ -269,6 +269,7 @@ def _check_subwords(
     has_model = subwords.source.path is not None
     for test in tests:
         check_text(Marks(test.sources), has_model, decoder.source_symbols, f"--test {test.name}")
+        subwords.check_sides(test.sources, f"--test {test.name}", decoder.source_symbols == decoder.target_symbols)
         check_known(sentences[test.name], decoder.source_symbols, has_model)
 
 

@@ -22,7 +22,7 @@ from kd_plugin.pipeline.raw_text import numbered_lines
 from kd_plugin.pipeline.safetensors_model import write_safetensors
 from kd_plugin.pipeline.stock_checkpoint import write_stock_checkpoint
 from kd_plugin.pipeline.subword_checks import Marks, check_known, check_text
-from kd_plugin.pipeline.subwords import Subwords, add_subword_arguments, segmentation_of
+from kd_plugin.pipeline.subwords import Segmentation, Subwords, add_subword_arguments, segmentation_of
 from kd_plugin.pipeline.translating import open_model, share_identical, translate
 from kd_plugin.pipeline.translations import Translations
 from kd_plugin.pipeline.vocabulary_map import write_vocabulary_map
@@ -105,7 +105,7 @@ def run(args: argparse.Namespace) -> int:
     subwords = segmentation_of(args, "none")  # text that is segmented already is compared as it is
     opened = open_checkpoint(args.checkpoint, overrides, args.source_lang, args.target_lang)
     subwords.check(args.checkpoint, *(dictionary.symbols for dictionary in opened.dictionaries))
-    sentences = _check_sentences(opened, args, subwords.source) if args.check else []
+    sentences = _check_sentences(opened, args, subwords) if args.check else []
     if args.fp16 or "float16" in (args.quantization or "").split("_"):
         remedy = "without --fp16" if args.fp16 else "--quantization float32 or int8"
         check_range(opened.model, torch.float16, opened.path, remedy)
@@ -244,14 +244,15 @@ def _corpus(args: argparse.Namespace) -> Iterator[Tuple[str, str]]:
         yield source[1], target[1]
 
 
-def _check_sentences(opened: OpenedCheckpoint, args: argparse.Namespace, subwords: Subwords) -> List[Tokens]:
+def _check_sentences(opened: OpenedCheckpoint, args: argparse.Namespace, subwords: Segmentation) -> List[Tokens]:
     """Symbols of --check, after a look whether they are the checkpoint's."""
     lines = [line for _, line in numbered_lines(Path(args.check), "--check")]
     if not any(map(str.strip, lines)):
         raise KDPluginError(f"--check {args.check}: there is no sentence in it. Remedy: raw text, a sentence a line")
-    symbols, has_model = opened.dictionaries[0].symbols, subwords.path is not None
+    (symbols, others), has_model = (one.symbols for one in opened.dictionaries), subwords.source.path is not None
     check_text(Marks(lines), has_model, symbols, f"--check {args.check}")
-    sentences = [subwords.encode(line) for line in lines]
+    subwords.check_sides(lines, f"--check {args.check}", symbols == others)
+    sentences = [subwords.source.encode(line) for line in lines]
     check_known(sentences, opened.dictionaries[0].indices, has_model)
     return sentences
 

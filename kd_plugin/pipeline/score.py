@@ -137,6 +137,8 @@ class Session:
         for side, (subwords, dictionary) in enumerate(zip(self._subwords, self._scorer.dictionaries)):
             marks = Marks(text[side] for text in texts)
             check_text(marks, subwords.path is not None, dictionary.symbols, str(self._translations.folder))
+        joined = self._scorer.dictionaries[0].symbols == self._scorer.dictionaries[1].symbols
+        self._subwords.check_sides((read for read, _ in texts), str(self._translations.folder), joined)
         pairs = [(self._subwords.source.encode(read), self._subwords.target.encode(asked)) for read, asked in texts]
         for side, (subwords, dictionary) in enumerate(zip(self._subwords, self._scorer.dictionaries)):
             check_known((pair[side] for pair in pairs), dictionary.indices, subwords.path is not None)

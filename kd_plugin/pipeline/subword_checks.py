@@ -35,7 +35,8 @@ class Marks:
 
 def kind_of(symbols: Collection[str]) -> Optional[str]:
     """Which tool has made a dictionary's symbols, by fairseq's name; None: whole words or characters."""
-    spaced = sum(SPACE in symbol for symbol in symbols)
+    # alone it is a space between characters too (fairseq's --bpe characters)
+    spaced = sum(SPACE in symbol and len(symbol) > 1 for symbol in symbols)
     joined = sum(symbol.endswith(JOINER) for symbol in symbols)
     if max(spaced, joined) < KIND_SHARE * len(symbols) or not spaced + joined:
         return None

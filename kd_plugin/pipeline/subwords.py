@@ -1,8 +1,9 @@
 """From raw text to the symbols of a dictionary, and back: with one sentencepiece model, or one for each language."""
 
 import argparse
+import itertools
 from pathlib import Path
-from typing import Any, Collection, Dict, FrozenSet, List, NamedTuple, Optional, Union
+from typing import Any, Collection, Dict, FrozenSet, Iterable, List, NamedTuple, Optional, Union
 
 from fairseq.data.data_utils import post_process
 
@@ -13,6 +14,7 @@ from kd_plugin.pipeline.subword_checks import SPACE, check_joining, check_model,
 SYMBOLS = ("sentencepiece", "subword_nmt", "none")
 JOINT = "--sentencepiece-model"
 SIDES = ("source", "target")
+LOOKED_AT = 200  # lines
 
 
 class Subwords:
@@ -156,6 +158,30 @@ class Segmentation(NamedTuple):
         for side, subwords in models.items():
             own = {"source": source_symbols, "target": target_symbols}.get(side, {*source_symbols, *target_symbols})
             check_size(str(subwords), subwords.merges, own, f"{path}'s dictionaries")
+
+    def check_sides(self, lines: Iterable[str], name: str, joined: bool) -> None:
+        """Refuse models that are given for each other's side, which a joined dictionary of both does not tell.
+
+        Each takes text of its own language into the fewest pieces.
+
+        Args:
+            lines: raw text of the source language
+            name: of the text, for errors
+            joined: whether both sides have one dictionary
+
+        Raises:
+            KDPluginError: the target side's model needs at most 80 % of the source side's pieces, at least 50 of them
+        """
+        if not joined or len(self.models()) < 2:
+            return
+        chosen = list(itertools.islice(lines, LOOKED_AT))
+        ours, theirs = (sum(len(subwords.encode(line)) for line in chosen) for subwords in self)
+        if ours >= 50 and theirs <= 0.8 * ours:
+            raise KDPluginError(
+                f"{self.source}: makes {ours:,} pieces of {name}, and {self.target} makes {theirs:,}: they seem to be "
+                "given for each other's side. Remedy: the source side's model is that of the language which the "
+                "translation model reads"
+            )
 
 
 def add_subword_arguments(parser: argparse.ArgumentParser, purpose: str, remove_bpe: bool = False) -> None:

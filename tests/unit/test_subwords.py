@@ -4,6 +4,7 @@ import contextlib
 import io
 import itertools
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ from tests.unit.translation_folders import counts_of, record, records_of, refusa
 pytest.importorskip("sentencepiece", reason="sentencepiece is not installed")
 SHARED = Path(ROOT).parent / "shared" / "teachers" / "multi30k.en-de"
 MULTI30K = Path(ROOT).parent / "shared" / "data" / "multi30k"
+STORED = ("source.spm", "target.spm")
 TINY = ["--beam", 1, "--max-len-b", 4]
 
 
@@ -149,6 +151,17 @@ def test_the_shared_teacher_s_pieces_are_its_dictionary(wrong):
         checked(wrong, dictionary)
 
 
+def test_models_for_each_other_s_side_of_a_joined_dictionary(apart):
+    source, target = (Subwords(str(apart.models[language])) for language in ("en", "de"))
+    lines = sentences("en")[:20]
+    Segmentation(source, target).check_sides(lines, "--input x", True)
+    Segmentation(target, source).check_sides(lines, "--input x", False)  # its dictionaries say so already
+    Segmentation(target, source).check_sides(lines[:1], "--input x", True)  # too little to say
+    Segmentation(target, target).check_sides(lines, "--input x", True)
+    with pytest.raises(KDPluginError, match=r"pieces of --input x.*each other's side.*Remedy"):
+        Segmentation(target, source).check_sides(lines, "--input x", True)
+
+
 # --- text and a dictionary
 
 
@@ -193,6 +206,7 @@ def test_few_unknown_symbols_are_said_and_many_refused(capsys):
 @pytest.mark.parametrize(
     ("dictionary", "kind"),
     [
+        (["▁", "a", "b"], None),
         (["▁a", "b"], "sentencepiece"),
         (["a@@", "b"], "subword_nmt"),
         (["a", "b"], None),
@@ -313,6 +327,15 @@ def test_evaluate_and_export_with_two_models(apart, tmp_path, capsys):
     run_verb("evaluate", *both, *apart.flags(), "--output", tmp_path / "evaluation")
     settings = json.loads((tmp_path / "evaluation" / "evaluation.json").read_text())["settings"]
     assert set(settings["subwords"]) == {"source", "target"}
+    (code,) = re.findall(
+        "```python\n(import ctranslate2.*?)```", (ROOT / "README.md").read_text("utf-8"), flags=re.DOTALL
+    )
+    for ours, theirs in (('"student-int8"', repr(str(tmp_path / "m"))), ('("spm.model", "spm.model")', str(STORED))):
+        assert code.count(ours) == 1
+        code = code.replace(ours, theirs)
+    capsys.readouterr()
+    exec(code.replace("max_decoding_length=200", "max_decoding_length=4"), {})
+    assert len(capsys.readouterr().out.splitlines()) == 2
     error = refusal(capsys, "evaluate", *both[2:], *apart.flags(None, apart.models["en"]), "--output", tmp_path / "x")
     assert f"{tmp_path / 'm'}'s target dictionary" in error or "joined" in error
 
@@ -374,6 +397,7 @@ def test_decode_counts_unknown_symbols_and_filter_drops_them(unknowing, tmp_path
     printed = capsys.readouterr().out
     assert "lines with unknown symbols 2, translations with unknown symbols" in printed
     assert "in 2 lines of train a part of the source is lost" in printed and "--input RAW" in printed
+    assert "translations hold unknown symbols" in printed and "--unkpen inf" in printed
     loose = ["--max-length-ratio", 100, "--copied-source", "keep", "--max-repeats", 100, "--output"]
     run_verb("filter", tmp_path / "out", *loose, tmp_path / "kept", "--unknown-symbols", "keep")
     assert len(records_of(tmp_path / "kept")) == 4
