@@ -35,6 +35,7 @@ from kd_plugin.pipeline.subwords import add_subword_arguments, segmentation_of
 from kd_plugin.pipeline.translating import UNKNOWN
 from kd_plugin.pipeline.translations import MANIFEST, Hypothesis, Manifest, Record, write_shard
 from kd_plugin.shards import shard_name
+from kd_plugin.teachers.language_tokens import check_source_token
 
 ENGINES = ("fairseq", "ctranslate2")
 EMPTY, TOO_LONG = "empty_lines", "too_long_lines"
@@ -237,6 +238,7 @@ class Session:
         groups = [self._groups.ids(group) for group in range(plan.first, plan.last)]
         sentences = list(self.source.read([ids[0] for ids in groups]))
         source = self._checkpoints.source_dictionary
+        check_source_token(self._checkpoints.source_token, (one.tokens for one in sentences), self._args.path)
         has_model = self._subwords.source.path is not None
         check_known((sentence.tokens for sentence in sentences), source.indices, has_model)
         answers = self._translate(sentences, int(plan.name.split("-")[1]))

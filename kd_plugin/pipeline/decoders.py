@@ -17,6 +17,7 @@ from kd_plugin.errors import KDPluginError, is_out_of_memory
 from kd_plugin.files import sha256_of
 from kd_plugin.pipeline.opened import describe_checkpoint, read_description
 from kd_plugin.teachers.finite import check_range
+from kd_plugin.teachers.language_tokens import source_token
 from kd_plugin.teachers.loading import check_format, load_teacher, parse_overrides
 from kd_plugin.teachers.paths import split_model_paths
 
@@ -89,6 +90,7 @@ class Checkpoints(NamedTuple):
     target_dictionary: Dictionary
     languages: Optional[List[str]]  # source, target; None: nobody says
     overrides: Dict[str, Any]
+    source_token: Optional[str] = None  # with which the first one's source sentences begin: a language token
 
     def identity(self) -> List[str]:
         """All that decides what the models answer."""
@@ -134,7 +136,8 @@ def open_checkpoints(
         check_format(member, "the path of a .pt file of fairseq-train")
     described = describe_checkpoint(paths[0], overrides, source_lang, target_lang)
     source, target = described.dictionaries
-    return Checkpoints(paths, source, target, described.languages, overrides or {})
+    token = source_token(described.cfg.task, described.languages)
+    return Checkpoints(paths, source, target, described.languages, overrides or {}, token)
 
 
 class Ensemble(NamedTuple):

@@ -2,7 +2,7 @@
 
 import copy
 import shlex
-from typing import Any, Dict, List, Mapping, Optional, Sequence
+from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence
 
 import torch
 from fairseq.data import Dictionary
@@ -128,7 +128,6 @@ def how_sentences_begin(task_cfg: Any) -> str:
     """Where in its sentences a model wants to find language tokens; nothing where it wants none."""
     if task_name(task_cfg) != "translation_multi_simple_epoch" or _replaces(task_cfg):
         return ""
-    token = "[{}]" if getattr(task_cfg, "lang_tok_style", None) == "mbart" else "__{}__"
     of_source = {"src": "source", "tgt": "target"}.get(str(getattr(task_cfg, "encoder_langtok", None)))
     parts = [] if of_source is None else [f"source sentences with that of the {of_source} language"]
     if getattr(task_cfg, "decoder_langtok", False):
@@ -136,9 +135,42 @@ def how_sentences_begin(task_cfg: Any) -> str:
     if not parts:
         return ""
     return (
-        f"As in its training, its sentences have to begin with a language token ({token.format('LANG')}): "
+        f"As in its training, its sentences have to begin with a language token ({_token(task_cfg).format('LANG')}): "
         f"{', '.join(parts)}"
     )
+
+
+def source_token(task_cfg: Any, languages: Optional[Sequence[str]]) -> Optional[str]:
+    """The language token with which a model's source sentences begin; None: with none.
+
+    Args:
+        languages: source and target; None: nobody knows
+    """
+    side = {"src": 0, "tgt": 1}.get(str(getattr(task_cfg, "encoder_langtok", None)))
+    if languages is None or side is None or not how_sentences_begin(task_cfg):
+        return None
+    return _token(task_cfg).format(languages[side])
+
+
+def check_source_token(token: Optional[str], sentences: Iterable[Sequence[str]], path: str) -> None:
+    """Refuse to translate sentences that do not begin as the model's: it would answer in any of its languages.
+
+    Args:
+        token: what `source_token` gave
+        sentences: symbols of each
+        path: of the model
+    """
+    found = next((tokens for tokens in sentences if token is not None and tokens and tokens[0] != token), None)
+    if found is not None:
+        raise KDPluginError(
+            f"{path}: its source sentences begin with {token}, and one of these begins with {found[0]}. Remedy: text "
+            f"that is segmented already (without --sentencepiece-model), with `{token} ` in front of every line; or "
+            "fairseq-generate with the model's own task, then kd-plugin import"
+        )
+
+
+def _token(task_cfg: Any) -> str:
+    return "[{}]" if getattr(task_cfg, "lang_tok_style", None) == "mbart" else "__{}__"
 
 
 def _languages_in_order(task_cfg: Any) -> List[str]:

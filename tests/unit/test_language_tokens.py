@@ -137,3 +137,20 @@ def test_doctor_names_no_dictionary_of_a_language_none(make, capsys):
 )
 def test_languages_are_the_tasks_or_those_of_its_only_pair(fields, languages):
     assert languages_of(argparse.Namespace(**fields)) == languages
+
+
+def test_decode_refuses_sentences_without_the_token_that_the_teacher_knows_them_with(make, tmp_path, capsys):
+    """Without it a teacher of several languages answers in any of them, and nobody notices."""
+    path, _ = make(*TASKS["langs"])
+    for language in ("en", "de"):
+        with open(str(path.parent / f"dict.{language}.txt"), "a") as file:
+            file.write("__fr__ 1\n__en__ 1\n__de__ 1\n")
+    flags = ["--path", str(path), "--remove-bpe", "none", "-s", "en", "-t", "de", "--max-len-b", "4"]
+    text = tmp_path / "input.en"
+    text.write_text("__de__ word1 word2\nword3\n")
+    assert cli.main(["decode", "--input", str(text), *flags, "--output", "refused"]) == 1
+    message = capsys.readouterr().err
+    assert "its source sentences begin with __de__, and one of these begins with word3" in message
+    assert not list((tmp_path / "refused").glob("*.jsonl"))
+    text.write_text("__de__ word1 word2\n\n__de__ word3\n")
+    assert cli.main(["decode", "--input", str(text), *flags, "--output", "decoded"]) == 0
