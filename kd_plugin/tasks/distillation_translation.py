@@ -36,8 +36,8 @@ class DistillationTranslationConfig(TranslationConfig):
     teacher_path: Optional[str] = field(
         default=None,
         metadata={
-            "help": "checkpoint of the teacher; several, separated by colons, make an ensemble. The architecture is "
-            "read from the checkpoint itself"
+            "help": "checkpoint of the teacher; several, separated by colons, make an ensemble (a colon in a path: \\: "
+            "or a JSON list). The architecture is read from the checkpoint itself"
         },
     )
     teacher_cache: Optional[str] = field(

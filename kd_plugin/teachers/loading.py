@@ -85,7 +85,10 @@ def check_file(path: str, expected_sha256: Optional[str] = None) -> str:
     """The file's sha256, after checking that it is there and, where given, that it is the expected one."""
     if not os.path.isfile(path):
         raise no_checkpoint(path, "check --teacher-path (several: A.pt:B.pt)")
-    found = sha256_of(path)
+    try:
+        found = sha256_of(path)
+    except OSError as error:
+        raise KDPluginError(f"{path}: cannot be read ({error.strerror or error}). Remedy: its permissions") from error
     if expected_sha256 is not None and found != expected_sha256.lower():
         raise KDPluginError(
             f"{path}: sha256 is {found}, expected {expected_sha256}: the file is damaged or another one. Remedy: fetch "

@@ -19,6 +19,9 @@ from kd_plugin import cli
 from kd_plugin.errors import KDPluginError
 from kd_plugin.teachers.formats import holds_ctranslate2
 from kd_plugin.teachers.loading import read_checkpoint
+from tests.support import MODEL, make_checkpoint
+from tests.unit.conftest import WORDS, write_dictionaries
+from tests.unit.translation_folders import record, write_folder
 
 TORCHS_OWN_WORDS = (
     "weights_only",
@@ -178,20 +181,27 @@ def test_a_folder_is_named_as_what_it_is(name, tmp_path, capsys):
     assert str(folder) in message and "Remedy: " in message and not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("verb", ["decode", "export", "evaluate", "doctor"])
+@pytest.mark.parametrize("verb", ["decode", "score", "cache", "export", "evaluate", "doctor", "ensemble"])
 def test_every_verb_says_so(verb, tmp_path, capsys):
     path, text = tmp_path / "model.safetensors", tmp_path / "a.en"
     path.write_bytes(safetensors())
     text.write_text("a\n")
     out = str(tmp_path / "out")
     words = ["-s", "en", "-t", "de"]
+    make_checkpoint(write_dictionaries(tmp_path / "sound", WORDS) / "sound.pt", tmp_path / "sound", *MODEL, *words)
+    for language in ("en", "de"):
+        (tmp_path / "sound" / f"train.en-de.{language}").write_text("word1\n")
+    write_folder(tmp_path / "translations", [record(0, "word1", "word2")])
     arguments = {
+        "ensemble": ["--input", text, "--path", f"{tmp_path / 'sound' / 'sound.pt'}:{path}", "--output", out, *words],
+        "score": [tmp_path / "translations", "--path", path, "--output", out],
+        "cache": [tmp_path / "sound", "--teacher-path", path, "--cache-dir", out, *words],
         "decode": ["--input", text, "--path", path, "--output", out, *words],
         "export": [path, "--format", "fairseq", "--output", out, *words],
         "evaluate": ["--model", f"m={path}", "--test", f"t={text},{text}", "--output", out, *words],
         "doctor": ["--teacher", path, *words],
     }[verb]
-    assert cli.main([verb, *map(str, arguments)]) == 1
+    assert cli.main([verb.replace("ensemble", "decode"), *map(str, arguments)]) == 1
     output = capsys.readouterr()
     message = output.out + output.err
     assert f"{path}" in message and "is a file of safetensors" in message
