@@ -42,6 +42,7 @@ setup(
         "torch>=1.13",  # models, losses and the checkpoints themselves
         "numpy",  # fairseq's batches and the arrays inside its checkpoints
         "sentencepiece",  # the subword models that teachers and students share
+        "regex",  # letters with their marks, in any script; sacrebleu and fairseq bring it anyway
         "tqdm",  # progress bars, as fairseq's own
         "sacrebleu>=2.0",  # the scores in every table, with a signature
     ],

@@ -5,9 +5,14 @@ The rules are asked in the order of the table, cheap ones first; a translation i
 
 import argparse
 import functools
+import math
 import re
 import unicodedata
 from typing import Any, Callable, Dict, FrozenSet, List, NamedTuple, Sequence, Tuple
+
+import regex
+
+from kd_plugin.pipeline.languages import amount
 
 INFINITY = float("inf")
 # all controls but the tab, what a decoder puts in the place of broken UTF-8, and what Unicode will never assign
@@ -16,20 +21,26 @@ BROKEN = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\ufffd\ufffe\uffff]")
 # typed), and as fairseq, its references, Moses and BERT do.
 UNKNOWN = re.compile(r"(?<!\S)\u2047(?!\S)|<unk>|&lt;unk&gt;|\[UNK\]", re.IGNORECASE)
 UNKNOWN_WORD = re.compile(r"(?<!\S)UNK(?!\S)")  # or an abbreviation
-LETTERS = re.compile(r"[^\W\d_]+")
+LETTERS = regex.compile(r"(?:\p{L}\p{M}*)+")  # words; the marks are vowels in many scripts, where re sees words end
 LONGEST_REPEATED = 4  # words
+SCRIPT_OF_NAME = {"IDEOGRAPHIC": "CJK", "KATAKANA-HIRAGANA": "KATAKANA"}  # 々, ー
 # Loops of subwords inside a word, "verwahrwahrwahrlost": letters that come three times or more in a row, and at least
 # eight of them. Sonnenenergie and Ururgroßvater are none; in 414,000 sentences of Multi30k and Tatoeba, English, German
 # and French, there is none, in small teachers' translations up to one of a hundred has one.
 LETTERS_IN_A_ROW = re.compile(r"([^\W\d_]{1,20}?)\1\1+")
 SHORTEST_LOOP = 8  # letters
+SHORTEST_AMOUNT = 2.0  # words: of less, characters tell too little (恭喜! is おめでとうございます!)
 
 
 class Side:
-    """A sentence, looked at once for all rules."""
+    """A sentence, looked at once for all rules.
 
-    def __init__(self, text: str):
-        self.text = text
+    Args:
+        spaced: whether spaces part the words of its language
+    """
+
+    def __init__(self, text: str, spaced: bool = True):
+        self.text, self.spaced = text, spaced
 
     @functools.cached_property
     def words(self) -> List[str]:
@@ -59,17 +70,33 @@ class Side:
     @functools.cached_property
     def vocabulary(self) -> FrozenSet[str]:
         """Words without case, digits and punctuation."""
-        return frozenset(LETTERS.findall(self.text.casefold()))
+        return frozenset(self.bare_words)
+
+    @functools.cached_property
+    def bare_words(self) -> List[str]:
+        """The same in their order."""
+        return list(LETTERS.findall(self.text.casefold()))
+
+    @functools.cached_property
+    def amount(self) -> float:
+        """How much it says, in words of English, by its characters."""
+        return amount(self.characters)
+
+    def counts_words(self, unit: str) -> bool:
+        return unit == "words" or (unit == "auto" and self.spaced)
 
     def loops(self, times: int) -> bool:
-        """Whether letters come at least three and so many times in a row inside a word."""
+        """Whether letters come at least three and so many times in a row inside a word; without spaces anywhere."""
+        text = self.text if self.spaced else self.letters
         return any(
             len(found[0]) >= max(SHORTEST_LOOP, times * len(found[1]))
-            for found in LETTERS_IN_A_ROW.finditer(self.text.casefold())
+            for found in LETTERS_IN_A_ROW.finditer(text.casefold())
         )
 
     def length(self, unit: str) -> int:
-        return len(self.words) if unit == "words" else len(self.characters)
+        if self.counts_words(unit):
+            return len(self.words)
+        return math.ceil(self.amount) if unit == "auto" else len(self.characters)
 
 
 class Pair(NamedTuple):
@@ -101,10 +128,14 @@ class Flag(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """drops: whether this pair has to go"""
+    """drops: whether this pair has to go. mend: what to do where good translations go; else the flags are named"""
 
     drops: Callable[[Pair, argparse.Namespace], bool]
     flags: Tuple[Flag, ...] = ()
+    mend: str = ""
+
+    def remedy(self) -> str:
+        return self.mend or " or ".join(flag.name for flag in self.flags) or "look at what is in the files"
 
 
 def broken_characters(pair: Pair, options: argparse.Namespace) -> bool:
@@ -127,8 +158,11 @@ def length(pair: Pair, options: argparse.Namespace) -> bool:
 
 
 def length_ratio(pair: Pair, options: argparse.Namespace) -> bool:
-    shorter, longer = sorted(side.length(options.length_unit) for side in pair)
-    return longer > options.max_length_ratio * max(1, shorter)
+    if options.length_unit == "auto" and not all(side.spaced for side in pair):
+        shorter, longer = sorted(max(SHORTEST_AMOUNT, side.amount) for side in pair)
+    else:
+        shorter, longer = sorted(float(max(1, side.length(options.length_unit))) for side in pair)
+    return longer > options.max_length_ratio * shorter
 
 
 def few_letters(pair: Pair, options: argparse.Namespace) -> bool:
@@ -154,11 +188,22 @@ def repetition(pair: Pair, options: argparse.Namespace) -> bool:
 
     In characters only letters count, and a loop has to be twice as long: 1,000,000, dots and Schifffahrt are none.
     """
+    by_words = [side.counts_words(options.length_unit) for side in pair]
+    if by_words[0] != by_words[1]:
+        # what is a loop of words on one side is one of characters on the other
+        return _any_loop(pair.hypothesis, by_words[1], options) and not (
+            _any_loop(pair.source, by_words[0], options) or has_loop(pair.source.bare_words, options.max_repeats)
+        )
     if pair.hypothesis.loops(options.max_repeats) and not pair.source.loops(options.max_repeats):
         return True
-    if options.length_unit == "words":
+    if by_words[1]:
         return _new_loop(pair.hypothesis.words, pair.source.words, options.max_repeats)
     return _new_loop(pair.hypothesis.letters, pair.source.letters, 2 * options.max_repeats)
+
+
+def _any_loop(side: Side, by_words: bool, options: argparse.Namespace) -> bool:
+    units, times = (side.words, 1) if by_words else (side.letters, 2)
+    return side.loops(options.max_repeats) or has_loop(units, times * options.max_repeats)
 
 
 def _new_loop(hypothesis: Sequence[str], source: Sequence[str], times: int) -> bool:
@@ -193,13 +238,15 @@ def foreign_script(pair: Pair, options: argparse.Namespace) -> bool:
 
 @functools.lru_cache(maxsize=None)
 def script_of(letter: str) -> str:
-    """The first word of a character's Unicode name: LATIN, CYRILLIC, CJK; FULLWIDTH LATIN is Latin."""
+    """The first word of a character's Unicode name: LATIN, CYRILLIC, CJK; FULLWIDTH LATIN is Latin, 々 is CJK."""
     words = unicodedata.name(letter, "UNKNOWN").split()
+    if words[0] in SCRIPT_OF_NAME:
+        return SCRIPT_OF_NAME[words[0]]
     return words[1] if words[0] in ("FULLWIDTH", "HALFWIDTH") and len(words) > 1 else words[0]
 
 
 RULES: Dict[str, Rule] = {
-    "broken_characters": Rule(broken_characters),
+    "broken_characters": Rule(broken_characters, mend="the encoding of the text may be wrong: convert it (iconv)"),
     "unknown_symbols": Rule(
         unknown_symbols,
         (
@@ -219,12 +266,13 @@ RULES: Dict[str, Rule] = {
             Flag("--max-length", 250, "of both sides, as in fairseq's recipes for WMT", low=1),
             Flag(
                 "--length-unit",
-                "words",
-                "characters, without blanks: for scripts that put none between words. Where one side has them and "
-                "the other has not, --max-length-ratio has to be larger (English is three times as long as Chinese)",
-                choices=("words", "characters"),
+                "auto",
+                "auto: words, and of languages without spaces (by their codes: zh, ja, th, km, …) what their "
+                "characters amount to in words; characters: without blanks, of both sides",
+                choices=("auto", "words", "characters"),
             ),
         ),
+        "--min-length, --max-length, or another --length-unit",
     ),
     "length_ratio": Rule(
         length_ratio,
@@ -233,6 +281,8 @@ RULES: Dict[str, Rule] = {
             # short sentences and compounds when words are counted
             Flag("--max-length-ratio", 3.0, "the longer side's length over the shorter one's", low=1),
         ),
+        "a larger --max-length-ratio, or --length-unit characters where the codes of the languages do not tell that "
+        "there are no spaces between words",
     ),
     "few_letters": Rule(
         few_letters,

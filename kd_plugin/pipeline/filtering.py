@@ -2,18 +2,20 @@
 
 import argparse
 import functools
+import itertools
 import math
 import sys
 import unicodedata
 from array import array
 from pathlib import Path
-from typing import Dict, FrozenSet, Iterator, List, NamedTuple, Optional, Tuple
+from typing import Dict, FrozenSet, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
 from kd_plugin.errors import KDPluginError
 from kd_plugin.numbers import shown
 from kd_plugin.pipeline.filter_rules import RULES, Flag, Pair, Side, script_of
+from kd_plugin.pipeline.languages import has_spaces
 from kd_plugin.pipeline.output import add_output_arguments, finish_output
 from kd_plugin.pipeline.processes import add_workers_argument, mapped, workers_for
 from kd_plugin.pipeline.progress import progress
@@ -90,16 +92,21 @@ def run(args: argparse.Namespace) -> int:
     """Exit status 0; nothing else than errors ends it early."""
     _check(args)
     translations = Translations(args.input_dir)
+    translations.check_any()
     manifest = translations.manifest
     options = {flag.dest: getattr(args, flag.dest) for flag in (*_rule_flags(), *SCORE_FLAGS)}
     identity = {"verb": "filter", "options": options, "input": manifest.digest()}
     if args.scores:
         identity["scores_sha256"] = checked_sha256(args.scores, "--scores")
     thresholds = _thresholds(translations, args)
-    writer = Writer(Path(args.output), identity, manifest.languages, manifest.input_lines)
     counts = {f"dropped_{name}": 0 for name in (*RULES, LOW_SCORE, OTHER_SCORE)}
     counts.update(lines_untranslated_before=0, lines_without_translation=0)
-    for record in kept(translations, thresholds, args, counts):
+    records = kept(translations, thresholds, args, counts)
+    first = next(records, None)  # before the folder is made
+    if first is None:
+        raise _nothing_left(counts, manifest.hypotheses, args.input_dir)
+    writer = Writer(Path(args.output), identity, manifest.languages, manifest.input_lines)
+    for record in itertools.chain([first], records):
         writer.add(record)
     result = writer.finish(counts)
     dropped = sum(count for name, count in counts.items() if name.startswith("dropped_"))
@@ -107,6 +114,7 @@ def run(args: argparse.Namespace) -> int:
     assert result.hypotheses + dropped == manifest.hypotheses, "a translation was neither kept nor dropped"
     assert result.lines + lost == manifest.lines, "a line was neither kept nor dropped"
     print(_table(counts, result.hypotheses, manifest.hypotheses))
+    _warn(counts, manifest.hypotheses)
     finish_output(result, args)
     return 0
 
@@ -115,10 +123,10 @@ def kept(
     translations: Translations, thresholds: Thresholds, args: argparse.Namespace, counts: Dict[str, int]
 ) -> Iterator[Record]:
     """Records with what is left of their translations; those without any are left out. counts: is added to"""
-    number = 0
+    number, languages = 0, translations.manifest.languages
     records = progress(translations.records(), len(translations), "filter")
     works = ((record, (record.source, [h.text for h in record.hypotheses])) for record in records)
-    for record, rules in mapped(works, functools.partial(Judge, args), workers_for(args, len(translations))):
+    for record, rules in mapped(works, functools.partial(Judge, args, languages), workers_for(args, len(translations))):
         left = []
         for hypothesis, rule in zip(record.hypotheses, rules):
             rule = rule or _low_score(hypothesis, number, thresholds)
@@ -137,12 +145,13 @@ def kept(
 class Judge:
     """The first of RULES that drops each translation of a sentence, or None."""
 
-    def __init__(self, args: argparse.Namespace):
+    def __init__(self, args: argparse.Namespace, languages: Sequence[str]):
         self._args = args
+        self._spaced = [has_spaces(language) for language in languages]
 
     def __call__(self, sentence: Tuple[str, List[str]]) -> List[Optional[str]]:
-        source, texts = Side(sentence[0]), sentence[1]
-        return [self._verdict(Pair(source, Side(text))) for text in texts]
+        source, texts = Side(sentence[0], self._spaced[0]), sentence[1]
+        return [self._verdict(Pair(source, Side(text, self._spaced[1]))) for text in texts]
 
     def _verdict(self, pair: Pair) -> Optional[str]:
         return next((name for name, rule in RULES.items() if rule.drops(pair, self._args)), None)
@@ -239,6 +248,34 @@ def _check(args: argparse.Namespace) -> None:
 @functools.lru_cache(maxsize=None)
 def _scripts() -> FrozenSet[str]:
     return frozenset(script_of(chr(c)) for c in range(sys.maxunicode + 1) if chr(c).isalpha())
+
+
+def _remedy(name: str) -> str:
+    """Of what dropped_{name} counts."""
+    return RULES[name].remedy() if name in RULES else "a lower --min-score, or a larger share"
+
+
+def _nothing_left(counts: Dict[str, int], all_of_them: int, input_dir: str) -> KDPluginError:
+    """The error, after the table."""
+    print(_table(counts, 0, all_of_them))
+    dropped = {name[len("dropped_") :]: count for name, count in counts.items() if name.startswith("dropped_")}
+    worst = max(dropped, key=lambda name: dropped[name])
+    return KDPluginError(
+        f"{input_dir}: no translation is left, and nothing was written: {worst} took {dropped[worst]:,} of "
+        f"{all_of_them:,}. Remedy: {_remedy(worst)}"
+    )
+
+
+def _warn(counts: Dict[str, int], all_of_them: int) -> None:
+    """Of rules that take more than half; what --min-score and the shares take was asked for."""
+    for name in RULES:
+        count = counts[f"dropped_{name}"]
+        if 2 * count > all_of_them:
+            print(
+                f"kd-plugin filter: warning: {name} took {count:,} of {all_of_them:,} translations "
+                f"({count / all_of_them:.1%}). Remedy, if they are good: {_remedy(name)}",
+                file=sys.stderr,
+            )
 
 
 def _table(counts: Dict[str, int], left: int, all_of_them: int) -> str:

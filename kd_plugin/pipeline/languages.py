@@ -45,6 +45,10 @@ _TOKENIZERS = {"zh": ("zh",), "ja": ("ja-mecab", "char"), "ko": ("ko-mecab", "ch
 
 HAN = re.compile("[\u3005\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
 KANA = re.compile("[\u3041-\u30ff\u31f0-\u31ff\uff66-\uff9f]")
+HANGUL = re.compile("[\u1100-\u11ff\u3131-\u318e\uac00-\ud7a3]")
+# characters, blanks apart, that say as much as a word of English; roughly, from parallel text
+CHARACTERS_OF_A_WORD = 5.0  # in alphabets; Thai, Khmer, Lao and Burmese come close to it
+DENSE = ((HAN, 1.7), (KANA, 2.5), (HANGUL, 2.5))
 _LETTERS: Dict[str, Pattern[str]] = {
     "zh": HAN,
     "ja": KANA,
@@ -75,6 +79,19 @@ def family(code: Optional[str]) -> Optional[str]:
 def has_spaces(code: Optional[str]) -> bool:
     """Whether spaces part the words of this language; Korean's do."""
     return family(code) not in WITHOUT_SPACES
+
+
+def amount(text: str) -> float:
+    """How much a text says, in words of English: by its characters, for the comparison of any two scripts.
+
+    Args:
+        text: without blanks
+    """
+    if text.isascii():
+        return len(text) / CHARACTERS_OF_A_WORD
+    counts = [len(letters.findall(text)) for letters, _ in DENSE]
+    dense = sum(count / size for count, (_, size) in zip(counts, DENSE))
+    return dense + (len(text) - sum(counts)) / CHARACTERS_OF_A_WORD
 
 
 def family_of_text(texts: Iterable[str]) -> Optional[str]:

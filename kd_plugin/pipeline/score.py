@@ -91,6 +91,7 @@ class Session:
     def __init__(self, args: argparse.Namespace, number: int):
         self._folder, self._max_tokens = Path(args.output), args.max_tokens
         self._translations = Translations(args.input_dir)
+        self._translations.check_any()
         manifest = self._translations.manifest
         self.languages, self.input_lines, self.lines = manifest.languages, manifest.input_lines, manifest.lines
         self.plans = [Plan(shard) for shard in manifest.shards]

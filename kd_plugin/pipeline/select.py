@@ -53,6 +53,7 @@ def run(args: argparse.Namespace) -> int:
     """Exit status 0; nothing else than errors ends it early."""
     _check(args)
     translations = Translations(args.input_dir)
+    translations.check_any()
     manifest = translations.manifest
     references = _references(args, translations)
     settings = Settings(_metric(args), manifest.languages[1], args.top, args.tokenize)

@@ -207,6 +207,14 @@ class Translations:
         """Number of records."""
         return self.manifest.records
 
+    def check_any(self) -> None:
+        """Raises KDPluginError where there is no translation at all."""
+        if not self.manifest.hypotheses:
+            raise KDPluginError(
+                f"{self.folder}: holds no translation; nothing was written. Remedy: look at what made it, and at its "
+                "counts in the manifest"
+            )
+
     def records(self) -> Iterator[Record]:
         """All records, by their first id."""
         last, ids = -1, 0
