@@ -27,6 +27,7 @@ for part in "$@"; do
     [ "$part" != original ] || part=$prepared/raw/train
     for lang in "$src" "$tgt"; do
         [ -f "$part.$lang" ] || die "$part.$lang is missing"
+        [ -s "$part.$lang" ] || die "$part.$lang is empty"
     done
     corpus pairs "$part.$src" "$part.$tgt" "$tmp/raw/train$number.$src" "$tmp/raw/train$number.$tgt"
     number=$((${number:-0} + 1))

@@ -185,6 +185,7 @@ class Session:
             self.source = open_binarised(args.data, args.gen_subset, self.languages, dictionary, subwords.source)
         self.input_lines = self.lines = len(self.source)
         self._groups = group_equal(self.source.hashes)
+        self._check_any(args)
         bounds = shares(self._groups, args.shard_sentences)
         self.plans = [Plan(shard_name(at), first, last) for at, (first, last) in enumerate(bounds)]
         self._device = device_of(number)
@@ -210,6 +211,13 @@ class Session:
             self.identity["target_subwords"] = subwords.target.identity()
         self._model_folder = self._converted(checkpoints) if args.engine == "ctranslate2" else None
         self.progress: Callable[[int], Any] = lambda sentences: None
+
+    def _check_any(self, args: argparse.Namespace) -> None:
+        """A corpus of nothing, or of some kinds of blank lines, is a mistake."""
+        few = self._groups.lines[self._groups.starts[:-1]] if len(self._groups) < 9 else []
+        if len(few) == len(self._groups) and not any(sentence.tokens for sentence in self.source.read(few)):
+            name = f"--input {args.input}" if args.input is not None else f"{args.data}, --gen-subset {args.gen_subset}"
+            raise KDPluginError(f"{name}: no sentence in its {len(self.source):,} lines. Remedy: a corpus")
 
     def _converted(self, checkpoints: Checkpoints) -> Path:
         """The CTranslate2 model: once for all workers and for later runs."""

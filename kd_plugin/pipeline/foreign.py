@@ -1,15 +1,21 @@
-"""Rows of translations made elsewhere, as tab-separated values or JSON lines, each checked."""
+"""Rows of translations made elsewhere, as tab-separated values, CSV or JSON lines, each checked."""
 
+import csv
+import itertools
 import json
 import math
 import re
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 from kd_plugin.errors import KDPluginError
+from kd_plugin.pipeline.columns import HYPOTHESIS, SAY, SCORE, SOURCE, Table, meaning
 from kd_plugin.pipeline.raw_text import numbered_lines
 from kd_plugin.pipeline.translations import Hypothesis
 
+FORMATS = ("tsv", "csv", "jsonl")
+DELIMITERS = ("\t", ",", ";")
+LINES_LOOKED_AT = 50  # for the delimiter of CSV
 COLUMNS = "source TAB hypothesis [TAB score [TAB system]]"
 OBJECT = '{"source": …, "hypothesis": … or "hypotheses": […], "score": …, "system": …}'
 LINE_BREAKS = re.compile(r"[ \t]*[\r\n][ \t\r\n]*")
@@ -28,26 +34,94 @@ class RowError(ValueError):
     """What is wrong with a row, and the remedy."""
 
 
-def read_rows(path: Path, format_name: str) -> Iterator[Row]:
-    """All rows; empty lines of JSONL are skipped.
+def read_rows(
+    path: Path,
+    format_name: str,
+    languages: Sequence[str] = ("", ""),
+    columns: Optional[Sequence[str]] = None,
+    quotes: bool = False,
+    said: Callable[[str], Any] = lambda text: None,
+) -> Iterator[Row]:
+    """All rows; empty lines of JSON are skipped.
 
     Args:
-        format_name: a key of FORMATS
+        format_name: one of FORMATS
+        languages: source, target: names of columns and keys, too
+        columns: of a table, as `columns.parse_columns` gives them; None: USUAL, or as its first line says
+        quotes: whether fields of TSV in quotes are refused
+        said: is told of a first line that names the columns
 
     Raises:
         KDPluginError: names the file, the line, the cause and a remedy
     """
-    parse = FORMATS[format_name]
-    for number, line in numbered_lines(path, "import"):
-        if format_name == "jsonl" and not line.strip():
-            continue
+    where = f"import {path}"
+    if format_name == "jsonl":
+        rows = _objects(path, where, languages)
+    else:
+        rows = _table(path, where, format_name, Table(where, columns, languages, quotes), said)
+    for row in rows:
         try:
-            row = parse(line, number)
             for text in (row.source, row.system or "", *(hypothesis.text for hypothesis in row.hypotheses)):
                 _check_text(text)
         except RowError as error:
-            raise KDPluginError(f"import {path}, line {number}: {error}") from error
+            raise KDPluginError(f"{where}, line {row.number}: {error}") from error
         yield row._replace(source=row.source.replace("\r", " "))
+
+
+def _table(path: Path, where: str, format_name: str, table: Table, said: Callable[[str], Any]) -> Iterator[Row]:
+    lines = numbered_lines(path, "import")
+    rows = _csv(lines, where) if format_name == "csv" else ((n, line.split("\t")) for n, line in lines)
+    for count, (number, found) in enumerate(rows):
+        if count == 0 and table.takes_as_header(found):
+            said(f"line {number} names the columns ({', '.join(found)}) and is no translation")
+            continue
+        cells = table.cells(found)
+        try:
+            if cells is None:
+                raise RowError(f"{len(found)} columns. Remedy: {COLUMNS}, or {SAY}; a tab in a text becomes a space")
+            if "\n" in cells.source:
+                raise RowError("a line break inside the source. Remedy: a source is a line of a corpus; split it")
+            score = _score(cells.score) if cells.score else None
+        except RowError as error:
+            raise KDPluginError(f"{where}, line {number}: {error}") from error
+        yield Row(number, cells.source, [Hypothesis(cells.hypothesis, score)], cells.system or None)
+    table.check()
+
+
+def _csv(lines: Iterator[Tuple[int, str]], where: str) -> Iterator[Tuple[int, List[str]]]:
+    """Fields with the number of the line that they end in; a field in quotes may hold line breaks."""
+    first = list(itertools.islice(lines, LINES_LOOKED_AT))
+    texts = [text for _, text in first]
+    delimiter = next((mark for mark in DELIMITERS if _columns_by(texts, mark)), ",")
+    every = (text + "\n" for text in itertools.chain(texts, (text for _, text in lines)))
+    reader = csv.reader(every, delimiter=delimiter, strict=True)
+    try:
+        for fields in reader:
+            if fields:
+                yield reader.line_num, fields
+    except csv.Error as error:
+        raise KDPluginError(
+            f"{where}, line {reader.line_num}: no CSV ({error}). Remedy: quotes as programs write them, or TSV"
+        ) from error
+
+
+def _columns_by(lines: Sequence[str], delimiter: str) -> bool:
+    """Whether this mark parts all lines into equally many columns."""
+    try:
+        counts = {len(fields) for fields in csv.reader([f"{line}\n" for line in lines], delimiter=delimiter) if fields}
+    except csv.Error:
+        return False
+    return len(counts) == 1 and counts != {1}
+
+
+def _objects(path: Path, where: str, languages: Sequence[str]) -> Iterator[Row]:
+    for number, line in numbered_lines(path, "import"):
+        if not line.strip():
+            continue
+        try:
+            yield _jsonl(line, number, languages)
+        except RowError as error:
+            raise KDPluginError(f"{where}, line {number}: {error}") from error
 
 
 def join_lines(text: str) -> str:
@@ -55,21 +129,16 @@ def join_lines(text: str) -> str:
     return LINE_BREAKS.sub(" ", text).strip(" ") if "\n" in text or "\r" in text else text
 
 
-def _tsv(line: str, number: int) -> Row:
-    columns = line.split("\t")
-    if not 2 <= len(columns) <= 4:
-        raise RowError(f"{len(columns)} columns. Remedy: {COLUMNS}; a tab inside a text has to become a space")
-    source, text, score, system = columns + [""] * (4 - len(columns))
-    return Row(number, source, [Hypothesis(text, _score(score) if score else None)], system or None)
-
-
-def _jsonl(line: str, number: int) -> Row:
+def _jsonl(line: str, number: int, languages: Sequence[str]) -> Row:
+    if number == 1 and line.lstrip().startswith(("[{", "[\n")) or line.strip() == "[":
+        raise RowError(f"a JSON array. Remedy: one object a line: {OBJECT} (jq -c '.[]' FILE)")
     try:
         content = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise RowError(f"no JSON ({error}). Remedy: one object a line: {OBJECT}") from error
     if not isinstance(content, dict):
         raise RowError(f"no object. Remedy: {OBJECT}")
+    content = _usual_names(content, languages)
     source = _text(content, "source")
     if "\n" in source:
         raise RowError("a line break inside the source. Remedy: a source is a line of a corpus; split it")
@@ -83,6 +152,25 @@ def _jsonl(line: str, number: int) -> Row:
         hypotheses = _several(content["hypotheses"])
     names = [name for name in ("system", "model") if content.get(name) is not None]
     return Row(number, source, hypotheses, _text(content, names[0]) if names else None)
+
+
+def _usual_names(content: Dict[str, Any], languages: Sequence[str]) -> Dict[str, Any]:
+    """The object with source, hypothesis and score by these names; what has them already stays as it is."""
+    if SOURCE in content and (HYPOTHESIS in content or "hypotheses" in content):
+        return content
+    pair = content.get("translation")
+    if isinstance(pair, dict):  # {"translation": {"en": …, "de": …}}, of Hugging Face's data sets
+        content = {**{name: value for name, value in content.items() if name != "translation"}, **pair}
+    found = dict(content)
+    for role in (SOURCE, HYPOTHESIS, SCORE):
+        names = [name for name in content if meaning(name, languages) == role]
+        if len(names) > 1:
+            raise RowError(f"{' and '.join(names)} are both {role}. Remedy: {OBJECT}")
+        if names and names[0] != role:
+            found[role] = found.pop(names[0])
+    if SOURCE not in found:
+        raise RowError(f"source is missing among its keys {', '.join(content)}. Remedy: {OBJECT}")
+    return found
 
 
 def _several(content: Any) -> List[Hypothesis]:
@@ -117,9 +205,7 @@ def _score(value: Any) -> float:
     try:
         score = float("" if "_" in str(value) else value)  # Python's 1_000
     except (TypeError, ValueError, OverflowError) as error:
-        raise RowError(
-            f"score {value!r} is no number. Remedy: a number, or none at all; a tab inside a text has to become a space"
-        ) from error
+        raise RowError(f"score {value!r} is no number. Remedy: a number, or none at all; or {SAY}") from error
     if not math.isfinite(score):
         raise RowError(f"score {value!r} is not finite. Remedy: a number, or none at all")
     return score
@@ -130,6 +216,3 @@ def _check_text(text: str) -> None:
         text.encode("utf-8")
     except UnicodeEncodeError as error:  # JSON's \ud800
         raise RowError(f"half of a surrogate pair at character {error.start}. Remedy: make the file anew") from error
-
-
-FORMATS: Dict[str, Callable[[str, int], Row]] = {"tsv": _tsv, "jsonl": _jsonl}

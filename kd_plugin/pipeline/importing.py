@@ -4,10 +4,12 @@ All sources and translations of the file are held in memory, and nothing is writ
 """
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Dict, List, NamedTuple, Optional, Set
 
 from kd_plugin.errors import KDPluginError
+from kd_plugin.pipeline.columns import parse_columns
 from kd_plugin.pipeline.foreign import COLUMNS, FORMATS, OBJECT, Row, join_lines, read_rows
 from kd_plugin.pipeline.languages import check_languages
 from kd_plugin.pipeline.output import add_output_arguments, finish_output
@@ -18,9 +20,16 @@ from kd_plugin.pipeline.translations import Hypothesis, Record, Writer
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "file", metavar="FILE", help=f"TSV ({COLUMNS}) or JSON lines ({OBJECT}), as they are or packed (.gz)"
+        "file", metavar="FILE", help=f"TSV or CSV ({COLUMNS}) or JSON lines ({OBJECT}), as they are or packed (.gz)"
     )
-    parser.add_argument("--format", choices=list(FORMATS), help="default: as the file is called: .tsv, .jsonl")
+    parser.add_argument("--format", choices=FORMATS, help="default: as the file is called: .tsv, .csv, .jsonl")
+    parser.add_argument(
+        "--columns",
+        metavar="NAME,…",
+        help="what the columns of a table are, in its order: source, hypothesis, score, system, and _ for one to leave "
+        "out; Tatoeba's pairs: --columns _,source,_,hypothesis (default: what its first line names, or source, "
+        "hypothesis, score, system)",
+    )
     parser.add_argument("-s", "--source-lang", required=True, metavar="LANG")
     parser.add_argument("-t", "--target-lang", required=True, metavar="LANG")
     parser.add_argument(
@@ -45,22 +54,35 @@ def run(args: argparse.Namespace) -> int:
     check_languages(args.source_lang, args.target_lang)
     path, languages = Path(args.file), [args.source_lang, args.target_lang]
     format_name = args.format or _format_of(path)
+    columns = parse_columns(args.columns)
+    if columns is not None and format_name == "jsonl":
+        raise KDPluginError("--columns: JSON lines have keys instead. Remedy: leave it out, or --format tsv or csv")
     identity = {
         "verb": "import",
         "format": format_name,
+        **({} if columns is None else {"columns": columns}),
         "languages": languages,
         "file_sha256": checked_sha256(path, "import"),
         "source_sha256": checked_sha256(args.source, "--source") if args.source else None,
     }
     entries = _corpus(Path(args.source)) if args.source else {}
     counts = {"rows": 0, "line_breaks_joined": 0, "empty_dropped": 0, "repeated_dropped": 0}
-    for row in progress(read_rows(path, format_name), None, "import", "row"):
+    rows = read_rows(
+        path,
+        format_name,
+        languages,
+        columns,
+        quotes=format_name == "tsv" and args.format is None,
+        said=lambda text: print(f"kd-plugin import: {path}: {text}", file=sys.stderr),
+    )
+    for row in progress(rows, None, "import", "row"):
         counts["rows"] += 1
         _add(entries, row, path, args.source, counts)
     counts["lines_without_translation"] = sum(len(e.ids) for e in entries.values() if not e.hypotheses)
     lines = sum(len(entry.ids) for entry in entries.values())
-    if not lines:
-        raise KDPluginError(f"import {path}: is empty. Remedy: {COLUMNS if format_name == 'tsv' else OBJECT}")
+    if not any(entry.hypotheses for entry in entries.values()):
+        what = "is empty" if not counts["rows"] else f"no translation in its {counts['rows']:,} rows"
+        raise KDPluginError(f"import {path}: {what}. Remedy: {OBJECT if format_name == 'jsonl' else COLUMNS}")
     writer = Writer(Path(args.output), identity, languages, lines)
     for source, entry in entries.items():
         writer.add(record_of(source, entry, counts))
@@ -71,7 +93,9 @@ def run(args: argparse.Namespace) -> int:
 def _format_of(path: Path) -> str:
     suffix = Path(path.stem if path.suffix == ".gz" else path.name).suffix[1:]
     if suffix not in FORMATS:
-        raise KDPluginError(f"import {path}: its name does not tell its format. Remedy: --format {{tsv,jsonl}}")
+        raise KDPluginError(
+            f"import {path}: its name does not tell its format. Remedy: --format {{{','.join(FORMATS)}}}"
+        )
     return suffix
 
 

@@ -65,6 +65,12 @@ def run_session(args: argparse.Namespace, name: str, make_session: Callable[[int
     manifest = Manifest(session.identity, session.languages, session.input_lines, whole)
     if manifest.lines != session.lines:
         raise KDPluginError(f"{folder}: {manifest.lines} lines were written instead of {session.lines}")
+    if not manifest.hypotheses:
+        counts = ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in manifest.counts.items() if count)
+        raise KDPluginError(
+            f"{folder}: not one translation of {manifest.lines:,} lines ({counts or 'nothing was counted'}). Remedy: "
+            "sentences that the model can take"
+        )
     manifest.write(folder)
     finish_output(manifest, args)
     return 0

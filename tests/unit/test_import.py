@@ -7,7 +7,7 @@ from pathlib import Path
 
 import hypothesis.strategies as st
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 
 from kd_plugin.pipeline.translations import Hypothesis, Translations
 from tests.unit.translation_folders import counts_of, record, records_of, refusal, run_verb, texts_by_line
@@ -51,10 +51,12 @@ def expected_hypotheses(rows):
 @settings(max_examples=80, deadline=None)
 def test_nothing_is_lost_doubled_or_reordered(numbered, sources, format_name):
     rows = [(sources[number], *rest) for number, *rest in numbered]
+    assume(any(text.strip() for _, text, _, _ in rows))
     expected = expected_hypotheses(rows)
     with tempfile.TemporaryDirectory() as folder:
         path = write_rows(folder, rows, format_name)
-        run_verb("import", path, *LANGUAGES, "--output", Path(folder) / "out")
+        said = ["--format", "tsv", "--columns", "source,hypothesis,score,system"] if format_name == "tsv" else []
+        run_verb("import", path, *LANGUAGES, *said, "--output", Path(folder) / "out")
         lines = list(Translations(Path(folder) / "out").lines())
         counts = Translations(Path(folder) / "out").manifest.counts
     assert [(line, found.source, found.hypotheses) for line, found in lines] == [
@@ -70,11 +72,13 @@ def test_nothing_is_lost_doubled_or_reordered(numbered, sources, format_name):
 @settings(max_examples=40, deadline=None)
 def test_with_a_corpus_the_numbers_are_its_lines(corpus, numbered, random):
     rows = [(f"s{number}", *rest) for number, *rest in numbered if number in corpus]
+    assume(any(text.strip() for _, text, _, _ in rows))
     expected = expected_hypotheses(rows)
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "corpus").write_text("".join(f"s{number}\n" for number in corpus))
         path = write_rows(folder, rows, "tsv")
-        run_verb("import", path, *LANGUAGES, "--source", Path(folder) / "corpus", "--output", Path(folder) / "out")
+        said = ["--format", "tsv", "--columns", "source,hypothesis,score,system", "--source", Path(folder) / "corpus"]
+        run_verb("import", path, *LANGUAGES, *said, "--output", Path(folder) / "out")
         translations = Translations(Path(folder) / "out")
         lines = list(translations.lines())
     assert [(line, found.source) for line, found in lines] == [(i, f"s{number}") for i, number in enumerate(corpus)]
@@ -143,8 +147,8 @@ def test_packed_files_of_either_format_and_a_format_that_the_name_does_not_tell(
 
 def test_sources_are_found_in_a_corpus_with_other_line_ends(tmp_path):
     (tmp_path / "corpus.gz").write_bytes(gzip.compress("ein\u2028s\r\nzw\rei\r\nein\u2028s".encode()))
-    imported(tmp_path, "zw\rei\t2\nein\u2028s\t1\n", "--source", tmp_path / "corpus.gz", name="in.tsv")
-    assert texts_by_line(tmp_path / "out") == {0: ["1"], 1: ["2"], 2: ["1"]}
+    imported(tmp_path, "zw\rei\ttwo\nein\u2028s\tone\n", "--source", tmp_path / "corpus.gz", name="in.tsv")
+    assert texts_by_line(tmp_path / "out") == {0: ["one"], 1: ["two"], 2: ["one"]}
 
 
 BAD = [
@@ -179,7 +183,7 @@ BAD = [
     ("jsonl", b'{"source": "a", "hypothesis": "b", "model": 4}', "line 1: model is no text"),
     ("tsv.gz", gzip.compress(b"a\tA\n" * 50, mtime=0)[:-9], "cannot be read after line"),
     ("tsv.gz", b"a\tA\n", "cannot be read after line 0"),
-    ("csv", b"a,b\n", "--format {tsv,jsonl}"),
+    ("txt", b"a\tb\n", "--format {tsv,csv,jsonl}"),
 ]
 
 
@@ -214,3 +218,112 @@ def test_wrong_options_are_refused(options, message, tmp_path, monkeypatch, caps
 def test_a_missing_file_is_named(tmp_path, capsys):
     error = refusal(capsys, "import", tmp_path / "none.tsv", *LANGUAGES, "--output", tmp_path / "out")
     assert "none.tsv: No such file" in error
+
+
+TATOEBA = "1276\tLet's try something.\t77\tLassen Sie uns etwas versuchen!\n1277\tI have to go.\t81\tIch muss gehen.\n"
+PAIR = [record(0, "I go.", "Ich gehe."), record(1, "She said hi.", "Sie grüßte.")]
+
+
+@pytest.mark.parametrize(
+    "name, content, options",
+    [
+        ("t.tsv", "source\thypothesis\nI go.\tIch gehe.\nShe said hi.\tSie grüßte.\n", []),
+        ("t.tsv", "en\tde\nI go.\tIch gehe.\nShe said hi.\tSie grüßte.\n", []),
+        ("t.tsv", "Target\tSource\r\nIch gehe.\tI go.\r\nSie grüßte.\tShe said hi.\r\n", []),
+        ("t.tsv", "\ufeff#id\tEN\tDE\n1\tI go.\tIch gehe.\n2\tShe said hi.\tSie grüßte.\n", []),
+        ("t.tsv", "I go.\t7\tIch gehe.\nShe said hi.\t8\tSie grüßte.\n", ["--columns", "source,_,hypothesis"]),
+        ("t.tsv", "Ich gehe.\tI go.\t\nSie grüßte.\tShe said hi.\t\n", ["--columns", "translation,src"]),
+        ("t.tsv", "source\ttarget\nI go.\tIch gehe.\nShe said hi.\tSie grüßte.\n", ["--columns", "source,target"]),
+        ("t.csv", 'I go.,Ich gehe.\n"She said hi.","Sie grüßte."\n', []),
+        ("t.csv", '"I go.";"Ich gehe."\r\n"She said hi.";"Sie grüßte."\r\n', []),
+        ("t.csv", "source,translation\nI go.,Ich gehe.\nShe said hi.,Sie grüßte.\n", []),
+        ("t.tsv", '"I go."\t"Ich gehe."\n"She said hi."\t"Sie grüßte."\n', ["--format", "csv"]),
+        ("t.jsonl", '{"src": "I go.", "tgt": "Ich gehe."}\n{"src": "She said hi.", "mt": "Sie grüßte."}\n', []),
+        ("t.jsonl", '{"en": "I go.", "de": "Ich gehe."}\n{"source": "She said hi.", "target": "Sie grüßte."}\n', []),
+        ("t.jsonl", "".join(
+            json.dumps({"id": "3", "translation": {"en": r.source, "de": r.hypotheses[0].text}}) + "\n" for r in PAIR
+        ), []),
+    ],
+)  # fmt: skip
+def test_columns_and_keys_of_other_names_and_orders(name, content, options, tmp_path):
+    assert imported(tmp_path, content, *options, name=name) == PAIR
+
+
+def test_fields_of_csv_may_hold_what_ends_lines_and_fields(tmp_path):
+    content = 'I go.,"Ich gehe,\r\nsofort.",0.5\r\n"Say ""hi"".",Sag hallo.,\r\n'
+    assert imported(tmp_path, content, name="in.csv") == [
+        record(0, "I go.", ("Ich gehe, sofort.", 0.5)), record(1, 'Say "hi".', "Sag hallo."),
+    ]  # fmt: skip
+
+
+def test_a_first_line_of_names_is_said(tmp_path, capsys):
+    imported(tmp_path, "en\tde\na\tA\n", name="in.tsv")
+    assert "line 1 names the columns (en, de) and is no translation" in capsys.readouterr().err
+    assert counts_of(tmp_path / "out") == {"rows": 1}
+
+
+@pytest.mark.parametrize("columns", ["--columns=-,source,-,hypothesis", "--columns=_,source,_,target"])
+def test_tatoebas_pairs_with_their_columns_named(columns, tmp_path):
+    assert imported(tmp_path, TATOEBA, columns, name="in.tsv") == [
+        record(0, "Let's try something.", "Lassen Sie uns etwas versuchen!"),
+        record(1, "I have to go.", "Ich muss gehen."),
+    ]
+
+
+def test_numbers_scores_of_a_hundred_and_quotations_are_text_like_any_other(tmp_path):
+    content = '1984\t1984\t100\tA\n"Go!" she said.\tGeh!\t77.5\tA\n"Hm."\t"Hm."\t0\tB\nThree\t3\n12\tzwölf\n'
+    found = imported(tmp_path, content, name="in.tsv")
+    assert [each.source for each in found] == ["1984", '"Go!" she said.', '"Hm."', "Three", "12"]
+    assert found[0].hypotheses == [Hypothesis("1984", 100.0)] and found[3].hypotheses == [Hypothesis("3", None)]
+
+
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("t.tsv", TATOEBA, "2 of 2 sources are numbers, as in Tatoeba's exports. Remedy: say which column"),
+        ("t.tsv", TATOEBA.splitlines()[0], "1 of 1 sources are numbers"),
+        ("t.tsv", "-0.3\tI go.\n", "sources are numbers"),
+        ("t.tsv", "I go.\t0.7\nYou go.\t0.8\n", "2 of 2 translations are numbers"),
+        ("t.tsv", "7\tI go.\tIch gehe.\n", "score 'Ich gehe.' is no number"),
+        ("t.tsv", "id\tscore\n7\t3\n", "line 1: names columns: id, score. Remedy: say which column"),
+        ("t.tsv", "src\tmt\ttgt\na\tA\tB\n", "line 1: names columns: src, mt, tgt"),
+        ("t.tsv", "".join(f"a{i}\tA\t1\tText {i}\n" for i in range(5)), "5 different systems in 5 rows"),
+        ("t.tsv", '"I go."\t"Ich gehe."\n', "its fields are in quotes, as in CSV"),
+        ("t.tsv", 'a\tA\nb\tB\n"Say ""hi""."\tSag hallo.\n', "its fields are in quotes, as in CSV"),
+        ("t.csv", '"I go.",Ich\n"You', "no CSV"),
+        ("t.csv", '"I\ngo.",Ich gehe.\n', "a line break inside the source"),
+        ("t.csv", "I go.\n", "line 1: 1 columns"),
+        ("t.jsonl", '[{"source": "a", "hypothesis": "b"}]', "a JSON array. Remedy: one object a line"),
+        ("t.jsonl", '[\n{"source": "a", "hypothesis": "b"}\n]\n', "a JSON array"),
+        ("t.jsonl", '{"frage": "a", "antwort": "b"}', "source is missing among its keys frage, antwort"),
+        ("t.jsonl", '{"src": "a", "input": "a", "tgt": "b"}', "src and input are both source"),
+        ("t.tsv", " \n", "line 1: 1 columns"),
+        ("t.tsv", "a\t\nb\t \n", "no translation in its 2 rows"),
+    ],
+)
+def test_what_looks_like_another_table_is_refused(name, content, message, tmp_path, capsys):
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    assert message in refusal(capsys, "import", tmp_path / name, *LANGUAGES, "--output", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "columns", ["source", "source,target,translation", "source,hypothesis,foo", "", "hypothesis,score", "-,-"]
+)
+def test_columns_have_to_name_source_and_hypothesis(columns, tmp_path, capsys):
+    (tmp_path / "in.tsv").write_text("a\tA\n")
+    command = ["import", tmp_path / "in.tsv", *LANGUAGES, "--output", tmp_path / "out"]
+    assert f"--columns {columns}: " in refusal(capsys, *command, f"--columns={columns}")
+
+
+def test_columns_are_of_tables(tmp_path, capsys):
+    (tmp_path / "in.jsonl").write_text('{"source": "a", "hypothesis": "b"}')
+    command = ["import", tmp_path / "in.jsonl", *LANGUAGES, "--output", tmp_path / "out"]
+    assert "--columns: JSON lines have keys" in refusal(capsys, *command, "--columns", "source,hypothesis")
+
+
+def test_an_empty_file_beside_a_corpus_is_an_error(tmp_path, capsys):
+    (tmp_path / "in.tsv").write_text("")
+    (tmp_path / "corpus").write_text("a\n")
+    command = ["import", tmp_path / "in.tsv", *LANGUAGES, "--source", tmp_path / "corpus", "--output", tmp_path / "out"]
+    assert "in.tsv: is empty" in refusal(capsys, *command) and not (tmp_path / "out").exists()
