@@ -201,7 +201,7 @@ def _own_scores(translations: Translations) -> np.ndarray:
 def _other_scores(translations: Translations, path: Path) -> np.ndarray:
     """Of every translation, in the records' order; a line whose source came before repeats its scores there."""
     scores = array("d")
-    rows = numbered_lines(path, "--scores")
+    rows = numbered_lines(path, "--scores", table=True)
     lines = progress(translations.lines(), translations.manifest.lines, "scores")
     expected = ((line, line == record.ids[0]) for line, record in lines for _ in record.hypotheses)
     remedy = "Remedy: as many rows as PREFIX.scores has, with the same numbers: kd-plugin … --text PREFIX"

@@ -69,7 +69,7 @@ def read_rows(
 
 
 def _table(path: Path, where: str, format_name: str, table: Table, said: Callable[[str], Any]) -> Iterator[Row]:
-    lines = numbered_lines(path, "import")
+    lines = numbered_lines(path, "import", table=True)
     rows = _csv(lines, where) if format_name == "csv" else ((n, line.split("\t")) for n, line in lines)
     for count, (number, found) in enumerate(rows):
         if count == 0 and table.takes_as_header(found):
@@ -115,7 +115,7 @@ def _columns_by(lines: Sequence[str], delimiter: str) -> bool:
 
 
 def _objects(path: Path, where: str, languages: Sequence[str]) -> Iterator[Row]:
-    for number, line in numbered_lines(path, "import"):
+    for number, line in numbered_lines(path, "import", table=True):
         if not line.strip():
             continue
         try:

@@ -1,31 +1,39 @@
 """UTF-8 files read line by line. A line ends in LF or CR LF and in nothing else: U+2028 and its like are text."""
 
+import contextlib
 import gzip
 import hashlib
 import zlib
 from array import array
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO, Callable, Iterator, Tuple, cast
+from typing import Any, Callable, Iterator, Tuple, cast
 
 import numpy as np
 
 from kd_plugin.errors import KDPluginError
 from kd_plugin.files import sha256_of
 from kd_plugin.pipeline.progress import progress
+from kd_plugin.pipeline.text_formats import GZIP, check_plain
+
+HEAD = 8192  # bytes: as many as a file's buffer holds
 
 
-def numbered_lines(path: Path, flag: str) -> Iterator[Tuple[int, str]]:
-    """(number, from 1, and text without its end) of each line; .gz is unpacked.
+def numbered_lines(path: Path, flag: str, table: bool = False) -> Iterator[Tuple[int, str]]:
+    """(number, from 1, and text without its end) of each line; what gzip has packed is unpacked.
 
     Args:
         flag: that names the file, for errors
+        table: columns and JSON are asked for, and not sentences
 
     Raises:
-        KDPluginError: it cannot be read or unpacked, or is no UTF-8: the line is named
+        KDPluginError: it cannot be read or unpacked, is no plain text, or no UTF-8: the line is named
     """
     number = 0
     try:
-        with open_bytes(path) as file:
+        with contextlib.ExitStack() as stack:
+            file = stack.enter_context(_unpacked(stack.enter_context(open(path, "rb")), Path(path)))
+            check_plain(file.peek(HEAD)[:HEAD], path, flag, table)
             for number, line in enumerate(file, 1):
                 yield number, decode_line(line, number, path, flag)
     except (OSError, EOFError, zlib.error) as error:
@@ -35,8 +43,10 @@ def numbered_lines(path: Path, flag: str) -> Iterator[Tuple[int, str]]:
         ) from error
 
 
-def open_bytes(path: Path) -> BinaryIO:
-    return cast(BinaryIO, gzip.open(path, "rb")) if Path(path).suffix == ".gz" else open(path, "rb")
+def _unpacked(file: BufferedReader, path: Path) -> BufferedReader:
+    """A pipe cannot be read twice: what it holds is looked at without being taken."""
+    packed = path.suffix == ".gz" or file.peek(len(GZIP)).startswith(GZIP)
+    return cast(BufferedReader, gzip.GzipFile(fileobj=file, mode="rb")) if packed else file
 
 
 def decode_line(line: bytes, number: int, path: Path, flag: str) -> str:
@@ -73,16 +83,18 @@ class TextLines:
         seen: is shown each line's text once, in their order
 
     Raises:
-        KDPluginError: it cannot be read, is packed, or is no UTF-8: the line is named
+        KDPluginError: it cannot be read, is packed, no plain text, or no UTF-8: the line is named
     """
 
     def __init__(self, path: Path, flag: str, seen: Callable[[str], Any] = lambda text: None):
         self._path, self._flag = Path(path), flag
-        if self._path.suffix == ".gz":
-            raise KDPluginError(f"{flag} {path}: is packed, and must be read in any order. Remedy: gunzip it")
         digest, starts, position = hashlib.sha256(), array("q", [0]), 0
         try:
             with open(self._path, "rb") as file:
+                head = file.peek(HEAD)[:HEAD]
+                if head.startswith(GZIP):
+                    raise KDPluginError(f"{flag} {path}: is packed, and must be read in any order. Remedy: gunzip it")
+                check_plain(head, path, flag)
                 for number, line in enumerate(progress(file, None, "reading", "line"), 1):
                     seen(decode_line(line, number, path, flag))
                     digest.update(line)

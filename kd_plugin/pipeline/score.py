@@ -78,6 +78,7 @@ def run(args: argparse.Namespace) -> int:
     check_job(args)
     if Path(args.output).resolve() == Path(args.input_dir).resolve():
         raise KDPluginError(f"--output {args.output} is INPUT_DIR. Remedy: another folder")
+    Translations(args.input_dir).check_any()
     return run_session(args, "score", functools.partial(Session, args))
 
 
@@ -91,7 +92,6 @@ class Session:
     def __init__(self, args: argparse.Namespace, number: int):
         self._folder, self._max_tokens = Path(args.output), args.max_tokens
         self._translations = Translations(args.input_dir)
-        self._translations.check_any()
         manifest = self._translations.manifest
         self.languages, self.input_lines, self.lines = manifest.languages, manifest.input_lines, manifest.lines
         self.plans = [Plan(shard) for shard in manifest.shards]

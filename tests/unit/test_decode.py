@@ -280,3 +280,16 @@ def test_each_worker_has_its_own_gpu(teacher, corpus, tmp_path, monkeypatch):
     ]
     args = build_parser("decode").parse_args(list(map(str, arguments)))
     assert decode.Session(args, 5)._decoder and opened[0][1] == "cuda" and opened[0][-1] == 5
+
+
+@pytest.mark.parametrize("content", ["", "\n", "\n \n\t\n\n"])
+def test_a_corpus_without_a_sentence_is_an_error(teacher, tmp_path, capsys, content):
+    (tmp_path / "blank").write_text(content)
+    run(teacher, tmp_path / "blank", tmp_path / "out", status=1)
+    assert f"blank: no sentence in its {content.count(chr(10))} lines" in capsys.readouterr().err
+
+
+def test_lines_that_are_all_too_long_are_an_error(teacher, tmp_path, capsys):
+    (tmp_path / "long").write_text(("word1 " * 100 + "\n") * 3)
+    run(teacher, tmp_path / "long", tmp_path / "out", status=1)
+    assert "not one translation of 3 lines (too long lines 3)" in capsys.readouterr().err

@@ -82,10 +82,10 @@ def test_too_long_and_empty_sentences(models, tmp_path):
     assert scores == pytest.approx([0, reference([model], "word1", fits), reference([model], "", "word3")], abs=1e-5)
 
 
-def test_nothing_to_score(models, tmp_path):
+def test_nothing_to_score_is_an_error(models, tmp_path, capsys):
     write_folder(tmp_path / "in", [record(0, "word1")])
-    run_score(tmp_path / "in", models["a"][0], tmp_path / "out")
-    assert texts_by_line(tmp_path / "out") == {0: []}
+    command = ["score", tmp_path / "in", "--path", models["a"][0], "--output", tmp_path / "out"]
+    assert "holds no translation" in refusal(capsys, *command) and not (tmp_path / "out").exists()
 
 
 def test_jobs_and_a_restart_write_the_same(models, folder, tmp_path, monkeypatch):
