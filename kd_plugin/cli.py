@@ -36,7 +36,7 @@ VERBS: Dict[str, Verb] = {
     "decode": Verb(
         "translate a corpus with a teacher, for sequence-level distillation", "kd_plugin.pipeline.decode", SHARDS
     ),
-    "import": Verb("take in translations made elsewhere: TSV or JSON lines", "kd_plugin.pipeline.importing"),
+    "import": Verb("take in translations made elsewhere: TSV, CSV or JSON lines", "kd_plugin.pipeline.importing"),
     "select": Verb("of n-best translations keep those that teach best", "kd_plugin.pipeline.select"),
     "score": Verb("what a model, forward or backward, thinks of translations", "kd_plugin.pipeline.score", SHARDS),
     "filter": Verb("drop translations that would teach wrong, by rules", "kd_plugin.pipeline.filtering"),
