@@ -2,6 +2,8 @@
 # The main job on a bare machine: set-up, a corpus, a teacher, a student without and the same student with distillation,
 # an exported model, one table and a report. Needs no root and, pip packages apart, no download.
 set -euo pipefail
+# OpenMP's threads sleep while they wait for each other. Beside other work they would burn its time and their own.
+export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}
 
 usage() {
   cat <<'HELP'
@@ -13,6 +15,7 @@ usage: scripts/quickstart.sh [--smoke]
   KD_QUICKSTART_DIR   where everything goes (default: quickstart/ in the checkout)
   KD_VENV, PYTHON, KD_TORCH   see scripts/setup.sh
   OMP_NUM_THREADS     threads of the training (default: one per core)
+  OMP_WAIT_POLICY     whether they spin (ACTIVE) or sleep (PASSIVE, the default) while they wait for each other
 A step that is complete is not done again; a step whose command, script or input has changed is.
 HELP
 }

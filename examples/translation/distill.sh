@@ -8,6 +8,8 @@
 # written. With KD=0 it is not read.
 # Each value below can be set from outside: `ALPHA=0.3 distill.sh …`. Run again after an interruption, it resumes.
 set -euo pipefail
+# OpenMP's threads sleep while they wait for each other. Beside other work they would burn its time and their own.
+export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 [ $# -ge 3 ] || { echo "usage: ${0##*/} DATA_BIN TEACHER SAVE_DIR [further fairseq-train flags]" >&2; exit 2; }
 data=$1 teacher=$2 save_dir=$3

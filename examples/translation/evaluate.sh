@@ -7,6 +7,8 @@
 # Variables: RESULTS (results.md), OUT (folder of the translations: translations/NAME beside RESULTS),
 # TESTS (all of PREPARED: "test test1"), BEAM, MAX_TOKENS, USER_DIR, PYTHON.
 set -euo pipefail
+# OpenMP's threads sleep while they wait for each other. Beside other work they would burn its time and their own.
+export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 [ $# -ge 2 ] || { echo "usage: ${0##*/} PREPARED CHECKPOINT [NAME]" >&2; exit 2; }
 prepared=${1%/} checkpoint=$2 name=${3:-$2}

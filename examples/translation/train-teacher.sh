@@ -5,6 +5,8 @@
 #
 # Each value below can be set from outside: `SEED=2 train-teacher.sh …`. Run again after an interruption, it resumes.
 set -euo pipefail
+# OpenMP's threads sleep while they wait for each other. Beside other work they would burn its time and their own.
+export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 [ $# -ge 2 ] || { echo "usage: ${0##*/} DATA_BIN SAVE_DIR [further fairseq-train flags]" >&2; exit 2; }
 data=$1 save_dir=$2

@@ -4,6 +4,8 @@ from typing import Any, Dict, List, Optional
 
 BASELINE, NONE = "baseline", "–"
 P_SIGNIFICANT = 0.05
+LOWER_IS_BETTER = {"TER"}
+WORSE = "↓"  # beside a score that is significantly worse than the baseline's
 
 
 def markdown(evaluation: Dict[str, Any]) -> str:
@@ -36,15 +38,38 @@ def _scores(evaluation: Dict[str, Any], test: Dict[str, Any]) -> str:
         scores = [score for score in model["scores"] if score["test"] == test["name"]]
         metrics = metrics or [score["metric"] for score in scores]
         is_baseline = model["name"] == evaluation["baseline"]
-        rows.append([model["name"] + (f" ({BASELINE})" if is_baseline else ""), *map(_cell, scores)])
+        cells = [_cell(score, _baseline_score(evaluation, score)) for score in scores]
+        rows.append([model["name"] + (f" ({BASELINE})" if is_baseline else ""), *cells])
         notes += [f"{score['metric']}: {score['note']}" for score in scores if score["note"]]
     lines = [f"{test['lines']:,} sentences. ± is half of the 95 % interval of the bootstrap."]
     if evaluation["baseline"] is not None:
-        lines.append(f"p is that of a paired bootstrap against {evaluation['baseline']}; bold: p < {P_SIGNIFICANT}.")
+        lines.append(
+            f"p is that of a paired bootstrap against {evaluation['baseline']}; where p < {P_SIGNIFICANT}, better "
+            f"scores are bold and worse ones have a {WORSE}."
+        )
     return _table(test["name"], ["model", *metrics], rows, " ".join(lines + sorted(set(notes))))
 
 
-def _cell(score: Dict[str, Any]) -> str:
+def _baseline_score(evaluation: Dict[str, Any], score: Dict[str, Any]) -> Optional[float]:
+    """The baseline's value of the same metric on the same test set."""
+    models = (model for model in evaluation["models"] if model["name"] == evaluation["baseline"])
+    same = (
+        s for model in models for s in model["scores"] if (s["test"], s["metric"]) == (score["test"], score["metric"])
+    )
+    return next((found["value"] for found in same), None)
+
+
+def comparison(metric: str, value: float, baseline: Optional[float], p_value: Optional[float]) -> int:
+    """1: significantly better than the baseline, -1: significantly worse, 0: neither.
+
+    Of equal values sacreBLEU's bootstrap gives the smallest p that it has.
+    """
+    if baseline is None or p_value is None or not p_value < P_SIGNIFICANT or value == baseline:
+        return 0
+    return 1 if (value < baseline) == (metric in LOWER_IS_BETTER) else -1
+
+
+def _cell(score: Dict[str, Any], baseline: Optional[float]) -> str:
     if score["value"] is None:
         return NONE
     digits = 4 if score["metric"] == "COMET" else 1  # most of COMET's are between 0 and 1
@@ -54,7 +79,8 @@ def _cell(score: Dict[str, Any]) -> str:
     if score["p_value"] is None:
         return text
     text += f" (p = {score['p_value']:.4f})"
-    return f"**{text}**" if score["p_value"] < P_SIGNIFICANT else text
+    sign = comparison(score["metric"], score["value"], baseline, score["p_value"])
+    return f"**{text}**" if sign > 0 else f"{text} {WORSE}" if sign < 0 else text
 
 
 def _speed(evaluation: Dict[str, Any]) -> str:

@@ -312,3 +312,37 @@ def test_markdown_escapes_names():
         ],
     }  # fmt: skip
     assert "| a\\|b | fairseq (int8) | – | 0.00 | not measured |" in markdown(evaluation)
+
+
+@pytest.mark.parametrize(
+    "metric, value, p_value, sign",
+    [
+        ("BLEU", 31.0, 0.01, 1),
+        ("BLEU", 29.0, 0.01, -1),
+        ("TER", 29.0, 0.01, 1),
+        ("TER", 31.0, 0.01, -1),
+        ("BLEU", 30.0, 0.001, 0),  # equal: sacreBLEU's bootstrap says p = 1 / (resamples + 1)
+        ("BLEU", 31.0, 0.05, 0),
+        ("BLEU", 31.0, None, 0),
+    ],
+)
+def test_only_what_is_better_is_bold_and_what_is_worse_is_marked_as_such(metric, value, p_value, sign):
+    from kd_plugin.pipeline.evaluation_table import comparison, markdown
+
+    assert comparison(metric, value, 30.0, p_value) == sign and comparison(metric, value, None, p_value) == 0
+    common = {"engine": "", "parameters": 1, "bytes": 1, "note": "", "speed": {"cpu": {}, "cuda": {}}}
+
+    def model(name, value, p_value):
+        score = {"test": "t", "metric": metric, "value": value, "p_value": p_value}
+        return {**common, "name": name, "scores": [{**score, "confidence": None, "signature": "", "note": ""}]}
+
+    evaluation = {
+        **{"date": "", "versions": {}, "baseline": "base", "tests": [{"name": "t", "lines": 5}]},
+        "machine": {"cpu": "", "cores": 1, "gpu": None},
+        "settings": {"threads": 1},
+        "models": [model("other", value, p_value), model("base", 30.0, None)],
+    }
+    (row,) = (
+        line for line in markdown(evaluation).splitlines() if line.startswith("| other | ") and "| 1 |" not in line
+    )
+    assert (row.count("**"), row.count("↓")) == {1: (2, 0), 0: (0, 0), -1: (0, 1)}[sign], row

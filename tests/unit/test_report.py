@@ -15,12 +15,14 @@ from kd_plugin.errors import KDPluginError
 from kd_plugin.pipeline.report import command as report
 from kd_plugin.pipeline.report.axes import byte_size, exact, round_log_ticks, round_ticks, tick_labels
 from kd_plugin.pipeline.report.curves import Curve, curves_chart, medians, thinned, update_axis, value_axis
+from kd_plugin.pipeline.report.evaluation import Evaluation, Model, Score
 from kd_plugin.pipeline.report.labels import Box, Bubble, place_labels
-from kd_plugin.pipeline.report.learning import groups
+from kd_plugin.pipeline.report.learning import groups, learning_figures
 from kd_plugin.pipeline.report.logs import Run, parse_line, read_runs
 from kd_plugin.pipeline.report.scatter import pareto_front, radius
 from kd_plugin.pipeline.report.style import DARK, LIGHT
 from kd_plugin.pipeline.report.svg import look
+from kd_plugin.pipeline.report.tables import score_table
 
 DATE = "2020-01-02 03:04:05 | INFO | "
 SIMPLE = f"""\
@@ -504,3 +506,26 @@ def test_folder_of_an_evaluation_will_do(tmp_path, log):
     output = tmp_path / "report.html"
     report.run(argparse.Namespace(evaluation=[str(tmp_path)], log=[], output=str(output), title="t"))
     assert html.escape("student, int8") in output.read_text(encoding="utf-8")
+
+
+def test_what_one_run_alone_logs_is_not_said_of_all():
+    simple = "2026-01-01 00:00:00 | INFO | train_inner | epoch 001: {0} / 9 loss=3, {1}num_updates={0}\n"
+    runs = [
+        run_of("".join(simple.format(at, "kd_alpha=0.5, lr=0.1, ") for at in (1, 2)), "distilled"),
+        run_of("".join(simple.format(at, "lr=0.1, ") for at in (1, 2)), "plain"),
+    ]
+    text = re.sub("<[^>]+>", "", learning_figures(runs, 1))
+    assert "kd_alpha (distilled) 0.5" in text and re.search(r"\blr 0\.1", text) and "all runs" not in text
+
+
+def test_a_significantly_worse_score_has_another_mark_than_a_better_one():
+    def score(value, p_value):
+        return Score("t", "BLEU", value, "", p_value, None, None, None, "")
+
+    def model(name, *values):
+        return Model(name, "fairseq", "", None, None, {}, [score(*values)], "", {})
+
+    models = [model("base", 30.0, None), model("up", 31.0, 0.01), model("down", 29.0, 0.01), model("same", 30.0, 0.001)]
+    text = score_table(Evaluation("", "", {}, {}, {}, "base", [("t", 5)], models), "t", 5, 1)
+    assert '+1.0<span class="star">*</span>' in text and '−1.0<span class="star">↓</span>' in text
+    assert text.count('class="star"') == 2

@@ -6,11 +6,11 @@ from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Tuple
 
 from kd_plugin.errors import KDPluginError
 from kd_plugin.files import read_json
+from kd_plugin.pipeline.evaluation_table import LOWER_IS_BETTER as LOWER_IS_BETTER
 
 FORMAT, FORMAT_VERSION = "kd_plugin evaluation", 1
 FILE_NAME = "evaluation.json"
 REMEDY = "Remedy: the folder or the evaluation.json of kd-plugin evaluate"
-LOWER_IS_BETTER = {"TER"}
 
 
 class Speed(NamedTuple):

@@ -101,10 +101,12 @@ def learning_figures(runs: Sequence[Run], first_number: int) -> str:
             value = constant_value(curves)
             name = " ".join(key) if several or group.name else key[1]
             if value:
-                constants.append(f"<b>{escape(name)}</b> {value}")
+                of = [curve.name for curve in curves]
+                whose = f" ({', '.join(f'<bdi>{escape(run)}</bdi>' for run in of)})" if len(of) < len(runs) else ""
+                constants.append(f"<b>{escape(name)}</b>{whose} {value}")
                 continue
             panels.append(_panel(f"figure-{number}-{len(panels)}", " ".join(key), name, curves, updates))
-        same = f'<p class="notes">The same in all runs at all times: {", ".join(constants)}.</p>' if constants else ""
+        same = f'<p class="notes">The same at all times: {", ".join(constants)}.</p>' if constants else ""
         body = (looks + f'<div class="panels {group.name}">{"".join(panels)}</div>' if panels else "") + same
         summary = f"<summary><b>Figure {number}.</b> {escape(group.heading)}, by number of update.{remark}</summary>"
         drawn.append(f'<details class="figure"{" open" if group.open else ""}>{summary}{body}</details>')

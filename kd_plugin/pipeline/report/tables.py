@@ -2,11 +2,11 @@
 
 from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence, Tuple
 
+from kd_plugin.pipeline.evaluation_table import P_SIGNIFICANT, WORSE, comparison
 from kd_plugin.pipeline.report.axes import byte_size, exact, plain
 from kd_plugin.pipeline.report.evaluation import LOWER_IS_BETTER, Evaluation, Model, Score
 from kd_plugin.pipeline.report.svg import escape
 
-SIGNIFICANT = 0.05
 NONE = "–"
 
 Cell = Tuple[str, str]  # HTML, and the class of its td
@@ -64,7 +64,7 @@ def score_table(evaluation: Evaluation, test: str, lines: Optional[float], numbe
     if any(compared.values()) and evaluation.baseline is not None:
         baseline = (
             f" Difference: to <bdi>{escape(evaluation.baseline)}</bdi>; p: of a paired test against it; "
-            f"*\u00a0where p\u00a0&lt;\u00a0{SIGNIFICANT:g}."
+            f"where p\u00a0&lt;\u00a0{P_SIGNIFICANT:g}, *\u00a0marks what is better and {WORSE}\u00a0what is worse."
         )
     caption = f"<bdi>{escape(test)}</bdi>{sentences}. Bold: the best value.{baseline}"
     return table(number, caption, [top, second], rows) + _notes(evaluation, test)
@@ -106,8 +106,9 @@ def _score_cells(
         return cells + [(NONE, "number"), (NONE, "number")]
     difference = plain(score.value - reference.value, digits, keep=True)
     difference = difference if difference.startswith("−") else f"+{difference}"
-    star = '<span class="star">*</span>' if score.p_value is not None and score.p_value < SIGNIFICANT else ""
-    return cells + [(difference + star, "number"), (p_text(score.p_value), "number muted")]
+    sign = comparison(metric, score.value, reference.value, score.p_value)
+    mark = f'<span class="star">{"*" if sign > 0 else WORSE}</span>' if sign else ""
+    return cells + [(difference + mark, "number"), (p_text(score.p_value), "number muted")]
 
 
 def p_text(p_value: Optional[float]) -> str:
