@@ -1,15 +1,13 @@
 """`distillation_loss`: label-smoothed cross-entropy and a teacher-student divergence over the same target tokens."""
 
-import math
 from typing import NamedTuple, Optional
 
 import torch
 from torch import Tensor
 
-from kd_plugin.errors import KDPluginError
 from kd_plugin.losses.answer import TeacherAnswer
+from kd_plugin.losses.checks import check_inplace, check_tensors, checked_objective
 from kd_plugin.losses.definition import CE, KD, NLL, RANK, Objective
-from kd_plugin.losses.divergences import DIVERGENCES
 from kd_plugin.losses.engine import StudentLogits
 
 
@@ -54,11 +52,11 @@ def distillation_loss(
     works under autocast and loss scaling, and gives no second derivatives.
 
     Args:
-        student_logits: (tokens, vocab), unnormalised, any float dtype
-        teacher_logits: (tokens, vocab), unnormalised, any float dtype; -inf masks a vocabulary entry
+        student_logits: (tokens, vocab), vocab >= 2, unnormalised; fp16, bf16, fp32 or float64
+        teacher_logits: (tokens, vocab), unnormalised, of any of these dtypes; -inf masks a vocabulary entry
         target: (tokens,) int64 indices of the reference tokens
         alpha: weight of the cross-entropy, in [0, 1]
-        temperature: > 0; divides both sides' logits in the divergence only
+        temperature: > 0, from 1e-6 to 1e6; divides both sides' logits in the divergence only
         label_smoothing: epsilon in [0, 1), spread as fairseq's label_smoothed_cross_entropy spreads it
         divergence: a name in `kd_plugin.losses.DIVERGENCES`
         padding_idx: rows with this target are dropped before any softmax; None keeps every row
@@ -72,12 +70,14 @@ def distillation_loss(
         gradient is a finite zero.
 
     Raises:
-        KDPluginError: shapes that do not fit, a parameter out of range, an unknown divergence
+        KDPluginError: shapes, dtypes or devices that do not fit, a parameter out of range, an unknown divergence,
+            tensors without values or inside a torch.func transform
     """
-    _check_shapes(student_logits, teacher_logits, target)
     parameters = {"js_beta": js_beta, "skew_lambda": skew_lambda, "adaptive_mu": adaptive_mu}
-    objective = Objective(alpha, temperature, label_smoothing, divergence, parameters, top1_rank)
-    check_objective(objective)
+    objective = checked_objective(Objective(alpha, temperature, label_smoothing, divergence, parameters, top1_rank))
+    check_tensors(student_logits, teacher_logits, target, objective.top1_rank)
+    if inplace and student_logits.requires_grad and torch.is_grad_enabled():
+        check_inplace(student_logits, teacher_logits)
     # dropped, not multiplied by 0: a padded row may hold anything, and NaN times 0 is NaN
     kept = torch.ones_like(target, dtype=torch.bool) if padding_idx is None else target.ne(padding_idx)
     rows, other_rows = (mask.nonzero(as_tuple=True)[0] for mask in (kept, ~kept))
@@ -89,33 +89,3 @@ def distillation_loss(
     )
     sums = terms.sum(dim=0)
     return DistillationLoss(loss, sums[CE], sums[NLL], sums[KD] + sums[RANK])
-
-
-def check_objective(objective: Objective) -> None:
-    """Raises KDPluginError where a value is out of range or a name unknown."""
-    alpha, temperature, label_smoothing, divergence, parameters, top1_rank = objective
-    if not 0.0 <= alpha <= 1.0:
-        raise KDPluginError(f"alpha must lie in [0, 1]: 1 is cross-entropy alone, 0 the teacher alone; got {alpha}")
-    if not (temperature > 0.0 and math.isfinite(temperature)):
-        raise KDPluginError(f"temperature must be a finite number above 0; got {temperature}")
-    if not 0.0 <= label_smoothing < 1.0:
-        raise KDPluginError(f"label_smoothing must lie in [0, 1); got {label_smoothing}")
-    if divergence not in DIVERGENCES:
-        raise KDPluginError(f"divergence {divergence!r} is not one of {', '.join(DIVERGENCES)}")
-    for name, value in parameters.items():
-        if not 0.0 < value < 1.0:
-            raise KDPluginError(f"{name} must lie in (0, 1); got {value}")
-    if top1_rank < 0:
-        raise KDPluginError(f"top1_rank must be 0 (without it) or the number of best entries to rank; got {top1_rank}")
-
-
-def _check_shapes(student_logits: Tensor, teacher_logits: Tensor, target: Tensor) -> None:
-    if student_logits.dim() != 2 or student_logits.shape != teacher_logits.shape:
-        raise KDPluginError(
-            "student_logits and teacher_logits must both be (tokens, vocab); got "
-            f"{tuple(student_logits.shape)} and {tuple(teacher_logits.shape)}"
-        )
-    if target.shape != student_logits.shape[:1]:
-        raise KDPluginError(
-            f"target must be (tokens,) = ({student_logits.size(0)},) to fit the logits; got {tuple(target.shape)}"
-        )
