@@ -21,7 +21,7 @@ BROKEN = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\ufffd\ufffe\uffff]")
 # typed), and as fairseq, its references, Moses and BERT do.
 UNKNOWN = re.compile(r"(?<!\S)\u2047(?!\S)|<unk>|&lt;unk&gt;|\[UNK\]", re.IGNORECASE)
 UNKNOWN_WORD = re.compile(r"(?<!\S)UNK(?!\S)")  # or an abbreviation
-LETTERS = regex.compile(r"(?:\p{L}\p{M}*)+")  # words; the marks are vowels in many scripts, where re sees words end
+LETTERS = regex.compile(r"\p{L}[\p{L}\p{M}]*")  # words; the marks are vowels in many scripts, where re sees words end
 LONGEST_REPEATED = 4  # words
 SCRIPT_OF_NAME = {"IDEOGRAPHIC": "CJK", "KATAKANA-HIRAGANA": "KATAKANA"}  # 々, ー
 # Loops of subwords inside a word, "verwahrwahrwahrlost": letters that come three times or more in a row, and at least

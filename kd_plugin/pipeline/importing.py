@@ -11,7 +11,7 @@ from typing import Dict, List, NamedTuple, Optional, Set
 from kd_plugin.errors import KDPluginError
 from kd_plugin.pipeline.columns import parse_columns
 from kd_plugin.pipeline.foreign import COLUMNS, FORMATS, OBJECT, Row, join_lines, read_rows
-from kd_plugin.pipeline.languages import check_languages
+from kd_plugin.pipeline.languages import check_languages, family, family_of_text
 from kd_plugin.pipeline.output import add_output_arguments, finish_output
 from kd_plugin.pipeline.progress import progress
 from kd_plugin.pipeline.raw_text import checked_sha256, numbered_lines
@@ -83,11 +83,24 @@ def run(args: argparse.Namespace) -> int:
     if not any(entry.hypotheses for entry in entries.values()):
         what = "is empty" if not counts["rows"] else f"no translation in its {counts['rows']:,} rows"
         raise KDPluginError(f"import {path}: {what}. Remedy: {OBJECT if format_name == 'jsonl' else COLUMNS}")
+    _check_sides(entries, languages, path)
     writer = Writer(Path(args.output), identity, languages, lines)
     for source, entry in entries.items():
         writer.add(record_of(source, entry, counts))
     finish_output(writer.finish(counts), args)
     return 0
+
+
+def _check_sides(entries: Dict[str, Entry], languages: List[str], path: Path) -> None:
+    """Columns in the wrong order can be told where the languages are written with letters of their own."""
+    known = [family(language) for language in languages]
+    hypotheses = (hypothesis.text for entry in entries.values() for hypothesis in entry.hypotheses)
+    found = [family_of_text(entries), family_of_text(hypotheses)]
+    if known[0] != known[1] and found == known[::-1]:
+        raise KDPluginError(
+            f"import {path}: its sources look like {languages[1]}, its translations like {languages[0]}. Remedy: "
+            "--columns hypothesis,source, or the languages the other way round"
+        )
 
 
 def _format_of(path: Path) -> str:

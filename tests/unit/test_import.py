@@ -327,3 +327,13 @@ def test_an_empty_file_beside_a_corpus_is_an_error(tmp_path, capsys):
     (tmp_path / "corpus").write_text("a\n")
     command = ["import", tmp_path / "in.tsv", *LANGUAGES, "--source", tmp_path / "corpus", "--output", tmp_path / "out"]
     assert "in.tsv: is empty" in refusal(capsys, *command) and not (tmp_path / "out").exists()
+
+
+def test_columns_the_wrong_way_round_are_noticed_where_letters_tell(tmp_path, capsys):
+    rows = [("We are going home.", "我们回家。"), ("It rained all day yesterday.", "昨天下了一整天的雨。")]
+    (tmp_path / "in.tsv").write_text("".join(f"{b}\t{a}\n" for a, b in rows), encoding="utf-8")
+    command = ["import", tmp_path / "in.tsv", "-s", "en", "-t", "zho_Hans", "--output", tmp_path / "out"]
+    error = refusal(capsys, *command)
+    assert "its sources look like zho_Hans" in error and "--columns hypothesis,source" in error
+    run_verb(*command, "--columns", "hypothesis,source")
+    assert texts_by_line(tmp_path / "out") == {i: [text] for i, (_, text) in enumerate(rows)}
