@@ -59,11 +59,10 @@ class Divergence(NamedTuple):
 def expectation(probs: Tensor, values: Tensor) -> Tensor:
     """sum_v probs * values, where 0 * inf is 0 in value and gradient.
 
-    Both factors are masked, and not their product: autograd would multiply the infinite one by 0, which is NaN.
+    The values are masked, and not the product: autograd would multiply an infinite one by 0, which is NaN.
     `== 0` and not `> 0`, so that a NaN stays seen.
     """
-    nothing = probs == 0
-    return (probs.masked_fill(nothing, 0.0) * values.masked_fill(nothing, 0.0)).sum(dim=-1)
+    return (probs * values.masked_fill(probs == 0, 0.0)).sum(dim=-1)
 
 
 def log_mixture(first_lprobs: Tensor, second_lprobs: Tensor, weight: float) -> Tensor:

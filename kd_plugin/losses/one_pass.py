@@ -23,7 +23,7 @@ from kd_plugin.losses.divergences import DIVERGENCES, Slope
 from kd_plugin.losses.ranking import top1_rank_slope
 from kd_plugin.losses.rows import Rows, Side
 from kd_plugin.losses.sparse import Knowledge, SparseAnswer, sparse_divergence
-from kd_plugin.losses.storage import bound_is_known, gradient_bound, scale_for
+from kd_plugin.losses.storage import bound_is_known, gradient_bound, scale_for, scale_of_all
 
 # bytes of one working buffer of a chunk; four to six of them are in use. Measured: on a CPU they should stay in its
 # caches, on a GPU (without Triton) the launches of many small operations count
@@ -67,6 +67,7 @@ def one_pass(
     n_rows, vocab = target.numel(), student_logits.size(-1)
     chunk_rows = min(rows_per_chunk(vocab, dtype, target.device), max(n_rows, 1))
     memory = _Memory((chunk_rows, vocab), dtype, target.device)
+    same_scale = None if scales is None else scale_of_all(objective, teacher_logits is not None)
     chunks = []
     for start in range(0, n_rows, chunk_rows):
         stop = min(start + chunk_rows, n_rows)
@@ -80,9 +81,10 @@ def one_pass(
         work = gradient[place] if direct else memory.take()  # type: ignore[index]
         chunks.append(_chunk(student, teacher, target[start:stop], objective, work, gradient is not None, memory))
         if gradient is not None and scales is not None:
-            scale = _scale(chunks[-1], objective, work)
+            scale = same_scale if same_scale is not None else _scale(chunks[-1], objective, work)
             work.mul_(scale)
-            scales[slice(start, stop) if rows is None else rows[start:stop]] = scale.squeeze(-1)
+            where = slice(start, stop) if rows is None else rows[start:stop]
+            scales[where] = scale if same_scale is not None else scale.squeeze(-1)  # type: ignore[union-attr]
         if gradient is not None and not direct:
             if place is not None:
                 gradient[place] = work
@@ -94,11 +96,11 @@ def one_pass(
 
 def _scale(chunk: "Chunk", objective: Objective, gradient: Tensor) -> Tensor:
     """(rows, 1) what to multiply a chunk's gradient by before it is stored in fp16."""
-    student, distilled = chunk
-    if distilled is None:
-        return scale_for(torch.full_like(student.total, objective.alpha))
-    if bound_is_known(objective):
-        return scale_for(gradient_bound(objective, distilled.kd) + torch.zeros_like(student.total))
+    _, distilled = chunk
+    if distilled is not None and bound_is_known(objective):
+        bound = gradient_bound(objective, distilled.kd)
+        assert isinstance(bound, Tensor)
+        return scale_for(bound)
     return scale_for(torch.linalg.vector_norm(gradient, ord=math.inf, dim=-1, keepdim=True))
 
 

@@ -5,7 +5,8 @@ entry of its gradient exceeds: nothing overflows, and entries down to a 2^26th o
 waits for the device. Most rows have the same factor, STEP.
 """
 
-from typing import Union
+import math
+from typing import Optional, Union
 
 import torch
 from torch import Tensor
@@ -39,6 +40,19 @@ def gradient_bound(objective: Objective, kd: Union[Tensor, float]) -> Union[Tens
     assert steepest is not None
     weight = (1.0 - objective.alpha) * objective.temperature
     return objective.alpha + weight * steepest(kd, **objective.divergence_parameters())
+
+
+def scale_of_all(objective: Objective, distilled: bool) -> Optional[float]:
+    """The factor of every row where it does not depend on the row's divergence, else None.
+
+    distilled: there is a teacher; without one only the cross-entropy is left
+    """
+    if not distilled:
+        return STEP
+    if not bound_is_known(objective):
+        return None
+    bound = gradient_bound(objective, math.nan)
+    return None if math.isnan(bound) else scale_for(torch.tensor(bound)).item()
 
 
 def scale_for(bound: Tensor) -> Tensor:

@@ -94,6 +94,30 @@ def test_low_precision(dtype, rounding, divergence):
     check(*batch(vocab=HALF_VOCAB, dtype=dtype), Objective(0.3, 2.0, 0.1, divergence), rtol=rounding)
 
 
+@pytest.mark.parametrize("divergence,temperature", [("reverse_kl", 4.0), ("forward_kl", 20.0)])
+def test_steep_gradients_in_fp16(divergence, temperature):
+    """The reverse KL's slope is 25 times the temperature where the teacher is masked: each row has its own factor."""
+    student, teacher, target = batch(vocab=HALF_VOCAB, dtype=torch.float16)
+    student[0, 5], teacher[0, 5] = 15.0, -INF
+    objective = Objective(0.05, temperature, 0.1, divergence)
+    _, gradient = check(student, teacher, target, objective, rtol=2**-10, atol=1e-5)
+    assert gradient.abs().max() > (20 if divergence == "reverse_kl" else 1)
+
+
+@pytest.mark.parametrize("divergence", ["reverse_kl", "js", "skew_forward_kl", "skew_reverse_kl", "tvd"])
+def test_a_masked_logit_of_the_student_has_no_gradient(divergence):
+    student, teacher, target = batch(rows=1)
+    student[0, 3], target[:] = -INF, 0
+    _, gradient = check(student, teacher, target, Objective(0.3, 2.0, 0.0, divergence))
+    assert gradient[0, 3] == 0
+
+
+def test_scale_of_rows():
+    tensor, scales = torch.full((3, 40), 8.0, device=DEVICE).half(), torch.tensor([8.0, 1024.0, 0.5], device=DEVICE)
+    kernels.scale_(tensor, torch.tensor(8.0, device=DEVICE), scales)
+    assert tensor.tolist() == [[8.0] * 40, [0.0625] * 40, [128.0] * 40]
+
+
 @pytest.mark.parametrize("dtypes", [(torch.float32, torch.bfloat16), (torch.bfloat16, torch.float32)], ids=str)
 def test_mixed_precision(dtypes):
     student, teacher, target = batch(vocab=HALF_VOCAB)
