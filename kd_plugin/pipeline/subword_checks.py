@@ -9,9 +9,10 @@ from kd_plugin.errors import KDPluginError
 SPACE, JOINER = "\u2581", "@@"
 KIND_SHARE = 0.01  # of a dictionary's symbols: half of sentencepiece's have ▁, in Chinese a few of a hundred
 # Of a dictionary's symbols may be no pieces. All are in what the right model has written (measured: 0 of 8,000). A
-# model of the same kind and size from other lines of the same corpus lacks 17 %, one of twice the size 1.8 %, one of
-# 3,900 instead of 4,000 pieces 4.5 %. A placeholder or two that somebody has added are no sign of another model.
-WRONG_SHARE, ALLOWED = 0.005, 1
+# model of the same kind and size from other lines of the same corpus lacks 17 %, one of twice the size 0.8 to 1.8 %,
+# one of 3,900 instead of 4,000 pieces 4.5 %. A few placeholders that somebody has added are no sign of another model,
+# beginnings of words (with ▁) are.
+WRONG_SHARE, WRONG_BEGINNINGS, ALLOWED = 0.005, 0.001, 1
 MUST_BE_USED, FIRST_SHARE = 0.96, 0.96
 # what fairseq and its users add to a dictionary beside text: <pad>, <2de>, __de__, [de_DE], >>deu<<, madeupword0001
 ADDED = re.compile(r"<.*>|__\w+__|\[\w+\]|>>.*<<|madeupword\d+", re.DOTALL)
@@ -53,7 +54,7 @@ def check_model(model: str, pieces: Collection[str], symbols: Collection[str], w
         what: the dictionary, for errors
 
     Raises:
-        KDPluginError: more than WRONG_SHARE of the symbols
+        KDPluginError: more than WRONG_SHARE of the symbols, or WRONG_BEGINNINGS with ▁
     """
     regular = [symbol for symbol in symbols if not ADDED.fullmatch(symbol)]
     missing = [symbol for symbol in regular if symbol not in pieces]
@@ -62,7 +63,9 @@ def check_model(model: str, pieces: Collection[str], symbols: Collection[str], w
         missing = [symbol for symbol in regular if SPACE not in symbol]
     else:
         missing = _without_unknown_characters(missing, pieces, len(regular))
-    if len(missing) > max(ALLOWED, WRONG_SHARE * len(regular)):
+    beginnings = sum(SPACE in symbol for symbol in missing)
+    wrong, wrong_beginnings = (max(ALLOWED, share * len(regular)) for share in (WRONG_SHARE, WRONG_BEGINNINGS))
+    if len(missing) > wrong or beginnings > wrong_beginnings:
         if SPACE not in "".join(regular):
             raise KDPluginError(
                 f"{model}: no symbol of {what} has sentencepiece's {SPACE}: its text was not segmented with this "

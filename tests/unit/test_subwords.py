@@ -91,6 +91,14 @@ def test_another_model_is_refused_with_counts_and_examples(tmp_path, change):
         checked(other, dictionary)
 
 
+def test_few_beginnings_of_words_tell_more_than_few_placeholders():
+    pieces = [f"▁p{i}" for i in range(2000)]
+    placeholders, beginnings = [[f"{mark}q{i}" for i in range(8)] for mark in ("p", "▁")]
+    check_model("M", [*pieces, "p"], [*pieces, *placeholders, *beginnings[:2]], "the dictionary")
+    with pytest.raises(KDPluginError, match="M: is not the one .*: 8 of 2,008 symbols"):
+        check_model("M", [*pieces, "p"], [*pieces, *beginnings], "the dictionary")
+
+
 def test_a_larger_model_is_told_from_a_dictionary_with_few_symbols():
     merges = [f"m{i}" for i in range(200)]
     used = [merge for at, merge in enumerate(merges) if at < 100 and at % 50]  # one in fifty is never written itself
