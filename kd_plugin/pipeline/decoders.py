@@ -209,12 +209,14 @@ class FairseqDecoder:
             sentences: symbols, without end of sentence; one batch
         """
         source, target = self._task.source_dictionary, self._task.target_dictionary
-        rows = [torch.tensor([source.index(token) for token in tokens] + [source.eos()]) for tokens in sentences]
+        # the longest first, as fairseq's own batches are: recurrent encoders take no other order
+        order = sorted(range(len(sentences)), key=lambda place: -len(sentences[place]))
+        rows = [torch.tensor([*map(source.index, sentences[place]), source.eos()]) for place in order]
         lengths = torch.tensor([len(row) for row in rows])
         src_tokens = data_utils.collate_tokens(rows, source.pad(), source.eos(), left_pad=True)
         net_input = {"src_tokens": src_tokens.to(self._device), "src_lengths": lengths.to(self._device)}
         try:
-            answers = self._generator.generate([], {"net_input": net_input})
+            found = self._generator.generate([], {"net_input": net_input})
         except AssertionError as error:  # fairseq takes what is NaN for impossible, and then nothing is left
             raise not_a_number(self._paths, self._compute_type) from error
         except RuntimeError as error:
@@ -225,11 +227,15 @@ class FairseqDecoder:
                 f"--sampling: nothing is left to draw from at --temperature {self._temperature:g} ({error}). Remedy: a "
                 "higher --temperature, or a search without --sampling"
             ) from error
-        return [[self._scored(hypothesis, target) for hypothesis in answer[: self._nbest]] for answer in answers]
+        answers: List[List[Scored]] = [[] for _ in sentences]
+        for place, answer in zip(order, found):
+            answers[place] = [self._scored(hypothesis, target) for hypothesis in answer[: self._nbest]]
+        return answers
 
     @staticmethod
     def _scored(hypothesis: Dict[str, Any], target: Dictionary) -> Scored:
-        indices = [index for index in hypothesis["tokens"].tolist() if index not in (target.eos(), target.pad())]
+        unsaid = (target.bos(), target.eos(), target.pad())  # fairseq-generate prints none of them
+        indices = [index for index in hypothesis["tokens"].tolist() if index not in unsaid]
         return [target[index] for index in indices], float(hypothesis["score"])
 
 

@@ -10,6 +10,7 @@ from fairseq.tasks.translation import TranslationConfig, TranslationTask
 
 from kd_plugin.errors import KDPluginError
 from kd_plugin.pipeline.languages import check_languages
+from kd_plugin.teachers.architectures import check_translates
 from kd_plugin.teachers.finite import check_finite
 from kd_plugin.teachers.language_tokens import check_rows, languages_of
 from kd_plugin.teachers.loading import dictionary_directories, load_teacher, no_checkpoint, read_checkpoint
@@ -78,8 +79,9 @@ def describe_checkpoint(
     if not os.path.isfile(path):
         raise no_checkpoint(path, "the path of a .pt file of fairseq-train")
     state = read_checkpoint(path, overrides=overrides)
-    check_finite(state["model"], path)  # the model is built later, by whoever translates
     cfg = state["cfg"]
+    check_translates(path, cfg)
+    check_finite(state["model"], path)  # the model is built later, by whoever translates
     directories = dictionary_directories(path, cfg.task, overrides)
     inferred, said = _languages_of_data(directories), languages_of(cfg.task)
     given = [

@@ -6,7 +6,7 @@ from typing import Any, Dict
 from kd_plugin.errors import KDPluginError
 from kd_plugin.files import write_json
 from kd_plugin.pipeline.opened import OpenedCheckpoint
-from kd_plugin.pipeline.stock_checkpoint import model_fields, own_weights, tied_names
+from kd_plugin.pipeline.stock_checkpoint import as_namespace, model_fields, own_weights, tied_names
 
 INSTALL = "pip install 'kd-plugin[export]'"
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
@@ -37,7 +37,7 @@ def write_safetensors(opened: OpenedCheckpoint, folder: Path, half: bool = False
 
 def _config(opened: OpenedCheckpoint, tied: Dict[str, str], dtype: str) -> Dict[str, Any]:
     source, target = opened.dictionaries
-    options = model_fields(opened)
+    options = model_fields(opened, as_namespace)
     return {
         "architecture": options.pop("_name"),
         "options": options,

@@ -7,7 +7,7 @@ import argparse
 import os
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, Dict, Set, Tuple
+from typing import Any, Callable, Dict, Set, Tuple
 
 import torch
 from fairseq import models
@@ -67,8 +67,11 @@ def tied_names(weights: Dict[str, Tensor]) -> Dict[str, str]:
     return tied
 
 
-def model_fields(opened: OpenedCheckpoint) -> Dict[str, Any]:
+def model_fields(opened: OpenedCheckpoint, read: Callable[[Dict[str, Any]], Any] = OmegaConf.create) -> Dict[str, Any]:
     """The options that define the architecture, with `_name`; no paths and nothing of the run.
+
+    Args:
+        read: makes of them the configuration that the reader will build the model from
 
     Raises:
         KDPluginError: they do not rebuild the model
@@ -85,9 +88,10 @@ def model_fields(opened: OpenedCheckpoint) -> Dict[str, Any]:
     # a registered name of this plugin's or of another package would need that package
     stock_name = next((n for n in ("transformer", "transformer_align") if type(model) is MODEL_REGISTRY[n]), name)
     kept["_name"] = stock_name
-    # old models look here for the adaptive softmax
+    # old models look here for the adaptive softmax, BART for how it was trained
     kept["criterion"] = "adaptive_loss" if given.get("criterion") == "adaptive_loss" else STOCK_CRITERION
-    _check_rebuild(opened, kept)
+    kept["task"] = STOCK_TASK
+    _check_rebuild(opened, kept, read)
     return kept
 
 
@@ -133,16 +137,56 @@ def _public(value: Any) -> Any:
     return None if isinstance(value, str) and os.sep in value else value
 
 
-def _check_rebuild(opened: OpenedCheckpoint, kept: Dict[str, Any]) -> None:
-    task = TranslationTask(TranslationConfig(), *opened.dictionaries)
+def _check_rebuild(opened: OpenedCheckpoint, kept: Dict[str, Any], read: Callable[[Dict[str, Any]], Any]) -> None:
     try:
-        rebuilt = models.build_model(OmegaConf.create(kept), task)
-        rebuilt.load_state_dict(own_weights(opened.model), strict=True)
+        same = _rebuilds(opened, read(kept))
     except Exception as error:  # other people's models raise anything
+        name, reason = kept["_name"], " ".join(str(error).split())[:200]
+        if read is not as_namespace and _is_built(opened, as_namespace(kept)):
+            raise KDPluginError(
+                f"{opened.path}: fairseq can build {name!r} from flags, but not from a configuration of plain values "
+                f"({reason}). Remedy: --format safetensors, or the checkpoint as it is"
+            ) from error
         raise KDPluginError(
-            f"{opened.path}: its model {kept['_name']!r} cannot be rebuilt from its own options alone "
-            f"({' '.join(str(error).split())[:200]}). Remedy: a model whose class declares all its options in add_args"
+            f"{opened.path}: its model {name!r} cannot be rebuilt from its own options alone ({reason}). Remedy: a "
+            "model whose class declares all its options in add_args"
         ) from error
+    if not same:
+        raise KDPluginError(
+            f"{opened.path}: its model {kept['_name']!r}, rebuilt from its own options alone, has the same weights and "
+            "gives other answers. Remedy: a model whose class declares all its options in add_args"
+        )
+
+
+def as_namespace(options: Dict[str, Any]) -> argparse.Namespace:
+    """What fairseq's models are built from where no dataclass describes them."""
+    return argparse.Namespace(**options)
+
+
+def _is_built(opened: OpenedCheckpoint, options: Any) -> bool:
+    try:
+        return _rebuilds(opened, options)
+    except Exception:  # other people's models raise anything
+        return False
+
+
+def _rebuilds(opened: OpenedCheckpoint, options: Any) -> bool:
+    """Whether a model of these options, with the checkpoint's weights, gives its answers."""
+    rebuilt = models.build_model(options, TranslationTask(TranslationConfig(), *opened.dictionaries))
+    rebuilt.load_state_dict(own_weights(opened.model), strict=True)
+    answers = [_answer(model, opened) for model in (opened.model, rebuilt.eval())]
+    return torch.allclose(answers[0], answers[1], rtol=1e-3, atol=1e-4, equal_nan=True)
+
+
+@torch.no_grad()
+def _answer(model: Any, opened: OpenedCheckpoint) -> Tensor:
+    """Its log-probabilities for a short sentence pair of the first words."""
+    shortest = min(opened.max_source_tokens, opened.max_target_tokens, 4)
+    source, target = (list(range(d.nspecial, len(d)))[:shortest] for d in opened.dictionaries)
+    source, previous = [*source, opened.dictionaries[0].eos()], [opened.dictionaries[1].eos(), *target]
+    output = model(torch.tensor([source]), torch.tensor([len(source)]), torch.tensor([previous]))
+    answer: Tensor = model.get_normalized_probs(output, log_probs=True)
+    return answer
 
 
 def _defaults(dataclass: Any) -> Any:

@@ -19,6 +19,7 @@ from torch import Tensor
 from kd_plugin.compat import BETTER_TRANSFORMER_COPY, WEIGHTS_ONLY_IS_WEAK, fairseq_is_given, load_safely
 from kd_plugin.errors import KDPluginError
 from kd_plugin.files import sha256_of
+from kd_plugin.teachers.architectures import architecture_of, check_translates
 from kd_plugin.teachers.finite import MARKERS, check_finite
 from kd_plugin.teachers.formats import foreign_file, foreign_folder, foreign_state, origin
 from kd_plugin.teachers.language_tokens import check_rows, how_sentences_begin, languages_of
@@ -199,6 +200,7 @@ def load_teacher(
         )
     state = read_checkpoint(path, expected_sha256, overrides)
     cfg = state["cfg"] if state.get("cfg") else convert_namespace_to_omegaconf(state["args"])
+    check_translates(path, cfg)
 
     source_lang, target_lang = _languages(cfg.task, student_task, path)
     directories = dictionary_directories(path, cfg.task, overrides)
@@ -217,10 +219,10 @@ def load_teacher(
     for field in EMBEDDING_FILES:
         if getattr(cfg.model, field, None):
             setattr(cfg.model, field, None)
-    name = getattr(cfg.model, "_name", None) or getattr(cfg.model, "arch", None)
+    name = architecture_of(cfg.model)
     try:
         model = models.build_model(cfg.model, stand_in, from_checkpoint=True)
-    except (AssertionError, KeyError, ValueError, TypeError, AttributeError) as error:
+    except Exception as error:  # other people's models raise anything
         raise KDPluginError(
             f"{path}: its architecture {name!r} cannot be built ({str(error).strip() or type(error).__name__}). "
             "Remedy: make the package that registers it importable, or mend the field with --teacher-overrides"
