@@ -22,6 +22,7 @@ from kd_plugin.teachers.loading import check_format, load_teacher, parse_overrid
 from kd_plugin.teachers.paths import split_model_paths
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+BEGINNING = "<s>"
 UNSAID_TOKENS = 1023  # the usual positions without end of sentence, where a CTranslate2 model does not say
 
 Tokens = List[str]
@@ -239,6 +240,11 @@ class FairseqDecoder:
         return [target[index] for index in indices], float(hypothesis["score"])
 
 
+def _said(tokens: Tokens) -> Tokens:
+    """Without the beginning of sentence, which a weak model may write and fairseq-generate never prints."""
+    return [token for token in tokens if token != BEGINNING]
+
+
 def not_a_number(path: str, compute_type: str) -> KDPluginError:
     return KDPluginError(
         f"{path}: its scores came out NaN or infinite in {compute_type}, and all its weights are finite. Remedy: "
@@ -337,7 +343,7 @@ class CTranslate2Decoder:
                 f"{self._folder}: CTranslate2 cannot translate a batch with sentences of up to {longest - 1} symbols "
                 f"({error}). Remedy: shorter sentences, or a smaller --max-len-b"
             ) from error
-        found = [list(zip(answer.hypotheses, map(float, answer.scores))) for answer in answers]
+        found = [[(_said(tokens), float(score)) for tokens, score in zip(a.hypotheses, a.scores)] for a in answers]
         if any(math.isnan(score) for hypotheses in found for _, score in hypotheses):
             raise not_a_number(str(self._folder), self.compute_type)
         return found
