@@ -79,12 +79,25 @@ def build_parser(verb: Optional[str] = None) -> argparse.ArgumentParser:
     return parser
 
 
+def _check_words(arguments: Sequence[str]) -> None:
+    """Refuse what no option means: an empty path is the current folder to Python, and a NUL is in no path."""
+    for before, word in zip(["", *arguments], arguments):
+        flag, equals, value = word.partition("=") if word.startswith("--") else (before, "", word)
+        if not value and (equals or not word):
+            name = flag if flag.startswith("-") else "an argument"
+            raise KDPluginError(f"{name} is empty. Remedy: a value, or leave it out")
+        if "\0" in word:
+            name = f"{flag} {value!r}" if flag.startswith("-") else repr(value)
+            raise KDPluginError(f"{name}: holds a NUL character, which no file's name can. Remedy: another name")
+
+
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Exit status: 0 done, 1 a `KDPluginError` (or what the verb says), 2 wrong usage, 128 + n stopped by signal n."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     verb = next((argument for argument in arguments if not argument.startswith("-")), None)
     try:
         with quietly(), sigterm_as_interrupt():
+            _check_words(arguments)
             args = build_parser(verb).parse_args(arguments)
             check_numbers(args)
             status = int(args.run(args))

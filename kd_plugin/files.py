@@ -9,6 +9,8 @@ from typing import Any, Dict, Union
 
 from kd_plugin.errors import KDPluginError
 
+NAME_BYTES = 255  # what a file's name may have nearly everywhere
+
 
 def sha256_of(path: Union[str, Path]) -> str:
     """Hexadecimal sha256 of a file, read in pieces."""
@@ -28,13 +30,20 @@ def digest_of(content: Any) -> str:
     return digest_of_bytes(json.dumps(content, sort_keys=True).encode())
 
 
+def temporary_beside(path: Path) -> Path:
+    """A name in the same folder that nothing else has, hidden, and no longer than a file's name may be."""
+    ending = f".{uuid.uuid4().hex[:8]}.tmp"
+    name = os.fsencode(f".{path.name}")[: NAME_BYTES - len(ending)]
+    return path.with_name(name.decode("utf-8", "ignore") + ending)
+
+
 def write_atomically(path: Path, content: Any) -> None:
     """Under another name, to the disk, then renamed: whoever reads sees all of it or nothing.
 
     Raises:
         KDPluginError: it cannot be written; nothing is left of it
     """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    temporary = temporary_beside(path)
     try:
         with open(temporary, "wb") as file:
             file.write(content)

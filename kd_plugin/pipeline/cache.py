@@ -23,12 +23,14 @@ from kd_plugin.cache.writer import (
     plan_shards,
 )
 from kd_plugin.errors import KDPluginError
-from kd_plugin.files import digest_of, make_folder
+from kd_plugin.files import digest_of
+from kd_plugin.outputs import check_outputs, inputs_of
 from kd_plugin.pipeline.batches import by_length
 from kd_plugin.pipeline.indexed import check_ids, format_of_pair, readable
 from kd_plugin.pipeline.jobs import add_job_arguments, check_job, device_of, missing, work
 from kd_plugin.pipeline.languages import check_languages
 from kd_plugin.pipeline.sources import data_folders
+from kd_plugin.shards import claim_folder
 from kd_plugin.teachers.flags import open_teacher
 from kd_plugin.teachers.loading import parse_overrides
 from kd_plugin.teachers.online import TEACHER_DTYPES
@@ -96,6 +98,7 @@ def run(args: argparse.Namespace) -> int:
     check_job(args)
     if args.max_source_positions is not None and not args.truncate_source:
         raise KDPluginError("--max-source-positions: only with --truncate-source. Remedy: leave it out, or add that")
+    check_outputs(inputs_of(args), [("--cache-dir", args.cache_dir)])
     for job in _jobs(args):
         _write_store(job)
     return 0
@@ -122,18 +125,20 @@ def _write_store(job: Job) -> None:
     args = job.options
     session = Session(job, 0)
     folder, identity = session.folder, session.identity
-    make_folder(folder, "--cache-dir")
     plans = plan_shards(session.sizes, args.shard_tokens)
 
     def done(plan: Plan) -> bool:
         return finished(folder, identity, plan) is not None
 
     make_session = functools.partial(Session, job)
-    mine = work(args, folder, plans, done, _tokens, session, make_session, job.split, "tok")
-    manifest = merge(folder, identity, plans)
-    if manifest is None:
-        print(missing(folder, mine, plans, done))
-        return
+    mine = range(args.shard_id, len(plans), args.num_shards)
+    with claim_folder(folder, "--cache-dir", identity.digest(), mine) as claim:
+        finished_plans = work(args, folder, plans, done, _tokens, session, make_session, job.split, "tok")
+        manifest = merge(folder, identity, plans)
+        if manifest is None:
+            print(missing(folder, finished_plans, plans, done))
+            return
+        claim.finish()
     print(
         f"{folder}: {manifest.tokens:,} target tokens, {identity.layout.width} bytes each, "
         f"{manifest.tokens * identity.layout.width / 1e6:,.1f} MB in {len(plans)} shards; {identity.kind} {identity.k} "

@@ -220,17 +220,20 @@ class Session:
             raise KDPluginError(f"{name}: no sentence in its {len(self.source):,} lines. Remedy: a corpus")
 
     def _converted(self, checkpoints: Checkpoints) -> Path:
-        """The CTranslate2 model: once for all workers and for later runs."""
-        from kd_plugin.pipeline.ctranslate2_models import convert
-
+        """Where the CTranslate2 model is to be."""
         if len(checkpoints.paths) > 1:
             raise KDPluginError("--engine ctranslate2 runs one model. Remedy: --engine fairseq for an ensemble")
         # by all that decides how it is converted: a folder is used again by the same job alone
         name = f"model-ctranslate2-{digest_of([checkpoints.identity(), checkpoints.overrides, self.languages])[:16]}"
-        folder = self._folder / name
-        if not folder.is_dir():
-            convert(checkpoints.paths[0], folder, "float32", checkpoints.overrides, *self.languages)
-        return folder
+        return self._folder / name
+
+    def prepare(self) -> None:
+        """Convert the model: once for all workers and for later runs."""
+        from kd_plugin.pipeline.ctranslate2_models import convert
+
+        if self._model_folder is not None and not self._model_folder.is_dir():
+            checkpoints = self._checkpoints
+            convert(checkpoints.paths[0], self._model_folder, "float32", checkpoints.overrides, *self.languages)
 
     @functools.cached_property
     def _decoder(self) -> Any:

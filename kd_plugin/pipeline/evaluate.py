@@ -2,20 +2,23 @@
 
 import argparse
 import datetime
+import functools
 import os
 import platform
 import re
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 from sacrebleu.metrics import BLEU
 
+from kd_plugin.claims import LOCK, Claim, begun
 from kd_plugin.compat import fairseq_distribution
 from kd_plugin.errors import KDPluginError
-from kd_plugin.files import make_folder, write_atomically, write_json
+from kd_plugin.files import digest_of, make_folder, write_atomically, write_json
+from kd_plugin.outputs import already_there, check_outputs, check_possible, inputs_of
 from kd_plugin.pipeline.decoders import Settings, Tokens
 from kd_plugin.pipeline.evaluation_scores import Comet, check_tokenizer, no_comet, sacrebleu_scores
 from kd_plugin.pipeline.evaluation_table import markdown
@@ -102,8 +105,7 @@ def run(args: argparse.Namespace) -> int:
         engine_of(path, args.engine)
     check_tokenizer(args.tokenize)
     output = Path(args.output)
-    if (output / JSON_NAME).exists():
-        raise KDPluginError(f"--output {output}: holds an evaluation already. Remedy: another folder, or remove it")
+    _check_output(output, models, [test.name for test in tests], args)
     comet = Comet(args.comet, int(torch.cuda.is_available())) if args.comet else None
     subwords = segmentation_of(args)
     torch.set_num_threads(args.threads)
@@ -114,7 +116,7 @@ def run(args: argparse.Namespace) -> int:
         _check_subwords(path, model.decoder, subwords, tests, sentences)
         opened[name] = model.languages
     language = _tokenizer(opened, tests, args)
-    make_folder(output, "--output")
+    claim = _claim(output, args)
 
     rows = []
     texts: Dict[str, Dict[str, List[str]]] = {test.name: {} for test in tests}  # test -> model -> lines
@@ -123,9 +125,7 @@ def run(args: argparse.Namespace) -> int:
         rows.append(row)
         for test in tests:
             texts[test.name][name] = hypotheses[test.name]
-            _write_lines(
-                output / TRANSLATIONS / _file_name(name) / f"{_file_name(test.name)}.txt", hypotheses[test.name]
-            )
+            _write_lines(_translations(output, name, test.name), hypotheses[test.name])
     _score(rows, tests, texts, comet, args, language)
 
     evaluation = {
@@ -149,8 +149,39 @@ def run(args: argparse.Namespace) -> int:
     table = markdown(evaluation)
     write_atomically(output / TABLE_NAME, table.encode("utf-8"))
     write_json(output / JSON_NAME, evaluation)
+    claim.finish()
     print(table)
     return 0
+
+
+def _translations(output: Path, model: str, test: str) -> Path:
+    return output / TRANSLATIONS / _file_name(model) / f"{_file_name(test)}.txt"
+
+
+def _check_output(output: Path, models: Iterable[str], tests: Iterable[str], args: argparse.Namespace) -> None:
+    """Refuse what cannot be written, or would write over anything."""
+    check_outputs(inputs_of(args), [("--output", args.output)])
+    _check_free(output, begun(output / LOCK, _job(args)))
+    for path in (_translations(output, model, test) for model in models for test in tests):
+        check_possible("--output", path)
+
+
+def _check_free(output: Path, begun_before: bool) -> None:
+    if (output / JSON_NAME).exists():
+        raise KDPluginError(f"--output {output}: holds an evaluation already. Remedy: another folder, or remove it")
+    for name in (JSON_NAME, TABLE_NAME, TRANSLATIONS):
+        if os.path.lexists(output / name) and not begun_before:
+            raise KDPluginError(already_there("--output", output / name))
+
+
+def _claim(output: Path, args: argparse.Namespace) -> Claim:
+    make_folder(output, "--output")
+    return Claim(output / LOCK, f"--output {output}", _job(args), functools.partial(_check_free, output))
+
+
+def _job(args: argparse.Namespace) -> str:
+    """Of the command: the same one writes again what it had begun."""
+    return digest_of({name: value for name, value in vars(args).items() if name not in ("run", "output")})
 
 
 def _named(values: Sequence[str], flag: str, form: str) -> Dict[str, str]:

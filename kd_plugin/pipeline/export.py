@@ -4,15 +4,16 @@ import argparse
 import itertools
 import os
 import shutil
-import uuid
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
 import torch
 from sacrebleu.metrics import BLEU
 
+from kd_plugin.claims import Claim, lock_beside
 from kd_plugin.errors import KDPluginError
-from kd_plugin.files import write_json
+from kd_plugin.files import digest_of, make_folder, temporary_beside, write_json
+from kd_plugin.outputs import check_outputs, inputs_of
 from kd_plugin.pipeline.ctranslate2_models import convert_opened
 from kd_plugin.pipeline.decoders import Settings, Tokens
 from kd_plugin.pipeline.languages import bleu_tokenizer, check_languages, family
@@ -101,6 +102,7 @@ def run(args: argparse.Namespace) -> int:
     _check_flags(args)
     overrides = {} if args.dict_dir is None else {"data": args.dict_dir}
     output = Path(args.output)
+    check_outputs(inputs_of(args), [("--output", args.output)])
     _refuse_existing(output)
     subwords = segmentation_of(args, "none")  # text that is segmented already is compared as it is
     opened = open_checkpoint(args.checkpoint, overrides, args.source_lang, args.target_lang)
@@ -109,9 +111,11 @@ def run(args: argparse.Namespace) -> int:
     if args.fp16 or "float16" in (args.quantization or "").split("_"):
         remedy = "without --fp16" if args.fp16 else "--quantization float32 or int8"
         check_range(opened.model, torch.float16, opened.path, remedy)
-    temporary = Path(os.path.abspath(output)).with_name(f".{output.name}.{uuid.uuid4().hex[:8]}.tmp")
+    temporary = temporary_beside(Path(os.path.abspath(output)))
+    make_folder(temporary.parent, "--output")
+    claim = _claim(Path(os.path.abspath(output)))
     try:
-        temporary.mkdir(parents=True)
+        temporary.mkdir()
         folder = temporary / "export"
         FORMATS[args.format](opened, folder, args, _work(temporary))
         digests: Dict[str, Any] = {}
@@ -133,6 +137,7 @@ def run(args: argparse.Namespace) -> int:
         raise KDPluginError(f"--output {output}: {error.strerror or error}. Remedy: make room, or elsewhere") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        claim.finish()
     sizes = [path.stat().st_size for path in output.iterdir()]
     print(f"{output}: {args.format}, {opened.parameters:,} parameters, {sum(sizes):,} bytes in {len(sizes)} files")
     return 0
@@ -157,8 +162,14 @@ def _check_flags(args: argparse.Namespace) -> None:
 
 
 def _refuse_existing(output: Path) -> None:
-    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
+    if os.path.lexists(output) and not (output.is_dir() and not output.is_symlink() and not any(output.iterdir())):
         raise KDPluginError(f"--output {output}: is there already. Remedy: remove it, or name another folder")
+
+
+def _claim(output: Path) -> Claim:
+    """Beside the folder, which comes into being whole."""
+    job = digest_of(str(output))  # any: a run that was killed leaves nothing half-finished there
+    return Claim(lock_beside(output), f"--output {output}", job, lambda begun: _refuse_existing(output))
 
 
 def _umask() -> int:

@@ -16,7 +16,7 @@ from kd_plugin.errors import KDPluginError
 from kd_plugin.numbers import shown
 from kd_plugin.pipeline.filter_rules import RULES, Flag, Pair, Side, script_of
 from kd_plugin.pipeline.languages import has_spaces
-from kd_plugin.pipeline.output import add_output_arguments, finish_output
+from kd_plugin.pipeline.output import add_output_arguments, check_output, finish_output
 from kd_plugin.pipeline.processes import add_workers_argument, mapped, workers_for
 from kd_plugin.pipeline.progress import progress
 from kd_plugin.pipeline.raw_text import checked_sha256, numbered_lines
@@ -98,6 +98,7 @@ def run(args: argparse.Namespace) -> int:
     identity = {"verb": "filter", "options": options, "input": manifest.digest()}
     if args.scores:
         identity["scores_sha256"] = checked_sha256(args.scores, "--scores")
+    check_output(args, manifest.languages, identity)
     thresholds = _thresholds(translations, args)
     counts = {f"dropped_{name}": 0 for name in (*RULES, LOW_SCORE, OTHER_SCORE)}
     counts.update(lines_untranslated_before=0, lines_without_translation=0)

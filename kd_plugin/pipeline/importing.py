@@ -12,7 +12,7 @@ from kd_plugin.errors import KDPluginError
 from kd_plugin.pipeline.columns import parse_columns
 from kd_plugin.pipeline.foreign import COLUMNS, FORMATS, OBJECT, Row, join_lines, read_rows
 from kd_plugin.pipeline.languages import check_languages, family, family_of_text
-from kd_plugin.pipeline.output import add_output_arguments, finish_output
+from kd_plugin.pipeline.output import add_output_arguments, check_output, finish_output
 from kd_plugin.pipeline.progress import progress
 from kd_plugin.pipeline.raw_text import checked_sha256, numbered_lines
 from kd_plugin.pipeline.translations import Hypothesis, Record, Writer
@@ -65,6 +65,7 @@ def run(args: argparse.Namespace) -> int:
         "file_sha256": checked_sha256(path, "import"),
         "source_sha256": checked_sha256(args.source, "--source") if args.source else None,
     }
+    check_output(args, languages, identity)
     entries = _corpus(Path(args.source)) if args.source else {}
     counts = {"rows": 0, "line_breaks_joined": 0, "empty_dropped": 0, "repeated_dropped": 0}
     rows = read_rows(

@@ -76,8 +76,6 @@ def run(args: argparse.Namespace) -> int:
     """Exit status 0; nothing else than errors ends it early."""
     check_languages(args.source_lang, args.target_lang)
     check_job(args)
-    if Path(args.output).resolve() == Path(args.input_dir).resolve():
-        raise KDPluginError(f"--output {args.output} is INPUT_DIR. Remedy: another folder")
     Translations(args.input_dir).check_any()
     return run_session(args, "score", functools.partial(Session, args))
 
@@ -119,6 +117,9 @@ class Session:
     def _scorer(self) -> "Scorer":
         """Opened by who scores, and not by who only shares the work out."""
         return self._open()
+
+    def prepare(self) -> None:
+        """Its folder needs nothing but the shards."""
 
     def _is_backward(self, checkpoints: Checkpoints) -> bool:
         """Whether the model translates from the translations' target to their source language."""

@@ -17,7 +17,7 @@ from kd_plugin.errors import KDPluginError
 from kd_plugin.pipeline.criteria import METRICS, Candidates, Chooser, Settings, best, signature
 from kd_plugin.pipeline.evaluation_scores import check_tokenizer
 from kd_plugin.pipeline.languages import bleu_tokenizer
-from kd_plugin.pipeline.output import add_output_arguments, finish_output
+from kd_plugin.pipeline.output import add_output_arguments, check_output, finish_output
 from kd_plugin.pipeline.processes import add_workers_argument, mapped, workers_for
 from kd_plugin.pipeline.progress import progress
 from kd_plugin.pipeline.raw_text import TextLines
@@ -66,6 +66,7 @@ def run(args: argparse.Namespace) -> int:
         identity["metric"] = signature(settings)
     if references is not None:
         identity["reference_sha256"] = references.sha256
+    check_output(args, manifest.languages, identity)
     writer = Writer(Path(args.output), identity, manifest.languages, manifest.input_lines)
     counts = {"lines_without_translation": 0, "lines_with_another_than_the_first": 0, "records_split": 0}
     chosen = (

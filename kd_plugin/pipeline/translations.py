@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any, Dict, Iterable, Iterator, List, NamedTuple, Optional, Tuple
 
 from kd_plugin.errors import KDPluginError
-from kd_plugin.files import digest_of, digest_of_bytes, make_folder, read_json, sha256_of, write_atomically, write_json
+from kd_plugin.files import digest_of, digest_of_bytes, read_json, sha256_of, write_atomically, write_json
 from kd_plugin.pipeline.languages import check_languages
-from kd_plugin.shards import read_part, remove_leftovers, shard_name, write_part
+from kd_plugin.shards import claim_folder, read_part, remove_leftovers, shard_name, write_part
 
 FORMAT, FORMAT_VERSION = "kd_plugin translations", 1
 MANIFEST = "manifest.json"
@@ -328,16 +328,8 @@ class Writer:
         self._manifest = Manifest(identity, languages, input_lines, [])
         self._identity_sha256 = digest_of(identity)
         self._waiting: List[Record] = []
-        make_folder(self._folder, flag)
-        existing = self._folder / MANIFEST
-        if existing.is_file():
-            if Manifest.read(self._folder).identity != identity:
-                raise KDPluginError(
-                    f"{flag} {folder} holds other translations already. Remedy: another folder, or remove that one"
-                )
-            existing.unlink()  # until all of it is there again
-        for part in sorted(self._folder.glob("shard-*.json")):
-            read_part(self._folder, part.stem, self._identity_sha256)  # refuses what another job has begun here
+        self._claim = claim_folder(self._folder, flag, self._identity_sha256)
+        (self._folder / MANIFEST).unlink(missing_ok=True)  # until all of it is there again
 
     def add(self, record: Record) -> None:
         self._waiting.append(record)
@@ -348,11 +340,17 @@ class Writer:
         """counts: of the whole run, such as what a filter dropped and why."""
         self._flush(counts or {})
         self._manifest.write(self._folder)
+        self._claim.finish()
         return self._manifest
 
     def _flush(self, counts: Dict[str, int]) -> None:
         name = shard_name(len(self._manifest.shards))
         remove_leftovers(self._folder, [name])
-        shard = write_shard(self._folder, name, self._waiting, self._identity_sha256, counts)
+        try:
+            shard = write_shard(self._folder, name, self._waiting, self._identity_sha256, counts)
+        except KDPluginError:
+            if not self._manifest.shards:
+                self._claim.finish()  # nothing was written: the folder is as free as before
+            raise
         self._manifest.shards.append(shard)
         self._waiting = []

@@ -279,7 +279,9 @@ def test_each_worker_has_its_own_gpu(teacher, corpus, tmp_path, monkeypatch):
         *COMMON,
     ]
     args = build_parser("decode").parse_args(list(map(str, arguments)))
-    assert decode.Session(args, 5)._decoder and opened[0][1] == "cuda" and opened[0][-1] == 5
+    session = decode.Session(args, 5)
+    session.prepare()
+    assert session._decoder and opened[0][1] == "cuda" and opened[0][-1] == 5
 
 
 @pytest.mark.parametrize("content", ["", "\n", "\n \n\t\n\n"])

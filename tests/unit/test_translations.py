@@ -11,8 +11,8 @@ from hypothesis import given, settings
 
 from kd_plugin import files
 from kd_plugin.errors import KDPluginError
-from kd_plugin.pipeline import output
-from kd_plugin.pipeline.output import write_text
+from kd_plugin.pipeline import text_output
+from kd_plugin.pipeline.text_output import write_text
 from kd_plugin.pipeline.translations import (
     Hypothesis,
     Manifest,
@@ -208,7 +208,7 @@ def test_text_is_there_as_a_whole_or_not_at_all(failing, tmp_path, monkeypatch):
         if len(calls) == failing:
             no_space(descriptor)
 
-    monkeypatch.setattr(output.os, "fsync", fails_once)
+    monkeypatch.setattr(text_output.os, "fsync", fails_once)
     with pytest.raises(KDPluginError, match="--text .*No space left on device.*Remedy"):
         write_text(tmp_path / "t", str(tmp_path / "out" / "train"))
     assert list((tmp_path / "out").iterdir()) == []

@@ -1,16 +1,18 @@
 """`kd-plugin report`: evaluations and training logs as one HTML page that needs nothing but itself."""
 
 import argparse
+import functools
 import sys
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence
 
 from kd_plugin.errors import KDPluginError
-from kd_plugin.files import write_atomically
-from kd_plugin.pipeline.report.evaluation import LOWER_IS_BETTER, Evaluation, Model, read_evaluation
+from kd_plugin.files import digest_of
+from kd_plugin.outputs import check_outputs, inputs_of, write_output
+from kd_plugin.pipeline.report.evaluation import FILE_NAME, LOWER_IS_BETTER, Evaluation, Model, read_evaluation
 from kd_plugin.pipeline.report.learning import learning_figures, run_remarks, run_table
 from kd_plugin.pipeline.report.logs import Run, read_runs
-from kd_plugin.pipeline.report.page import facts, page
+from kd_plugin.pipeline.report.page import facts, is_page_of, page
 from kd_plugin.pipeline.report.scatter import Point, scatter_chart, size_key
 from kd_plugin.pipeline.report.svg import escape, legend, look
 from kd_plugin.pipeline.report.tables import score_table, settings_list, size_table
@@ -45,13 +47,17 @@ def run(args: argparse.Namespace) -> int:
     """Exit status 0. All input is read before anything is written."""
     if not args.evaluation and not args.log:
         raise KDPluginError("report: nothing to report. Remedy: --evaluation PATH, --log NAME=FILE, or both")
+    output = Path(args.output)
+    job = digest_of([args.title, args.evaluation, args.log])
+    made = functools.partial(is_page_of, job)
+    inside = [str(Path(path) / FILE_NAME) for path in args.evaluation]
+    check_outputs([*inputs_of(args), ("--evaluation", inside)], files=[("--output", args.output)], made=made)
     evaluations = [read_evaluation(argument) for argument in args.evaluation]
     runs = read_runs(args.log)
-    output = Path(args.output)
-    if output.is_dir() or not output.absolute().parent.is_dir():
-        raise KDPluginError(f"--output {output}: a folder, or in none that exists. Remedy: FILE.html in a folder")
-    content = page(args.title, report(args.title, evaluations, runs))
-    write_atomically(output, content)
+    if not output.absolute().parent.is_dir():
+        raise KDPluginError(f"--output {output}: in no folder that exists. Remedy: FILE.html in a folder")
+    content = page(args.title, report(args.title, evaluations, runs), job)
+    write_output(output, content, "--output", made)
     print(
         f"{output}: {len(evaluations)} evaluations, {len(runs)} runs, {len(content):,} bytes",
         file=sys.stderr,
