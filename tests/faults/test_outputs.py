@@ -10,6 +10,7 @@ import pytest
 
 from kd_plugin import claims, cli, outputs
 from kd_plugin.errors import KDPluginError
+from kd_plugin.pipeline.text_output import check_text
 from kd_plugin.pipeline.translations import Translations
 from kd_plugin.shards import claim_folder
 from tests.support import MODEL, make_checkpoint
@@ -124,9 +125,9 @@ COLLISIONS = [
     ([*REPORT, "--log", "r=x", "--output", "c.de"], "--output c.de", FOREIGN),
     ([*REPORT, "--log", "r=x", "--output", "e"], "--output e", "is a folder"),
     # the files of --output, and of --text among themselves
-    ([*IMPORT[:5], "jsonl", "--output", "out", "--text", "out/shard-00000"], "shard-00000.jsonl", "--output's own"),
-    ([*IMPORT[:5], "json", "--output", "out", "--text", "out/manifest"], "manifest.json", "--output's own"),
-    ([*IMPORT[:5], "json", "--output", "out", "--text", "out/.text"], ".text.json", "--output's own"),
+    ([*IMPORT[:5], "jsonl", "--output", "out", "--text", "out/shard-00000"], "--target-lang 'jsonl'"),
+    ([*IMPORT[:5], "bin", "--output", "out", "--text", "out/shard-00000"], "shard-00000.bin", "--output's own"),
+    ([*IMPORT[:5], "lock", "--output", "out", "--text", "out/"], "--text 'out/'", "names no files"),
     ([*IMPORT, "--output", "out.en", "--text", "out"], "--text out.en", "in the way of --output out.en"),
     ([*IMPORT, "--output", "out.en/deep", "--text", "out"], "--text out.en", "in the way of --output"),
     # what no run has made
@@ -199,6 +200,14 @@ def test_names_that_just_fit_are_written(place):
     assert cli.main([*EXPORT, "--output", "e" * 255]) == 0
     assert Path("e" * 255, "model.pt").is_file()
     assert not list(place.glob(".*"))
+
+
+@pytest.mark.parametrize(
+    "prefix, language", [("shard-00000", "jsonl"), ("manifest", "json"), (".text", "json"), ("Manifest", "JSON")]
+)
+def test_text_never_takes_a_name_of_the_folder_s_own(prefix, language, tmp_path):
+    with pytest.raises(KDPluginError, match=f"--text .*{prefix}.{language} is one of --output's own files"):
+        check_text(str(tmp_path), str(tmp_path / "." / prefix), [], ["en", language], "identity")
 
 
 def test_a_page_is_written_again_by_the_same_command_alone(place, capsys):
