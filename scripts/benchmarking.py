@@ -29,6 +29,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kd_plugin.errors import KDPluginError
+from kd_plugin.outputs import check_outputs
+
 # fairseq greets at length and turns on everybody's messages
 logging.disable(logging.INFO)
 warnings.simplefilter("ignore")
@@ -403,10 +406,25 @@ class Report:
 
     def __init__(self, name: str, arguments: argparse.Namespace):
         self.name, self.arguments = name, arguments
+        self._check_folder()
         self.machine = machine(arguments.device)
         self.command = "python " + " ".join(shlex.quote(word) for word in sys.argv)
         self.tables: List[Table] = []
         print(self._head(), flush=True)
+
+    def _check_folder(self) -> None:
+        """Refuse, before hours of work, to write over anything but an earlier report of this benchmark."""
+        folder = self.arguments.out
+        if folder is None:
+            return
+        try:
+            check_outputs([], [("--out", folder)])
+            with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+                if json.loads((folder / f"{self.name}.json").read_bytes())["benchmark"] == self.name:
+                    return
+            check_outputs([], files=[("--out", folder / f"{self.name}.{end}") for end in ("md", "json", "png")])
+        except KDPluginError as error:
+            raise SystemExit(str(error)) from error
 
     def add(self, table: Table) -> None:
         self.tables.append(table)

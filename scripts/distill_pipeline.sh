@@ -43,6 +43,10 @@ teacher=${3:-}
 [ -z "$teacher" ] || teacher=$(cd "$(dirname "$teacher")" && pwd)/${teacher##*/}
 [ -z "${MONO:-}" ] || MONO=$(cd "$(dirname "$MONO")" && pwd)/${MONO##*/}
 cd "$out" # from here on names are plain and relative
+if command -v flock >/dev/null; then # not on every system
+  exec 9>done/.lock
+  flock -n 9 || { echo "${0##*/}: another run is at work in $out: wait for it, or name another OUT" >&2; exit 1; }
+fi
 
 ENGINE=${ENGINE:-ctranslate2} NBEST=${NBEST:-5} BEAM=${BEAM:-5} SELECT=${SELECT:-reference} PARTS=${PARTS:-both}
 UPSAMPLE=${UPSAMPLE:-1} CACHE=${CACHE:-16} BASELINE=${BASELINE:-1} MAX_UPDATE=${MAX_UPDATE:-5000}
@@ -74,6 +78,10 @@ step() {
   if [ "$(cat "done/$name" 2>/dev/null)" = "done $chain" ]; then
     echo "$what: done before"
     return
+  fi
+  if [ ! -e "done/$name" ] && { [ -e "$name" ] || [ -e "logs/$name.log" ]; }; then
+    echo "${0##*/}: $out has a $name (or logs/$name.log) that this script did not make: name another OUT" >&2
+    exit 1
   fi
   # what another command has left; what this one has left it goes on with
   if [ "$(cat "done/$name" 2>/dev/null)" != "begun $chain" ]; then

@@ -30,6 +30,13 @@ esac
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 root=$PWD
+out=${KD_QUICKSTART_DIR:-quickstart}
+[ "$smoke" != 1 ] || out=$out/smoke
+# What is in this folder is removed and made anew: it has to be one that this script made.
+if [ -d "$out" ] && [ -n "$(ls -A "$out" | grep -vx smoke)" ] && [ ! -e "$out/.quickstart" ] && [ ! -e "$out/corpus/.done" ]; then
+  echo "quickstart: $out has files that this script did not make: empty it, or set KD_QUICKSTART_DIR" >&2
+  exit 1
+fi
 bash scripts/setup.sh
 venv=${KD_VENV:-.venv}
 case "$venv" in /*) ;; *) venv=$root/$venv ;; esac
@@ -87,9 +94,8 @@ distilled=(
 )
 
 # --- how a step runs -------------------------------------------------------------------------------------------------
-out=${KD_QUICKSTART_DIR:-quickstart}
-[ "$smoke" != 1 ] || out=$out/smoke
 mkdir -p "$out/logs"
+touch "$out/.quickstart"
 # From inside it all names are plain and relative: fairseq and sentencepiece split theirs at colons and commas.
 cd "$out"
 out=$PWD

@@ -312,6 +312,9 @@ def main() -> None:
     # The held-out sets come first: they stay the same when --train changes.
     sizes = {"test": args.test, "valid": args.valid, "train": args.train}
     os.makedirs(args.out_dir, exist_ok=True)
+    there = [name for name in os.listdir(args.out_dir) if name.rpartition(".")[0] in sizes]
+    if there:
+        raise SystemExit(f"{args.out_dir}: {there[0]} is there already; name another folder")
     parts = split(generate(sum(sizes.values()), args.seed), sizes)
     parts["train"] = misalign(parts["train"], args.misaligned, args.seed)
     for name, pairs in parts.items():

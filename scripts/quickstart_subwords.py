@@ -20,6 +20,8 @@ def main() -> None:
     args = parser.parse_args()
 
     os.makedirs(args.out_dir, exist_ok=True)
+    if os.listdir(args.out_dir) not in ([], ["cpu-seconds"]):
+        raise SystemExit(f"{args.out_dir} is not empty; name another folder")
     prefix = os.path.join(args.out_dir, "subwords")
     sentencepiece.SentencePieceTrainer.train(
         input=[os.path.join(args.corpus_dir, f"train.{language}") for language in LANGUAGES],

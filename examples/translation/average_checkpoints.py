@@ -1,7 +1,9 @@
 """Averages a training run's last checkpoints, of epochs or of updates, into one without optimizer state."""
 
 import argparse
+import functools
 import os
+import pathlib
 import re
 import sys
 
@@ -11,9 +13,12 @@ from omegaconf import OmegaConf
 sys.path.insert(1, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", ".."))  # works uninstalled too
 
 from kd_plugin.errors import KDPluginError  # noqa: E402
+from kd_plugin.files import digest_of  # noqa: E402
+from kd_plugin.outputs import check_outputs, place  # noqa: E402
 from kd_plugin.teachers.loading import count_parameters, read_checkpoint  # noqa: E402
 
 EPOCH = re.compile(r"checkpoint(\d+)\.pt$")
+MARK = "average_of"  # in what is written here
 UPDATE = re.compile(r"checkpoint_\d+_(\d+)\.pt$")
 
 
@@ -76,6 +81,19 @@ def average(paths):
     return state
 
 
+def job_of(save_dir, output):
+    """Tells the averages of one run, at one place, from all other files. Both may be moved together."""
+    return digest_of(os.path.relpath(os.path.realpath(save_dir), os.path.dirname(os.path.realpath(output))))
+
+
+def is_average(job, path):
+    """Whether a file is what this same job has written before."""
+    try:
+        return not os.path.islink(path) and read_checkpoint(str(path)).get(MARK) == job
+    except (KDPluginError, OSError):
+        return False
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("save_dir", help="--save-dir of the run")
@@ -85,12 +103,15 @@ def main():
     args = parser.parse_args()
     if args.last < 1 or (args.every is not None and args.every < 1):
         parser.error("--last and --every must be at least 1")
+    job = job_of(args.save_dir, args.output)
+    made = functools.partial(is_average, job)
     try:
         if args.every is None:
             paths = last_epochs(args.save_dir, args.last)
         else:
             paths = last_updates(args.save_dir, args.last, args.every)
-        state = average(paths)
+        check_outputs([("SAVE_DIR", paths)], files=[("--output", args.output)], made=made)
+        state = {**average(paths), MARK: job}
     except (KDPluginError, OSError) as error:
         raise SystemExit(f"average_checkpoints.py: {error}") from error
     partial = f"{args.output}.{os.getpid()}.part"
@@ -98,7 +119,9 @@ def main():
         with open(partial, "wb") as file:
             torch.save(state, file)
             os.fsync(file.fileno())
-        os.replace(partial, args.output)
+        place(pathlib.Path(partial), pathlib.Path(args.output), "--output", made)
+    except (KDPluginError, OSError) as error:
+        raise SystemExit(f"average_checkpoints.py: {error}") from error
     finally:
         if os.path.exists(partial):
             os.remove(partial)

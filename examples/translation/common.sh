@@ -47,6 +47,7 @@ begin() {
         [ -z "$file" ] || [ -f "$file" ] || die "no such file: $file"
     done
     out=${1%/} src=$2 tgt=$3
+    [ -n "$out" ] || die "the folder to make has no name: give OUT"
     mkdir -p "$(dirname "$out")"
     tmp=$(mktemp -d "$out.tmp.XXXXXX")
     trap 'rm -rf "$tmp"' EXIT

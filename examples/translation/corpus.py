@@ -35,15 +35,23 @@ def read_lines(path):
     return list(iterate_lines(path))
 
 
+def create(path):
+    """A new file for text; what is there already is an input or somebody's work, and stays."""
+    try:
+        return open(path, "x", encoding="utf-8", newline="\n")
+    except OSError as error:
+        raise SystemExit(f"{path} cannot be made ({error.strerror}); remove it, or give another name") from error
+
+
 def write_lines(path, lines):
-    with open(path, "w", encoding="utf-8", newline="\n") as file:
+    with create(path) as file:
         file.writelines(line + "\n" for line in lines)
 
 
 def write_pairs(pairs, source_out, target_out):
     count = 0
-    with open(source_out, "w", encoding="utf-8", newline="\n") as sources:
-        with open(target_out, "w", encoding="utf-8", newline="\n") as targets:
+    with create(source_out) as sources:
+        with create(target_out) as targets:
             for source, target in pairs:
                 sources.write(source + "\n")
                 targets.write(target + "\n")
@@ -135,6 +143,8 @@ def iwslt14(folder, source, target, out, lowercase):
 def train_spm(model, vocab_size, inputs):
     import sentencepiece
 
+    for path in (model, re.sub(r"(\.model)?$", ".vocab", model, count=1)):
+        create(path).close()
     try:
         sentencepiece.SentencePieceTrainer.train(
             input=inputs,
@@ -165,7 +175,7 @@ def encode(model, dictionary, folder, out):
     symbols = {line.rsplit(" ", 1)[0] for line in read_lines(dictionary)}
     for name in sorted(os.listdir(folder)):
         tokens = unknown = 0
-        with open(os.path.join(out, name), "w", encoding="utf-8", newline="\n") as file:
+        with create(os.path.join(out, name)) as file:
             for line in iterate_lines(os.path.join(folder, name)):
                 pieces = spm.encode(line, out_type=str)
                 tokens += len(pieces)

@@ -38,6 +38,18 @@ SEED=${SEED:-1}
 # With KD=0 the plugin takes no part in the training; it lets torch >= 2.6 read fairseq's checkpoints when resuming.
 USER_DIR=${USER_DIR:-$(cd "$here/../../kd_plugin" && pwd)}
 
+[ -n "$save_dir" ] || { echo "${0##*/}: SAVE_DIR is empty" >&2; exit 1; }
+if [ "$KD" != 0 ]; then # fairseq-train resumes from what it finds in SAVE_DIR, and writes its own checkpoints over it
+    IFS=: read -r -a teachers <<<"$teacher"
+    for path in "${teachers[@]}"; do
+        case "${path##*/}" in checkpoint*.pt | averaged.pt) ;; *) continue ;; esac
+        if [ "$(dirname "$path")" -ef "$save_dir" ]; then
+            echo "${0##*/}: SAVE_DIR $save_dir holds the teacher $path, which would be written over: name another" >&2
+            exit 1
+        fi
+    done
+fi
+
 if [ "$KD" = 0 ]; then
     objective=(--task translation --criterion label_smoothed_cross_entropy)
 else

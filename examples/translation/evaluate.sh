@@ -25,6 +25,19 @@ src=${pair%-*} tgt=${pair#*-}
 TESTS=${TESTS:-$(cut -d' ' -f1 "$prepared/testsets.txt")}
 out=${OUT:-$(dirname "$RESULTS")/translations/${name//\//_}}
 mkdir -p "$out"
+# Whose translations these are: those of another checkpoint, or anybody's files, are not written over.
+job="$(cd "$prepared" && pwd) $(cd "$(dirname "$checkpoint")" && pwd)/${checkpoint##*/}"
+if [ "$(cat "$out/.job" 2>/dev/null)" != "$job" ]; then
+    for test in $TESTS; do
+        for file in .job "generate-$test.txt" "$test.log" "$test.$tgt"; do
+            [ ! -e "$out/$file" ] || {
+                echo "${0##*/}: $out/$file is there already, of another checkpoint: give another NAME, or set OUT" >&2
+                exit 1
+            }
+        done
+    done
+    echo "$job" >"$out/.job"
+fi
 
 for test in $TESTS; do
     # Nothing is skipped: a multiple of 8 would drop the last sentences of a set in newer fairseq.
@@ -35,6 +48,7 @@ for test in $TESTS; do
         cat "$out/$test.log" >&2
         exit 1
     }
+    rm -f "$out/$test.$tgt" # of an earlier run of this command
     "${PYTHON:-python}" "$here/score.py" "$out/generate-$test.txt" --reference "$prepared/raw/$test.$tgt" \
         --hypotheses "$out/$test.$tgt" --name "$name" --results "$RESULTS" \
         --test-set "$(sed -n "s/^$test //p" "$prepared/testsets.txt")"

@@ -6,6 +6,8 @@ import os
 import sacrebleu
 from corpus import read_lines, write_lines
 
+INPUTS = ("generated", "reference")
+
 HEADER = "| model | test set | BLEU | chrF | signature |\n|---|---|---|---|---|\n"
 
 
@@ -24,6 +26,26 @@ def hypotheses_by_id(generated, count):
     return [" ".join(found[number].split()) for number in range(count)]
 
 
+def same(one, other):
+    there = os.path.exists(one) and os.path.exists(other)
+    return os.path.samefile(one, other) if there else os.path.realpath(one) == os.path.realpath(other)
+
+
+def check_outputs(args, hypotheses):
+    """Nothing is written over but the same translations, and rows are added to a table of such rows alone."""
+    for flag, others in (("hypotheses", INPUTS), ("results", (*INPUTS, "hypotheses"))):
+        for other in others:
+            if same(getattr(args, flag), getattr(args, other)):
+                raise SystemExit(f"--{flag} {getattr(args, flag)} is the file of {other} too; give another name")
+    if os.path.lexists(args.hypotheses) and read_lines(args.hypotheses) != hypotheses:
+        raise SystemExit(f"--hypotheses {args.hypotheses} has other text already; remove it, or give another name")
+    if os.path.lexists(args.results):
+        with open(args.results, encoding="utf-8", errors="replace") as file:
+            content = file.read()
+        if content and HEADER not in content:
+            raise SystemExit(f"--results {args.results} is no table of this script; give another name")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("generated", help="generate-TEST.txt")
@@ -36,14 +58,16 @@ def main():
 
     references = read_lines(args.reference)
     hypotheses = hypotheses_by_id(args.generated, len(references))
-    write_lines(args.hypotheses, hypotheses)
+    check_outputs(args, hypotheses)
+    if not os.path.lexists(args.hypotheses):
+        write_lines(args.hypotheses, hypotheses)
     scores, signatures = [], []
     for metric in (sacrebleu.BLEU(), sacrebleu.CHRF()):
         scores.append(f"{metric.corpus_score(hypotheses, [references]).score:.1f}")
         signatures.append(f"`{metric.get_signature()}`")
     cells = [args.name, args.test_set] + scores + [" ".join(signatures)]
     row = "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n"
-    new = not os.path.exists(args.results)
+    new = not os.path.exists(args.results) or not os.path.getsize(args.results)
     with open(args.results, "a", encoding="utf-8") as file:
         file.write(HEADER * new + row)
     print(row, end="")

@@ -247,9 +247,10 @@ def test_average_checkpoints_is_the_mean_of_the_last_epochs(tmp_path, monkeypatc
     for epoch, (of_epoch, updates) in enumerate([(0, 90), (1, 100), (0, 130), (2, 200)], 1):
         save_epoch(by_updates, epoch, weights[of_epoch], updates)
     (by_updates / "checkpoint4.pt").rename(by_updates / "checkpoint_4_200.pt")
-    result = run(sys.executable, script, by_updates, "--last", "2", "--every", "50", "--output", output)
+    of_updates = by_updates / "averaged.pt"
+    result = run(sys.executable, script, by_updates, "--last", "2", "--every", "50", "--output", of_updates)
     assert result.returncode == 0 and "checkpoint2.pt to checkpoint_4_200.pt" in result.stdout, result.stderr
-    for name, value in torch.load(str(output), weights_only=True)["model"].items():
+    for name, value in torch.load(str(of_updates), weights_only=True)["model"].items():
         assert name == "decoder.steps" or torch.equal(value, model[name])
 
     monkeypatch.syspath_prepend(str(EXAMPLES))
