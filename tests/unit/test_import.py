@@ -308,7 +308,7 @@ def test_what_looks_like_another_table_is_refused(name, content, message, tmp_pa
 
 
 @pytest.mark.parametrize(
-    "columns", ["source", "source,target,translation", "source,hypothesis,foo", "", "hypothesis,score", "-,-"]
+    "columns", ["source", "source,target,translation", "source,hypothesis,foo", ",", "hypothesis,score", "-,-"]
 )
 def test_columns_have_to_name_source_and_hypothesis(columns, tmp_path, capsys):
     (tmp_path / "in.tsv").write_text("a\tA\n")
