@@ -291,27 +291,27 @@ def test_steep_gradients_in_fp16(divergence, temperature, rank):
     """A masked teacher counts as e^-100: the reverse KL's slope reaches 25 times the temperature there."""
     student, teacher = drawn(3, 500, 1).half(), drawn(3, 500, 2).half()
     student[:, 7] += 7 * temperature
-    teacher[:, ::2] = teacher[:2, 7] = -INF
+    teacher[:2, 7] = -INF
     target, rows = torch.tensor([7, 8, 9]), torch.arange(3)
     objective = Objective(0.05, temperature, 0.1, divergence, {}, rank)
     leaf = student.clone().requires_grad_()
     loss, _ = StudentLogits(leaf, rows, rows[:0]).loss(TeacherAnswer(teacher), target, objective)
     (loss * 2.0).backward()
     _, expected = terms_by_definition(student.double(), teacher.double(), target, objective)
-    assert expected.abs().max() > 20
+    assert expected.abs().max() > (20 if rank else 64)
     torch.testing.assert_close(leaf.grad.double() / 2, expected, rtol=2**-10, atol=2e-5)
 
 
 def test_small_entries_beside_large_ones_keep_their_digits_in_fp16():
     """A row with a slope of 100 and one without, under a loss scale: both as exact as fp16 lets them be."""
     student, teacher = drawn(2, 300, 1, scale=4.0).half(), drawn(2, 300, 2, scale=4.0).half()
-    teacher[0, student[0].argmax()] = -INF
+    student[0, 5], teacher[0, 5] = 24.0, -INF
     target, rows, objective = torch.tensor([3, 4]), torch.arange(2), Objective(0.1, 4.0, 0.0, "reverse_kl")
     leaf = student.clone().requires_grad_()
     loss, _ = StudentLogits(leaf, rows, rows[:0]).loss(TeacherAnswer(teacher), target, objective)
     (loss * 256.0).backward()
     _, expected = terms_by_definition(student.double(), teacher.double(), target, objective)
-    assert expected[0].abs().max() > 5 and (expected.abs() < 1e-5).any()
+    assert expected[0].abs().max() > 64 and (expected.abs() < 1e-5).any()
     torch.testing.assert_close(leaf.grad.double() / 256, expected, rtol=2**-9, atol=2e-6)
 
 
