@@ -12,6 +12,10 @@ from tests.unit.conftest import WORDS, write_dictionaries
 from tests.unit.translation_folders import counts_of, record, records_of, refusal, run_verb, texts_by_line, write_folder
 
 
+class Killed(BaseException):
+    """As SIGKILL: nobody catches it."""
+
+
 def sentence(seed):
     draw = random.Random(seed)
     return " ".join(draw.choices(WORDS, k=draw.randint(1, 9)))
