@@ -92,10 +92,6 @@ def test_nothing_to_score_is_an_error(models, tmp_path, capsys):
     assert "holds no translation" in refusal(capsys, *command) and not (tmp_path / "out").exists()
 
 
-class Killed(BaseException):
-    """As SIGKILL: nobody catches it."""
-
-
 def test_jobs_and_a_restart_write_the_same(models, folder, tmp_path, monkeypatch):
     path = models["a"][0]
     run_score(folder, path, tmp_path / "whole")
