@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Dict, Union
 
 from kd_plugin.errors import KDPluginError
+from kd_plugin.json_text import parse_json
 
 NAME_BYTES = 255  # what a file's name may have nearly everywhere
 
@@ -69,7 +70,7 @@ def read_json(path: Path, remedy: str) -> Dict[str, Any]:
         KDPluginError: not there, no JSON or no object in it; ends with `remedy`
     """
     try:
-        content = json.loads(path.read_bytes())
+        content = parse_json(path.read_bytes())
     except (OSError, ValueError) as error:
         raise KDPluginError(f"{path} cannot be read: {error}. {remedy}") from error
     if not isinstance(content, dict):

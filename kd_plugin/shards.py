@@ -13,6 +13,7 @@ from typing import Any, Dict, Iterable, Optional, Sequence
 from kd_plugin.claims import LOCK, Claim
 from kd_plugin.errors import KDPluginError
 from kd_plugin.files import digest_of, make_folder, write_atomically
+from kd_plugin.json_text import parse_json
 
 MANIFEST = "manifest.json"
 # the names that a folder of shards gives to its files, in any of its formats
@@ -37,9 +38,9 @@ def read_part(folder: Path, name: str, identity_sha256: str) -> Optional[Dict[st
     """
     path = Path(folder) / f"{name}.json"
     try:
-        content = json.loads(path.read_bytes())
+        content = parse_json(path.read_bytes())
         digest, shard = content["identity_sha256"], dict(content["shard"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError):
         return None
     if digest != identity_sha256:
         raise KDPluginError(
@@ -104,5 +105,5 @@ def _identity_of(manifest: Path) -> Optional[str]:
     try:
         content = json.loads(manifest.read_bytes())
         return str(content["identity_sha256"]) if "identity_sha256" in content else digest_of(content["identity"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -6,6 +6,7 @@ from typing import Any, Dict, List, NamedTuple
 from kd_plugin.cache.records import Layout
 from kd_plugin.errors import KDPluginError
 from kd_plugin.files import digest_of, read_json, write_json
+from kd_plugin.json_text import typed
 from kd_plugin.shards import shard_name
 
 FORMAT_VERSION = 2
@@ -110,7 +111,10 @@ class Manifest(NamedTuple):
                 f"{path}: format version {content.get('version')}, this kd_plugin reads {FORMAT_VERSION}. {REMEDY}"
             )
         try:
-            manifest = cls(Identity(**content["identity"]), [Shard(**shard) for shard in content["shards"]])
+            identity = typed(Identity, content["identity"])
+            manifest = cls(identity, [typed(Shard, shard) for shard in content["shards"]])
+            if min(identity.k, identity.vocab, *(1 + shard.tokens for shard in manifest.shards)) < 1:
+                raise TypeError("k, vocab or tokens below 0")
             names = [shard_name(number) for number in range(len(manifest.shards))]
             whole = (
                 manifest.identity.digest() == content["identity_sha256"]

@@ -11,6 +11,7 @@ from kd_plugin.cache.records import Records, mass_histogram
 from kd_plugin.cache.store import CHECKSUM, checksums, n_blocks
 from kd_plugin.errors import KDPluginError
 from kd_plugin.files import write_atomically
+from kd_plugin.json_text import typed
 from kd_plugin.shards import read_part, shard_name, write_part
 
 
@@ -100,7 +101,10 @@ def finished(folder: Path, identity: Identity, plan: Plan) -> Optional[Shard]:
     part = read_part(folder, plan.name, identity.digest())
     if part is None or part.get("tokens") != plan.tokens:
         return None
-    shard = Shard(**part)
+    try:
+        shard = typed(Shard, part)
+    except TypeError:  # somebody has changed it: it is done again
+        return None
     sizes = {
         shard.records_path(Path(folder)): plan.tokens * identity.layout.width,
         shard.checksums_path(Path(folder)): n_blocks(plan.tokens) * CHECKSUM.itemsize,

@@ -1,7 +1,6 @@
 """A fairseq checkpoint as a CTranslate2 model: read by the plugin's safe reader, converted by CTranslate2's code."""
 
 import argparse
-import json
 import os
 import shutil
 import tempfile
@@ -18,6 +17,7 @@ from fairseq.models import MODEL_REGISTRY
 from kd_plugin.compat import BETTER_TRANSFORMER_COPY, fairseq_is_given
 from kd_plugin.errors import KDPluginError
 from kd_plugin.files import write_json
+from kd_plugin.json_text import parse_json
 from kd_plugin.pipeline.opened import DESCRIPTION, OpenedCheckpoint, open_checkpoint
 
 INSTALL = "pip install 'kd-plugin[export]'"
@@ -159,7 +159,7 @@ def vocabulary(folder: Path, side: str) -> FrozenSet[str]:
             if path.is_file():
                 try:
                     text = path.read_text(encoding="utf-8")
-                    return frozenset(json.loads(text) if path.suffix == ".json" else text.split("\n"))
+                    return frozenset(parse_json(text) if path.suffix == ".json" else text.split("\n"))
                 except (OSError, TypeError, ValueError) as error:
                     raise KDPluginError(
                         f"{path}: no vocabulary of CTranslate2 ({error}). Remedy: export again"

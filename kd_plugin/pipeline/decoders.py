@@ -118,7 +118,7 @@ def checkpoints_of(args: argparse.Namespace, languages: Sequence[Optional[str]] 
     Args:
         languages: source and target, where the flags do not say; None: the checkpoint's
     """
-    overrides = parse_overrides(args.model_overrides)
+    overrides = parse_overrides(args.model_overrides, "--model-overrides")
     if args.dict_dir is not None:
         overrides["data"] = args.dict_dir
     source_lang, target_lang = args.source_lang or languages[0], args.target_lang or languages[1]

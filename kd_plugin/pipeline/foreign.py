@@ -2,13 +2,13 @@
 
 import csv
 import itertools
-import json
 import math
 import re
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 from kd_plugin.errors import KDPluginError
+from kd_plugin.json_text import parse_json
 from kd_plugin.pipeline.columns import HYPOTHESIS, SAY, SCORE, SOURCE, Table, meaning
 from kd_plugin.pipeline.raw_text import numbered_lines
 from kd_plugin.pipeline.translations import Hypothesis
@@ -133,8 +133,8 @@ def _jsonl(line: str, number: int, languages: Sequence[str]) -> Row:
     if number == 1 and line.lstrip().startswith(("[{", "[\n")) or line.strip() == "[":
         raise RowError(f"a JSON array. Remedy: one object a line: {OBJECT} (jq -c '.[]' FILE)")
     try:
-        content = json.loads(line)
-    except (ValueError, RecursionError) as error:
+        content = parse_json(line)
+    except ValueError as error:
         raise RowError(f"no JSON ({error}). Remedy: one object a line: {OBJECT}") from error
     if not isinstance(content, dict):
         raise RowError(f"no object. Remedy: {OBJECT}")

@@ -1,6 +1,5 @@
 """A checkpoint opened for export: its model, its dictionaries, and what is said of it beside every exported model."""
 
-import json
 import os
 from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence
@@ -9,6 +8,7 @@ from fairseq.data import Dictionary, data_utils
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
 
 from kd_plugin.errors import KDPluginError
+from kd_plugin.json_text import LARGEST, parse_json
 from kd_plugin.pipeline.languages import check_languages
 from kd_plugin.teachers.architectures import check_translates
 from kd_plugin.teachers.finite import check_finite
@@ -146,10 +146,18 @@ def _languages_of_data(directories: List[str]) -> Sequence[Optional[str]]:
 def read_description(folder: Path) -> Dict[str, Any]:
     """What `kd-plugin export` wrote beside a model; empty for a model that something else made."""
     try:
-        content = json.loads((folder / DESCRIPTION).read_bytes())
+        content = parse_json((folder / DESCRIPTION).read_bytes())
     except (OSError, ValueError):
         return {}
-    return content if isinstance(content, dict) else {}
+    if not isinstance(content, dict):
+        return {}
+    for name in ("max_source_tokens", "max_target_tokens", "parameters"):
+        value = content.get(name)
+        if value is not None and not (type(value) is int and 0 < value < LARGEST):
+            raise KDPluginError(
+                f"{folder / DESCRIPTION}: {name} is {str(value)[:60]!r}, no number. Remedy: export the model again"
+            )
+    return content
 
 
 def described_languages(description: Dict[str, Any]) -> Optional[List[str]]:

@@ -17,12 +17,13 @@ from typing import Any, Dict, Iterable, Iterator, List, NamedTuple, Optional, Tu
 
 from kd_plugin.errors import KDPluginError
 from kd_plugin.files import digest_of, digest_of_bytes, read_json, sha256_of, write_atomically, write_json
+from kd_plugin.json_text import SURROGATE, is_number, typed
 from kd_plugin.pipeline.languages import check_languages
 from kd_plugin.shards import claim_folder, read_part, remove_leftovers, shard_name, write_part
 
 FORMAT, FORMAT_VERSION = "kd_plugin translations", 1
 MANIFEST = "manifest.json"
-SURROGATE = re.compile("[\ud800-\udfff]")  # a Python string may hold one, UTF-8 may not
+SHARD_NAME = re.compile(r"shard-\d{5,}")
 AGAIN = "run the same command again, or fetch an undamaged copy"
 REMEDY, DAMAGED = f"Remedy: {AGAIN}", f"Remedy: delete it and {AGAIN}"
 
@@ -66,9 +67,36 @@ class Record(NamedTuple):
 
     @classmethod
     def decode(cls, line: str) -> "Record":
-        content = json.loads(line)
-        hypotheses = [Hypothesis(h["text"], h["score"]) for h in content["hypotheses"]]
-        return cls(content["ids"], content["source"], hypotheses, content.get("system"))
+        """The record in a line of JSON.
+
+        Raises:
+            ValueError: there is none; says why
+        """
+        try:
+            content = json.loads(line)
+            hypotheses = [Hypothesis(h["text"], h["score"]) for h in content["hypotheses"]]
+            record = cls(content["ids"], content["source"], hypotheses, content.get("system"))
+        except RecursionError as error:
+            raise ValueError("too many brackets inside each other") from error
+        except (AttributeError, KeyError, TypeError) as error:
+            raise ValueError(f"no record ({error!r})") from error
+        record.check()
+        return record
+
+    def check(self) -> None:
+        """Raise ValueError where a field is of another type than it should be, or a text cannot be a line."""
+        if type(self.ids) is not list or not self.ids or not all(type(number) is int for number in self.ids):
+            raise ValueError("ids is no list of numbers")
+        for text in (self.source, *(hypothesis.text for hypothesis in self.hypotheses), self.system or ""):
+            if type(text) is not str:
+                raise ValueError(f"{text!r} is no text")
+            if "\n" in text or "\r" in text:
+                raise ValueError(f"a line break inside {text!r}")
+            if not text.isascii() and SURROGATE.search(text):
+                raise ValueError(f"half of a surrogate pair inside {text!r}")
+        for hypothesis in self.hypotheses:
+            if hypothesis.score is not None and not is_number(hypothesis.score):
+                raise ValueError(f"score {hypothesis.score!r} is no number")
 
 
 def scores_of(record: Record, folder: Path, remedy: str) -> List[float]:
@@ -174,8 +202,13 @@ class Manifest(NamedTuple):
                 f"{FORMAT!r} {FORMAT_VERSION}. {REMEDY}"
             )
         try:
-            shards = [Shard(**shard) for shard in content["shards"]]
-            manifest = cls(content["identity"], content["languages"], content["input_lines"], shards)
+            shards = [typed(Shard, shard) for shard in content["shards"]]
+            manifest = typed(
+                cls, {**{name: content[name] for name in ("identity", "languages", "input_lines")}, "shards": []}
+            )
+            manifest = manifest._replace(shards=shards)
+            if len(manifest.languages) != 2 or not all(SHARD_NAME.fullmatch(shard.name) for shard in shards):
+                raise TypeError("languages or names of shards")
             whole = manifest.digest() == content["sha256"]
         except (KeyError, TypeError) as error:
             raise KDPluginError(f"{path}: no manifest of translations ({error}). {REMEDY}") from error
@@ -243,9 +276,16 @@ class Translations:
             raise KDPluginError(f"{path} cannot be read: {error.strerror or error}. {DAMAGED}") from error
         if found != shard.sha256:
             raise KDPluginError(f"{path} is damaged: another sha256 than written. {DAMAGED}")
-        with open(path, encoding="utf-8", newline="\n") as file:
-            for line in file:
-                yield Record.decode(line)
+        with open(path, "rb") as file:
+            for number, line in enumerate(file, 1):
+                try:
+                    record = Record.decode(line.decode("utf-8"))
+                except ValueError as error:
+                    reason = str(error)[:300]
+                    raise KDPluginError(
+                        f"{path}, line {number}: no record of translations: {reason}. {DAMAGED}"
+                    ) from error
+                yield record
 
     def lines(self) -> Iterator[Tuple[int, Record]]:
         """(id, its record) for every line of the corpus that is left, in the corpus' order, each once.
@@ -303,7 +343,10 @@ def write_shard(
 def finished_shard(folder: Path, name: str, identity_sha256: str) -> Optional[Shard]:
     """A shard that an earlier run has finished."""
     part = read_part(folder, name, identity_sha256)
-    shard = None if part is None else Shard(**part)
+    try:
+        shard = None if part is None else typed(Shard, part)
+    except TypeError:  # somebody has changed it: it is done again
+        return None
     return shard if shard is not None and shard.path(folder).is_file() else None
 
 

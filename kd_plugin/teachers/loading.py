@@ -1,7 +1,6 @@
 """Reading a teacher from disk: safely, hashed, with its own architecture, frozen, its dictionary checked."""
 
 import ast
-import json
 import logging
 import os
 import pathlib
@@ -19,6 +18,7 @@ from torch import Tensor
 from kd_plugin.compat import BETTER_TRANSFORMER_COPY, WEIGHTS_ONLY_IS_WEAK, fairseq_is_given, load_safely
 from kd_plugin.errors import KDPluginError
 from kd_plugin.files import sha256_of
+from kd_plugin.json_text import RefusedJson, parse_json
 from kd_plugin.teachers.architectures import architecture_of, check_translates
 from kd_plugin.teachers.finite import MARKERS, check_finite
 from kd_plugin.teachers.formats import foreign_file, foreign_folder, foreign_state, origin
@@ -167,18 +167,21 @@ def _damage(error: BaseException) -> str:
     return f"{type(error).__name__} while reading it"
 
 
-def parse_overrides(text: Any) -> Dict[str, Any]:
-    """--teacher-overrides: a JSON or Python dictionary, or a mapping from a YAML file."""
+def parse_overrides(text: Any, flag: str = "--teacher-overrides") -> Dict[str, Any]:
+    """What `flag` says: a JSON or Python dictionary, or a mapping from a YAML file."""
     if not isinstance(text, str):
         return dict(text or {})
-    for parse in (json.loads, ast.literal_eval):
+    for parse in (parse_json, ast.literal_eval):
         try:
             overrides = parse(text or "{}")
-        except (ValueError, SyntaxError):
+        except RefusedJson as error:
+            raise KDPluginError(f"{flag} {text[:200]!r}: {error}. Remedy: each field once, in plain text") from error
+        except (ValueError, SyntaxError, RecursionError, MemoryError):  # the last two: of endless brackets
             continue
-        if isinstance(overrides, dict):
+        if isinstance(overrides, dict) and all(isinstance(name, str) for name in overrides):
             return overrides
-    raise KDPluginError(f"--teacher-overrides {text!r} is no dictionary. Remedy: write it as '{{\"dropout\": 0.0}}'")
+    shown = text if len(text) <= 200 else f"{text[:200]}…"
+    raise KDPluginError(f"{flag} {shown!r} is no dictionary. Remedy: write it as '{{\"dropout\": 0.0}}'")
 
 
 def load_teacher(
