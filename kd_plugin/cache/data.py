@@ -25,7 +25,7 @@ def split_prefixes(data: str, split: str, source_lang: str, target_lang: str) ->
             return source, target
     raise KDPluginError(
         f"{data}: no binarised split {split!r} of {source_lang}-{target_lang}. Remedy: fairseq-preprocess, or the "
-        "right folder, --subset, -s and -t"
+        "right folder, name of the split, -s and -t"
     )
 
 

@@ -85,7 +85,7 @@ def no_checkpoint(path: str, remedy: str) -> KDPluginError:
 def check_file(path: str, expected_sha256: Optional[str] = None) -> str:
     """The file's sha256, after checking that it is there and, where given, that it is the expected one."""
     if not os.path.isfile(path):
-        raise no_checkpoint(path, "check --teacher-path (several: A.pt:B.pt)")
+        raise no_checkpoint(path, "check the path (several: A.pt:B.pt)")
     try:
         found = sha256_of(path)
     except OSError as error:
@@ -199,7 +199,7 @@ def load_teacher(
     if WEIGHTS_ONLY_IS_WEAK and expected_sha256 is None:
         logger.warning(
             f"{path}: weights_only of torch {torch.__version__} can be attacked (CVE-2025-32434, CVE-2026-24747). "
-            "Remedy: torch >= 2.10, or pin the file with --teacher-sha256"
+            "Remedy: torch >= 2.10, or pin its sha256 where it teaches (--teacher-sha256 of fairseq-train and cache)"
         )
     state = read_checkpoint(path, expected_sha256, overrides)
     cfg = state["cfg"] if state.get("cfg") else convert_namespace_to_omegaconf(state["args"])
@@ -228,7 +228,8 @@ def load_teacher(
     except Exception as error:  # other people's models raise anything
         raise KDPluginError(
             f"{path}: its architecture {name!r} cannot be built ({str(error).strip() or type(error).__name__}). "
-            "Remedy: make the package that registers it importable, or mend the field with --teacher-overrides"
+            "Remedy: make the package that registers it importable, or replace the field of its configuration "
+            "(--teacher-overrides in fairseq-train and kd-plugin cache, --model-overrides in decode and score)"
         ) from error
     # a teacher from 0.12.2 has weights that other fairseqs do not know; they are copies of others
     own = model.state_dict()

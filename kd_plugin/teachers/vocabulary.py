@@ -45,8 +45,8 @@ def find_dictionary(directories: Iterable[str], lang: Optional[str], teacher_pat
     raise KDPluginError(
         f"{teacher_path}: no dictionary of this teacher was found (looked for {', '.join(tried)}), so nothing says "
         f"that its indices mean the student's symbols. Remedy: put its dict.{lang}.txt beside the checkpoint, or name "
-        'the folder it was trained on: --teacher-overrides \'{"data": "DATA_BIN"}\' (fairseq-train, kd-plugin cache) '
-        "or --dict-dir DATA_BIN (all others)"
+        'the folder it was trained on: --teacher-overrides \'{"data": "DATA_BIN"}\' (fairseq-train, kd-plugin cache), '
+        "--dict DATA_BIN (doctor) or --dict-dir DATA_BIN (all others)"
     )
 
 

@@ -154,3 +154,15 @@ def test_a_description_with_wrong_types_is_refused_by_name(tmp_path):
         (tmp_path / "kd_plugin.json").write_text(json.dumps({"max_source_tokens": value}))
         with pytest.raises(KDPluginError, match="kd_plugin.json: max_source_tokens is .*Remedy"):
             read_description(tmp_path)
+
+
+def test_what_verbs_share_names_a_flag_of_all_of_them_or_says_whose_it_is(tmp_path):
+    from kd_plugin.cache.data import split_prefixes
+    from kd_plugin.teachers.loading import check_file
+
+    with pytest.raises(KDPluginError) as refused:
+        split_prefixes(str(tmp_path), "train", "en", "de")
+    assert "--" not in str(refused.value)
+    with pytest.raises(KDPluginError) as refused:
+        check_file(str(tmp_path / "none.pt"))
+    assert "--" not in str(refused.value)
