@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Dict, FrozenSet, List, Optional
 from unittest import mock
 
-import numpy as np
 from fairseq import checkpoint_utils
 from fairseq.models import MODEL_REGISTRY
 
@@ -18,10 +17,10 @@ from kd_plugin.compat import BETTER_TRANSFORMER_COPY, fairseq_is_given
 from kd_plugin.errors import KDPluginError
 from kd_plugin.files import write_json
 from kd_plugin.json_text import parse_json
+from kd_plugin.pipeline.converter_reads import recorded_reads
 from kd_plugin.pipeline.opened import DESCRIPTION, OpenedCheckpoint, open_checkpoint
 
 INSTALL = "pip install 'kd-plugin[export]'"
-NEVER = -1e4  # a logit; float16 can hold it
 MODELS = ("transformer", "transformer_align")
 # options of fairseq's transformers that CTranslate2's converter does not look at, or dies of without naming them
 UNKNOWN_TO_CTRANSLATE2 = (
@@ -31,6 +30,7 @@ UNKNOWN_TO_CTRANSLATE2 = (
     "no_cross_attention",
     "no_decoder_final_norm",
     "no_token_positional_embeddings",
+    "quant_noise_scalar",
     "scale_attn",
     "scale_fc",
     "scale_heads",
@@ -123,6 +123,8 @@ def convert_opened(
         _rename(temporary, folder)
     except OSError as error:
         raise KDPluginError(f"{folder}: cannot be written: {error.strerror or error}. Remedy: make room") from error
+    except KDPluginError:
+        raise
     except (AttributeError, KeyError, NotImplementedError, RuntimeError, ValueError) as error:
         raise _cannot(opened.path, " ".join(str(error).split())[:300]) from error
     finally:
@@ -135,11 +137,12 @@ def _converter(opened: OpenedCheckpoint, data: str) -> Any:
 
     class Converter(FairseqConverter):  # type: ignore[misc]
         def _load(self) -> Any:
-            spec = super()._load()
-            # fairseq's search never writes padding, CTranslate2's would
-            bias = np.zeros(len(opened.dictionaries[1]), np.float32)
-            bias[opened.dictionaries[1].pad()] = NEVER
-            spec.decoder.projection.bias = bias
+            with recorded_reads() as reads:
+                spec = super()._load()
+            left_out = reads.left_out()
+            if left_out:
+                more = f" and {len(left_out) - 3} more" if len(left_out) > 3 else ""
+                raise _cannot(opened.path, f"its converter leaves out {', '.join(left_out[:3])}{more}")
             return spec
 
     return Converter(opened.path, data, "source", "target")

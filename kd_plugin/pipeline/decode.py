@@ -1,13 +1,13 @@
 """`kd-plugin decode`: translate a corpus with the teacher, for sequence-level distillation (Kim & Rush 2016).
 
 Equal source lines are translated once. An empty line's translation is empty; a line that is too long for the model has
-none, and both are counted.
+none, and both are counted, as are the lines with a translation that ends at the length limit.
 """
 
 import argparse
 import functools
 from pathlib import Path
-from typing import Any, Callable, Dict, List, NamedTuple, Optional
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
 
 import numpy as np
 from fairseq.data.data_utils import infer_language_pair
@@ -28,6 +28,7 @@ from kd_plugin.pipeline.decoders import (
 )
 from kd_plugin.pipeline.jobs import add_job_arguments, check_job, device_of
 from kd_plugin.pipeline.languages import check_languages
+from kd_plugin.pipeline.length_limit import is_capped
 from kd_plugin.pipeline.output import add_output_arguments, run_session
 from kd_plugin.pipeline.sources import Sentence, TextSource, data_folders, group_equal, open_binarised, shares
 from kd_plugin.pipeline.subword_checks import check_known, check_text
@@ -38,7 +39,7 @@ from kd_plugin.shards import shard_name
 from kd_plugin.teachers.language_tokens import check_source_token
 
 ENGINES = ("fairseq", "ctranslate2")
-EMPTY, TOO_LONG = "empty_lines", "too_long_lines"
+EMPTY, TOO_LONG, CAPPED = "empty_lines", "too_long_lines", "capped_lines"
 # <unk>, in what the model reads and in what it writes
 UNKNOWN_SOURCE, UNKNOWN_TARGET = "lines_with_unknown_symbols", "translations_with_unknown_symbols"
 
@@ -252,8 +253,14 @@ class Session:
         check_source_token(self._checkpoints.source_token, (one.tokens for one in sentences), self._args.path)
         has_model = self._subwords.source.path is not None
         check_known((sentence.tokens for sentence in sentences), source.indices, has_model)
-        answers = self._translate(sentences, int(plan.name.split("-")[1]))
-        counts = {EMPTY: 0, TOO_LONG: 0, UNKNOWN_SOURCE: 0, UNKNOWN_TARGET: 0}
+        answers, capped = self._translate(sentences, int(plan.name.split("-")[1]))
+        counts = {
+            EMPTY: 0,
+            TOO_LONG: 0,
+            CAPPED: sum(len(groups[at]) for at in capped),
+            UNKNOWN_SOURCE: 0,
+            UNKNOWN_TARGET: 0,
+        }
         records = []
         for ids, sentence, answer in zip(groups, sentences, answers):
             if not sentence.tokens:
@@ -269,18 +276,22 @@ class Session:
         write_shard(self._folder, plan.name, records, digest_of(self.identity), counts)
         return plan
 
-    def _translate(self, sentences: List[Sentence], shard: int) -> List[Optional[List[Scored]]]:
-        """The translations of each sentence; None where it is empty or too long."""
+    def _translate(self, sentences: List[Sentence], shard: int) -> Tuple[List[Optional[List[Scored]]], List[int]]:
+        """The translations of each sentence, None where it is empty or too long; and which ones the limit has ended."""
         lengths = np.array([len(sentence.tokens) for sentence in sentences], dtype=np.int64)
         decodable = np.flatnonzero((lengths > 0) & (lengths <= self._decoder.max_source_tokens))
         answers: List[Optional[List[Scored]]] = [None] * len(sentences)
+        capped: List[int] = []
         self.progress(len(sentences) - len(decodable))
         # by shard, so that draws depend neither on other shards nor on a restart
         self._decoder.start_draws((self._args.seed * 1_000_003 + shard) % 2**32)
         for positions in by_length(lengths[decodable] + 1, self._args.max_tokens):
             batch = decodable[positions]
             translated = self._decoder([sentences[at].tokens for at in batch])
+            limit = self._decoder.length_limit(int(lengths[batch].max()))
             for at, answer in zip(batch, translated):
                 answers[at] = answer
+                if is_capped(answer, limit):
+                    capped.append(int(at))
             self.progress(len(batch))
-        return answers
+        return answers, capped

@@ -2,7 +2,6 @@
 
 import argparse
 import functools
-import math
 from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
@@ -15,6 +14,8 @@ from fairseq.tasks.translation import TranslationConfig, TranslationTask
 from kd_plugin.cache.data import dictionary_sha256
 from kd_plugin.errors import KDPluginError, is_out_of_memory
 from kd_plugin.files import sha256_of
+from kd_plugin.pipeline.ctranslate2_search import Search
+from kd_plugin.pipeline.length_limit import length_limit
 from kd_plugin.pipeline.opened import describe_checkpoint, read_description
 from kd_plugin.teachers.finite import check_range
 from kd_plugin.teachers.language_tokens import source_token
@@ -23,6 +24,7 @@ from kd_plugin.teachers.paths import split_model_paths
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 BEGINNING = "<s>"
+PADDING = "<blank>"  # as CTranslate2's converter calls it
 UNSAID_TOKENS = 1023  # the usual positions without end of sentence, where a CTranslate2 model does not say
 
 Tokens = List[str]
@@ -191,7 +193,8 @@ class FairseqDecoder:
         self._task = ensemble.task
         settings.check_vocabulary(len(checkpoints.target_dictionary))
         self._generator = self._task.build_generator(ensemble.models, GenerationConfig(**settings._asdict()))
-        self._nbest, self._temperature, self._device = settings.nbest, settings.temperature, device
+        self._settings, self._device = settings, device
+        self._max_target_tokens = ensemble.max_target_tokens
         self._paths, self._compute_type = ", ".join(checkpoints.paths), str(dtype).replace("torch.", "")
         self.max_source_tokens = ensemble.max_source_tokens
         self.source_symbols = frozenset(checkpoints.source_dictionary.symbols)
@@ -202,6 +205,10 @@ class FairseqDecoder:
         """What --sampling draws from here on depends on the seed and on the batches, and on nothing before."""
         torch.manual_seed(seed)
 
+    def length_limit(self, longest: int) -> int:
+        """The most symbols of a translation in a batch whose longest sentence has so many; both without end."""
+        return length_limit(self._settings.max_len_a, self._settings.max_len_b, longest, self._max_target_tokens)
+
     @torch.no_grad()
     def __call__(self, sentences: Sequence[Tokens]) -> List[List[Scored]]:
         """The nbest translations of each sentence, best first.
@@ -209,6 +216,7 @@ class FairseqDecoder:
         Args:
             sentences: symbols, without end of sentence; one batch
         """
+        self.length_limit(max(map(len, sentences), default=0))  # fairseq dies of one that is 0
         source, target = self._task.source_dictionary, self._task.target_dictionary
         # the longest first, as fairseq's own batches are: recurrent encoders take no other order
         order = sorted(range(len(sentences)), key=lambda place: -len(sentences[place]))
@@ -225,12 +233,12 @@ class FairseqDecoder:
                 raise
             # the likeliest symbol is one that cannot be written there, and beside it the others' mass is 0
             raise KDPluginError(
-                f"--sampling: nothing is left to draw from at --temperature {self._temperature:g} ({error}). Remedy: a "
-                "higher --temperature, or a search without --sampling"
+                f"--sampling: nothing is left to draw from at --temperature {self._settings.temperature:g} ({error}). "
+                "Remedy: a higher --temperature, or a search without --sampling"
             ) from error
         answers: List[List[Scored]] = [[] for _ in sentences]
         for place, answer in zip(order, found):
-            answers[place] = [self._scored(hypothesis, target) for hypothesis in answer[: self._nbest]]
+            answers[place] = [self._scored(hypothesis, target) for hypothesis in answer[: self._settings.nbest]]
         return answers
 
     @staticmethod
@@ -288,6 +296,7 @@ class CTranslate2Decoder:
         check_weights(folder)
         self._settings = settings
         self._folder = folder
+        self._never = [PADDING, *(["<unk>"] if settings.unkpen == float("inf") else [])]
         self.use_vocabulary_map = False
         description = read_description(folder)
         # CTranslate2 itself goes on beyond the positions that the model has, and writes whatever comes
@@ -311,39 +320,37 @@ class CTranslate2Decoder:
             ctranslate2.set_random_seed(seed)
             self._translator = self._open()  # only threads that are started from now on see the seed
 
+    def length_limit(self, longest: int) -> int:
+        """As FairseqDecoder's."""
+        return length_limit(self._settings.max_len_a, self._settings.max_len_b, longest, self._max_target_tokens)
+
     def __call__(self, sentences: Sequence[Tokens]) -> List[List[Scored]]:
         """As FairseqDecoder's."""
-        settings = self._settings
-        longest = max(map(len, sentences), default=0) + 1
-        search: Dict[str, Any] = {"beam_size": settings.beam}
-        if settings.sampling:
-            search = {"beam_size": 1, "sampling_temperature": settings.temperature}
-            search["sampling_topk"] = max(0, settings.sampling_topk)
-            if settings.sampling_topp > 0:
-                search["sampling_topp"] = settings.sampling_topp
+        longest = max(map(len, sentences), default=0)
+        search, limit = self._search(self.use_vocabulary_map), self.length_limit(longest)
         try:
-            answers = self._translator.translate_batch(
-                [list(tokens) for tokens in sentences],
-                num_hypotheses=settings.nbest,
-                length_penalty=settings.lenpen,
-                max_decoding_length=min(
-                    int(settings.max_len_a * longest + settings.max_len_b), self._max_target_tokens
-                ),
-                disable_unk=settings.unkpen == float("inf"),
-                return_scores=True,
-                max_input_length=0,
-                use_vmap=self.use_vocabulary_map,
-                **search,
-            )
+            answers = search(list(map(list, sentences)), limit)
+            return [[(_said(tokens), score) for tokens, score in answer] for answer in answers]
+        except FloatingPointError as error:
+            raise not_a_number(str(self._folder), self.compute_type) from error
         except RuntimeError as error:
             if is_out_of_memory(error):
                 raise
             # a foreign model says nothing of its positions
             raise KDPluginError(
-                f"{self._folder}: CTranslate2 cannot translate a batch with sentences of up to {longest - 1} symbols "
+                f"{self._folder}: CTranslate2 cannot translate a batch with sentences of up to {longest} symbols "
                 f"({error}). Remedy: shorter sentences, or a smaller --max-len-b"
             ) from error
-        found = [[(_said(tokens), float(score)) for tokens, score in zip(a.hypotheses, a.scores)] for a in answers]
-        if any(math.isnan(score) for hypotheses in found for _, score in hypotheses):
-            raise not_a_number(str(self._folder), self.compute_type)
-        return found
+
+    def _search(self, use_vocabulary_map: bool) -> Search:
+        settings = self._settings
+        draws: Dict[str, Any] = {}
+        if settings.sampling:
+            draws = {"sampling_temperature": settings.temperature, "sampling_topk": max(0, settings.sampling_topk)}
+            if settings.sampling_topp > 0:
+                draws["sampling_topp"] = settings.sampling_topp
+        forbidden = [symbol for symbol in self._never if symbol in self.target_symbols]
+        options: Dict[str, Any] = {"use_vmap": use_vocabulary_map}
+        if use_vocabulary_map:  # the symbols may not be in it
+            options["disable_unk"], forbidden = "<unk>" in self._never, []
+        return Search(self._translator, settings.beam, settings.nbest, settings.lenpen, draws, forbidden, options)

@@ -31,6 +31,7 @@ from kd_plugin.pipeline.translating import (
     UNKNOWN,
     OpenedModel,
     Translated,
+    capped_note,
     engine_of,
     open_model,
     translate,
@@ -282,6 +283,9 @@ def _note(answers: List[Translated]) -> str:
     notes = [f"{too_long} sentences are longer than it can take and have no translation"] if too_long else []
     if unknown:
         notes.append(f"{unknown} translations have unknown symbols ({UNKNOWN})")
+    capped = capped_note(answers)
+    if capped:
+        notes.append(capped)
     return "; ".join(notes)
 
 

@@ -11,6 +11,7 @@ from kd_plugin.errors import KDPluginError
 from kd_plugin.files import sha256_of
 from kd_plugin.pipeline.batches import by_length
 from kd_plugin.pipeline.decoders import CTranslate2Decoder, FairseqDecoder, Settings, Tokens, open_checkpoints
+from kd_plugin.pipeline.length_limit import is_capped
 from kd_plugin.pipeline.opened import described_languages, read_description
 from kd_plugin.pipeline.progress import progress_bar
 from kd_plugin.teachers.formats import holds_ctranslate2
@@ -43,7 +44,7 @@ class Translated(NamedTuple):
     """hypotheses: best one of each sentence, in order. seconds: of the search alone, nothing of the start.
 
     sentences, tokens: how many were translated, and into how many symbols, ends of sentence included; without those
-    that are empty or too long.
+    that are empty or too long. capped: the sentences whose translation was ended by the length limit, and the limit.
     """
 
     hypotheses: List[Tokens]
@@ -51,6 +52,7 @@ class Translated(NamedTuple):
     too_long: int  # sentences that the model cannot take: translated as nothing
     sentences: int
     tokens: int
+    capped: Dict[int, int]
 
 
 def engine_of(path: str, engine: str = "auto") -> str:
@@ -125,16 +127,31 @@ def translate(
     lengths = np.array([len(tokens) for tokens in sentences], dtype=np.int64)
     possible = np.flatnonzero((lengths > 0) & (lengths <= decoder.max_source_tokens))
     hypotheses: List[Tokens] = [[] for _ in sentences]
+    capped: Dict[int, int] = {}
     start = time.perf_counter()
     with progress_bar(name or "", len(possible), disable=name is None) as bar:
         for batch in by_length(lengths[possible] + 1, max_tokens):
             places = possible[batch]
+            limit = decoder.length_limit(int(lengths[places].max()))
             for place, answer in zip(places, decoder([sentences[place] for place in places])):
                 hypotheses[place] = list(answer[0][0])
+                if is_capped(answer[:1], limit):
+                    capped[int(place)] = limit
             bar.update(len(places))
     seconds = time.perf_counter() - start
     tokens = sum(len(hypotheses[place]) + 1 for place in possible)
-    return Translated(hypotheses, seconds, int((lengths > decoder.max_source_tokens).sum()), len(possible), tokens)
+    too_long = int((lengths > decoder.max_source_tokens).sum())
+    return Translated(hypotheses, seconds, too_long, len(possible), tokens, capped)
+
+
+def capped_note(answers: Sequence[Translated]) -> str:
+    """How many of the translations the length limit has ended; empty: none."""
+    limits = sorted({limit for answer in answers for limit in answer.capped.values()})
+    if not limits:
+        return ""
+    number, sentences = sum(len(answer.capped) for answer in answers), sum(answer.sentences for answer in answers)
+    limit = f"{limits[0]:,}" if len(limits) == 1 else f"{limits[0]:,} to {limits[-1]:,}"
+    return f"{number:,} of {sentences:,} translations are cut off at the length limit of {limit} symbols"
 
 
 def share_identical(ours: Sequence[Any], theirs: Sequence[Any]) -> float:

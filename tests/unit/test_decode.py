@@ -174,7 +174,7 @@ def test_lines_of_1_and_1024_tokens_unknown_words_and_odd_bytes(teacher, tmp_pat
     assert records[2].hypotheses == records[4].hypotheses == [("", 0.0)]
     assert all(len(records[line].hypotheses) == 1 for line in (0, 3, 5, 6))
     manifest = json.loads((tmp_path / "out" / MANIFEST).read_text())
-    expected = {"empty_lines": 2, "too_long_lines": 1, "lines_with_unknown_symbols": 2}
+    expected = {"empty_lines": 2, "too_long_lines": 1, "capped_lines": 4, "lines_with_unknown_symbols": 2}
     assert counts_of(tmp_path / "out") == expected and set(manifest["counts"]) > set(expected)
     assert "empty lines 2, too long lines 1" in capsys.readouterr().out
 

@@ -86,9 +86,7 @@ def run(*arguments):
 
 
 def hypotheses(path, sentences=SENTENCES, **kwargs):
-    # CTranslate2 forbids an end at the beginning before the softmax, fairseq after it: these untrained models want to
-    # end there, and without a length penalty it makes no difference
-    settings = Settings(beam=3, max_len_b=100, lenpen=0.0)
+    settings = Settings(beam=3, max_len_b=100)
     return translate(open_model(str(path), settings, **kwargs).decoder, sentences).hypotheses
 
 
@@ -400,7 +398,6 @@ def test_flags_that_do_not_fit(flags, message, secret, tmp_path, capsys):
 
 
 def test_check_reports_and_refuses(secret, tmp_path, ctranslate2, capsys, monkeypatch):
-    monkeypatch.setattr(export, "SEARCH", Settings(lenpen=0.0))  # as in hypotheses()
     text = tmp_path / "text"
     text.write_text("".join(" ".join(tokens) + "\n" for tokens in SENTENCES))
     full = ["--format", "ctranslate2", "--quantization", "float32", "--check", text]
