@@ -26,14 +26,14 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # which unit tests are asked first about a file; the first pattern that fits
 TESTS: Dict[str, Sequence[str]] = {
-    "kd_plugin/losses/sparse.py": ("test_sparse", "test_losses", "test_cache", "test_criterion"),
+    "kd_plugin/losses/sparse.py": ("test_sparse", "test_gaps_and_masks", "test_losses", "test_cache", "test_criterion"),
     "kd_plugin/losses/selection.py": ("test_selection", "test_criterion"),
     "kd_plugin/losses/schedules.py": ("test_schedules", "test_criterion"),
-    "kd_plugin/losses/": ("test_engine", "test_losses", "test_sparse", "test_criterion", "test_selection"),
+    "kd_plugin/losses/": ("test_engine", "test_losses", "test_sparse", "test_gaps_and_masks", "test_criterion"),
     "kd_plugin/criterions/": ("test_criterion", "test_criterion_logs", "test_task", "test_packed"),
     "kd_plugin/tasks/": ("test_task", "test_criterion", "test_teachers"),
     "kd_plugin/teachers/cached.py": ("test_task", "test_cache"),
-    "kd_plugin/teachers/": ("test_teachers", "test_packed", "test_criterion", "test_task"),
+    "kd_plugin/teachers/": ("test_teachers", "test_task", "test_packed", "test_criterion"),
     "kd_plugin/cache/": ("test_cache", "test_task"),
 }
 # the modules whose score is quoted
