@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import sacrebleu
 import torch
 from fairseq.models.transformer import TransformerConfig
 
@@ -493,14 +494,27 @@ MULTI30K = Path(ROOT).parent / "shared"
     not (MULTI30K / "teachers" / "multi30k.en-de" / "teacher.pt").is_file(), reason="there is no shared teacher"
 )
 def test_a_real_model_translates_as_with_fairseq(tmp_path, ctranslate2):
-    """A hundred sentences of Multi30k's test set, beam 5, float32 and int8."""
-    folder = MULTI30K / "teachers" / "multi30k.en-de"
+    """A hundred sentences of Multi30k's test set, beam 5, float32 and int8.
+
+    How many int8 translations are identical depends on the processor's integer products (91 % with AVX-512 VNNI, 68 %
+    with AVX2 alone were seen): they are held to the export's own threshold, and to the float32 model's score.
+    """
+    folder, data = MULTI30K / "teachers" / "multi30k.en-de", MULTI30K / "data" / "multi30k"
     subwords = Subwords(str(folder / "spm.model"))
-    text = MULTI30K / "data" / "multi30k" / "test_2016_flickr.en.gz"
-    lines = [line for _, line in itertools.islice(numbered_lines(text, "text"), 100)]
+    lines, references = (
+        [line for _, line in itertools.islice(numbered_lines(data / f"test_2016_flickr.{lang}.gz", "text"), 100)]
+        for lang in ("en", "de")
+    )
     sentences = [subwords.encode(line) for line in lines]
     theirs = translate(open_model(str(folder / "teacher.pt"), Settings()).decoder, sentences).hypotheses
-    for quantization, share in (("float32", 0.98), ("int8", 0.8)):
+    found = {}
+    for quantization in ("float32", "int8"):
         model = ctranslate2_models.convert(str(folder / "teacher.pt"), tmp_path / quantization, quantization)
-        ours = translate(open_model(str(model), Settings()).decoder, sentences).hypotheses
-        assert share_identical(ours, theirs) >= share
+        found[quantization] = translate(open_model(str(model), Settings()).decoder, sentences).hypotheses
+    assert share_identical(found["float32"], theirs) >= 0.98
+    float_text, int8_text, text = (
+        [subwords.decode(tokens) for tokens in answer] for answer in (found["float32"], found["int8"], theirs)
+    )
+    assert sacrebleu.corpus_bleu(int8_text, [text]).score >= export.QUANTIZED_THRESHOLD
+    scores = [sacrebleu.corpus_bleu(answer, [references]).score for answer in (float_text, int8_text)]
+    assert scores[0] > 30 and abs(scores[0] - scores[1]) < 1.5

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import functools
+import gzip
 import tempfile
 from concurrent.futures.process import BrokenProcessPool
 from fractions import Fraction
@@ -237,6 +238,7 @@ def test_what_cannot_be_is_refused(arguments, message, tmp_path, monkeypatch, ca
     for name, content in [("short", "a\n"), ("long", "a\nb\n\n"), ("ref", "a\nb\n")]:
         Path(name).write_text(content)
     Path("latin1").write_bytes("a\nü\n".encode("latin-1"))
+    Path("ref.gz").write_bytes(gzip.compress(b"a\nb\n"))
     assert message in refusal(capsys, "select", "in", *arguments, "--output", "out")
     assert not Path("out", "manifest.json").exists()
 
