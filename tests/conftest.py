@@ -3,7 +3,13 @@
 import os
 import pathlib
 
+import hypothesis
 import pytest
+
+# CI judges a change by the same examples each time; elsewhere every run draws new ones
+hypothesis.settings.register_profile("ci", derandomize=True, deadline=None, print_blob=True)
+if os.environ.get("CI"):
+    hypothesis.settings.load_profile("ci")
 
 # before torch is imported: many small processes share the cores
 os.environ.setdefault("OMP_NUM_THREADS", "1")

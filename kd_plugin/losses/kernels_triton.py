@@ -372,7 +372,8 @@ def _row_kernel(  # type: ignore[no-untyped-def]
         g_row = gradient + row * GRADIENT_STRIDE
         if scales is not None:  # as storage.scale_for
             if DIVERGENCE == "reverse_kl":
-                bound += kd_weight * tl.maximum(tl.sum(kd, axis=0), 0.0)
+                # a divergence that does not count may be infinite
+                bound += tl.where(kd_weight > 0.0, kd_weight * tl.maximum(tl.sum(kd, axis=0), 0.0), 0.0)
             scale = FP16_STEP * tl.exp2(-tl.maximum(tl.ceil(tl.log2(bound / FP16_SMALL)), 0.0))
             tl.store(scales + row, scale)
             ce_weight *= scale

@@ -39,6 +39,8 @@ def gradient_bound(objective: Objective, kd: Union[Tensor, float]) -> Union[Tens
     steepest = DIVERGENCES[objective.divergence].steepest
     assert steepest is not None
     weight = (1.0 - objective.alpha) * objective.temperature
+    if weight == 0.0:  # a divergence that does not count may be infinite
+        return torch.full_like(kd, objective.alpha) if isinstance(kd, Tensor) else objective.alpha
     return objective.alpha + weight * steepest(kd, **objective.divergence_parameters())
 
 

@@ -347,3 +347,18 @@ def test_a_term_without_weight_does_not_count_even_if_it_is_infinite():
         objective = Objective(0.0, 1.0, epsilon)
         loss, terms, gradient = run(student[0], TeacherAnswer(teacher), label, objective)
         assert terms[CE] == INF and loss == terms[KD] and gradient.isfinite().all() and gradient.abs().sum() > 0.1
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+def test_an_infinite_divergence_at_alpha_one_leaves_the_cross_entropys_gradient(divergence, dtype):
+    """The student rules out what the teacher expects: its divergence is logged and must not reach the gradient."""
+    student = torch.tensor([[1.0, 2.0, -INF, 0.5, -1.0]], dtype=dtype)
+    teacher = torch.tensor([[0.0, 1.0, 3.0, -INF, 1.0]], dtype=dtype)
+    objective, gradients = Objective(1.0, 2.0, 0.0, divergence), []
+    for answer in (TeacherAnswer(teacher), None):
+        leaf, rows = student.clone().requires_grad_(), torch.zeros(1, dtype=torch.long)
+        StudentLogits(leaf, rows, rows[:0]).loss(answer, torch.tensor([1]), objective)[0].backward()
+        gradients.append(leaf.grad)
+    torch.testing.assert_close(*gradients, rtol=1e-2, atol=1e-3)
+    assert gradients[0].isfinite().all() and gradients[0].abs().sum() > 0.1
