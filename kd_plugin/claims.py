@@ -64,8 +64,16 @@ class Claim:
     def __enter__(self) -> "Claim":
         return self
 
-    def __exit__(self, *exception: Any) -> None:
+    def __exit__(self, kind: Any, *exception: Any) -> None:
+        if kind is not None:
+            self._withdraw()
         self.close()
+
+    def _withdraw(self) -> None:
+        """Where nothing has come of it the folder is left as it was found; others may be at work there."""
+        nothing = self._path.name == LOCK and [path.name for path in self._path.parent.iterdir()] == [LOCK]
+        if nothing and _lock_byte(self._file, 0):
+            self._path.unlink()
 
     def finish(self) -> None:
         """The job is done: the folder itself tells whose it is."""

@@ -109,7 +109,7 @@ def decoder_with(request, tmp_path_factory):
     """Makes a decoder of an untrained model with the given search."""
     folder = tmp_path_factory.mktemp("model")
     write_dictionaries(folder, WORDS)
-    make_checkpoint(folder / "1.pt", folder, "-s", "en", "-t", "de", *MODEL)
+    make_checkpoint(folder / "1.pt", folder, "-s", "en", "-t", "de", *MODEL, "--max-target-positions", 40)
     if request.param == "fairseq":
         checkpoints = open_checkpoints(str(folder / "1.pt"), None, "en", "de")
         return lambda settings: FairseqDecoder(checkpoints, settings, torch.device("cpu"))

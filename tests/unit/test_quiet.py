@@ -145,6 +145,8 @@ def test_ctrl_c_ends_workers_at_once_and_without_tracebacks(module, tmp_path):
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
+        # a shell starts what it puts into the background with SIGINT ignored, these tests perhaps too
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler) and None,
     )
     assert process.stdout.readline() == "at work\n"
     os.killpg(process.pid, signal.SIGINT)

@@ -286,7 +286,7 @@ def test_runs_differ_without_colour():
 
 # --- the page
 
-EVIL = '<script>alert("1")</script>\u202e&\x00\ud800'
+EVIL = '<script>alert("1")</script>\u202e&\x00'  # half of a surrogate pair is refused where JSON is read
 
 
 def evaluation(names=("teacher", "student", "student, int8"), **changes):
@@ -426,7 +426,7 @@ def test_text_of_files_is_never_markup(make, log):
     text = make(
         evaluation(names, baseline=EVIL, settings={EVIL: {EVIL: EVIL}}, machine={EVIL: EVIL}, date=EVIL),
         logs=[f"<script>={log}"],
-        title="</title><script>alert(2)</script>",
+        title="</title><script>alert(2)</script>\ud800",
     )
     reader = Reader(text)
     tags = [tag for tag, _ in reader.tags]

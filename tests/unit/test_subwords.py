@@ -418,7 +418,8 @@ def test_raw_text_keeps_what_the_dictionary_lacks(unknowing, tmp_path, capsys):
     flags = ["--path", unknowing, "--remove-bpe", "none", *TINY, "--output", tmp_path / "out"]
     run_verb("decode", "--input", tmp_path / "raw.en", *flags)
     assert [r.source for r in records_of(tmp_path / "out")] == ["word1 other", "word2"]
-    assert counts_of(tmp_path / "out") == {"lines_with_unknown_symbols": 2, "translations_with_unknown_symbols": 2}
+    counts = {name: count for name, count in counts_of(tmp_path / "out").items() if "unknown" in name}
+    assert counts == {"lines_with_unknown_symbols": 2, "translations_with_unknown_symbols": 2}
     assert "is lost" not in capsys.readouterr().out
 
 
@@ -439,7 +440,7 @@ def test_evaluate_notes_unknown_symbols(unknowing, tmp_path):
     flags = ["--model", f"m={unknowing}", "--test", test, "--remove-bpe", "none", "--bootstrap", 0, *TINY]
     run_verb("evaluate", *flags, "--output", tmp_path / "out")
     (model,) = json.loads((tmp_path / "out" / "evaluation.json").read_text())["models"]
-    assert model["note"] == "2 translations have unknown symbols (<unk>)"
+    assert "2 translations have unknown symbols (<unk>)" in model["note"].split("; ")
     assert model["note"] in (tmp_path / "out" / "evaluation.md").read_text(encoding="utf-8")
     assert (
         cli.main(["filter", str(tmp_path / "none"), "--output", str(tmp_path / "x"), "--unknown-symbols", "keep"]) == 1
