@@ -109,7 +109,7 @@ def test_another_criterion_with_a_cache(workspace, cache, tmp_path):
 
 
 def contents(folder):
-    """Names, and of files the time of writing; a folder's own changes with the lock that a run has there for a moment."""
+    """Names, and of files the time of writing; a folder's changes with the lock that is there for a moment."""
     return {path: path.is_file() and path.stat().st_mtime_ns for path in folder.rglob("*")}
 
 
