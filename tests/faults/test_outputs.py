@@ -1,6 +1,7 @@
 """No verb writes over an input, another run's output or a file that it did not make, and all says so before work."""
 
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -256,41 +257,39 @@ def test_a_file_that_is_no_lock_is_not_written_over(place, capsys):
     refused(capsys, place, [*SELECT, "--output", "out"], "--output out", ".lock is no lock")
 
 
-# a process that begins in a folder as an argument says, tells so, and stays until it is told to go
-BEGINS = """
-import sys
-from pathlib import Path
-from kd_plugin.errors import KDPluginError
-from kd_plugin.shards import claim_folder
-shards = None if sys.argv[2] == "alone" else list(map(int, sys.argv[2].split(",")))
-try:
-    with claim_folder(Path("shared"), "--output", sys.argv[1], shards):
-        print("begun", flush=True)
-        sys.stdin.read()
-except KDPluginError as error:
-    print(error, flush=True)
-"""
+FORK = multiprocessing.get_context("fork")  # locks are a process' own, and the imports are there already
+
+
+def begin(job, shards, connection):
+    try:
+        with claim_folder(Path("shared"), "--output", job, shards):
+            connection.send("begun")
+            connection.recv()
+    except KDPluginError as error:
+        connection.send(str(error))
 
 
 class Beginner:
+    """A process that begins a job in a folder, says how that went, and stays until it is killed."""
+
     def __init__(self, job, shards):
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", BEGINS, job, shards], stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8"
-        )
-        self.said = self.process.stdout.readline().strip()
+        connection, its_own = FORK.Pipe()
+        self.process = FORK.Process(target=begin, args=(job, shards, its_own), daemon=True)
+        self.process.start()
+        self.said = connection.recv()
 
     def __enter__(self):
         return self
 
     def __exit__(self, *exception):
         self.process.kill()
-        self.process.communicate()
+        self.process.join()
 
 
 def test_who_is_at_work_in_a_folder_is_told_until_he_is_gone_or_killed(place):
-    with Beginner("a", "0,2") as first, Beginner("a", "1,3") as second:
+    with Beginner("a", [0, 2]) as first, Beginner("a", [1, 3]) as second:
         assert first.said == second.said == "begun"
-        with Beginner("a", "3,4") as third:
+        with Beginner("a", [3, 4]) as third:
             assert f"--output shared: another run is at work on the same shards: process {second.process.pid}" in (
                 third.said
             )
@@ -298,7 +297,7 @@ def test_who_is_at_work_in_a_folder_is_told_until_he_is_gone_or_killed(place):
             claim_folder(Path("shared"), "--output", "b", [7])
         with pytest.raises(KDPluginError, match="--output shared: another run is at work there: process"):
             claim_folder(Path("shared"), "--output", "a")
-    with Beginner("b", "alone") as alone, Beginner("b", "alone") as late:
+    with Beginner("b", None) as alone, Beginner("b", None) as late:
         assert alone.said == "begun"
         assert f"another run is at work there: process {alone.process.pid} on " in late.said
 
