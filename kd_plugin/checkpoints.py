@@ -1,13 +1,16 @@
 """A student's checkpoint is an ordinary fairseq checkpoint: it needs and names no plugin and no teacher."""
 
 import argparse
+import glob
+import os
 from dataclasses import fields
-from typing import Any, Callable, Dict
+from typing import Any, Callable, Dict, Sequence
 
 from fairseq.criterions.label_smoothed_cross_entropy import LabelSmoothedCrossEntropyCriterionConfig
 from fairseq.tasks.translation import TranslationConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from kd_plugin.errors import KDPluginError
 from kd_plugin.models.student_transformer import STUDENT_ARCHITECTURES
 
 STOCK_TASK = "translation"
@@ -39,6 +42,21 @@ def describe_as_stock(cfg: DictConfig, private_fields: Any) -> None:
                 model.arch = model._name = "transformer"
         elif model.get("_name") in STUDENT_ARCHITECTURES:
             model._name = "transformer"
+
+
+def refuse_to_replace(teachers: Sequence[str], save_dir: str) -> None:
+    """fairseq-train writes checkpoint*.pt into its folder, over whatever has such a name there, and through links.
+
+    Raises:
+        KDPluginError: that would be a teacher
+    """
+    for written in glob.glob(os.path.join(glob.escape(save_dir), "checkpoint*.pt")):
+        for teacher in teachers:
+            if os.path.exists(teacher) and os.path.exists(written) and os.path.samefile(teacher, written):
+                raise KDPluginError(
+                    f"--teacher-path {teacher}: is {written}, over which this training would write the student. "
+                    "Remedy: another --save-dir"
+                )
 
 
 def _only(node: DictConfig, dataclass: type, name: str) -> Dict[str, Any]:

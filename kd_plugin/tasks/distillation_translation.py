@@ -12,7 +12,7 @@ from fairseq.tasks import TASK_REGISTRY, register_task
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
 from omegaconf import DictConfig
 
-from kd_plugin.checkpoints import carry_state, describe_as_stock
+from kd_plugin.checkpoints import carry_state, describe_as_stock, refuse_to_replace
 from kd_plugin.compat import refuse_idle_ranks
 from kd_plugin.criterions.flags import KDLabelSmoothedCrossEntropyCriterionConfig
 from kd_plugin.criterions.kd_label_smoothed_cross_entropy import (
@@ -25,6 +25,7 @@ from kd_plugin.teachers.cached import CachedTeacher
 from kd_plugin.teachers.finite import check_finite
 from kd_plugin.teachers.flags import open_teacher, parse_hashes
 from kd_plugin.teachers.online import TEACHER_DTYPES, OnlineTeacher
+from kd_plugin.teachers.paths import split_model_paths
 
 logger = logging.getLogger(__name__)
 
@@ -140,6 +141,9 @@ class DistillationTranslationTask(TranslationTask):
                     )
             self.teacher = CachedTeacher(cfg.teacher_cache, self.target_dictionary, parse_hashes(cfg.teacher_sha256))
         elif cfg.teacher_path:
+            saving = self._root().get("checkpoint")
+            if saving and not saving.no_save:
+                refuse_to_replace(split_model_paths(cfg.teacher_path), saving.save_dir)
             self.teacher = open_teacher(
                 self,
                 cfg.teacher_path,
@@ -191,14 +195,18 @@ class DistillationTranslationTask(TranslationTask):
             check_finite(dict(model.named_parameters()), self._student_name())
         # after loading a checkpoint, whose own signature it replaces
         self.state.merge_state_dict({"kd_signature": self._signature})
-        root = self.cfg._get_root() if isinstance(self.cfg, DictConfig) else None
-        if isinstance(root, DictConfig) and "common" in root and "criterion" in root:
+        root = self._root()
+        if "common" in root and "criterion" in root:
             describe_as_stock(root, PRIVATE_FIELDS)
+
+    def _root(self) -> DictConfig:
+        """The whole configuration of the training around the task; empty where there is none."""
+        root = self.cfg._get_root() if isinstance(self.cfg, DictConfig) else None
+        return root if isinstance(root, DictConfig) else DictConfig({})
 
     def _student_name(self) -> str:
         """The file that the student's first weights may come from."""
-        root = self.cfg._get_root() if isinstance(self.cfg, DictConfig) else None
-        cfg = root.get("checkpoint") if isinstance(root, DictConfig) else None
+        cfg = self._root().get("checkpoint")
         if not cfg:
             return "the student"
         flag = "finetune_from_model" if cfg.finetune_from_model else "restore_file"

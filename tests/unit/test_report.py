@@ -446,6 +446,7 @@ def test_same_input_gives_the_same_page(make, log):
         evaluation(("alone",), baseline="someone else", tests=[]),
         evaluation(baseline=None, machine=None, versions=[], settings=None, date=None),
         evaluation(tests=[{"name": "unscored", "lines": 5}]),
+        evaluation(settings={"lenpen": float("nan"), "beam": float("inf"), "threads": -float("inf")}),
         {**evaluation(), "models": [{**m, "speed": None, "bytes": None} for m in evaluation()["models"]]},
         {**evaluation(), "models": [{**m, "bytes": "4", "parameters": True} for m in evaluation()["models"]]},
     ],

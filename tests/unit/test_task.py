@@ -1,6 +1,7 @@
 """The task in this process: its teacher, its batches, what it hands to the criterion and leaves in a checkpoint."""
 
 import logging
+import os
 
 import numpy as np
 import pytest
@@ -351,6 +352,31 @@ def test_from_the_first_epoch_on_the_configuration_is_a_stock_students(tmp_path,
     for private in ("teacher.pt", "teacher_path", "kd_alpha", "kd_selection"):
         assert private not in everything, private
     assert task.state_dict()["kd_signature"].startswith("kd|alpha:0.5|T:1.0|")
+
+
+@pytest.mark.parametrize("link", [None, "symlink_to", "hardlink"])
+def test_a_teacher_that_the_training_would_write_over_is_refused(link, tmp_path, dictionaries):
+    """fairseq writes checkpoint_best.pt into --save-dir whatever is there."""
+    save_dir, teacher = tmp_path / "save [1]", tmp_path / "save [1]" / "checkpoint_best.pt"
+    make_checkpoint(teacher, dictionaries, *LANGS, *MODEL)
+    if link:
+        moved = teacher.rename(tmp_path / "teacher.pt")
+        teacher.symlink_to(moved) if link == "symlink_to" else os.link(str(moved), str(teacher))
+        teacher = moved
+    arguments = [dictionaries, *PLUGIN, "--arch", "transformer", "--teacher-path", teacher, *LANGS]
+    for extra, refused in (
+        (["--save-dir", save_dir], True),
+        (["--save-dir", save_dir, "--no-save"], False),
+        (["--save-dir", tmp_path / "other"], False),
+    ):
+        args = options.parse_args_and_arch(options.get_training_parser(), [*map(str, [*arguments, *extra])])
+        cfg = convert_namespace_to_omegaconf(args)
+        task = tasks.setup_task(cfg.task)
+        if refused:
+            with pytest.raises(KDPluginError, match="over which this training would write .* another --save-dir"):
+                task.build_criterion(cfg.criterion)
+        else:
+            task.build_criterion(cfg.criterion)
 
 
 def test_a_task_without_a_training_around_it_begins_an_epoch(dictionaries):

@@ -125,6 +125,8 @@ def byte_size(value: float) -> str:
 
 def exact(value: float) -> str:
     """A logged value, with all of its digits, up to six or seven."""
+    if not math.isfinite(value):
+        return str(value)
     if value != 0 and (abs(value) < 1e-4 or abs(value) >= 1e12):
         return scientific(value)
     return plain(value, max(0, 6 - len(str(int(abs(value))))))
