@@ -17,9 +17,18 @@ from kd_plugin.pipeline.languages import amount
 INFINITY = float("inf")
 # all controls but the tab, what a decoder puts in the place of broken UTF-8, and what Unicode will never assign
 BROKEN = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\ufffd\ufffe\uffff]")
-# An unknown symbol as sentencepiece writes it (U+2047, always between spaces: what is attached to a word somebody has
-# typed), and as fairseq, its references, Moses and BERT do.
-UNKNOWN = re.compile(r"(?<!\S)\u2047(?!\S)|<unk>|&lt;unk&gt;|\[UNK\]", re.IGNORECASE)
+# An unknown symbol as sentencepiece writes it: U+2047 between spaces, or its own sign for one (U+2581), and what
+# punctuation a detokenizer has attached. What is attached to a word somebody has typed.
+UNKNOWN_PIECE = regex.compile(
+    r"(?<![^\s\u2581])(?:(?!\u2047)[\p{P}\p{Sm}\p{Sc}\p{Sk}])*+\u2047[\p{P}\p{Sm}\p{Sc}\p{Sk}]*+(?![^\s\u2581])"
+)
+# as fairseq, its references, Moses and BERT write it
+UNKNOWN = re.compile(r"<unk>|&lt;unk&gt;|\[UNK\]", re.IGNORECASE)
+# as tokenizers and translations leave it of those; or somebody's placeholder
+UNKNOWN_IN_BRACKETS = re.compile(
+    r"(?:[<\[{\u2039\u27e8\u2329\u3008\uff1c]|&lt;)\s*unk\s*(?:[>\]}\u203a\u27e9\u232a\u3009\uff1e]|&gt;)",
+    re.IGNORECASE,
+)
 UNKNOWN_WORD = re.compile(r"(?<!\S)UNK(?!\S)")  # or an abbreviation
 LETTERS = regex.compile(r"\p{L}[\p{L}\p{M}]*")  # words; the marks are vowels in many scripts, where re sees words end
 LONGEST_REPEATED = 4  # words
@@ -143,13 +152,19 @@ def broken_characters(pair: Pair, options: argparse.Namespace) -> bool:
 
 
 def unknown_symbols(pair: Pair, options: argparse.Namespace) -> bool:
-    """What the decoder or the binariser did not know, on either side; a bare UNK where the source has none."""
+    """What the decoder or the binariser did not know, on either side; a bare UNK or {unk} where the source has none."""
     if options.unknown_symbols == "keep":
         return False
     source, hypothesis = pair.source.text, pair.hypothesis.text
-    if UNKNOWN.search(source) or UNKNOWN.search(hypothesis):
+    if any(UNKNOWN.search(text) or ("\u2047" in text and UNKNOWN_PIECE.search(text)) for text in (source, hypothesis)):
+        return True
+    if not _in_brackets(hypothesis) <= _in_brackets(source):
         return True
     return UNKNOWN_WORD.search(hypothesis) is not None and UNKNOWN_WORD.search(source) is None
+
+
+def _in_brackets(text: str) -> FrozenSet[str]:
+    return frozenset("".join(found[0].lower().split()) for found in UNKNOWN_IN_BRACKETS.finditer(text))
 
 
 def length(pair: Pair, options: argparse.Namespace) -> bool:

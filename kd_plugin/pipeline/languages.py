@@ -15,8 +15,8 @@ from kd_plugin.errors import KDPluginError
 
 # a language by which all that are written as it is are treated: its codes and names, then its scripts (ISO 15924)
 _CODES = {
-    "zh": "zh zho chi cmn yue wuu nan hak gan hsn lzh cjy cdo cpx czh czo mnp cnp csp cn zht zhs chinese mandarin "
-    "cantonese",
+    "zh": "zh zho chi cmn yue wuu nan hak gan hsn lzh cjy cdo cpx czh czo mnp cnp csp cn zht zhs chs cht chinese "
+    "mandarin cantonese",
     "ja": "ja jpn ojp ryu jp japanese",
     "ko": "ko kor okm korean",
     "th": "th tha nod sou tts thai",

@@ -38,7 +38,28 @@ _MARKUP = (
 _BEGINS_AS_MARKUP = re.compile(
     rb"<(\?xml|!doctype|(srcset|refset|tstset|mteval|dataset|tmx|xliff|cesdoc|cesalign|letsmt|html|doc)[\s>])"
 )
-_SUBTITLES = re.compile(rb"WEBVTT\b|1\r?\n\d\d:\d\d:\d\d[,.]\d{3} -->")
+_COMMENTS = re.compile(rb"(<!--.*?-->\s*)+", re.DOTALL)
+# Markup of any other name: lines of nothing but tags, or from a tag that opens to one that closes. <2de> is none; what
+# stands within sentences, and may be all of a short one, tells nothing.
+_TAG = (
+    rb"</?(?!(?:a|abbr|b|big|bpt|br|code|del|em|ept|font|g|i|img|ins|it|kbd|mark|mrk|ph|q|ruby|small|span|strike|strong|sub|"
+    rb"sup|tt|u|x)[\s/>])[a-z][\w:.-]*(?:\s[^<>]*)?>"
+)
+_ELEMENT = re.compile(rb"\s*%s(?:[^\t]*</[a-z][\w:.-]*>|(?:\s*%s)*)\s*" % (_TAG, _TAG))
+_ATTRIBUTE = re.compile(rb"<[a-z][\w:.-]*\s[^<>]*=\s*[\"'\w]")
+_NESTED = re.compile(rb"%s\s*\n\s*%s" % (_TAG, _TAG))
+MOSTLY = 0.6  # of the lines: an element over three has tags in two
+_TIMES = rb"(\d+:)?\d\d:\d\d[,.]\d{2,3}[ \t]*-->"
+_SUBTITLES = re.compile(
+    rb"WEBVTT(\r?\n|[ \t].*?^%s)|(\d+[ \t]*\r?\n)?%s|\[Script Info\]\r?\n|\{\d+\}\{\d+\}" % (_TIMES, _TIMES),
+    re.DOTALL | re.MULTILINE,
+)
+_PO = re.compile(
+    rb"((#.*|\r)?\n)*(msgctxt .*\n(\".*\n)*)?msgid \".*\n(\".*\n)*(msgid_plural \".*\n(\".*\n)*)?msgstr(\[0\])? \""
+)
+_QUOTED = rb'"(?:[^"]|"")*"'
+_CSV = re.compile(rb"(?:[\d.]*[,;])*%s(?:[,;](?:%s|[\d.]*))*\s*" % (_QUOTED, _QUOTED))
+_ARRAY = re.compile(rb"\[\s*(\[\s*)?\"(?:[^\"\\\n]|\\.)*\"\s*,\s*\"")
 _GENERATED = re.compile(rb"[STHDPW]-\d+\t")
 
 
@@ -97,12 +118,25 @@ def _text(head: bytes) -> bytes:
 
 def _markup(head: bytes) -> Optional[Tuple[str, str]]:
     text = _text(head).lower()
+    comments = _COMMENTS.match(text)
+    text = text[comments.end() :] if comments else text
     if not _BEGINS_AS_MARKUP.match(text):
-        return None
+        return ("XML or the like", PLAIN) if _elements(text, len(head)) else None
     for names, what, remedy in _MARKUP:
         if any(re.search(rb"<(!doctype\s+)?" + name.encode() + rb"[\s>]", text) for name in names):
             return what, remedy
     return ("markup of a WMT test set", _ECHO) if text.startswith(b"<doc") else ("XML", PLAIN)
+
+
+def _elements(text: bytes, read: int) -> bool:
+    """Whether most of the first lines are markup; one line, or two nested tags, only if they have attributes."""
+    lines = _lines(text, read) or re.findall(rb".*</[a-z][\w:.-]*>", text)[:1]
+    if _NESTED.match(text) and _ATTRIBUTE.search(b"\n".join(lines[:2])):
+        return True
+    found = [line for line in lines if _ELEMENT.fullmatch(line)]
+    if len(found) < MOSTLY * len(lines) or not any(b"</" in line for line in found):
+        return False  # <music> and <laughter> end nowhere
+    return len(lines) > 1 or _ATTRIBUTE.search(lines[0]) is not None
 
 
 def _rows(head: bytes) -> Optional[Tuple[str, str]]:
@@ -110,14 +144,20 @@ def _rows(head: bytes) -> Optional[Tuple[str, str]]:
     text = _text(head)
     if _SUBTITLES.match(text):
         return "a file of subtitles", f"{PLAIN}, without numbers and times"
+    if _PO.match(text):
+        return "a gettext catalogue (PO)", f"{PLAIN}, in a file for each language (po2txt of the translate-toolkit)"
     if _GENERATED.match(text):
         return "fairseq-generate's output", "its sentences: grep ^D- FILE | sort -V | cut -f 3"
-    if _is_json(text):
+    if _is_json(text, len(head)):
         return "JSON", f"{PLAIN}; kd-plugin import reads translations in JSON lines"
     lines = _lines(text, len(head))
     tabs = {line.count(b"\t") for line in lines}
     if len(lines) > 1 and len(tabs) == 1 and tabs != {0}:
         return "a table (TSV)", f"{PLAIN}: one column (cut -f 1); kd-plugin import reads translations in TSV"
+    rows = lines if lines and _CSV.fullmatch(lines[0]) else lines[1:]  # below names of columns
+    columns = {len(re.findall(rb"[,;]", re.sub(_QUOTED, b"", line))) for line in lines}
+    if len(rows) > 1 and len(columns) == 1 and columns != {0} and all(map(_CSV.fullmatch, rows)):
+        return "a table (CSV)", f"{PLAIN}: one column, without quotes; kd-plugin import reads translations in TSV"
     return None
 
 
@@ -127,14 +167,27 @@ def _lines(text: bytes, read: int) -> List[bytes]:
     return [line for line in (lines[:-1] if read >= 4096 else lines) if line.strip()]
 
 
-def _is_json(text: bytes) -> bool:
+def _is_json(text: bytes, read: int) -> bool:
     if re.match(rb"\[\s*\{\s*\"", text):
         return True
+    if re.match(rb"\[[\s\[]*\"", text):
+        lines = _lines(text, read)
+        if not lines:  # a long one
+            return _ARRAY.match(text) is not None
+        whole_lines = b"".join(lines).rstrip()
+        return any(_is_list(part) for part in (text, whole_lines.rstrip(b",") + b"]")) or all(map(_is_list, lines))
     if not text.startswith(b"{"):
         return False
     if re.match(rb"\{\s*\n\s*\"[^\"\n]*\"\s*:", text):  # an object over several lines
         return True
     try:
         return isinstance(json.loads(text.split(b"\n")[0]), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _is_list(text: bytes) -> bool:
+    try:
+        return isinstance(json.loads(text), list)
     except (ValueError, RecursionError):
         return False

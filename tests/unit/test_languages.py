@@ -14,7 +14,8 @@ from tests.unit.test_teachers import LANGS
 from tests.unit.translation_folders import refusal
 
 FAMILIES = {
-    "zh": "zh zho chi cmn yue wuu zh_CN zh-TW zh_HK ZH zh-Hans zh_Hant zho_Hans zho_Hant cmn_Hans yue_Hant lzh_Hani",
+    "zh": "zh zho chi chs cht CHT zh-CHS cmn yue wuu zh_CN zh-TW zh_HK ZH zh-Hans zh_Hant zho_Hans zho_Hant cmn_Hans "
+    "yue_Hant lzh_Hani",
     "ja": "ja jpn JA jpn_Jpan ja_XX ja-JP jpn_Hira jpn_Hani __ja__",
     "ko": "ko kor kor_Hang ko_KR KO kor-Hang",
     "th": "th tha tha_Thai th_TH nod_Thai",

@@ -51,19 +51,55 @@ FOREIGN = {
     "XLIFF": b'<?xml version="1.0"?>\n<xliff version="1.2">\n',
     "OPUS": b'<?xml version="1.0"?>\n<cesDoc version="4">\n',
     "XML": b'<?xml version="1.0"?>\n<text>\n',
+    "XML or the like, segments": b'<seg id="1">A man.</seg>\n<seg id="2">A dog.</seg>\n',
+    "XML or the like, one segment": b'<seg id="1">A man.</seg>\n',
+    "XML or the like, a root": b'<corpus><s id="1">A man.</s>\n<s id="2">A dog.</s>\n</corpus>\n',
+    "XML or the like, over lines": b"<corpus>\r\n  <s>\r\n    A man.\r\n  </s>\r\n</corpus>\r\n",
+    "XML or the like, a word a line": b'<text id="1">\n<s>\nA\nman\n.\n</s>\n<s>\nA\ndog\n',
+    "XML or the like, one long line": b"<corpus>" + b'<s id="1">A <b>man</b>.</s>' * 900 + b"</corpus>\n",
+    "XML or the like, a comment": b"<!-- a\nb -->\n<row>A man.</row>\n<row>A dog.</row>\n",
+    "WMT, a comment": b"<!-- made -->\n<!-- by -->\n" + SGM.encode(),
     "HTML": b"<!DOCTYPE html>\n<html>\n",
     "TSV": b"Ein Hund\tA dog\nEine Katze\tA cat\n",
     "JSON": b'{"source": "a", "hypothesis": "b"}\n',
     "JSON, an array": b'[\n  {"source": "a"}\n]\n',
     "JSON, over lines": b'{\n  "source": "a"\n}\n',
+    "JSON, strings": b'["A man.", "A dog."]\n',
+    "JSON, strings over lines": b'[\n  "A man.",\n  "A dog."\n]\n',
+    "JSON, many strings": b"[\n" + b'  "A man.",\n' * 900 + b'  "A dog."\n]\n',
+    "JSON, many strings in one line": b'["A man."' + b', "A \\"dog\\"."' * 900 + b"]\n",
+    "JSON, lists": b'["A man.", "Ein Mann."]\n["A dog.", "Ein Hund."]\n',
+    "JSON, lists in a list": b'[["A man.", "Ein Mann."],\n["A dog.", "Ein Hund."]]\n',
+    "CSV": b'"A man","Ein Mann"\r\n"A ""dog"", it runs","Ein Hund"\r\n',
+    "CSV, names of columns": b'id;en;de\n1;"A man";"Ein Mann"\n2;"A dog";"Ein Hund"\n',
+    "PO": b'# made\r\n\r\n#: a.c:3\r\nmsgid ""\r\nmsgstr ""\r\n"Language: de"\r\n',
+    "PO, plural": b'msgctxt "a"\nmsgid "A man"\nmsgid_plural "Men"\nmsgstr[0] "Ein Mann"\n',
+    "subtitles, from 0": b"0\n00:00:01,000 --> 00:00:02,000\nHi.\n",
+    "subtitles, WebVTT": b"WEBVTT - made\nKind: captions\n\n00:01.000 --> 00:02.000\nHi.\n",
+    "subtitles, without numbers": b"00:01.000 --> 00:02.000\nHi.\n",
     "subtitles": b"1\r\n00:00:01,000 --> 00:00:02,000\r\nHi.\r\n",
     "fairseq-generate": b"S-0\tA dog\nT-0\tEin Hund\nH-0\t-0.3\tEin Hund\n",
 }
-TABLES = ("TSV", "JSON", "JSON, an array", "JSON, over lines", "subtitles", "fairseq-generate")
+TABLES = tuple(name for name in FOREIGN if name.split(",")[0] in "TSV CSV JSON PO subtitles fairseq-generate".split())
 ODD = [
     "a < b\n<b>fett</b> & <i>schräg</i>\n",
     "<unk> ist ein Wort\n<s> auch\n",
     "<3 ist ein Herz\n",
+    "<2de> A man.\n<2de> A <b>big</b> dog.\n<en> A cat. <eos>\n",
+    "<b>Warnung</b>\n<i>Ein Hund</i>\n",
+    "<title>Hunde</title>\nEin Hund läuft.\nEine Katze auch.\n",
+    "<music>\n<laughter>\n",
+    "<name>\n",
+    "<p>Ein Hund</p>\n",
+    "<!-- sagt man so\n<!-- Ein --> Hund\n",
+    '["Ja", "nein"] sagte er\n[Musik]\n',
+    '"Ja!"\n"Nein!"\n',
+    '"Ja", sagte er\n"Nein", sagte sie\n',
+    'Ja, nein\n"Ja","nein"\n',
+    "# Hunde\r\n" * 99,
+    'msgid "a" steht im Katalog\nund msgstr "b"\n',
+    "WEBVTT ist ein Format\n\n00:01 --> 00:02\n",
+    "0\n00:00:01\n",
     "<document> sagt er\n",
     "{sic} sagte er\n[Musik]\n[1] Siehe dort\n",
     "Ein Tab\there\nund hier keiner\n",
@@ -105,7 +141,7 @@ def test_what_gzip_has_packed_is_looked_at_too(name, tmp_path):
 def test_odd_text_is_text(text, tmp_path):
     path = tmp_path / "text"
     path.write_text(text, encoding="utf-8", newline="")
-    expected = [line[1:] if line.startswith("\ufeff") else line for line in text.split("\n")[:-1]]
+    expected = [line[1:] if line.startswith("\ufeff") else line for line in text.replace("\r\n", "\n").split("\n")[:-1]]
     assert [line for _, line in numbered_lines(path, "--test")] == expected
     lines = TextLines(path, "--input")
     assert [lines[i] for i in range(len(lines))] == expected
