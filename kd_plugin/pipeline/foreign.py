@@ -9,7 +9,7 @@ from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Se
 
 from kd_plugin.errors import KDPluginError
 from kd_plugin.json_text import parse_json
-from kd_plugin.pipeline.columns import HYPOTHESIS, SAY, SCORE, SOURCE, Table, meaning
+from kd_plugin.pipeline.columns import HYPOTHESIS, SAY, SCORE, SOURCE, Looks, Table, other_language, usual_meaning
 from kd_plugin.pipeline.raw_text import numbered_lines
 from kd_plugin.pipeline.translations import Hypothesis
 
@@ -18,6 +18,11 @@ DELIMITERS = ("\t", ",", ";")
 LINES_LOOKED_AT = 50  # for the delimiter of CSV
 COLUMNS = "source TAB hypothesis [TAB score [TAB system]]"
 OBJECT = '{"source": …, "hypothesis": … or "hypotheses": […], "score": …, "system": …}'
+KEYS = "name its keys source, hypothesis and system as they are meant; if they are, TSV with --columns says so"
+LANGUAGE_KEYS = [[f"{side}_{lang}" for side in sides for lang in ("lang", "language")] for sides in (
+    ("source", "src"), ("target", "tgt", "trg", "hypothesis"),
+)]  # fmt: skip
+PAIR_KEYS = ("lang_pair", "langpair", "language_pair", "lp", "direction")
 LINE_BREAKS = re.compile(r"[ \t]*[\r\n][ \t\r\n]*")
 
 
@@ -39,7 +44,7 @@ def read_rows(
     format_name: str,
     languages: Sequence[str] = ("", ""),
     columns: Optional[Sequence[str]] = None,
-    quotes: bool = False,
+    quotes: str = "",
     said: Callable[[str], Any] = lambda text: None,
 ) -> Iterator[Row]:
     """All rows; empty lines of JSON are skipped.
@@ -48,7 +53,7 @@ def read_rows(
         format_name: one of FORMATS
         languages: source, target: names of columns and keys, too
         columns: of a table, as `columns.parse_columns` gives them; None: USUAL, or as its first line says
-        quotes: whether fields of TSV in quotes are refused
+        quotes: marks that fields of a table are refused in
         said: is told of a first line that names the columns
 
     Raises:
@@ -115,13 +120,18 @@ def _columns_by(lines: Sequence[str], delimiter: str) -> bool:
 
 
 def _objects(path: Path, where: str, languages: Sequence[str]) -> Iterator[Row]:
+    looks = Looks(where, KEYS)
     for number, line in numbered_lines(path, "import", table=True):
         if not line.strip():
             continue
         try:
-            yield _jsonl(line, number, languages)
+            row = _jsonl(line, number, languages)
         except RowError as error:
             raise KDPluginError(f"{where}, line {number}: {error}") from error
+        for hypothesis in row.hypotheses[:1]:
+            looks.add(row.source, hypothesis.text, row.system or "")
+        yield row
+    looks.check()
 
 
 def join_lines(text: str) -> str:
@@ -138,6 +148,7 @@ def _jsonl(line: str, number: int, languages: Sequence[str]) -> Row:
         raise RowError(f"no JSON ({error}). Remedy: one object a line: {OBJECT}") from error
     if not isinstance(content, dict):
         raise RowError(f"no object. Remedy: {OBJECT}")
+    _check_languages(content, languages)
     content = _usual_names(content, languages)
     source = _text(content, "source")
     if "\n" in source:
@@ -154,6 +165,17 @@ def _jsonl(line: str, number: int, languages: Sequence[str]) -> Row:
     return Row(number, source, hypotheses, _text(content, names[0]) if names else None)
 
 
+def _check_languages(content: Dict[str, Any], languages: Sequence[str]) -> None:
+    said = [(key, content.get(key), flag) for keys, flag in zip(LANGUAGE_KEYS, "st") for key in keys]
+    for key in PAIR_KEYS:
+        codes = re.split(r"\W+(?:to\W+)?", str(content.get(key, "")).strip())
+        said += [(key, code, flag) for code, flag in zip(codes, "st") if len(codes) == 2]
+    for key, value, flag in said:
+        expected = languages["st".index(flag)]
+        if isinstance(value, str) and expected and other_language(value, expected):
+            raise RowError(f"{key} is {content[key]!r}, and -{flag} {expected}. Remedy: the languages of the file")
+
+
 def _usual_names(content: Dict[str, Any], languages: Sequence[str]) -> Dict[str, Any]:
     """The object with source, hypothesis and score by these names; what has them already stays as it is."""
     if SOURCE in content and (HYPOTHESIS in content or "hypotheses" in content):
@@ -163,7 +185,7 @@ def _usual_names(content: Dict[str, Any], languages: Sequence[str]) -> Dict[str,
         content = {**{name: value for name, value in content.items() if name != "translation"}, **pair}
     found = dict(content)
     for role in (SOURCE, HYPOTHESIS, SCORE):
-        names = [name for name in content if meaning(name, languages) == role]
+        names = [name for name in content if usual_meaning(name, languages) == role]
         if len(names) > 1:
             raise RowError(f"{' and '.join(names)} are both {role}. Remedy: {OBJECT}")
         if names and names[0] != role:
@@ -212,6 +234,8 @@ def _score(value: Any) -> float:
 
 
 def _check_text(text: str) -> None:
+    if "\0" in text:
+        raise RowError("a NUL character inside a text. Remedy: take it out; if the file is UTF-16, make it UTF-8")
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:  # JSON's \ud800

@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
         format_name,
         languages,
         columns,
-        quotes=format_name == "tsv" and args.format is None,
+        quotes={"tsv": "\"'", "csv": "'"}.get(format_name, "") if args.format is None else "",
         said=lambda text: print(f"kd-plugin import: {path}: {text}", file=sys.stderr),
     )
     for row in progress(rows, None, "import", "row"):

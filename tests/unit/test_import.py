@@ -13,8 +13,10 @@ from kd_plugin.pipeline.translations import Hypothesis, Translations
 from tests.unit.translation_folders import counts_of, record, records_of, refusal, run_verb, texts_by_line
 
 LANGUAGES = ("--source-lang", "en", "--target-lang", "de")
-texts = st.text(st.characters(blacklist_characters="\t\r\n", blacklist_categories=["Cs"]), min_size=1, max_size=8)
-filled = texts.filter(lambda text: text.strip() != "" and not text.startswith("\ufeff"))
+texts = st.text(st.characters(blacklist_characters="\t\r\n\0", blacklist_categories=["Cs"]), min_size=1, max_size=8)
+filled = texts.filter(  # numbers look like those of lines
+    lambda text: text.strip() != "" and not text.startswith("\ufeff") and not any(map(str.isdigit, text))
+)
 rows = st.lists(st.tuples(st.integers(0, 4), texts, st.none() | st.floats(-9, 0), st.sampled_from(["", "X", "Y"])))
 
 
@@ -52,6 +54,7 @@ def expected_hypotheses(rows):
 def test_nothing_is_lost_doubled_or_reordered(numbered, sources, format_name):
     rows = [(sources[number], *rest) for number, *rest in numbered]
     assume(any(text.strip() for _, text, _, _ in rows))
+    assume(len(rows) < 4 or len({source for source, *_ in rows}) > 1)  # one source looks like a label
     expected = expected_hypotheses(rows)
     with tempfile.TemporaryDirectory() as folder:
         path = write_rows(folder, rows, format_name)
@@ -220,6 +223,20 @@ def test_a_missing_file_is_named(tmp_path, capsys):
     assert "none.tsv: No such file" in error
 
 
+SENTENCES = ["A man is singing.", "Two dogs run.", "A child plays in the snow.", "Women are dancing."]
+
+
+def table(*ends):
+    """Rows of pairs, each with one of the ends; without any: two rows."""
+    pairs = ["I go.\tIch gehe.", "She said hi.\tSie grüßte.", "He ran.\tEr rannte."]
+    return "".join(f"{pair}{end}\n" for pair, end in zip(pairs, ends or ("", "")))
+
+
+def objects(**more):
+    rows = [{"source": f"{text} Again.", "hypothesis": text, **more} for text in SENTENCES]
+    return "".join(json.dumps(row).replace("{i}", str(i)) + "\n" for i, row in enumerate(rows))
+
+
 TATOEBA = "1276\tLet's try something.\t77\tLassen Sie uns etwas versuchen!\n1277\tI have to go.\t81\tIch muss gehen.\n"
 PAIR = [record(0, "I go.", "Ich gehe."), record(1, "She said hi.", "Sie grüßte.")]
 
@@ -247,6 +264,65 @@ PAIR = [record(0, "I go.", "Ich gehe."), record(1, "She said hi.", "Sie grüßte
 )  # fmt: skip
 def test_columns_and_keys_of_other_names_and_orders(name, content, options, tmp_path):
     assert imported(tmp_path, content, *options, name=name) == PAIR
+
+
+@pytest.mark.parametrize(
+    "names, options",
+    [
+        *((names, []) for names in (
+            "English\tGerman", "en-US\tde-DE", "eng\tdeu", "en_text\tde_text", "text_en\ttext_de", "English\tDeutsch",
+            "eng_Latn\tdeu_Latn", "sourceText\tTargetText", "EnglishText\tGermanText",
+        )),
+        ("source\treference", ["--columns", "source,hypothesis"]),
+        ("English\tGerman", ["--columns", "source,hypothesis"]),
+        ("text\tout", ["--columns", "source,hypothesis"]),
+    ],
+)  # fmt: skip
+def test_a_first_line_of_other_names_is_no_translation(names, options, tmp_path):
+    assert imported(tmp_path, f"{names}\n{table()}", *options, name="in.tsv") == PAIR
+
+
+@pytest.mark.parametrize(
+    "names, columns", [("id\tenglish\tgerman", "_,source,hypothesis"), ("text\tn\tout", "source,_,hypothesis")]
+)
+def test_a_first_line_of_names_beside_columns_that_are_said(names, columns, tmp_path):
+    order = "7\t{}\t{}\n" if columns.startswith("_") else "{}\t7\t{}\n"
+    content = f"{names}\n" + "".join(order.format(r.source, r.hypotheses[0].text) for r in PAIR)
+    assert imported(tmp_path, content, "--columns", columns, name="in.tsv") == PAIR
+
+
+def test_a_first_line_that_says_the_opposite_of_columns_is_refused(tmp_path, capsys):
+    (tmp_path / "in.tsv").write_text(f"de\ten\n{table()}")
+    command = ["import", tmp_path / "in.tsv", *LANGUAGES, "--output", tmp_path / "out"]
+    assert "line 1: names columns: de, en" in refusal(capsys, *command, "--columns", "source,hypothesis")
+
+
+@pytest.mark.parametrize(
+    "pair",
+    ["Hello\tHallo", "No\tno", "Text\tText", "German\tDeutsch", "The\tDer", "in\tde", "Yes\tJa", "Name\tName",
+     "Go\tOut", "English\tEnglisch", "Input\tEingabe", "A\tEin", "System\tsystem\t-1\topus-mt", "1984\t1984",
+     "COVID-19\tDie Seuche"],
+)  # fmt: skip
+def test_a_short_first_pair_is_a_translation(pair, tmp_path):
+    source, text = pair.split("\t")[:2]
+    found = imported(tmp_path, f"{pair}\n{table()}", name="in.tsv")
+    assert len(found) == 3 and (found[0].source, found[0].hypotheses[0].text) == (source, text)
+
+
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("t.tsv", table("\t1\topus-mt", "\t1\tnllb 600M", "\t1\tGPT 4o (May)")),
+        ("t.tsv", "Hello\tHallo\nHello\tGrüß dich\nHello\tGuten Tag\nHello\tServus\n"),
+        ("t.tsv", '"Go!"\t„Geh!“\n"Run!"\t„Lauf!“\n'),
+        ("t.tsv", "U2\tU2\nB52\tB52\n"),
+        ("t.jsonl", '{"src": "I go.", "tgt": "Ich gehe.", "source_lang": "en", "target_lang": "de", "en_text": "x"}\n'),
+        ("t.jsonl", objects(source_lang="English", target_lang="deu_Latn", lang_pair="en-de", system="x")),
+    ],
+)
+def test_what_is_in_order_is_not_refused(name, content, tmp_path):
+    imported(tmp_path, content, name=name)
+    assert counts_of(tmp_path / "out")["rows"] == len(content.splitlines())
 
 
 def test_fields_of_csv_may_hold_what_ends_lines_and_fields(tmp_path):
@@ -288,6 +364,29 @@ def test_numbers_scores_of_a_hundred_and_quotations_are_text_like_any_other(tmp_
         ("t.tsv", "id\tscore\n7\t3\n", "line 1: names columns: id, score. Remedy: say which column"),
         ("t.tsv", "src\tmt\ttgt\na\tA\tB\n", "line 1: names columns: src, mt, tgt"),
         ("t.tsv", "".join(f"a{i}\tA\t1\tText {i}\n" for i in range(5)), "5 different systems in 5 rows"),
+        ("t.tsv", table("\t1\tA man sings a song.", "\t2\tA dog runs."), "2 different systems in 2 rows"),
+        ("t.tsv", f"source\treference\n{table()}", "line 1: names columns: source, reference"),
+        ("t.tsv", f"sentence\ttranslation\n{table()}", "line 1: names columns: sentence, translation"),
+        ("t.tsv", f"sentence1\tsentence2\n{table()}", "line 1: names columns: sentence1, sentence2"),
+        ("t.tsv", f"English\tFrench\n{table()}", "line 1: names columns: English, French"),
+        ("t.tsv", "".join(f"sent_{i:04}\t{text}\n" for i, text in enumerate(SENTENCES)), "numbers or identifiers"),
+        ("t.tsv", "".join(f"#{i}\t{text}\n" for i, text in enumerate(SENTENCES)), "4 of 4 sources are numbers or id"),
+        ("t.tsv", "".join(f"{i}.\t{text}\n" for i, text in enumerate(SENTENCES)), "4 of 4 sources are numbers or id"),
+        ("t.tsv", "".join(f"{text}\tdoc{i}\n" for i, text in enumerate(SENTENCES)), "4 of 4 translations are numbers"),
+        ("t.tsv", "".join(f"eng\t{text}\n" for text in SENTENCES), "all 4 sources are 'eng'"),
+        ("t.tsv", "".join(f"{text}\tdeu\n" for text in SENTENCES), "all 4 translations are 'deu'"),
+        ("t.tsv", '"I go."\tIch gehe.\n"You go."\tDu gehst.\n', "its fields are in quotes, as in CSV"),
+        ("t.tsv", 'I go.\t"Ich gehe."\nYou go.\t"Du gehst."\n', "its fields are in quotes, as in CSV"),
+        ("t.tsv", "'I go.'\t'Ich gehe.'\n'You go.'\t'Du gehst.'\n", "its fields are in single quotes"),
+        ("t.csv", "'I go.','Ich gehe.'\n'You go.','Du gehst.'\n", "its fields are in single quotes"),
+        ("t.tsv", "a\tA\nb\tB\0B\n", "line 2: a NUL character inside a text"),
+        ("t.jsonl", '{"source": "a\\u0000", "hypothesis": "A"}', "line 1: a NUL character inside a text"),
+        ("t.jsonl", objects(source="{i}"), "4 of 4 sources are numbers. Remedy: name its keys"),
+        ("t.jsonl", objects(source="s-{i}"), "4 of 4 sources are numbers or identifiers. Remedy: name its keys"),
+        ("t.jsonl", objects(system="x{i}"), "4 different systems in 4 rows"),
+        ("t.jsonl", objects(source_lang="de", target_lang="en"), "line 1: source_lang is 'de', and -s en"),
+        ("t.jsonl", objects(src_lang="eng_Latn", tgt_lang="fra_Latn"), "line 1: tgt_lang is 'fra_Latn', and -t de"),
+        ("t.jsonl", objects(lang_pair="de-en"), "line 1: lang_pair is 'de-en', and -s en"),
         ("t.tsv", '"I go."\t"Ich gehe."\n', "its fields are in quotes, as in CSV"),
         ("t.tsv", 'a\tA\nb\tB\n"Say ""hi""."\tSag hallo.\n', "its fields are in quotes, as in CSV"),
         ("t.csv", '"I go.",Ich\n"You', "no CSV"),
