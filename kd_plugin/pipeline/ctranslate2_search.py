@@ -12,11 +12,13 @@ CTranslate2's beam search takes the same steps as fairseq's and differs in these
 * Without a length penalty it stops early.
 
 Sentences in which one of the first three is seen are searched again, for everything that the search comes across or
-step by step, and fairseq's rules are applied to that. All others are searched once.
+step by step, and fairseq's rules are applied to that. All others are searched once. Step by step takes the square of
+the length. Where it would take too long, fairseq itself searches if the checkpoint is at hand, and otherwise
+CTranslate2 does without what may not be written; the probabilities of what it finds are the model's in any case.
 """
 
 import math
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -27,6 +29,7 @@ Scored = Tuple[Tokens, float]
 
 END = "</s>"
 NO_PENALTY = 1e-12  # any length to this power is 1; with an exponent of 0 CTranslate2 stops early
+STEPS = 100_000  # sum of the squared lengths, for a batch: a few seconds; above it is not searched step by step
 SCORED_TOKENS = 2000  # that are scored at once: each needs a row as long as the vocabulary
 
 
@@ -57,6 +60,7 @@ class Search:
         sampling: CTranslate2's options of draws; empty: search
         forbidden: symbols that are not to be written
         options: more of CTranslate2's for everything that is translated
+        of_fairseq: fairseq's own search for the same sentences, for those that would take too long here
     """
 
     def __init__(
@@ -68,7 +72,9 @@ class Search:
         sampling: Dict[str, Any],
         forbidden: Sequence[str],
         options: Dict[str, Any],
+        of_fairseq: Optional[Callable[[List[Tokens]], List[List[Scored]]]] = None,
     ):
+        self._of_fairseq = of_fairseq
         self._translator, self._sampling, self._forbidden = translator, sampling, list(forbidden)
         self._beam, self._nbest, self._lenpen = beam, nbest, lenpen
         self._options = {"max_input_length": 0, "return_scores": True, **options}
@@ -121,15 +127,36 @@ class Search:
         for steps, places in again.items():
             beams = dict(zip(places, self._explore([sources[at] for at in places], steps)))
             if steps == limit:
-                self._force_ends(sources, beams, limit)
+                for at in self._force_ends(sources, beams, limit):
+                    del beams[at]
+                    anew.append(at)
             for at, beam in beams.items():
                 if not beam.clean:
                     anew.append(at)
                 elif len(beam.finished) >= self._beam or steps == limit:  # else rounding has decided otherwise now
                     results[at] = self._first(beam.finished)
-        for at, beam in zip(anew, self._step_by_step([sources[at] for at in anew], limit)):
-            results[at] = self._first(beam.finished)
+        if not anew:
+            return results
+        if len(anew) * limit**2 <= STEPS:
+            for at, beam in zip(anew, self._step_by_step([sources[at] for at in anew], limit)):
+                results[at] = self._first(beam.finished)
+        elif self._of_fairseq is not None:
+            answers = self._of_fairseq(sources)  # all of them: its length limit depends on the batch
+            results = [answers[at] if at in anew else result for at, result in enumerate(results)]
+        else:
+            for at, hypotheses in zip(anew, self._without_forbidden([sources[at] for at in anew], limit)):
+                results[at] = self._first(hypotheses)
         return results
+
+    def _without_forbidden(self, sources: List[Tokens], limit: int) -> List[List[Hypothesis]]:
+        """What is found where nothing that may not be written has a probability; scored by the model as it is."""
+        never = [[symbol] for symbol in self._forbidden]
+        answers = self._translate(
+            sources, limit, self._lenpen or NO_PENALTY, beam_size=self._beam, num_hypotheses=self._beam,
+            suppress_sequences=never, min_decoding_length=1,
+        )  # fmt: skip
+        scored = iter(self._score([(source, t) for source, answer in zip(sources, answers) for t, _ in answer]))
+        return [[Hypothesis(tokens, sum(next(scored))) for tokens, _ in answer] for answer in answers]
 
     def _is_clean(self, symbols: Tokens) -> bool:
         """Whether fairseq's search would let it into the beam: it ends at its end, and not at the beginning."""
@@ -148,23 +175,36 @@ class Search:
             beams.append(Beam(finished, alive, all(self._is_clean(symbols) for symbols, _ in answer)))
         return beams
 
-    def _force_ends(self, sources: List[Tokens], beams: Dict[int, Beam], limit: int) -> None:
-        """fairseq's step at the limit: what is alive there is finished, where there is room."""
+    def _force_ends(self, sources: List[Tokens], beams: Dict[int, Beam], limit: int) -> List[int]:
+        """fairseq's step at the limit: what is alive there is finished, where there is room.
+
+        Returns:
+            the sentences with which this would take too long, which are left as they are
+        """
         beams = {at: beam for at, beam in beams.items() if beam.clean and len(beam.finished) < self._beam}
-        self._fill(sources, beams, limit)
+        slow = self._fill(sources, beams, limit)
+        beams = {at: beam for at, beam in beams.items() if at not in slow}
         for beam, ended in zip(
             beams.values(), self._end([sources[at] for at in beams], [b.alive for b in beams.values()])
         ):
             beam.finished.extend(ended)
+        return slow
 
-    def _fill(self, sources: List[Tokens], beams: Dict[int, Beam], limit: int) -> None:
+    def _fill(self, sources: List[Tokens], beams: Dict[int, Beam], limit: int) -> List[int]:
         """Put hypotheses into the empty places among those that are alive at the limit.
 
         CTranslate2 has not returned them: the search is taken up again after the last step that left no place empty.
+
+        Returns:
+            the sentences with which this would take too long
         """
         starts = {}
         for at, beam in beams.items():
             starts[at] = max(set(range(1, limit + 1)) - {len(hypothesis.tokens) + 1 for hypothesis in beam.finished})
+        slow: List[int] = []
+        if sum((limit - start) * limit for start in starts.values()) > STEPS:
+            slow = [at for at, start in starts.items() if start < limit]
+            starts = {at: start for at, start in starts.items() if start == limit}
         for steps in range(min(starts.values(), default=limit), limit):
             fresh = [at for at, start in starts.items() if start == steps]
             for at, beam in zip(fresh, self._explore([sources[at] for at in fresh], steps)):
@@ -173,6 +213,7 @@ class Search:
             grown = self._grow([sources[at] for at in some], [beams[at].alive for at in some], steps + 1)
             for at, candidates in zip(some, grown):
                 beams[at].alive[:] = candidates
+        return slow
 
     def _step_by_step(self, sources: List[Tokens], limit: int) -> List[Beam]:
         """fairseq's search as it stands there, for the few sentences of weak models that need it: slow."""

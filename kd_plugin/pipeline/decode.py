@@ -243,7 +243,9 @@ class Session:
         if self._model_folder is None:
             return FairseqDecoder(self._checkpoints, self.settings, device, DTYPES[compute_type])
         index = device.index or 0
-        return CTranslate2Decoder(self._model_folder, self.settings, device.type, compute_type, device_index=index)
+        return CTranslate2Decoder(
+            self._model_folder, self.settings, device.type, compute_type, 0, index, self._checkpoints
+        )
 
     def __call__(self, plan: Plan) -> Plan:
         """Translate a shard and write it."""

@@ -268,6 +268,8 @@ class CTranslate2Decoder:
         compute_type: CTranslate2's; "default" keeps the type of the stored weights
         threads: of a batch, 0: CTranslate2's own choice
         device_index: which of several GPUs
+        checkpoints: what the model was converted from, if that is at hand: fairseq then searches for the few sentences
+            that would take too long otherwise
     """
 
     def __init__(
@@ -278,6 +280,7 @@ class CTranslate2Decoder:
         compute_type: str = "default",
         threads: int = 0,
         device_index: int = 0,
+        checkpoints: Optional[Checkpoints] = None,
     ):
         from kd_plugin.pipeline.ctranslate2_models import open_translator, vocabulary
         from kd_plugin.pipeline.ctranslate2_weights import check_weights
@@ -296,6 +299,7 @@ class CTranslate2Decoder:
         check_weights(folder)
         self._settings = settings
         self._folder = folder
+        self._checkpoints, self._device = checkpoints, torch.device(device, device_index)
         self._never = [PADDING, *(["<unk>"] if settings.unkpen == float("inf") else [])]
         self.use_vocabulary_map = False
         description = read_description(folder)
@@ -353,4 +357,15 @@ class CTranslate2Decoder:
         options: Dict[str, Any] = {"use_vmap": use_vocabulary_map}
         if use_vocabulary_map:  # the symbols may not be in it
             options["disable_unk"], forbidden = "<unk>" in self._never, []
-        return Search(self._translator, settings.beam, settings.nbest, settings.lenpen, draws, forbidden, options)
+        of_fairseq = None if self._checkpoints is None else self._search_of_fairseq
+        return Search(
+            self._translator, settings.beam, settings.nbest, settings.lenpen, draws, forbidden, options, of_fairseq
+        )
+
+    @functools.cached_property
+    def _fairseq(self) -> FairseqDecoder:
+        assert self._checkpoints is not None
+        return FairseqDecoder(self._checkpoints, self._settings._replace(nbest=self._settings.beam), self._device)
+
+    def _search_of_fairseq(self, sentences: List[Tokens]) -> List[List[Scored]]:
+        return self._fairseq(sentences)

@@ -10,7 +10,7 @@ import torch
 
 from kd_plugin.cli import main
 from kd_plugin.errors import KDPluginError
-from kd_plugin.pipeline import export
+from kd_plugin.pipeline import ctranslate2_search, export
 from kd_plugin.pipeline.ctranslate2_search import Search
 from kd_plugin.pipeline.decoders import CTranslate2Decoder, FairseqDecoder, Settings, open_checkpoints
 from kd_plugin.pipeline.length_limit import is_capped, length_limit
@@ -75,6 +75,27 @@ def test_models_that_do_not_end_are_ended_as_fairseq_ends_them(untrained, settin
     assert_equal(theirs, ours)
     for tokens, _ in (scored for answer in ours for scored in answer):
         assert "<blank>" not in tokens and "</s>" not in tokens
+
+
+@pytest.mark.parametrize("settings", [Settings(max_len_b=12, nbest=5), Settings(max_len_a=1.3, nbest=2)], ids=str)
+def test_what_takes_too_long_step_by_step_is_fairseqs_own(untrained, settings, monkeypatch):
+    monkeypatch.setattr(ctranslate2_search, "STEPS", 0)
+    checkpoints = open_checkpoints(str(untrained), {"data": str(untrained.parent)}, "en", "de")
+    theirs, _ = (decoder(SENTENCES) for decoder in both(untrained, untrained.parent, settings))
+    ours = CTranslate2Decoder(untrained.parent / "converted", settings, checkpoints=checkpoints)(SENTENCES)
+    assert_equal(theirs, ours)
+
+
+def test_without_the_checkpoint_it_is_searched_once_and_scored_as_the_model_does(untrained, monkeypatch):
+    monkeypatch.setattr(ctranslate2_search, "STEPS", 0)
+    _, decoder = both(untrained, untrained.parent, Settings(max_len_b=12, nbest=5))
+    monkeypatch.setattr(ctranslate2_search.Search, "_grow", None)
+    for source, answer in zip(SENTENCES, decoder._search(False)(SENTENCES, 12)):
+        assert len(answer) == 5 and [score for _, score in answer] == sorted((s for _, s in answer), reverse=True)
+        for tokens, score in answer:
+            log_probs = decoder._translator.score_batch([source], [tokens])[0].log_probs
+            assert score == pytest.approx(sum(log_probs) / (len(tokens) + 1), abs=1e-4)
+            assert 0 < len(tokens) <= 12 and not {"<blank>", "</s>"} & set(tokens)
 
 
 @pytest.mark.skipif(not (TEACHER / "teacher.pt").is_file(), reason="there is no shared teacher")
