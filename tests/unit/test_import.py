@@ -13,10 +13,11 @@ from kd_plugin.pipeline.translations import Hypothesis, Translations
 from tests.unit.translation_folders import counts_of, record, records_of, refusal, run_verb, texts_by_line
 
 LANGUAGES = ("--source-lang", "en", "--target-lang", "de")
-texts = st.text(st.characters(blacklist_characters="\t\r\n\0", blacklist_categories=["Cs"]), min_size=1, max_size=8)
-filled = texts.filter(  # numbers look like those of lines
-    lambda text: text.strip() != "" and not text.startswith("\ufeff") and not any(map(str.isdigit, text))
+# without digits: texts of them look like numbers of lines
+texts = st.text(
+    st.characters(blacklist_characters="\t\r\n\0", blacklist_categories=["Cs", "Nd"]), min_size=1, max_size=8
 )
+filled = texts.filter(lambda text: text.strip() != "" and not text.startswith("\ufeff"))
 rows = st.lists(st.tuples(st.integers(0, 4), texts, st.none() | st.floats(-9, 0), st.sampled_from(["", "X", "Y"])))
 
 
