@@ -159,10 +159,11 @@ class Looks:
     Args:
         where: for errors
         remedy: what to do where they look like something else
+        fewest: rows from which on numbers are too many
     """
 
-    def __init__(self, where: str, remedy: str):
-        self._where, self._remedy = where, remedy
+    def __init__(self, where: str, remedy: str, fewest: int = 1):
+        self._where, self._remedy, self._fewest = where, remedy, fewest
         self._rows = 0
         self._labels, self._numbers = [0, 0], [0, 0]
         self._first: List[str] = []
@@ -188,14 +189,14 @@ class Looks:
             KDPluginError: a column looks like something else
         """
         for side, what in enumerate(SIDES):
-            if 2 * self._numbers[side] > self._rows:
+            if 2 * self._numbers[side] > self._rows >= self._fewest:
                 raise self._error(f"{self._numbers[side]:,} of {self._rows:,} {what} are numbers", tatoeba=not side)
         named, different = sum(self._systems.values()), len(self._systems)
         sentences = sum(map(_is_sentence, self._systems))
         if 2 * different > named and (named >= FEWEST_SYSTEMS or different > 1 and 2 * sentences > different):
             raise self._error(f"{different:,} different systems in {named:,} rows: what names them is something else")
         for side, what in enumerate(SIDES):
-            if self._rows > 1 and 2 * self._labels[side] > self._rows:
+            if 2 * self._labels[side] > self._rows >= max(2, self._fewest):
                 raise self._error(f"{self._labels[side]:,} of {self._rows:,} {what} are numbers or identifiers")
             if self._rows >= FEWEST_OF_A_LABEL and self._same[side] and self._is_label(side):
                 raise self._error(f"all {self._rows:,} {what} are {self._first[side]!r}")

@@ -120,7 +120,7 @@ def _columns_by(lines: Sequence[str], delimiter: str) -> bool:
 
 
 def _objects(path: Path, where: str, languages: Sequence[str]) -> Iterator[Row]:
-    looks = Looks(where, KEYS)
+    looks = Looks(where, KEYS, fewest=4)  # keys say what a column's place leaves open: a few numbers may be meant
     for number, line in numbered_lines(path, "import", table=True):
         if not line.strip():
             continue

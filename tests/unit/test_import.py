@@ -437,3 +437,9 @@ def test_columns_the_wrong_way_round_are_noticed_where_letters_tell(tmp_path, ca
     assert "its sources look like zho_Hans" in error and "--columns hypothesis,source" in error
     run_verb(*command, "--columns", "hypothesis,source")
     assert texts_by_line(tmp_path / "out") == {i: [text] for i, (_, text) in enumerate(rows)}
+
+
+def test_a_few_numbers_under_their_keys_are_text(tmp_path):
+    (tmp_path / "g.jsonl").write_text('{"source": "Three", "hypothesis": "3"}\n{"source": "Four", "hypothesis": "4"}\n')
+    run_verb("import", tmp_path / "g.jsonl", "-s", "en", "-t", "de", "--output", tmp_path / "out")
+    assert [h.text for r in records_of(tmp_path / "out") for h in r.hypotheses] == ["3", "4"]
