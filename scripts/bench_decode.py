@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from typing import Any, Callable, Dict, List, NamedTuple, Optional
+from typing import Callable, Dict, List, NamedTuple, Optional
 
 import sacrebleu
 import torch
@@ -52,13 +52,6 @@ class Answer(NamedTuple):
 
     hypotheses: List[Tokens]
     seconds: float
-
-
-class MappedTranslator:
-    """A ctranslate2.Translator that always uses its vocabulary map."""
-
-    def __init__(self, translator: Any):
-        self.translate_batch: Callable[..., Any] = functools.partial(translator.translate_batch, use_vmap=True)
 
 
 def parse() -> argparse.Namespace:
@@ -137,8 +130,7 @@ def contestants(
         quantization = "float32" if name == FLOAT32 else "int8"
         model = convert_opened(opened, folder / name, quantization, vocabulary_map)
         decoder = CTranslate2Decoder(model, settings, threads=1)
-        if vocabulary_map:
-            decoder._translator = MappedTranslator(decoder._translator)
+        decoder.use_vocabulary_map = vocabulary_map is not None
         found[name] = functools.partial(translate, decoder, sentences, arguments.batch_size)
     return found
 
