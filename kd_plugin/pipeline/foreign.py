@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 from kd_plugin.errors import KDPluginError
-from kd_plugin.json_text import parse_json
+from kd_plugin.json_text import RefusedJson, parse_json
 from kd_plugin.pipeline.columns import HYPOTHESIS, SAY, SCORE, SOURCE, Looks, Table, other_language, usual_meaning
 from kd_plugin.pipeline.raw_text import numbered_lines
 from kd_plugin.pipeline.translations import Hypothesis
@@ -144,6 +144,8 @@ def _jsonl(line: str, number: int, languages: Sequence[str]) -> Row:
         raise RowError(f"a JSON array. Remedy: one object a line: {OBJECT} (jq -c '.[]' FILE)")
     try:
         content = parse_json(line)
+    except RefusedJson as error:
+        raise RowError(f"{error}. Remedy: make the file anew") from error
     except ValueError as error:
         raise RowError(f"no JSON ({error}). Remedy: one object a line: {OBJECT}") from error
     if not isinstance(content, dict):

@@ -183,7 +183,7 @@ BAD = [
     ("jsonl", b'{"source": "a", "hypothesis": "b", "score": true}', "line 1: score True is no number"),
     ("jsonl", b'{"source": "a", "hypothesis": "b", "score": "3"}', "line 1: score '3' is no number"),
     ("jsonl", b'{"source": "a\\nb", "hypothesis": "b"}', "line 1: a line break inside the source"),
-    ("jsonl", b'{"source": "a", "hypothesis": "\\ud800"}', "half of a surrogate pair"),
+    ("jsonl", b'{"source": "a", "hypothesis": "\\ud800"}', "line 1: half of a surrogate pair"),
     ("jsonl", b'{"source": "a", "hypothesis": "b", "model": 4}', "line 1: model is no text"),
     ("tsv.gz", gzip.compress(b"a\tA\n" * 50, mtime=0)[:-9], "cannot be read after line"),
     ("tsv.gz", b"a\tA\n", "cannot be read after line 0"),
