@@ -46,6 +46,7 @@ from kd_plugin.cache.manifest import Identity
 from kd_plugin.cache.records import Records
 from kd_plugin.cache.store import Store
 from kd_plugin.cache.writer import ShardWriter, merge, plan_shards
+from kd_plugin.teachers import Request
 from kd_plugin.teachers.cached import RECORDS
 
 K = 16
@@ -137,7 +138,7 @@ def writing(
 
     def run() -> None:
         for sample, chosen in zip(samples, rows):
-            answer = teacher(sample, chosen, torch.float32)
+            answer = teacher.answer(sample, Request(chosen, torch.float32)).distribution
             if keep:
                 identity.layout.encode(compress_answer(answer, len(chosen), identity.vocab, "topk", K))
             else:

@@ -25,13 +25,13 @@ import sacrebleu
 import torch
 from benchmarking import CONTESTANT, MILLISECONDS, SPREAD, Column, Progress, Report, Table
 
-from kd_plugin.pipeline.ctranslate2_models import convert_opened
-from kd_plugin.pipeline.decoders import CTranslate2Decoder, Settings, Tokens
-from kd_plugin.pipeline.opened import OpenedCheckpoint, open_checkpoint
-from kd_plugin.pipeline.raw_text import numbered_lines
-from kd_plugin.pipeline.subwords import Subwords
-from kd_plugin.pipeline.translating import share_identical
-from kd_plugin.pipeline.vocabulary_map import write_vocabulary_map
+from kd_plugin.checkpoints.ctranslate2_models import convert_opened
+from kd_plugin.checkpoints.opened import OpenedCheckpoint, open_checkpoint
+from kd_plugin.corpus.raw_text import numbered_lines
+from kd_plugin.corpus.subwords import Subwords
+from kd_plugin.decoding.decoders import CTranslate2Decoder, Settings, Tokens
+from kd_plugin.decoding.models import share_identical
+from kd_plugin.export.vocabulary_map import write_vocabulary_map
 
 PACKAGE = pathlib.Path(__file__).resolve().parent.parent / "kd_plugin"
 FAIRSEQ, FLOAT32, INT8, INT8_MAP = "fairseq-generate", "CTranslate2 float32", "CTranslate2 int8", "int8, vocabulary map"

@@ -42,6 +42,7 @@ from torch import Tensor
 
 from kd_plugin.compat import BETTER_TRANSFORMER_COPY
 from kd_plugin.losses import distillation_loss
+from kd_plugin.teachers import Request
 
 ALPHA, LABEL_SMOOTHING = 0.5, 0.1
 OPTIMIZER = ["--optimizer=adam", "--adam-betas=(0.9, 0.98)", "--lr=0.0001", "--clip-norm=1.0", "--dropout=0.1"]
@@ -104,7 +105,9 @@ class Alone:
     def teacher(self, name: str, online_teacher: Any) -> Contestant:
         def run() -> None:
             for sample, rows in zip(self._samples, self._rows):
-                for _ in online_teacher(sample, rows, self._dtype).pieces(len(rows), self._vocab):
+                for _ in online_teacher.answer(sample, Request(rows, self._dtype)).distribution.pieces(
+                    len(rows), self._vocab
+                ):
                     pass
 
         return Contestant(name, run)

@@ -40,9 +40,9 @@ from benchmarking import (
 from fairseq import utils
 from torch import Tensor
 
+from kd_plugin.checkpoints.loading import load_teacher
 from kd_plugin.tasks.distillation_translation import DistillationTranslationConfig, DistillationTranslationTask
-from kd_plugin.teachers import OnlineTeacher
-from kd_plugin.teachers.loading import load_teacher
+from kd_plugin.teachers import OnlineTeacher, Request
 
 
 def cases(arguments: argparse.Namespace) -> List[ModelCase]:
@@ -87,12 +87,15 @@ class Teacher:
     def stock_logits(self, sample: Dict[str, Any], rows: Tensor) -> Tensor:
         return self.stock(**sample["net_input"])[0]
 
+    def _asked(self, sample: Dict[str, Any], rows: Tensor) -> Any:
+        return self.online.answer(sample, Request(rows, self._dtype)).distribution
+
     def our_logits(self, sample: Dict[str, Any], rows: Tensor) -> Tensor:
-        return self.online(sample, rows, self._dtype).logits
+        return self._asked(sample, rows).logits
 
     def answer(self, sample: Dict[str, Any], rows: Tensor) -> None:
         """As the loss asks for it."""
-        for _ in self.online(sample, rows, self._dtype).pieces(len(rows), self._vocab):
+        for _ in self._asked(sample, rows).pieces(len(rows), self._vocab):
             pass
 
     def largest_difference(self) -> float:

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from kd_plugin.errors import KDPluginError
-from kd_plugin.outputs import check_outputs
+from kd_plugin.files.protection import check_outputs
 
 # fairseq greets at length and turns on everybody's messages
 logging.disable(logging.INFO)

@@ -200,3 +200,10 @@ class Workspace:
     def distil(self, *extra: Any) -> List[Any]:
         """Flags of a distilled run."""
         return [*PLUGIN, "--teacher-path", self.teacher, *extra]
+
+
+def asked(teacher, sample, rows, dtype):
+    """What a teacher says about some rows of a batch."""
+    from kd_plugin.teachers.base import Request
+
+    return teacher.answer(sample, Request(rows, dtype)).distribution

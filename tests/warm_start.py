@@ -1,7 +1,8 @@
-"""fairseq's commands without the seconds that importing fairseq takes: forked off a process that has imported it.
+"""fairseq's commands and ours without the seconds that importing fairseq takes: forked off a process that has imported
+it.
 
-It is the installed script that runs, in a process of its own with its environment and output, which ends as any
-interpreter does. KD_TEST_COLD=1 starts an interpreter for each command instead.
+It is the installed script that runs, in a process of its own with its folder, environment and descriptors, which ends
+as any interpreter does. KD_TEST_COLD=1 starts an interpreter for each command instead.
 """
 
 import atexit
@@ -13,57 +14,84 @@ import os
 import pathlib
 import runpy
 import select
+import shlex
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
-from multiprocessing.connection import Client, Connection
 from typing import Dict, List, Sequence
 
-COMMANDS = ("fairseq-train", "fairseq-generate", "fairseq-preprocess")
+from tests import warm_client
+
+COMMANDS = ("fairseq-train", "fairseq-generate", "fairseq-preprocess", "kd-plugin")
 # what they import; not fairseq_cli itself, whose modules set up logging when they are imported
 MODULES = ("fairseq.trainer", "fairseq.tasks", "fairseq.scoring", "fairseq.binarizer", "fairseq.logging.progress_bar")
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
 class Command:
-    """A running command, as subprocess.Popen has it."""
+    """A running command, as subprocess.Popen has it; output and errors together."""
 
     def __init__(self, arguments: Sequence[str], env: Dict[str, str]):
         self.args = list(arguments)
         self.returncode = None
-        self._output = tempfile.NamedTemporaryFile()
-        self._connection = Client(_server(), family="AF_UNIX")
-        self._connection.send((self.args, env, os.getcwd(), self._output.name))
-        self._pid = self._connection.recv()
+        self._output = tempfile.NamedTemporaryFile(mode="a+b")
+        with open(os.devnull) as nothing:
+            output = self._output.fileno()
+            descriptors = [nothing.fileno(), output, output]
+            self._request = warm_client.Request(_server(), self.args, env, os.getcwd(), descriptors)
 
     def communicate(self, timeout: float) -> List[str]:
-        if not self._connection.poll(timeout):
+        status = self._request.status(timeout)
+        if status is None:
             raise subprocess.TimeoutExpired(self.args, timeout)
-        status = self._connection.recv()
         self.returncode = -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
         with self._output as output:
+            output.seek(0)
             return [output.read().decode("utf-8")]
 
     def kill(self) -> None:
-        os.kill(self._pid, signal.SIGKILL)
+        os.kill(self._request.pid, signal.SIGKILL)
 
 
 @functools.lru_cache(maxsize=None)
 def _server() -> str:
     """Address of this process's own server, which ends when its standard input does."""
-    folder = tempfile.TemporaryDirectory()
-    address = os.path.join(folder.name, "commands")
+    folder = _folder()
+    address = os.path.join(folder, "commands")
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.warm_start", address],
         cwd=str(ROOT), stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, "PYTHONIOENCODING": "utf-8"},
     )  # fmt: skip
-    atexit.register(folder.cleanup)
     atexit.register(process.wait)
     atexit.register(process.stdin.close)  # the last one registered goes first
     assert process.stdout.readline() == b"ready\n"
     return address
+
+
+@functools.lru_cache(maxsize=None)
+def _folder() -> str:
+    folder = tempfile.TemporaryDirectory()
+    atexit.register(folder.cleanup)
+    return folder.name
+
+
+@functools.lru_cache(maxsize=None)
+def path_of_commands() -> str:
+    """A PATH for shell scripts that start the commands by name, the interpreter's own folder second."""
+    installed = os.path.dirname(sys.executable)
+    if os.environ.get("KD_TEST_COLD"):
+        return installed
+    folder, client = os.path.join(_folder(), "bin"), os.path.join(ROOT, "tests", "warm_client.py")
+    os.mkdir(folder)
+    for command in COMMANDS:
+        words = [sys.executable, "-S", client, _server(), os.path.join(installed, command)]
+        script = os.path.join(folder, command)
+        with open(script, "w") as file:
+            file.write(f'#!/bin/sh\nexec {" ".join(map(shlex.quote, words))} "$@"\n')
+        os.chmod(script, 0o755)
+    return folder + os.pathsep + installed
 
 
 def serve(address: str) -> None:
@@ -77,7 +105,7 @@ def serve(address: str) -> None:
         listener.listen(8)
         print("ready", flush=True)
         while listener in select.select([listener, sys.stdin], [], [])[0]:
-            connection = Connection(listener.accept()[0].detach())
+            connection = listener.accept()[0]
             if os.fork() == 0:
                 listener.close()
                 return _run(connection)
@@ -87,19 +115,20 @@ def serve(address: str) -> None:
                     pass
 
 
-def _run(connection: Connection) -> None:
-    (script, *arguments), env, folder, output = connection.recv()
+def _run(connection: socket.socket) -> None:
+    (script, *arguments), env, folder, descriptors = warm_client.receive(connection)
     pid = os.fork()
     if pid:
-        connection.send(pid)
-        connection.send(os.waitpid(pid, 0)[1])
+        connection.sendall(b"%16d" % pid)
+        for descriptor in (0, 1, 2, *descriptors):  # whoever reads a pipe of the command's waits for nobody else
+            os.close(descriptor)
+        connection.sendall(b"%16d" % os.waitpid(pid, 0)[1])
         os._exit(0)
     connection.close()
-    for path, mode, descriptors in ((os.devnull, os.O_RDONLY, [0]), (output, os.O_WRONLY | os.O_APPEND, [1, 2])):
-        opened = os.open(path, mode)
-        for descriptor in descriptors:
-            os.dup2(opened, descriptor)
-        os.close(opened)
+    for number, descriptor in enumerate(descriptors):
+        os.dup2(descriptor, number)
+    for descriptor in descriptors:
+        os.close(descriptor)
     os.environ.clear()
     os.environ.update(env)
     os.chdir(folder)

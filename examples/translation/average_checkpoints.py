@@ -12,10 +12,10 @@ from omegaconf import OmegaConf
 
 sys.path.insert(1, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", ".."))  # works uninstalled too
 
+from kd_plugin.checkpoints.loading import count_parameters, read_checkpoint  # noqa: E402
 from kd_plugin.errors import KDPluginError  # noqa: E402
-from kd_plugin.files import digest_of  # noqa: E402
-from kd_plugin.outputs import check_outputs, place  # noqa: E402
-from kd_plugin.teachers.loading import count_parameters, read_checkpoint  # noqa: E402
+from kd_plugin.files.atomic import digest_of  # noqa: E402
+from kd_plugin.files.protection import check_outputs, place  # noqa: E402
 
 EPOCH = re.compile(r"checkpoint(\d+)\.pt$")
 MARK = "average_of"  # in what is written here

@@ -5,9 +5,9 @@ from typing import Any, Dict, List, NamedTuple
 
 from kd_plugin.cache.records import Layout
 from kd_plugin.errors import KDPluginError
-from kd_plugin.files import digest_of, read_json, write_json
-from kd_plugin.json_text import typed
-from kd_plugin.shards import shard_name
+from kd_plugin.files.atomic import digest_of, read_json, write_json
+from kd_plugin.files.json_text import typed
+from kd_plugin.files.shards import shard_name
 
 FORMAT_VERSION = 2
 MANIFEST = "manifest.json"

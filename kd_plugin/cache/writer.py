@@ -10,9 +10,9 @@ from kd_plugin.cache.manifest import Identity, Manifest, Shard
 from kd_plugin.cache.records import Records, mass_histogram
 from kd_plugin.cache.store import CHECKSUM, checksums, n_blocks
 from kd_plugin.errors import KDPluginError
-from kd_plugin.files import write_atomically
-from kd_plugin.json_text import typed
-from kd_plugin.shards import read_part, shard_name, write_part
+from kd_plugin.files.atomic import write_atomically
+from kd_plugin.files.json_text import typed
+from kd_plugin.files.shards import read_part, shard_name, write_part
 
 
 class Plan(NamedTuple):

@@ -2,19 +2,22 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import Optional
+from typing import Any, Optional
 
 from fairseq.criterions.label_smoothed_cross_entropy import LabelSmoothedCrossEntropyCriterionConfig
 from fairseq.dataclass import ChoiceEnum
 
+from kd_plugin.distill.terms import own_flags
 from kd_plugin.errors import KDPluginError
 from kd_plugin.losses import DIVERGENCES
 from kd_plugin.losses.schedules import SCHEDULES
 from kd_plugin.losses.selection import SELECTIONS
 
+PARAMETERS = ("kd_js_beta", "kd_skew_lambda", "kd_adaptive_mu")  # of divergences
+
 
 @dataclass
-class KDLabelSmoothedCrossEntropyCriterionConfig(LabelSmoothedCrossEntropyCriterionConfig):
+class KDLabelSmoothedCrossEntropyCriterionConfig(*own_flags(), LabelSmoothedCrossEntropyCriterionConfig):  # type: ignore[misc]
     kd_alpha: float = field(
         default=0.5,
         metadata={
@@ -100,12 +103,12 @@ class KDLabelSmoothedCrossEntropyCriterionConfig(LabelSmoothedCrossEntropyCriter
     )
 
 
-def check_flags(criterion):
+def check_flags(cfg: Any, has_teacher: bool) -> None:
     """Raise KDPluginError where a flag's value is out of range or has no effect with the others."""
-    alphas = [("--kd-alpha", criterion.kd_alpha), ("--kd-alpha-end", criterion.kd_alpha_end)]
+    alphas = [("--kd-alpha", cfg.kd_alpha), ("--kd-alpha-end", cfg.kd_alpha_end)]
     temperatures = [
-        ("--kd-temperature", criterion.kd_temperature),
-        ("--kd-temperature-end", criterion.kd_temperature_end),
+        ("--kd-temperature", cfg.kd_temperature),
+        ("--kd-temperature-end", cfg.kd_temperature_end),
     ]
     for flag, value in alphas:
         if value is not None and not 0.0 <= value <= 1.0:
@@ -113,35 +116,36 @@ def check_flags(criterion):
     for flag, value in temperatures:
         if value is not None and not (value > 0.0 and math.isfinite(value)):
             raise KDPluginError(f"{flag} {value}: must be a finite number above 0")
-    if not 0.0 <= criterion.eps < 1.0:
-        raise KDPluginError(f"--label-smoothing {criterion.eps}: must lie in [0, 1)")
-    if criterion.ignore_prefix_size < 0:
-        raise KDPluginError(f"--ignore-prefix-size {criterion.ignore_prefix_size}: must be 0 or more")
+    if not 0.0 <= cfg.label_smoothing < 1.0:
+        raise KDPluginError(f"--label-smoothing {cfg.label_smoothing}: must lie in [0, 1)")
+    if cfg.ignore_prefix_size < 0:
+        raise KDPluginError(f"--ignore-prefix-size {cfg.ignore_prefix_size}: must be 0 or more")
     ends = [flag for flag, value in (alphas[1], temperatures[1]) if value is not None]
-    if ends and criterion.kd_schedule == "constant":
+    schedule = str(cfg.kd_schedule)
+    if ends and schedule == "constant":
         raise KDPluginError(f"{ends[0]} has no effect with --kd-schedule constant. Remedy: linear or cosine")
-    if criterion.kd_schedule != "constant" and not ends:
-        raise KDPluginError(f"--kd-schedule {criterion.kd_schedule} needs --kd-alpha-end or --kd-temperature-end")
-    schedule, updates = criterion.kd_schedule, criterion.kd_schedule_updates
+    if schedule != "constant" and not ends:
+        raise KDPluginError(f"--kd-schedule {schedule} needs --kd-alpha-end or --kd-temperature-end")
+    updates = cfg.kd_schedule_updates
     if (schedule != "constant") != (updates > 0) or updates < 0:
         raise KDPluginError(
             f"--kd-schedule-updates {updates} with --kd-schedule {schedule}: a schedule needs a number of updates "
             "above 0, and the number a schedule"
         )
-    for flag, value in criterion.kd_parameters.items():
+    for flag, value in ((name, getattr(cfg, name)) for name in PARAMETERS):
         if not 0.0 < value < 1.0:
-            raise KDPluginError(f"--kd-{flag.replace('_', '-')} {value}: must lie in (0, 1)")
-    if criterion.kd_top1_rank < 0:
-        raise KDPluginError(f"--kd-top1-rank {criterion.kd_top1_rank}: must be 0 (without it) or more")
-    if not 0.0 < criterion.kd_select_ratio <= 1.0:
-        raise KDPluginError(f"--kd-select-ratio {criterion.kd_select_ratio}: must lie in (0, 1]")
-    if criterion.kd_queue_size < 1:
-        raise KDPluginError(f"--kd-queue-size {criterion.kd_queue_size}: must be 1 or more")
-    if criterion.kd_fused_head and criterion.report_accuracy:
+            raise KDPluginError(f"--{flag.replace('_', '-')} {value}: must lie in (0, 1)")
+    if cfg.kd_top1_rank < 0:
+        raise KDPluginError(f"--kd-top1-rank {cfg.kd_top1_rank}: must be 0 (without it) or more")
+    if not 0.0 < cfg.kd_select_ratio <= 1.0:
+        raise KDPluginError(f"--kd-select-ratio {cfg.kd_select_ratio}: must lie in (0, 1]")
+    if cfg.kd_queue_size < 1:
+        raise KDPluginError(f"--kd-queue-size {cfg.kd_queue_size}: must be 1 or more")
+    if cfg.kd_fused_head and cfg.report_accuracy:
         raise KDPluginError("--report-accuracy needs logits, which --kd-fused-head never makes. Remedy: drop one")
-    if criterion.task_teacher is None and {criterion.kd_alpha, criterion.kd_alpha_end} - {1.0, None}:
+    if not has_teacher and {cfg.kd_alpha, cfg.kd_alpha_end} - {1.0, None}:
         raise KDPluginError(
-            f"--kd-alpha {criterion.kd_alpha} distils, but there is no teacher. Remedy: --task "
+            f"--kd-alpha {cfg.kd_alpha} distils, but there is no teacher. Remedy: --task "
             "distillation_translation --teacher-path CHECKPOINT (or --teacher-cache DIR), or --kd-alpha 1 for plain "
             "training"
         )

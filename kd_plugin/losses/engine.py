@@ -85,6 +85,10 @@ class StudentLogits:
     def __init__(self, logits: Tensor, rows: Tensor, other_rows: Tensor, inplace: bool = False):
         self.logits, self.rows, self.other_rows, self.inplace = logits, rows, other_rows, inplace
 
+    def detached(self) -> "StudentLogits":
+        """The same without gradient, and never overwritten."""
+        return StudentLogits(self.logits.detach(), self.rows, self.other_rows)
+
     def token_nll(self, target: Tensor) -> Tensor:
         """(tokens,) cross-entropy of each row that counts, without gradient."""
         return row_losses(self.logits, None, target, Objective(alpha=1.0), rows=self.rows)[:, NLL]

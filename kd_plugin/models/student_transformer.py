@@ -9,7 +9,9 @@ from fairseq.models import register_model_architecture
 from fairseq.models.transformer import base_architecture
 
 
-def _sizes(embed_dim: int, ffn_embed_dim: int, attention_heads: int, encoder_layers: int, decoder_layers: int):
+def _sizes(
+    embed_dim: int, ffn_embed_dim: int, attention_heads: int, encoder_layers: int, decoder_layers: int
+) -> Dict[str, int]:
     return {
         "encoder_embed_dim": embed_dim,
         "encoder_ffn_embed_dim": ffn_embed_dim,
@@ -22,7 +24,7 @@ def _sizes(embed_dim: int, ffn_embed_dim: int, attention_heads: int, encoder_lay
     }
 
 
-STUDENT_ARCHITECTURES: Dict[str, Dict[str, Any]] = {
+STUDENT_ARCHITECTURES: Dict[str, Dict[str, int]] = {
     # for experiments on a CPU and corpora of tens of thousands of sentences
     "transformer_student_micro": _sizes(64, 128, 4, 2, 2),
     # the sizes of Bergamot's tiny and base students (Bogoychev et al. 2020), with attention in the decoder
@@ -35,7 +37,7 @@ STUDENT_ARCHITECTURES: Dict[str, Dict[str, Any]] = {
 
 def _register(name: str, sizes: Dict[str, Any]) -> None:
     @register_model_architecture("transformer", name)
-    def architecture(args) -> None:
+    def architecture(args: Any) -> None:
         for key, value in sizes.items():
             setattr(args, key, getattr(args, key, value))
         base_architecture(args)

@@ -13,17 +13,20 @@ from kd_plugin.cache.data import COUNTS, TRUNCATED, dictionary_sha256, fingerpri
 from kd_plugin.cache.manifest import Identity
 from kd_plugin.cache.records import Layout, Records
 from kd_plugin.cache.store import Store, open_stores
+from kd_plugin.checkpoints.loading import short_name
 from kd_plugin.errors import KDPluginError
+from kd_plugin.losses.definition import Objective
 from kd_plugin.losses.sparse import BUCKET_DIVERGENCES, SAMPLED_DIVERGENCES, SparseAnswer
-from kd_plugin.teachers.loading import short_name
+from kd_plugin.teachers.base import Answer, Request, Teacher
+from kd_plugin.teachers.flags import parse_hashes
 
 logger = logging.getLogger(__name__)
 
 RECORDS = "teacher_records"  # in a sample: (target tokens without padding, width) uint8, row by row
 
 
-class CachedTeacher:
-    """The same front as OnlineTeacher's, with no model behind it.
+class CachedTeacher(Teacher):
+    """A teacher with no model behind it.
 
     Records are read where fairseq makes a batch (in its --num-workers), and travel with it to the device as they are
     stored.
@@ -77,12 +80,10 @@ class CachedTeacher:
         """The longest (source, target) that has answers."""
         return [tuple(self.identity.max_positions)]
 
-    def check(self, divergence: str, temperatures: Sequence[float], top1_rank: int) -> None:
-        """Refuse what the stored entries cannot give.
-
-        Args:
-            temperatures: all that the run will have
-        """
+    def check(self, objectives: Sequence[Objective]) -> None:
+        """Refuse what the stored entries cannot give."""
+        divergence, top1_rank = objectives[0].divergence, objectives[0].top1_rank
+        temperatures = [objective.temperature for objective in objectives]
         allowed = BUCKET_DIVERGENCES if self.identity.kind == "topk" else SAMPLED_DIVERGENCES
         if divergence not in allowed:
             raise KDPluginError(
@@ -154,30 +155,44 @@ class CachedTeacher:
         )
         return None
 
-    def covers(self, sample: Dict[str, Any]) -> bool:
+    def covers(self, batch: Dict[str, Any]) -> bool:
         """Whether a batch has brought its answers."""
-        return RECORDS in sample
+        return RECORDS in batch
 
-    def complete(self, sample: Dict[str, Any]) -> Dict[str, Any]:
+    def complete(self, batch: Dict[str, Any]) -> Dict[str, Any]:
         """The batch, with invented answers where it has none.
 
         A rank that has run out of data goes through a batch whose gradient is thrown away. fairseq keeps one for that,
         and after validation it is one of the validation set, which need not have answers; but every rank has to log
         the same terms and to meet the others where tokens are selected.
         """
-        if self.covers(sample):
-            return sample
-        k, tokens = self.identity.k, int(sample["target"].ne(self._pad).sum())
+        if self.covers(batch):
+            return batch
+        k, tokens = self.identity.k, int(batch["target"].ne(self._pad).sum())
         half = np.full((tokens, k + 1), np.log(0.5), dtype=np.float32)
         records = Records(np.tile(np.arange(k), (tokens, 1)), half[:, :k] - np.log(k), half[:, k])
         encoded = torch.from_numpy(self.identity.layout.encode(records))
-        return {**sample, RECORDS: encoded.to(sample["target"].device)}
+        return {**batch, RECORDS: encoded.to(batch["target"].device)}
 
     @torch.no_grad()
-    def __call__(self, sample: Dict[str, Any], rows: Tensor, student_dtype: torch.dtype) -> SparseAnswer:
-        """As OnlineTeacher's: rows are positions in the flattened (batch * target length)."""
-        of_token = sample["target"].ne(self._pad).reshape(-1).cumsum(dim=0) - 1
-        return decode(sample[RECORDS][of_token[rows]], self.identity.layout, self.identity.kind == "sampled")
+    def answer(self, batch: Dict[str, Any], request: Request) -> Answer:
+        of_token = batch["target"].ne(self._pad).reshape(-1).cumsum(dim=0) - 1
+        records = batch[RECORDS][of_token[request.rows]]
+        return Answer(decode(records, self.identity.layout, self.identity.kind == "sampled"))
+
+
+def open_cached(task: Any, cfg: Any) -> CachedTeacher:
+    """The answers that the task's flags name."""
+    for name in ("teacher_path", "teacher_weights"):
+        if getattr(cfg, name):
+            raise KDPluginError(f"--{name.replace('_', '-')} and --teacher-cache are both given: leave one out")
+    for name, default in (("teacher_overrides", "{}"), ("teacher_dtype", "auto")):
+        if str(getattr(cfg, name)) != str(default):
+            raise KDPluginError(
+                f"--{name.replace('_', '-')}: the answers in --teacher-cache were given without it. Remedy: "
+                "leave it out; kd-plugin cache takes --teacher-overrides and --teacher-dtype"
+            )
+    return CachedTeacher(cfg.teacher_cache, task.target_dictionary, parse_hashes(cfg.teacher_sha256))
 
 
 class _Repeated(NamedTuple):

@@ -5,10 +5,10 @@ from typing import Any, List, Optional
 
 from fairseq.tasks.translation import TranslationTask
 
+from kd_plugin.checkpoints.loading import load_teacher, parse_overrides
+from kd_plugin.checkpoints.paths import split_model_paths
 from kd_plugin.errors import KDPluginError
-from kd_plugin.teachers.loading import load_teacher, parse_overrides
-from kd_plugin.teachers.online import OnlineTeacher
-from kd_plugin.teachers.paths import split_model_paths
+from kd_plugin.teachers.fairseq import OnlineTeacher
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +30,13 @@ def open_teacher(
             f"sha256 {member.sha256}"
         )
     return teacher
+
+
+def open_fairseq(task: TranslationTask, cfg: Any) -> OnlineTeacher:
+    """The teacher or ensemble that the task's flags name."""
+    return open_teacher(
+        task, cfg.teacher_path, cfg.teacher_weights, cfg.teacher_overrides, cfg.teacher_sha256, str(cfg.teacher_dtype)
+    )
 
 
 def parse_hashes(sha256: Optional[str]) -> List[Optional[str]]:

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from kd_plugin import compat
+from kd_plugin.checkpoints.loading import count_parameters, read_checkpoint
 from kd_plugin.errors import KDPluginError
-from kd_plugin.files import sha256_of
-from kd_plugin.teachers.loading import count_parameters, read_checkpoint
+from kd_plugin.files.atomic import sha256_of
 from tests.support import MODEL, load, make_checkpoint
 from tests.unit.conftest import WORDS, write_dictionaries
 

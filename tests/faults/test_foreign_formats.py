@@ -16,9 +16,9 @@ import pytest
 import torch
 
 from kd_plugin import cli
+from kd_plugin.checkpoints.formats import holds_ctranslate2
+from kd_plugin.checkpoints.loading import read_checkpoint
 from kd_plugin.errors import KDPluginError
-from kd_plugin.teachers.formats import holds_ctranslate2
-from kd_plugin.teachers.loading import read_checkpoint
 from tests.support import MODEL, make_checkpoint
 from tests.unit.conftest import WORDS, write_dictionaries
 from tests.unit.translation_folders import record, write_folder

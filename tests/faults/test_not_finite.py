@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from kd_plugin import cli
+from kd_plugin.checkpoints.ctranslate2_weights import check_weights
+from kd_plugin.checkpoints.finite import check_finite, check_range
+from kd_plugin.checkpoints.loading import load_teacher
 from kd_plugin.cli import main
 from kd_plugin.errors import KDPluginError
-from kd_plugin.pipeline.ctranslate2_weights import check_weights
-from kd_plugin.teachers.finite import check_finite, check_range
-from kd_plugin.teachers.loading import load_teacher
-from kd_plugin.teachers.online import OnlineTeacher
+from kd_plugin.teachers.fairseq import OnlineTeacher
 from tests.support import MODEL, load, make_checkpoint, run, training
 from tests.unit.conftest import WORDS, write_dictionaries
 from tests.unit.test_teachers import LANGS, ROWS, batch, student_task
@@ -168,7 +168,7 @@ def test_finite_weights_whose_scores_are_not_are_refused_without_a_traceback(eng
 @pytest.mark.parametrize("quantization", ["float32", "float16", "bfloat16", "int8", "int16"])
 def test_ctranslate2_weights_are_looked_through(quantization, sound, tmp_path):
     pytest.importorskip("ctranslate2")
-    from kd_plugin.pipeline.ctranslate2_models import convert
+    from kd_plugin.checkpoints.ctranslate2_models import convert
 
     folder = convert(str(sound), tmp_path / "model", quantization)
     check_weights(folder)

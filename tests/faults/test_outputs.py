@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from kd_plugin import claims, cli, outputs
+from kd_plugin import cli
+from kd_plugin.corpus.parallel_text import check_text
+from kd_plugin.corpus.translations import Translations
 from kd_plugin.errors import KDPluginError
-from kd_plugin.pipeline.text_output import check_text
-from kd_plugin.pipeline.translations import Translations
-from kd_plugin.shards import claim_folder
+from kd_plugin.files import locks as claims
+from kd_plugin.files import protection as outputs
+from kd_plugin.files.shards import claim_folder
 from tests.support import MODEL, make_checkpoint
 from tests.unit.conftest import WORDS, write_dictionaries
 from tests.unit.translation_folders import record, write_folder
@@ -234,7 +236,7 @@ def test_an_evaluation_writes_over_nothing_but_what_it_had_begun_itself(place, c
         Path("mine", name).unlink()
         Path("mine").rmdir()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("kd_plugin.pipeline.evaluate._score", interrupted)
+        patch.setattr("kd_plugin.evaluation.evaluate._score", interrupted)
         assert cli.main(command) == 1
     assert Path("mine/translations/a/t.txt").is_file()
     capsys.readouterr()
@@ -305,7 +307,7 @@ def test_who_is_at_work_in_a_folder_is_told_until_he_is_gone_or_killed(place):
 def test_of_two_imports_into_one_folder_exactly_one_wins(place):
     """At the same time, several times: two processes that wait for the same moment, and import different files."""
     program = (
-        "import sys, time; from kd_plugin.cli import main; import kd_plugin.pipeline.importing\n"
+        "import sys, time; from kd_plugin.cli import main; import kd_plugin.corpus.importing\n"
         "for line in sys.stdin:\n"
         "    moment, *command = line.split(); time.sleep(max(0, float(moment) - time.time()))\n"
         "    print('status', main(command), flush=True)\n"

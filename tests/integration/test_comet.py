@@ -10,7 +10,7 @@ import sentencepiece
 import yaml
 
 from kd_plugin import cli
-from kd_plugin.pipeline.report.evaluation import read_evaluation
+from kd_plugin.report.evaluation import read_evaluation
 from tests.support import MODEL, make_checkpoint
 from tests.unit.conftest import WORDS, write_dictionaries
 from tests.unit.test_teachers import LANGS

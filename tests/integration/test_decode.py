@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from kd_plugin.pipeline.translations import MANIFEST, Translations
+from kd_plugin.corpus.translations import MANIFEST, Translations
 from tests.support import run, run_together
 
 SEARCH = ["--beam", 3, "--nbest", 2]

@@ -13,6 +13,8 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from tests import warm_start
+
 REPO = Path(__file__).resolve().parents[2]
 EXAMPLES = REPO / "examples" / "translation"
 MULTI30K = REPO.parent / "shared" / "data" / "multi30k"
@@ -25,7 +27,7 @@ WORDS = {
 
 def run(*command, **variables):
     env = dict(os.environ, OMP_NUM_THREADS="1")
-    env["PATH"] = os.path.dirname(sys.executable) + os.pathsep + env["PATH"]
+    env["PATH"] = warm_start.path_of_commands() + os.pathsep + env["PATH"]
     env.update(variables)
     return subprocess.run(
         [str(word) for word in command],

@@ -17,15 +17,15 @@ from fairseq.models.transformer import base_architecture
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
 
 from kd_plugin.cache.store import open_stores
+from kd_plugin.checkpoints.loading import load_teacher
 from kd_plugin.cli import main
+from kd_plugin.curate.score import Scorer
+from kd_plugin.decoding.decoders import FairseqDecoder, Settings, open_checkpoints
+from kd_plugin.decoding.models import open_model, translate
 from kd_plugin.errors import KDPluginError
-from kd_plugin.pipeline.decoders import FairseqDecoder, Settings, open_checkpoints
-from kd_plugin.pipeline.safetensors_model import CONFIG, WEIGHTS
-from kd_plugin.pipeline.score import Scorer
-from kd_plugin.pipeline.translating import open_model, translate
+from kd_plugin.export.safetensors_model import CONFIG, WEIGHTS
 from kd_plugin.teachers.flags import open_teacher
-from kd_plugin.teachers.loading import load_teacher
-from tests.support import MODEL, load, make_checkpoint
+from tests.support import MODEL, asked, load, make_checkpoint
 from tests.unit.conftest import WORDS, write_dictionaries
 
 EOS, PAD = 2, 1
@@ -207,7 +207,7 @@ def test_teacher_beside_the_student_and_its_cache_answer_as_for_each_pair_alone(
     sample = batch()
     rows = sample["target"].flatten().ne(PAD).nonzero().squeeze(1)
     teacher = open_teacher(stock_task(data), str(made.path), None, "{}", None, "auto")
-    found = teacher(sample, rows, torch.float32).logits.log_softmax(-1)
+    found = asked(teacher, sample, rows, torch.float32).logits.log_softmax(-1)
     torch.testing.assert_close(found, torch.cat([expected[i] for i in sample["id"]]), rtol=1e-4, atol=1e-4)
 
     flags = ["--k", len(WORDS) + 4, "--max-tokens", 40, "--subset", "valid"]

@@ -15,7 +15,6 @@ import torch
 from fairseq.data import Dictionary
 from hypothesis import given, settings
 
-from kd_plugin import files
 from kd_plugin.cache.compress import compress, compress_answer, unknown
 from kd_plugin.cache.data import dictionary_sha256
 from kd_plugin.cache.manifest import BLOCK_TOKENS, MANIFEST, Identity
@@ -24,10 +23,11 @@ from kd_plugin.cache.store import Store, open_stores
 from kd_plugin.cache.writer import ShardWriter, finished, merge, plan_shards
 from kd_plugin.cli import main
 from kd_plugin.errors import KDPluginError
+from kd_plugin.files import atomic as files
+from kd_plugin.files.shards import remove_leftovers
 from kd_plugin.losses import engine, memory
 from kd_plugin.losses.answer import ProjectedAnswer, TeacherAnswer
 from kd_plugin.losses.memory import LinearHead
-from kd_plugin.shards import remove_leftovers
 from kd_plugin.teachers.cached import CachedTeacher, decode
 
 

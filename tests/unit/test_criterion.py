@@ -7,11 +7,12 @@ import torch
 from fairseq.data import Dictionary
 
 from kd_plugin.criterions import KDLabelSmoothedCrossEntropyCriterion
+from kd_plugin.criterions.flags import KDLabelSmoothedCrossEntropyCriterionConfig
+from kd_plugin.distill.signature import run_signature
 from kd_plugin.errors import KDPluginError
 from kd_plugin.losses import DIVERGENCES
 from kd_plugin.models import packed
-from kd_plugin.signature import run_signature
-from kd_plugin.teachers.online import OnlineTeacher, TeacherAnswer
+from kd_plugin.teachers import Answer, OnlineTeacher, Teacher, TeacherAnswer
 from tests.reference import loss64
 from tests.support import MODEL, make_checkpoint
 
@@ -35,16 +36,35 @@ class Model(torch.nn.Module):
         return sample["target"]
 
 
+class Logits(Teacher):
+    """A teacher that says the same of every batch."""
+
+    def __init__(self, logits):
+        self.logits = logits  # (batch * length, vocab)
+
+    def answer(self, batch, request):
+        return Answer(TeacherAnswer(self.logits[request.rows]))
+
+    def signature_fields(self):
+        return ["teacher:logits"]
+
+
+def criterion_of(task, **flags):
+    return KDLabelSmoothedCrossEntropyCriterion(config(**flags), task)
+
+
+def config(**flags):
+    return KDLabelSmoothedCrossEntropyCriterionConfig(**{"label_smoothing": 0.1, "sentence_avg": False, **flags})
+
+
 def setup(target, teacher_logits, num_updates=0, **flags):
     target_dictionary = Dictionary()
     generator = torch.Generator().manual_seed(0)
     model = Model(torch.randn(*target.shape, VOCAB, generator=generator) * 2)
 
-    def teacher(sample, rows, student_dtype):
-        return TeacherAnswer(teacher_logits.reshape(-1, VOCAB)[rows])
-
+    teacher = Logits(teacher_logits.reshape(-1, VOCAB))
     task = SimpleNamespace(target_dictionary=target_dictionary, teacher=teacher, num_updates=num_updates)
-    criterion = KDLabelSmoothedCrossEntropyCriterion(task, False, flags.pop("label_smoothing", 0.1), **flags)
+    criterion = criterion_of(task, **flags)
     tokens = torch.zeros(target.shape, dtype=torch.int64)
     net_input = {"src_tokens": tokens, "src_lengths": tokens[:, 0], "prev_output_tokens": tokens}
     sample = {
@@ -131,7 +151,9 @@ def test_selection_distils_the_worst_tokens_in_training_and_all_in_validation(ru
             expected[0].backward()
             torch.testing.assert_close(model.logits.grad.double().view(-1, VOCAB), double.grad, rtol=1e-5, atol=1e-6)
     if rule == "global":
-        assert criterion.selection.queue.numel() == 9  # one training batch; padding and validation stay outside
+        assert (
+            criterion.distiller.selection.queue.numel() == 9
+        )  # one training batch; padding and validation stay outside
 
 
 def packed_criterion(dictionaries, tmp_path, **flags):
@@ -150,10 +172,7 @@ def packed_criterion(dictionaries, tmp_path, **flags):
     }
     net_input["prev_output_tokens"][target == PAD] = PAD
     sample = {"id": torch.arange(3), "net_input": net_input, "target": target, "ntokens": 10}
-    criteria = [
-        KDLabelSmoothedCrossEntropyCriterion(task, False, 0.1, kd_packed_student=packed, **flags)
-        for packed in (False, True)
-    ]
+    criteria = [criterion_of(task, kd_packed_student=packed, **flags) for packed in (False, True)]
     return student.train(), criteria, sample
 
 
@@ -206,7 +225,7 @@ def test_a_batch_that_fairseq_throws_away_is_not_counted():
     criterion.train()
     criterion.task.is_dummy_batch = True
     loss, _, _ = criterion(model, sample)
-    assert torch.isfinite(loss) and criterion.selection.queue.numel() == 0
+    assert torch.isfinite(loss) and criterion.distiller.selection.queue.numel() == 0
 
 
 def test_logits_that_are_not_ours_are_left_alone():
@@ -226,9 +245,7 @@ def test_logits_of_fairseqs_transformers_are_overwritten(extra, dictionaries, tm
     net_input = {"src_tokens": tokens, "src_lengths": torch.full((3,), 5), "prev_output_tokens": tokens}
     sample = {"id": torch.arange(3), "net_input": net_input, "target": tokens, "ntokens": 15}
 
-    def teacher(sample, rows, student_dtype):
-        return TeacherAnswer(torch.zeros(len(rows), 32))
-
+    teacher = Logits(torch.zeros(15, 32))
     seen = {}
     forward = student.forward
     student.forward = lambda **inputs: seen.setdefault("output", forward(**inputs))
@@ -236,7 +253,7 @@ def test_logits_of_fairseqs_transformers_are_overwritten(extra, dictionaries, tm
         seen.clear()
         dictionary = Dictionary.load(str(dictionaries / "dict.de.txt"))
         task = SimpleNamespace(target_dictionary=dictionary, teacher=teacher, num_updates=0)
-        criterion = KDLabelSmoothedCrossEntropyCriterion(task, False, 0.1, kd_inplace=how)
+        criterion = criterion_of(task, kd_inplace=how)
         torch.manual_seed(1)
         loss, _, _ = criterion(student, sample)
         torch.manual_seed(1)
@@ -327,13 +344,13 @@ def test_values_out_of_range_are_refused_by_flag(flags, named):
 
 def test_without_a_teacher_only_alpha_one_is_accepted():
     task = SimpleNamespace(target_dictionary=Dictionary())
-    KDLabelSmoothedCrossEntropyCriterion(task, False, 0.1, kd_alpha=1.0)
+    criterion_of(task, kd_alpha=1.0)
     for flags in (
         dict(kd_alpha=0.9),
         dict(kd_alpha=1.0, kd_alpha_end=0.0, kd_schedule="linear", kd_schedule_updates=9),
     ):
         with pytest.raises(KDPluginError, match="no teacher"):
-            KDLabelSmoothedCrossEntropyCriterion(task, False, 0.1, **flags)
+            criterion_of(task, **flags)
 
 
 def test_student_with_adaptive_softmax_is_refused():
@@ -348,17 +365,14 @@ def test_signature_tells_every_setting():
         sha256="1a2b3c4d" + 56 * "0", parameters=7_912_345, source_indices=None, target_indices=None
     )
     teacher = OnlineTeacher([member])
-    _, criterion, _ = setup(TARGET, TEACHER, kd_alpha=0.5, kd_temperature=2.0)
-    line = run_signature(criterion, teacher)
+    line = run_signature(config(kd_alpha=0.5, kd_temperature=2.0), teacher)
     assert line.startswith(
         "kd|alpha:0.5|T:2.0|div:forward_kl|ls:0.1|select:all|teacher:sha256:1a2b3c4d(7.9M)|vocab:ok|fairseq"
     )
     assert f"|torch:{torch.__version__}|kd_plugin:" in line
-    _, criterion, _ = setup(
-        TARGET, TEACHER, kd_divergence="js", kd_top1_rank=5, kd_selection="global", kd_select_ratio=0.3
-    )
-    line = run_signature(criterion, teacher)
+    flags = config(kd_divergence="js", kd_top1_rank=5, kd_selection="global", kd_select_ratio=0.3)
+    line = run_signature(flags, teacher)
     assert "|div:js(js_beta=0.5)+rank:5|" in line and "|select:global:0.3:30000|" in line
     member.target_indices = torch.arange(3)
     teacher = OnlineTeacher([member, member], [0.75, 0.25])
-    assert "1a2b3c4d(7.9M)*0.75|teacher:sha256:1a2b3c4d(7.9M)*0.25|vocab:remapped" in run_signature(criterion, teacher)
+    assert "1a2b3c4d(7.9M)*0.75|teacher:sha256:1a2b3c4d(7.9M)*0.25|vocab:remapped" in run_signature(flags, teacher)

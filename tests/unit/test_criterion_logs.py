@@ -143,12 +143,12 @@ def test_losses_that_are_not_sums_are_refused():
 def test_schedules_are_read_at_the_tasks_update():
     flags = dict(kd_schedule="linear", kd_schedule_updates=10, kd_alpha=1.0, kd_alpha_end=0.0)
     model, criterion, sample = setup(TARGET, TEACHER, num_updates=4, kd_temperature_end=3.0, **flags)
-    assert criterion.alpha_and_temperature() == (pytest.approx(0.6), pytest.approx(1.8))
-    assert criterion.temperatures() == [1.0, 3.0]
+    assert criterion.distiller.alpha_and_temperature() == (pytest.approx(0.6), pytest.approx(1.8))
+    assert criterion.distiller.temperature.ends() == [1.0, 3.0]
     log = criterion(model, sample)[2]
     assert (log["kd_alpha"], log["kd_temperature"]) == (pytest.approx(0.6), pytest.approx(1.8))
     del criterion.task.num_updates  # fairseq-validate has no update
-    assert criterion.alpha_and_temperature() == (1.0, 1.0)
+    assert criterion.distiller.alpha_and_temperature() == (1.0, 1.0)
     assert setup(TARGET, TEACHER)[1].temperatures() == [1.0]
 
 
@@ -160,7 +160,7 @@ def test_fused_head_gives_the_loss_and_gradients_of_logits(alpha, packed, dictio
     student.decoder.output_projection.bias = bias
     results = []
     for criterion, fused in ((plain, False), (packing if packed else plain, True)):
-        criterion.kd_fused_head = fused
+        criterion.student.fused_head = fused
         student.zero_grad()
         loss, _, log = criterion.train()(student, sample)
         loss.backward()

@@ -9,14 +9,15 @@ import pytest
 import torch
 
 from kd_plugin.cli import main
+from kd_plugin.corpus.subwords import Subwords
+from kd_plugin.corpus.translations import Translations
+from kd_plugin.decoding import ctranslate2_search
+from kd_plugin.decoding.ctranslate2_search import Search
+from kd_plugin.decoding.decoders import CTranslate2Decoder, FairseqDecoder, Settings, open_checkpoints
+from kd_plugin.decoding.length_limit import is_capped, length_limit
+from kd_plugin.decoding.models import Translated, translate
 from kd_plugin.errors import KDPluginError
-from kd_plugin.pipeline import ctranslate2_search, export
-from kd_plugin.pipeline.ctranslate2_search import Search
-from kd_plugin.pipeline.decoders import CTranslate2Decoder, FairseqDecoder, Settings, open_checkpoints
-from kd_plugin.pipeline.length_limit import is_capped, length_limit
-from kd_plugin.pipeline.subwords import Subwords
-from kd_plugin.pipeline.translating import Translated, translate
-from kd_plugin.pipeline.translations import Translations
+from kd_plugin.export import export
 from tests.support import MODEL, ROOT, make_checkpoint
 from tests.unit.conftest import WORDS, write_dictionaries
 
@@ -30,7 +31,7 @@ MULTI30K = Path(ROOT).parent / "shared" / "data" / "multi30k" / "test_2016_flick
 
 def both(path, folder, settings, data=None):
     """fairseq's search and CTranslate2's with the same model."""
-    from kd_plugin.pipeline.ctranslate2_models import convert
+    from kd_plugin.checkpoints.ctranslate2_models import convert
 
     overrides = {"data": str(data or path.parent)}
     converted = folder / "converted"
@@ -287,8 +288,8 @@ def test_weights_that_the_converter_leaves_out_are_refused(tmp_path, capsys):
 
 
 def test_a_layer_of_somebody_s_own_is_refused(tmp_path):
-    from kd_plugin.pipeline.ctranslate2_models import convert_opened
-    from kd_plugin.pipeline.opened import open_checkpoint
+    from kd_plugin.checkpoints.ctranslate2_models import convert_opened
+    from kd_plugin.checkpoints.opened import open_checkpoint
 
     write_dictionaries(tmp_path, WORDS)
     make_checkpoint(tmp_path / "model.pt", tmp_path, *LANGS, *MODEL)

@@ -9,11 +9,11 @@ import re
 import pytest
 import torch
 
-from kd_plugin import files
 from kd_plugin.cli import build_parser, main
-from kd_plugin.pipeline import decode
-from kd_plugin.pipeline.decoders import FairseqDecoder, Settings, open_checkpoints
-from kd_plugin.pipeline.translations import MANIFEST, Translations
+from kd_plugin.corpus.translations import MANIFEST, Translations
+from kd_plugin.decoding import decode
+from kd_plugin.decoding.decoders import FairseqDecoder, Settings, open_checkpoints
+from kd_plugin.files import atomic as files
 from tests.support import MODEL, make_checkpoint
 from tests.unit.conftest import WORDS, write_dictionaries
 from tests.unit.translation_folders import counts_of
@@ -260,7 +260,8 @@ def test_another_dictionary_makes_other_shards(tmp_path, capsys):
 
 def test_each_worker_has_its_own_gpu(teacher, corpus, tmp_path, monkeypatch):
     pytest.importorskip("ctranslate2", reason="ctranslate2 is not installed")
-    from kd_plugin.pipeline import ctranslate2_models, jobs
+    from kd_plugin.checkpoints import ctranslate2_models
+    from kd_plugin.runners import jobs
 
     opened = []
     monkeypatch.setattr(jobs.torch.cuda, "is_available", lambda: True)

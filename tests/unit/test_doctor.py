@@ -10,7 +10,8 @@ from fairseq import options
 from fairseq.criterions import CRITERION_REGISTRY
 from fairseq.tasks import TASK_REGISTRY
 
-from kd_plugin import cli, compat, doctor
+from kd_plugin import cli, compat
+from kd_plugin.cli import doctor
 from tests.support import load, make_checkpoint
 
 TINY = [

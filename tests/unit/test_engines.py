@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from kd_plugin.pipeline import engines
+from kd_plugin.runners import places as engines
 
 
 class Waiting:

@@ -14,11 +14,11 @@ import pytest
 from sacrebleu.significance import PairedTest
 
 from kd_plugin import cli
-from kd_plugin.files import sha256_of
-from kd_plugin.pipeline import evaluation_scores
-from kd_plugin.pipeline.evaluation_scores import Comet, mean_score, sacrebleu_scores
-from kd_plugin.pipeline.evaluation_table import markdown
-from kd_plugin.pipeline.report.evaluation import read_evaluation
+from kd_plugin.evaluation import scores as evaluation_scores
+from kd_plugin.evaluation.scores import Comet, mean_score, sacrebleu_scores
+from kd_plugin.evaluation.table import markdown
+from kd_plugin.files.atomic import sha256_of
+from kd_plugin.report.evaluation import read_evaluation
 from tests.support import MODEL, make_checkpoint
 from tests.unit.conftest import WORDS, write_dictionaries
 from tests.unit.test_teachers import LANGS
@@ -327,7 +327,7 @@ def test_markdown_escapes_names():
     ],
 )
 def test_only_what_is_better_is_bold_and_what_is_worse_is_marked_as_such(metric, value, p_value, sign):
-    from kd_plugin.pipeline.evaluation_table import comparison, markdown
+    from kd_plugin.evaluation.table import comparison, markdown
 
     assert comparison(metric, value, 30.0, p_value) == sign and comparison(metric, value, None, p_value) == 0
     common = {"engine": "", "parameters": 1, "bytes": 1, "note": "", "speed": {"cpu": {}, "cuda": {}}}

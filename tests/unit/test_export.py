@@ -16,15 +16,16 @@ import torch
 from fairseq.models.transformer import TransformerConfig
 
 from kd_plugin import cli
+from kd_plugin.checkpoints import ctranslate2_models
+from kd_plugin.checkpoints.opened import open_checkpoint
+from kd_plugin.checkpoints.stock import own_weights, tied_names
+from kd_plugin.corpus.raw_text import numbered_lines
+from kd_plugin.corpus.subwords import Subwords
+from kd_plugin.decoding.decoders import CTranslate2Decoder, Settings
+from kd_plugin.decoding.models import open_model, share_identical, translate
 from kd_plugin.errors import KDPluginError
-from kd_plugin.pipeline import ctranslate2_models, export, safetensors_model
-from kd_plugin.pipeline.decoders import CTranslate2Decoder, Settings
-from kd_plugin.pipeline.opened import open_checkpoint
-from kd_plugin.pipeline.raw_text import numbered_lines
-from kd_plugin.pipeline.stock_checkpoint import own_weights, tied_names
-from kd_plugin.pipeline.subwords import Subwords
-from kd_plugin.pipeline.translating import open_model, share_identical, translate
-from kd_plugin.pipeline.vocabulary_map import PairCounts, candidates, write_vocabulary_map
+from kd_plugin.export import export, safetensors_model
+from kd_plugin.export.vocabulary_map import PairCounts, candidates, write_vocabulary_map
 from tests.support import MODEL, ROOT, USER_DIR, load, make_checkpoint
 from tests.unit.conftest import WORDS, write_dictionaries
 from tests.unit.test_teachers import ARCHITECTURES, LANGS

@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given, settings
 
 from kd_plugin.cli import main
-from kd_plugin.pipeline import filtering, processes
-from kd_plugin.pipeline.filter_rules import RULES, Rule, has_loop
-from kd_plugin.pipeline.translations import Hypothesis, Record
+from kd_plugin.corpus.translations import Hypothesis, Record
+from kd_plugin.curate import filter as filtering
+from kd_plugin.curate.rules import RULES, Rule, has_loop
+from kd_plugin.runners import processes
 from tests.unit.translation_folders import counts_of, record, records_of, refusal, run_verb, texts_by_line, write_folder
 
 

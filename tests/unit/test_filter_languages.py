@@ -5,8 +5,8 @@ import argparse
 
 import pytest
 
-from kd_plugin.pipeline import filtering
-from kd_plugin.pipeline.translations import Hypothesis, Record, Writer
+from kd_plugin.corpus.translations import Hypothesis, Record, Writer
+from kd_plugin.curate import filter as filtering
 from tests.unit.translation_folders import record, refusal, run_verb, texts_by_line, write_folder
 
 ENGLISH = [

@@ -7,12 +7,12 @@ import torch
 from fairseq.data import Dictionary, indexed_dataset
 
 from kd_plugin.cli import main
+from kd_plugin.corpus.binarised import dataset_format, open_indexed
+from kd_plugin.corpus.translations import Translations
 from kd_plugin.errors import KDPluginError
-from kd_plugin.pipeline.indexed import dataset_format, open_indexed
-from kd_plugin.pipeline.translations import Translations
 from kd_plugin.tasks.distillation_translation import DistillationTranslationConfig, DistillationTranslationTask
 from kd_plugin.teachers.cached import CachedTeacher
-from tests.support import MODEL, make_checkpoint
+from tests.support import MODEL, asked, make_checkpoint
 from tests.unit.conftest import WORDS, write_dictionaries
 from tests.unit.test_teachers import LANGS
 
@@ -103,12 +103,12 @@ def test_training_gets_the_answers_to_its_own_tokens_in_every_format(implementat
         dataset.prefetch([0, 2, 4])
     sample = dataset.collater([dataset[index] for index in (4, 0, 2)])
     rows = sample["target"].ne(1).reshape(-1).nonzero(as_tuple=True)[0]
-    answer = task.teacher(sample, rows, torch.float32)
+    answer = asked(task.teacher, sample, rows, torch.float32)
     # the teacher itself, about the same batch
     from kd_plugin.teachers.flags import open_teacher
 
     online = open_teacher(task, str(data / "teacher.pt"), None, overrides, None, "fp32")
-    expected = online(sample, rows, torch.float32).logits.log_softmax(dim=-1).topk(4)
+    expected = asked(online, sample, rows, torch.float32).logits.log_softmax(dim=-1).topk(4)
     assert torch.equal(answer.ids, expected.indices)
     torch.testing.assert_close(answer.lprobs, expected.values, atol=2e-3, rtol=0)
 

@@ -9,9 +9,9 @@ from fairseq import tasks
 from fairseq.data import Dictionary
 
 from kd_plugin import cli
+from kd_plugin.checkpoints.language_tokens import appended_symbols, languages_of
+from kd_plugin.checkpoints.loading import load_teacher, read_checkpoint
 from kd_plugin.errors import KDPluginError
-from kd_plugin.teachers.language_tokens import appended_symbols, languages_of
-from kd_plugin.teachers.loading import load_teacher, read_checkpoint
 from tests.support import MODEL, make_checkpoint
 from tests.unit.conftest import WORDS, write_dictionaries
 from tests.unit.test_teachers import student_task

@@ -2,12 +2,12 @@
 
 import pytest
 
+from kd_plugin.checkpoints.opened import describe_checkpoint
 from kd_plugin.cli import main
+from kd_plugin.corpus import languages
+from kd_plugin.corpus.languages import bleu_tokenizer, check_languages, family, family_of_text, has_spaces
+from kd_plugin.corpus.translations import Translations, Writer
 from kd_plugin.errors import KDPluginError
-from kd_plugin.pipeline import languages
-from kd_plugin.pipeline.languages import bleu_tokenizer, check_languages, family, family_of_text, has_spaces
-from kd_plugin.pipeline.opened import describe_checkpoint
-from kd_plugin.pipeline.translations import Translations, Writer
 from tests.support import MODEL, make_checkpoint
 from tests.unit.conftest import WORDS, write_dictionaries
 from tests.unit.test_teachers import LANGS

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from kd_plugin import cli
+from kd_plugin.cli.numbers import LIMITS, MANY, check_numbers
+from kd_plugin.curate.filter import SCORE_FLAGS, _rule_flags
+from kd_plugin.decoding.decoders import CTranslate2Decoder, FairseqDecoder, Settings, open_checkpoints
 from kd_plugin.errors import KDPluginError
-from kd_plugin.numbers import LIMITS, MANY, check_numbers
-from kd_plugin.pipeline.decoders import CTranslate2Decoder, FairseqDecoder, Settings, open_checkpoints
-from kd_plugin.pipeline.filtering import SCORE_FLAGS, _rule_flags
 from tests.support import MODEL, make_checkpoint
 from tests.unit.conftest import WORDS, write_dictionaries
 
@@ -114,7 +114,7 @@ def decoder_with(request, tmp_path_factory):
         checkpoints = open_checkpoints(str(folder / "1.pt"), None, "en", "de")
         return lambda settings: FairseqDecoder(checkpoints, settings, torch.device("cpu"))
     pytest.importorskip("ctranslate2", reason="CTranslate2 is not installed")
-    from kd_plugin.pipeline.ctranslate2_models import convert
+    from kd_plugin.checkpoints.ctranslate2_models import convert
 
     convert(str(folder / "1.pt"), folder / "ct2", source_lang="en", target_lang="de")
     return lambda settings: CTranslate2Decoder(folder / "ct2", settings)

@@ -2,8 +2,8 @@
 
 import pytest
 
+from kd_plugin.checkpoints.paths import join_model_paths, split_model_paths
 from kd_plugin.errors import KDPluginError
-from kd_plugin.teachers.paths import join_model_paths, split_model_paths
 
 
 @pytest.mark.parametrize(

@@ -110,7 +110,8 @@ def test_fairseq_s_logging_is_untouched_where_fairseq_came_first(monkeypatch):
 
 WORKERS = """
 import sys, time
-from kd_plugin.pipeline import engines, processes
+from kd_plugin.runners import places as engines
+from kd_plugin.runners import processes
 from kd_plugin import quiet
 
 class Slow:

@@ -12,17 +12,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kd_plugin.errors import KDPluginError
-from kd_plugin.pipeline.report import command as report
-from kd_plugin.pipeline.report.axes import byte_size, exact, round_log_ticks, round_ticks, tick_labels
-from kd_plugin.pipeline.report.curves import Curve, curves_chart, medians, thinned, update_axis, value_axis
-from kd_plugin.pipeline.report.evaluation import Evaluation, Model, Score
-from kd_plugin.pipeline.report.labels import Box, Bubble, place_labels
-from kd_plugin.pipeline.report.learning import groups, learning_figures
-from kd_plugin.pipeline.report.logs import Run, parse_line, read_runs
-from kd_plugin.pipeline.report.scatter import pareto_front, radius
-from kd_plugin.pipeline.report.style import DARK, LIGHT
-from kd_plugin.pipeline.report.svg import look
-from kd_plugin.pipeline.report.tables import score_table
+from kd_plugin.report import command as report
+from kd_plugin.report.axes import byte_size, exact, round_log_ticks, round_ticks, tick_labels
+from kd_plugin.report.curves import Curve, curves_chart, medians, thinned, update_axis, value_axis
+from kd_plugin.report.evaluation import Evaluation, Model, Score
+from kd_plugin.report.labels import Box, Bubble, place_labels
+from kd_plugin.report.learning import groups, learning_figures
+from kd_plugin.report.logs import Run, parse_line, read_runs
+from kd_plugin.report.scatter import pareto_front, radius
+from kd_plugin.report.style import DARK, LIGHT
+from kd_plugin.report.svg import look
+from kd_plugin.report.tables import score_table
 
 DATE = "2020-01-02 03:04:05 | INFO | "
 SIMPLE = f"""\

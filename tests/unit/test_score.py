@@ -5,8 +5,8 @@ import random
 import pytest
 import torch
 
-from kd_plugin.pipeline import score
-from kd_plugin.pipeline.translations import MANIFEST, Translations
+from kd_plugin.corpus.translations import MANIFEST, Translations
+from kd_plugin.curate import score
 from tests.support import MODEL, make_checkpoint
 from tests.unit.conftest import WORDS, write_dictionaries
 from tests.unit.translation_folders import counts_of, record, records_of, refusal, run_verb, texts_by_line, write_folder

@@ -8,10 +8,10 @@ import pytest
 from sacrebleu.metrics import BLEU, TER
 
 from kd_plugin import cli
-from kd_plugin.pipeline import languages
-from kd_plugin.pipeline.evaluation_scores import sacrebleu_scores
-from kd_plugin.pipeline.languages import bleu_tokenizer
-from kd_plugin.pipeline.translations import Writer
+from kd_plugin.corpus import languages
+from kd_plugin.corpus.languages import bleu_tokenizer
+from kd_plugin.corpus.translations import Writer
+from kd_plugin.evaluation.scores import sacrebleu_scores
 from tests.support import MODEL, make_checkpoint
 from tests.unit.translation_folders import record, refusal, run_verb, texts_by_line
 

@@ -13,11 +13,11 @@ import pytest
 from hypothesis import assume, given, settings
 from sacrebleu.metrics import BLEU, CHRF
 
+from kd_plugin.corpus.raw_text import TextLines
+from kd_plugin.corpus.translations import Hypothesis, Record, Translations
+from kd_plugin.curate.criteria import Candidates, Chooser, Settings, agreement
 from kd_plugin.errors import KDPluginError
-from kd_plugin.pipeline import processes
-from kd_plugin.pipeline.criteria import Candidates, Chooser, Settings, agreement
-from kd_plugin.pipeline.raw_text import TextLines
-from kd_plugin.pipeline.translations import Hypothesis, Record, Translations
+from kd_plugin.runners import processes
 from tests.unit.translation_folders import counts_of, record, records_of, refusal, run_verb, texts_by_line, write_folder
 
 sentences = st.lists(st.sampled_from(["ein", "Hund", "läuft", "schnell", "heim", "."]), max_size=7).map(" ".join)

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
+from kd_plugin.corpus.batches import by_length
+from kd_plugin.corpus.sources import TextSource, group_equal, shares
+from kd_plugin.corpus.subwords import Subwords
 from kd_plugin.errors import KDPluginError
-from kd_plugin.pipeline.batches import by_length
-from kd_plugin.pipeline.sources import TextSource, group_equal, shares
-from kd_plugin.pipeline.subwords import Subwords
 
 PLAIN = Subwords(None, "none")
 

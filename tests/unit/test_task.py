@@ -17,12 +17,12 @@ from kd_plugin.cache.records import Records
 from kd_plugin.cache.writer import ShardWriter, merge, plan_shards
 from kd_plugin.criterions import KDLabelSmoothedCrossEntropyCriterion
 from kd_plugin.errors import KDPluginError
-from kd_plugin.files import sha256_of
+from kd_plugin.files.atomic import sha256_of
 from kd_plugin.losses.selection import SelectGlobally
 from kd_plugin.tasks.distillation_translation import DistillationTranslationConfig, DistillationTranslationTask
 from kd_plugin.teachers.cached import CachedTeacher
-from kd_plugin.teachers.online import OnlineTeacher
-from tests.support import MODEL, PLUGIN, make_checkpoint
+from kd_plugin.teachers.fairseq import OnlineTeacher
+from tests.support import MODEL, PLUGIN, asked, make_checkpoint
 from tests.unit.conftest import WORDS
 from tests.unit.data_folders import binarise
 
@@ -74,7 +74,7 @@ def write_store(cache, data, split, pairs, offset=0, **changes):
 def token_numbers(task, sample):
     """Which tokens' answers a batch has brought, row by row without padding."""
     rows = sample["target"].ne(1).reshape(-1).nonzero(as_tuple=True)[0]
-    answer = task.teacher(sample, rows, torch.float32)
+    answer = asked(task.teacher, sample, rows, torch.float32)
     numbers = (-8 * answer.log_rest).round().long()
     return [row.tolist() for row in numbers.split(sample["target"].ne(1).sum(1).tolist())]
 
@@ -124,7 +124,7 @@ def test_some_rows_get_their_own_answers(data, tmp_path):
     ids, width = sample["id"].tolist(), sample["target"].size(1)
     first = {0: 0, 1: 2}  # the number of each sentence's first token in the split
     rows = torch.tensor([1, width, width + 1])
-    answer = task.teacher(sample, rows, torch.float32)
+    answer = asked(task.teacher, sample, rows, torch.float32)
     numbers = [first[ids[0]] + 1, first[ids[1]], first[ids[1]] + 1]
     assert (-8 * answer.log_rest).round().long().tolist() == numbers
     assert answer.ids.tolist() == [[n, n + 1] for n in numbers] and torch.equal(answer.lprobs, torch.full((3, K), -1.0))
@@ -235,7 +235,7 @@ def test_criterion_is_built_with_its_teacher_and_they_are_signed(tmp_path, dicti
     with caplog.at_level(logging.INFO, "kd_plugin"):
         criterion = task.build_criterion(criterion_cfg(kd_selection="global", kd_alpha=0.25))
     assert isinstance(criterion, KDLabelSmoothedCrossEntropyCriterion) and isinstance(task.teacher, OnlineTeacher)
-    assert task.teacher.dtype == "fp32" and task.selection is criterion.selection
+    assert task.teacher.dtype == "fp32" and task.selection is criterion.distiller.selection
     assert isinstance(task.selection, SelectGlobally)
     signed = [r.getMessage() for r in caplog.records if r.getMessage().startswith("kd|alpha:0.25|")]
     assert len(signed) == 1 and f"|teacher:sha256:{task.teacher.members[0].sha256[:8]}(" in signed[0]

@@ -5,6 +5,7 @@ import argparse
 import pytest
 import torch
 
+from kd_plugin.checkpoints.loading import load_teacher, parse_overrides, read_checkpoint
 from kd_plugin.compat import BETTER_TRANSFORMER_COPY
 from kd_plugin.errors import KDPluginError
 from kd_plugin.losses.memory import LinearHead
@@ -12,10 +13,9 @@ from kd_plugin.tasks.distillation_translation import (
     DistillationTranslationConfig,
     DistillationTranslationTask,
 )
+from kd_plugin.teachers.fairseq import OnlineTeacher
 from kd_plugin.teachers.flags import parse_weights
-from kd_plugin.teachers.loading import load_teacher, parse_overrides, read_checkpoint
-from kd_plugin.teachers.online import OnlineTeacher
-from tests.support import MODEL, make_checkpoint
+from tests.support import MODEL, asked, make_checkpoint
 from tests.unit.conftest import WORDS, write_dictionaries
 
 LANGS = ["-s", "en", "-t", "de"]
@@ -73,7 +73,7 @@ def test_any_architecture_is_read_from_its_own_checkpoint(name, dictionaries, tm
     own = (weights for name, weights in model.named_parameters() if not BETTER_TRANSFORMER_COPY.search(name))
     assert loaded.parameters == sum(weights.numel() for weights in own)
 
-    answer = OnlineTeacher([loaded])(batch(), ROWS, torch.float32)
+    answer = asked(OnlineTeacher([loaded]), batch(), ROWS, torch.float32)
     with torch.no_grad():
         expected = model.get_normalized_probs(model(**batch()["net_input"]), log_probs=True)
     expected = expected.reshape(-1, 32)[ROWS]
@@ -87,7 +87,7 @@ def test_answer_is_fairseqs_and_can_be_had_in_pieces(name, dictionaries, tmp_pat
     model = make_checkpoint(tmp_path / "teacher.pt", dictionaries, *LANGS, *ARCHITECTURES[name])
     loaded = load_teacher(str(tmp_path / "teacher.pt"), student_task(dictionaries))
     rows = torch.tensor([0, 2, 3, 5, 7])
-    answer = OnlineTeacher([loaded])(batch(), rows, torch.float32)
+    answer = asked(OnlineTeacher([loaded]), batch(), rows, torch.float32)
     with torch.no_grad():
         expected = model(**batch()["net_input"])[0].reshape(-1, 32)[rows]
     torch.testing.assert_close(answer.logits, expected, rtol=0, atol=2e-6)
@@ -107,7 +107,7 @@ def test_teacher_computes_no_attention_weights_and_projects_only_the_rows_asked_
     monkeypatch.setattr(
         LinearHead, "__call__", lambda head, x, *rest: (projected.append(tuple(x.shape)), real(head, x, *rest))[1]
     )
-    answer = OnlineTeacher([loaded])(batch(), torch.tensor([0, 2, 3]), torch.float32)
+    answer = asked(OnlineTeacher([loaded]), batch(), torch.tensor([0, 2, 3]), torch.float32)
     assert weights == ([] if packed else [None]) and projected == []
     assert answer.product[1].shape == (3, 16) and projected == []
     assert answer.logits.shape == (3, 32) and projected == [(3, 16)]
@@ -144,7 +144,7 @@ def test_dictionary_in_another_order_gives_the_same_answers(dictionaries, tmp_pa
     """The same model with its vocabulary permuted, and its dictionary with it, must answer the same."""
     path = tmp_path / "teacher.pt"
     model = make_checkpoint(path, dictionaries, *LANGS, *ARCHITECTURES["post_norm"])
-    expected = OnlineTeacher([load_teacher(str(path), student_task(dictionaries))])(batch(), ROWS, torch.float32)
+    expected = asked(OnlineTeacher([load_teacher(str(path), student_task(dictionaries))]), batch(), ROWS, torch.float32)
 
     order = torch.randperm(28, generator=torch.Generator().manual_seed(1))
     other = write_dictionaries(tmp_path / "other", [WORDS[i] for i in order])
@@ -159,7 +159,7 @@ def test_dictionary_in_another_order_gives_the_same_answers(dictionaries, tmp_pa
 
     loaded = load_teacher(str(tmp_path / "other.pt"), student_task(dictionaries))
     assert loaded.target_indices is not None
-    answer = OnlineTeacher([loaded])(batch(), ROWS, torch.float32)
+    answer = asked(OnlineTeacher([loaded]), batch(), ROWS, torch.float32)
     torch.testing.assert_close(answer.logits, expected.logits, rtol=1e-6, atol=1e-6)
     assert not torch.allclose(answer.logits[:, rows], expected.logits, atol=1e-3)  # the order does matter
 
@@ -180,7 +180,7 @@ def test_ensemble_is_the_mixture_of_probabilities(dictionaries, tmp_path):
     with torch.no_grad():
         probs = [model(**batch()["net_input"])[0].reshape(-1, 32)[ROWS].double().softmax(-1) for model in models]
     for weights, shares in ((None, (0.5, 0.5)), ([3, 1], (0.75, 0.25)), ([1, 0], (1.0, 0.0))):
-        answer = OnlineTeacher(members, weights)(batch(), ROWS, torch.float32).logits.double()
+        answer = asked(OnlineTeacher(members, weights), batch(), ROWS, torch.float32).logits.double()
         torch.testing.assert_close(
             answer.softmax(-1), shares[0] * probs[0] + shares[1] * probs[1], rtol=1e-5, atol=1e-7
         )
@@ -199,8 +199,8 @@ def test_dtype_and_overrides_reach_the_teacher(dictionaries, tmp_path):
     overrides = {"dropout": 0.77}
     member = load_teacher(str(tmp_path / "teacher.pt"), student_task(dictionaries), overrides=overrides)
     assert member.model.encoder.dropout_module.p == 0.77
-    exact = OnlineTeacher([member], dtype="auto")(batch(), ROWS, torch.bfloat16).logits  # auto on a CPU is fp32
-    coarse = OnlineTeacher([member], dtype="bf16")(batch(), ROWS, torch.float32).logits
+    exact = asked(OnlineTeacher([member], dtype="auto"), batch(), ROWS, torch.bfloat16).logits  # auto on a CPU is fp32
+    coarse = asked(OnlineTeacher([member], dtype="bf16"), batch(), ROWS, torch.float32).logits
     assert (exact.dtype, coarse.dtype) == (torch.float32, torch.bfloat16)
     torch.testing.assert_close(coarse.float(), exact, rtol=0.05, atol=0.05)
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from kd_plugin.corpus.raw_text import TextLines, numbered_lines
 from kd_plugin.errors import KDPluginError
-from kd_plugin.pipeline.raw_text import TextLines, numbered_lines
 from tests.unit.translation_folders import refusal, write_folder
 
 LINES = "Ein Hund läuft.\nEine Katze schläft.\n"

@@ -9,11 +9,9 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
 
-from kd_plugin import files
-from kd_plugin.errors import KDPluginError
-from kd_plugin.pipeline import text_output
-from kd_plugin.pipeline.text_output import write_text
-from kd_plugin.pipeline.translations import (
+from kd_plugin.corpus import parallel_text as text_output
+from kd_plugin.corpus.parallel_text import write_text
+from kd_plugin.corpus.translations import (
     Hypothesis,
     Manifest,
     Record,
@@ -22,6 +20,8 @@ from kd_plugin.pipeline.translations import (
     finished_shard,
     write_shard,
 )
+from kd_plugin.errors import KDPluginError
+from kd_plugin.files import atomic as files
 from tests.unit.translation_folders import record, records_of, write_folder
 
 AWKWARD = "a\u2028b\u2029c\x85d\x00e\x0bf\x0cg\x1ch\ti 🙂👩‍👧 \ufeff \u200b \\n \" '"

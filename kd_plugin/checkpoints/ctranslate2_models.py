@@ -1,0 +1,267 @@
+"""A fairseq checkpoint as a CTranslate2 model: read by the plugin's safe reader, converted by CTranslate2's code."""
+
+import argparse
+import os
+import shutil
+import tempfile
+import uuid
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, Dict, FrozenSet, List, Optional
+from unittest import mock
+
+from fairseq import checkpoint_utils
+from fairseq.models import MODEL_REGISTRY
+
+from kd_plugin.compat import BETTER_TRANSFORMER_COPY, fairseq_is_given
+from kd_plugin.errors import KDPluginError
+from kd_plugin.files.atomic import write_json
+from kd_plugin.files.json_text import parse_json
+from kd_plugin.checkpoints.converter_reads import recorded_reads
+from kd_plugin.checkpoints.opened import DESCRIPTION, OpenedCheckpoint, open_checkpoint
+
+INSTALL = "pip install 'kd-plugin[export]'"
+MODELS = ("transformer", "transformer_align")
+# options of fairseq's transformers that CTranslate2's converter does not look at, or dies of without naming them
+UNKNOWN_TO_CTRANSLATE2 = (
+    "adaptive_softmax_cutoff",
+    "base_layers",
+    "cross_self_attention",
+    "no_cross_attention",
+    "no_decoder_final_norm",
+    "no_token_positional_embeddings",
+    "quant_noise_scalar",
+    "scale_attn",
+    "scale_fc",
+    "scale_heads",
+    "scale_resids",
+)
+MUST_BE_EQUAL = (
+    ("encoder_normalize_before", "decoder_normalize_before"),
+    ("encoder_attention_heads", "decoder_attention_heads"),
+    ("decoder_output_dim", "decoder_embed_dim"),
+)
+
+
+def convert(
+    checkpoint: str,
+    folder: Path,
+    quantization: str = "float32",
+    overrides: Optional[Dict[str, Any]] = None,
+    source_lang: Optional[str] = None,
+    target_lang: Optional[str] = None,
+) -> Path:
+    """Write `checkpoint` as a CTranslate2 model.
+
+    Args:
+        folder: of the model; appears as a whole or not at all. Of two processes that write it at the same time one
+            succeeds and the other keeps what is there
+        quantization: of the stored weights, by CTranslate2's names
+        overrides, source_lang, target_lang: as for `open_checkpoint`
+
+    Returns:
+        `folder`
+
+    Raises:
+        KDPluginError: CTranslate2 is not installed or cannot run such a model, unknown quantization, or as
+            `open_checkpoint`
+    """
+    opened = open_checkpoint(checkpoint, overrides, source_lang, target_lang)
+    return convert_opened(opened, folder, quantization)
+
+
+def convert_opened(
+    opened: OpenedCheckpoint,
+    folder: Path,
+    quantization: str = "float32",
+    vocabulary_map: Optional[Path] = None,
+    max_positions: Optional[int] = None,
+) -> Path:
+    """As `convert`, of what `open_checkpoint` gave.
+
+    Args:
+        vocabulary_map: a file in CTranslate2's format to lie in the model's folder
+        max_positions: keep that many sinusoidal positions only: the longest sentence, with its end, that the model
+            will take and write
+    """
+    accepted = quantizations()
+    if quantization not in accepted:
+        raise KDPluginError(f"--quantization {quantization}: unknown to CTranslate2. Remedy: {', '.join(accepted)}")
+    folder = Path(folder)
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        raise KDPluginError(f"{folder}: is there already. Remedy: remove it, or name another folder")
+    options = _options(opened)
+    source_tokens, target_tokens = opened.max_source_tokens, opened.max_target_tokens
+    if max_positions is not None:
+        _shorten(options, max_positions, opened.path)
+        source_tokens, target_tokens = (min(tokens, max_positions - 1) for tokens in (source_tokens, target_tokens))
+
+    import ctranslate2
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp")
+    weights = {n: w for n, w in opened.model.state_dict().items() if not BETTER_TRANSFORMER_COPY.search(n)}
+    try:
+        with tempfile.TemporaryDirectory() as data:
+            for language, path in zip(("source", "target"), opened.dictionary_paths):
+                shutil.copyfile(path, os.path.join(data, f"dict.{language}.txt"))
+            converter = _converter(opened, data)
+            state = {"args": options, "model": weights}
+            # newer converters call torch.load, older ones fairseq, which would want to bring it up to date
+            older = mock.patch.object(checkpoint_utils, "load_checkpoint_to_cpu", lambda *_, **__: state)
+            with fairseq_is_given(state), older:
+                converter.convert(
+                    str(temporary), vmap=str(vocabulary_map) if vocabulary_map else None, quantization=quantization
+                )
+        more = {
+            "quantization": quantization,
+            "max_source_tokens": source_tokens,
+            "max_target_tokens": target_tokens,
+            "ctranslate2": ctranslate2.__version__,
+        }
+        write_json(temporary / DESCRIPTION, opened.describe("ctranslate2", **more))
+        _rename(temporary, folder)
+    except OSError as error:
+        raise KDPluginError(f"{folder}: cannot be written: {error.strerror or error}. Remedy: make room") from error
+    except KDPluginError:
+        raise
+    except (AttributeError, KeyError, NotImplementedError, RuntimeError, ValueError) as error:
+        raise _cannot(opened.path, " ".join(str(error).split())[:300]) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return folder
+
+
+def _converter(opened: OpenedCheckpoint, data: str) -> Any:
+    from ctranslate2.converters import FairseqConverter
+
+    class Converter(FairseqConverter):  # type: ignore[misc]
+        def _load(self) -> Any:
+            with recorded_reads() as reads:
+                spec = super()._load()
+            left_out = reads.left_out()
+            if left_out:
+                more = f" and {len(left_out) - 3} more" if len(left_out) > 3 else ""
+                raise _cannot(opened.path, f"its converter leaves out {', '.join(left_out[:3])}{more}")
+            return spec
+
+    return Converter(opened.path, data, "source", "target")
+
+
+def vocabulary(folder: Path, side: str) -> FrozenSet[str]:
+    """The symbols that a CTranslate2 model knows.
+
+    Args:
+        side: source or target
+
+    Raises:
+        KDPluginError: the folder has no readable vocabulary
+    """
+    for name in (f"{side}_vocabulary", "shared_vocabulary"):
+        for path in (folder / f"{name}.json", folder / f"{name}.txt"):
+            if path.is_file():
+                try:
+                    text = path.read_text(encoding="utf-8")
+                    return frozenset(parse_json(text) if path.suffix == ".json" else text.split("\n"))
+                except (OSError, TypeError, ValueError) as error:
+                    raise KDPluginError(
+                        f"{path}: no vocabulary of CTranslate2 ({error}). Remedy: export again"
+                    ) from error
+    raise KDPluginError(f"{folder}: there is no {side} vocabulary. Remedy: the whole folder that was exported")
+
+
+def _rename(temporary: Path, folder: Path) -> None:
+    try:
+        os.rename(temporary, folder)
+    except OSError:
+        if not (folder / "model.bin").is_file():  # else another process was quicker
+            raise
+
+
+def _options(opened: OpenedCheckpoint) -> argparse.Namespace:
+    """The flags that CTranslate2's converter asks for, all of them, read off the model as fairseq built it."""
+    model = opened.model
+    name = next((name for name in MODELS if type(model) is MODEL_REGISTRY[name]), None)
+    if name is None:
+        raise _cannot(opened.path, f"it is a {type(model).__name__}; CTranslate2 takes {' and '.join(MODELS)}")
+    flat: Dict[str, Any] = {}
+    for field, value in vars(model.cfg).items():
+        if is_dataclass(value):
+            flat.update({f"{field}_{inner.name}": getattr(value, inner.name) for inner in fields(value)})
+        else:
+            flat[field] = value
+    for option in UNKNOWN_TO_CTRANSLATE2:
+        if flat.get(option):
+            raise _cannot(opened.path, f"--{option.replace('_', '-')} is not known to CTranslate2")
+    for one, other in MUST_BE_EQUAL:
+        if flat[one] != flat[other]:
+            raise _cannot(opened.path, f"--{one} {flat[one]} and --{other} {flat[other]} differ".replace("_", "-"))
+    for dictionary, path in zip(opened.dictionaries, opened.dictionary_paths):
+        if len(set(dictionary.symbols)) != len(dictionary):
+            raise _cannot(opened.path, f"{path} holds a symbol twice (#fairseq:overwrite)")
+    if name == "transformer_align":  # fairseq allows a layer that is not there; CTranslate2 crashes
+        flat["alignment_layer"] = min(int(flat.get("alignment_layer") or 0), int(flat["decoder_layers"]) - 1)
+    return argparse.Namespace(**{**flat, "arch": name, "_name": name, "task": "translation"})
+
+
+def _shorten(options: argparse.Namespace, max_positions: int, path: str) -> None:
+    if options.encoder_learned_pos or options.decoder_learned_pos:
+        raise _cannot(path, "--max-positions, and its positions are learned")
+    if not 2 <= max_positions <= min(options.max_source_positions, options.max_target_positions):
+        raise _cannot(
+            path, f"--max-positions {max_positions}: {options.max_source_positions} are there, at least 2 are needed"
+        )
+    options.max_source_positions = options.max_target_positions = max_positions
+
+
+def _cannot(path: str, reason: str) -> KDPluginError:
+    return KDPluginError(
+        f"{path}: cannot become a CTranslate2 model: {reason}. Remedy: a plain transformer, such as the plugin's "
+        "students, or the formats fairseq and safetensors and fairseq's own decoder"
+    )
+
+
+def _ctranslate2() -> Any:
+    try:
+        import ctranslate2
+    except ImportError as error:
+        raise KDPluginError(f"CTranslate2 cannot be imported ({error}). Remedy: {INSTALL}") from error
+    return ctranslate2
+
+
+def quantizations() -> List[str]:
+    """CTranslate2's names for types of stored weights."""
+    _ctranslate2()
+    from ctranslate2.specs.model_spec import ACCEPTED_MODEL_TYPES
+
+    return sorted(ACCEPTED_MODEL_TYPES)
+
+
+def open_translator(
+    folder: Path, device: str = "cpu", compute_type: str = "default", threads: int = 0, device_index: int = 0
+) -> Any:
+    """The ctranslate2.Translator of a converted model.
+
+    Args:
+        compute_type: "default" computes in the type of the stored weights, as far as the device can
+        threads: of one batch; 0: CTranslate2's choice
+        device_index: which of several GPUs
+
+    Raises:
+        KDPluginError: CTranslate2 is not installed, or the folder holds no model that it can run there
+    """
+    ctranslate2 = _ctranslate2()
+    try:
+        return ctranslate2.Translator(
+            str(folder),
+            device=device,
+            device_index=device_index,
+            compute_type=compute_type,
+            inter_threads=1,
+            intra_threads=threads,
+        )
+    except (RuntimeError, ValueError) as error:
+        raise KDPluginError(
+            f"{folder}: CTranslate2 cannot run it on {device} with {compute_type} ({str(error).strip()}). Remedy: a "
+            "folder of kd-plugin export --format ctranslate2, and types that the device can compute in"
+        ) from error

@@ -1,0 +1,100 @@
+"""A student's checkpoint is an ordinary fairseq checkpoint: it needs and names no plugin and no teacher."""
+
+import argparse
+import glob
+import os
+from dataclasses import fields
+from typing import Any, Callable, Dict, NamedTuple, Sequence
+
+from fairseq.criterions.label_smoothed_cross_entropy import LabelSmoothedCrossEntropyCriterionConfig
+from fairseq.tasks.translation import TranslationConfig
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from kd_plugin.errors import KDPluginError
+from kd_plugin.models.student_transformer import STUDENT_ARCHITECTURES
+
+STOCK_TASK = "translation"
+STOCK_CRITERION = "label_smoothed_cross_entropy"
+
+
+class Stock(NamedTuple):
+    """A task of fairseq's that a task of ours extends."""
+
+    task: str
+    config: type
+
+
+TRANSLATION = Stock(STOCK_TASK, TranslationConfig)
+
+
+def describe_as_stock(cfg: DictConfig, private_fields: Any, stock: Stock = TRANSLATION) -> None:
+    """Change, in place, the configuration that fairseq's trainer writes into every checkpoint.
+
+    fairseq-generate, fairseq-validate, from_pretrained and converters build task, criterion and model from it, so
+    it names the stock ones that read the same model; every size of the architecture is already written out.
+
+    Args:
+        cfg: the root configuration that the trainer holds
+        private_fields: names of the plugin's own fields, which the command line also copies into cfg.model
+        stock: the task as which it is described
+    """
+    with open_dict(cfg):
+        cfg.common.user_dir = None
+        # taken out and put back: a structured node lets no field be deleted and no other structure be assigned
+        cfg["task"] = _only(cfg.pop("task"), stock.config, stock.task)
+        cfg["criterion"] = _only(cfg.pop("criterion"), LabelSmoothedCrossEntropyCriterionConfig, STOCK_CRITERION)
+        model = cfg.model
+        if isinstance(model, argparse.Namespace):
+            for name in list(vars(model)):
+                if name in private_fields:
+                    delattr(model, name)
+            model.user_dir, model.task, model.criterion = None, stock.task, STOCK_CRITERION
+            if model.arch in STUDENT_ARCHITECTURES:
+                model.arch = model._name = "transformer"
+        elif model.get("_name") in STUDENT_ARCHITECTURES:
+            model._name = "transformer"
+
+
+def refuse_to_replace(teachers: Sequence[str], save_dir: str) -> None:
+    """fairseq-train writes checkpoint*.pt into its folder, over whatever has such a name there, and through links.
+
+    Raises:
+        KDPluginError: that would be a teacher
+    """
+    for written in glob.glob(os.path.join(glob.escape(save_dir), "checkpoint*.pt")):
+        for teacher in teachers:
+            if os.path.exists(teacher) and os.path.exists(written) and os.path.samefile(teacher, written):
+                raise KDPluginError(
+                    f"--teacher-path {teacher}: is {written}, over which this training would write the student. "
+                    "Remedy: another --save-dir"
+                )
+
+
+def _only(node: DictConfig, dataclass: type, name: str) -> Dict[str, Any]:
+    values = OmegaConf.to_container(node, resolve=True, enum_to_str=True)
+    return {**{field.name: values[field.name] for field in fields(dataclass) if field.name in values}, "_name": name}
+
+
+def carry_state(iterator: Any, key: str, owner: Callable[[], Any]) -> Any:
+    """Let an iterator's state, which fairseq saves and restores with every checkpoint, carry somebody else's too.
+
+    Args:
+        iterator: an EpochBatchIterator; changed, and returned
+        key: in the iterator's state
+        owner: gives the object whose state_dict() is carried and whose load_state_dict() gets it back
+    """
+    if key in vars(iterator):  # fairseq uses some iterators for several epochs
+        return iterator
+    setattr(iterator, key, True)
+    own_state_dict, own_load_state_dict = iterator.state_dict, iterator.load_state_dict
+
+    def state_dict() -> Dict[str, Any]:
+        return {**own_state_dict(), key: owner().state_dict()}
+
+    def load_state_dict(state: Dict[str, Any]) -> None:
+        own_load_state_dict(state)
+        if state.get(key):
+            owner().load_state_dict(state[key])
+
+    iterator.state_dict, iterator.load_state_dict = state_dict, load_state_dict
+    return iterator

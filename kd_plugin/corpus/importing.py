@@ -1,0 +1,165 @@
+"""`kd-plugin import`: translations that something else has made (a large language model, an API, another toolkit).
+
+All sources and translations of the file are held in memory, and nothing is written before the last row is checked.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Dict, List, NamedTuple, Optional, Set
+
+from kd_plugin.cli.translations_folder import add_output_arguments, check_output, finish_output
+from kd_plugin.corpus.columns import parse_columns
+from kd_plugin.corpus.languages import check_languages, family, family_of_text
+from kd_plugin.corpus.raw_text import checked_sha256, numbered_lines
+from kd_plugin.corpus.tables import COLUMNS, FORMATS, OBJECT, Row, join_lines, read_rows
+from kd_plugin.corpus.translations import Hypothesis, Record, Writer
+from kd_plugin.errors import KDPluginError
+from kd_plugin.runners.progress import progress
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "file", metavar="FILE", help=f"TSV or CSV ({COLUMNS}) or JSON lines ({OBJECT}), as they are or packed (.gz)"
+    )
+    parser.add_argument("--format", choices=FORMATS, help="default: as the file is called: .tsv, .csv, .jsonl")
+    parser.add_argument(
+        "--columns",
+        metavar="NAME,…",
+        help="what the columns of a table are, in its order: source, hypothesis, score, system, and _ for one to leave "
+        "out; Tatoeba's pairs: --columns _,source,_,hypothesis (default: what its first line names, or source, "
+        "hypothesis, score, system)",
+    )
+    parser.add_argument("-s", "--source-lang", required=True, metavar="LANG")
+    parser.add_argument("-t", "--target-lang", required=True, metavar="LANG")
+    parser.add_argument(
+        "--source",
+        metavar="FILE",
+        help="the corpus that was translated, a sentence a line: its lines' numbers are kept (default: each source of "
+        "the file is a line of its own)",
+    )
+    add_output_arguments(parser)
+
+
+class Entry(NamedTuple):
+    """A source on its way. ids: its lines; systems: of all its rows"""
+
+    ids: List[int]
+    hypotheses: List[Hypothesis]
+    systems: Set[Optional[str]]
+
+
+def run(args: argparse.Namespace) -> int:
+    """Exit status 0; nothing else than errors ends it early."""
+    check_languages(args.source_lang, args.target_lang)
+    path, languages = Path(args.file), [args.source_lang, args.target_lang]
+    format_name = args.format or _format_of(path)
+    columns = parse_columns(args.columns)
+    if columns is not None and format_name == "jsonl":
+        raise KDPluginError("--columns: JSON lines have keys instead. Remedy: leave it out, or --format tsv or csv")
+    identity = {
+        "verb": "import",
+        "format": format_name,
+        **({} if columns is None else {"columns": columns}),
+        "languages": languages,
+        "file_sha256": checked_sha256(path, "import"),
+        "source_sha256": checked_sha256(args.source, "--source") if args.source else None,
+    }
+    check_output(args, languages, identity)
+    entries = _corpus(Path(args.source)) if args.source else {}
+    counts = {"rows": 0, "line_breaks_joined": 0, "empty_dropped": 0, "repeated_dropped": 0}
+    rows = read_rows(
+        path,
+        format_name,
+        languages,
+        columns,
+        quotes={"tsv": "\"'", "csv": "'"}.get(format_name, "") if args.format is None else "",
+        said=lambda text: print(f"kd-plugin import: {path}: {text}", file=sys.stderr),
+    )
+    for row in progress(rows, None, "import", "row"):
+        counts["rows"] += 1
+        _add(entries, row, path, args.source, counts)
+    counts["lines_without_translation"] = sum(len(e.ids) for e in entries.values() if not e.hypotheses)
+    lines = sum(len(entry.ids) for entry in entries.values())
+    if not any(entry.hypotheses for entry in entries.values()):
+        what = "is empty" if not counts["rows"] else f"no translation in its {counts['rows']:,} rows"
+        raise KDPluginError(f"import {path}: {what}. Remedy: {OBJECT if format_name == 'jsonl' else COLUMNS}")
+    _check_sides(entries, languages, path)
+    writer = Writer(Path(args.output), identity, languages, lines)
+    for source, entry in entries.items():
+        writer.add(record_of(source, entry, counts))
+    finish_output(writer.finish(counts), args)
+    return 0
+
+
+def _check_sides(entries: Dict[str, Entry], languages: List[str], path: Path) -> None:
+    """Columns in the wrong order can be told where the languages are written with letters of their own."""
+    known = [family(language) for language in languages]
+    hypotheses = (hypothesis.text for entry in entries.values() for hypothesis in entry.hypotheses)
+    found = [family_of_text(entries), family_of_text(hypotheses)]
+    if known[0] != known[1] and found == known[::-1]:
+        raise KDPluginError(
+            f"import {path}: its sources look like {languages[1]}, its translations like {languages[0]}. Remedy: "
+            "--columns hypothesis,source, or the languages the other way round"
+        )
+
+
+def _format_of(path: Path) -> str:
+    suffix = Path(path.stem if path.suffix == ".gz" else path.name).suffix[1:]
+    if suffix not in FORMATS:
+        raise KDPluginError(
+            f"import {path}: its name does not tell its format. Remedy: --format {{{','.join(FORMATS)}}}"
+        )
+    return suffix
+
+
+def _corpus(path: Path) -> Dict[str, Entry]:
+    """The different lines of the corpus, by their first line."""
+    entries: Dict[str, Entry] = {}
+    for number, line in numbered_lines(path, "--source"):
+        text = line.replace("\r", " ")  # as kd-plugin decode has it
+        entries.setdefault(text, Entry([], [], set())).ids.append(number - 1)
+    return entries
+
+
+def _add(entries: Dict[str, Entry], row: Row, path: Path, corpus: Optional[str], counts: Dict[str, int]) -> None:
+    entry = entries.get(row.source)
+    if entry is None:
+        if corpus is not None:
+            raise KDPluginError(
+                f"import {path}, line {row.number}: its source is no line of --source {corpus}: {row.source!r}. "
+                "Remedy: the corpus that was translated, and sources letter by letter as there"
+            )
+        if not row.source.strip():
+            raise KDPluginError(f"import {path}, line {row.number}: its source is empty. Remedy: take the line out")
+        entry = entries[row.source] = Entry([len(entries)], [], set())
+    for hypothesis in row.hypotheses:
+        text = join_lines(hypothesis.text)
+        counts["line_breaks_joined"] += text != hypothesis.text
+        if text.strip():
+            entry.hypotheses.append(hypothesis._replace(text=text))
+            entry.systems.add(row.system)
+        else:
+            counts["empty_dropped"] += 1
+
+
+def record_of(source: str, entry: Entry, counts: Dict[str, int]) -> Record:
+    """Translations best first where all have scores, else as they came; of equal texts the one with the best score.
+
+    Equal ones come from corpora in which a source occurs several times, translated each time.
+    """
+    different: Dict[str, Hypothesis] = {}
+    for hypothesis in entry.hypotheses:
+        known = different.setdefault(hypothesis.text, hypothesis)
+        if _better(hypothesis.score, known.score):
+            different[hypothesis.text] = hypothesis
+    counts["repeated_dropped"] += len(entry.hypotheses) - len(different)
+    hypotheses = list(different.values())
+    if all(hypothesis.score is not None for hypothesis in hypotheses):
+        hypotheses.sort(key=lambda hypothesis: -(hypothesis.score or 0.0))
+    system = next(iter(entry.systems)) if len(entry.systems) == 1 else None
+    return Record(entry.ids, source, hypotheses, system)
+
+
+def _better(score: Optional[float], known: Optional[float]) -> bool:
+    return score is not None and (known is None or score > known)

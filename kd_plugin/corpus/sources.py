@@ -1,0 +1,210 @@
+"""What is translated: a raw text file, or a split that fairseq-preprocess has binarised. Equal lines are found once."""
+
+import hashlib
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, NamedTuple, Sequence, Tuple, Union
+
+import numpy as np
+from fairseq import utils
+from fairseq.data import Dictionary
+
+from kd_plugin.cache.data import split_files
+from kd_plugin.corpus.binarised import check_ids, open_indexed
+from kd_plugin.corpus.raw_text import TextLines
+from kd_plugin.corpus.subword_checks import Marks
+from kd_plugin.corpus.subwords import Subwords
+from kd_plugin.errors import KDPluginError
+from kd_plugin.runners.progress import progress
+from kd_plugin.teachers.vocabulary import load_dictionary
+
+HASH_BYTES = 16  # of a line: among 10^9 lines two of the same hash have a probability of 10^-21
+
+
+class Sentence(NamedTuple):
+    """A source sentence: as it will be written, and its symbols without end of sentence."""
+
+    text: str
+    tokens: List[str]
+
+
+class TextSource:
+    """A UTF-8 file with a sentence a line; lines end in LF or CR LF, and in nothing else.
+
+    Only the lines' positions and hashes are held in memory, 24 bytes a line, and as much again while they are grouped.
+
+    Args:
+        subwords: of the source language
+
+    Raises:
+        KDPluginError: as TextLines
+    """
+
+    def __init__(self, path: str, subwords: Subwords):
+        self._subwords, self.marks, hashes = subwords, Marks(), bytearray()
+
+        def seen(text: str) -> None:
+            hashes.extend(_hash(text.encode("utf-8")))
+            self.marks.add(text)
+
+        self._lines = TextLines(Path(path), "--input", seen)
+        self.hashes = np.frombuffer(hashes, dtype=f"V{HASH_BYTES}")
+        self._description = {"text_sha256": self._lines.sha256, "subwords": subwords.identity()}
+
+    def __len__(self) -> int:
+        return len(self.hashes)
+
+    def identity(self) -> Dict[str, Any]:
+        return {**self._description, "lines": len(self)}
+
+    def read(self, lines: Sequence[int]) -> Iterator[Sentence]:
+        """Sentences by their number, from 0."""
+        for line in lines:
+            text = self._lines[line].replace("\r", " ")
+            tokens = self._subwords.encode(text)
+            # what is segmented already is put together, as its translation will be
+            yield Sentence(self._subwords.decode(tokens) if self._subwords.joins else text, tokens)
+
+
+class BinarisedSource:
+    """The source side of a split in fairseq's format."""
+
+    def __init__(self, data: str, split: str, languages: Sequence[str], dictionary: Dictionary, subwords: Subwords):
+        source_lang, target_lang = languages
+        prefix = source_prefix(data, split, source_lang, target_lang)
+        self._dictionary, self._subwords = dictionary, subwords
+        stored = load_dictionary(str(_dictionary_path(Path(data), source_lang)))
+        if stored.symbols != dictionary.symbols:
+            index = next((i for i, (a, b) in enumerate(zip(stored.symbols, dictionary.symbols)) if a != b), None)
+            raise KDPluginError(
+                f"{data}: its dictionary of {source_lang} ({len(stored)} symbols) is not the model's "
+                f"({len(dictionary)} symbols); first difference: "
+                + (f"index {index}, {stored[index]!r} and {dictionary[index]!r}" if index is not None else "the size")
+                + ". Remedy: binarise the data with the model's dictionary (fairseq-preprocess --srcdict)"
+            )
+        self._dataset = open_indexed(prefix, dictionary)
+        digest, hashes = hashlib.sha256(), bytearray()
+        for index in progress(range(len(self._dataset)), None, "reading", "line"):
+            sentence = self._dataset[index]
+            check_ids(sentence, dictionary, prefix)
+            content = sentence.numpy().tobytes()
+            digest.update(len(content).to_bytes(8, "little") + content)
+            hashes += _hash(content)
+        self.hashes = np.frombuffer(hashes, dtype=f"V{HASH_BYTES}")
+        self._description = {"tokens_sha256": digest.hexdigest(), "subwords": subwords.identity()}
+
+    def __len__(self) -> int:
+        return len(self.hashes)
+
+    def identity(self) -> Dict[str, Any]:
+        return {**self._description, "lines": len(self)}
+
+    def read(self, lines: Sequence[int]) -> Iterator[Sentence]:
+        """As TextSource.read; symbols that the dictionary did not have when it was binarised are <unk>."""
+        for line in lines:
+            indices = self._dataset[int(line)].tolist()
+            tokens = [self._dictionary[index] for index in indices if index != self._dictionary.eos()]
+            yield Sentence(self._subwords.decode(tokens), tokens)
+
+
+class JoinedSource:
+    """Several sources one after the other, as if their lines were in one."""
+
+    def __init__(self, sources: Sequence[BinarisedSource]):
+        self._sources = list(sources)
+        self._starts = np.cumsum([0, *map(len, self._sources)])
+        self.hashes = np.concatenate([source.hashes for source in self._sources])
+
+    def __len__(self) -> int:
+        return len(self.hashes)
+
+    def identity(self) -> Dict[str, Any]:
+        return {"parts": [source.identity() for source in self._sources], "lines": len(self)}
+
+    def read(self, lines: Sequence[int]) -> Iterator[Sentence]:
+        """As TextSource.read."""
+        for line in lines:
+            part = int(np.searchsorted(self._starts, line, side="right")) - 1
+            yield from self._sources[part].read([line - int(self._starts[part])])
+
+
+def data_folders(data: str, split: str) -> List[str]:
+    """The folders of A:B:C that hold a part of a split: as in training all of them, but of other splits the first.
+
+    A folder that has a colon in its name is one.
+    """
+    folders = [data] if Path(data).is_dir() else utils.split_paths(data)
+    return folders if split.startswith("train") else folders[:1]
+
+
+def open_binarised(
+    data: str, split: str, languages: Sequence[str], dictionary: Dictionary, subwords: Subwords
+) -> Union[BinarisedSource, JoinedSource]:
+    """The source side of a split in one or several folders, A:B:C."""
+    folders = data_folders(data, split)
+    sources = [BinarisedSource(folder, split, languages, dictionary, subwords) for folder in folders]
+    return sources[0] if len(sources) == 1 else JoinedSource(sources)
+
+
+def source_prefix(data: str, split: str, source_lang: str, target_lang: str) -> str:
+    """Of the source's files of a split; there need be no target (fairseq-preprocess --only-source)."""
+    for pair in (f"{source_lang}-{target_lang}", f"{target_lang}-{source_lang}", f"{source_lang}-None"):
+        prefix = str(Path(data) / f"{split}.{pair}.{source_lang}")
+        if any(Path(f"{prefix}{end}").is_file() for end in (".idx", ".bin", "")):
+            return prefix
+    files = split_files(data, split, source_lang, target_lang)[0]  # says what is missing
+    return str(files[0])
+
+
+def _dictionary_path(data: Path, language: str) -> Path:
+    for path in (data / f"dict.{language}.txt", data / "dict.txt"):
+        if path.is_file():
+            return path
+    raise KDPluginError(f"{data}: no dict.{language}.txt there. Remedy: the folder that fairseq-preprocess made")
+
+
+def _hash(content: bytes) -> bytes:
+    return hashlib.blake2b(content, digest_size=HASH_BYTES).digest()
+
+
+class Groups(NamedTuple):
+    """Lines with the same source, by their first line.
+
+    Args:
+        lines: (lines,) int64, group by group, ascending in each
+        starts: (groups + 1,) int64, where each group begins in `lines`
+    """
+
+    lines: np.ndarray
+    starts: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    def ids(self, group: int) -> List[int]:
+        return list(map(int, self.lines[self.starts[group] : self.starts[group + 1]]))
+
+
+def group_equal(hashes: np.ndarray) -> Groups:
+    """Groups of lines with equal hashes, ordered by their first line.
+
+    Args:
+        hashes: (lines,) of a void dtype
+    """
+    if len(hashes) == 0:
+        return Groups(np.zeros(0, np.int64), np.zeros(1, np.int64))
+    words = hashes.view(np.uint64).reshape(len(hashes), -1)
+    order = np.lexsort(words.T)  # stable: equal lines stay in their order
+    ordered = words[order]
+    new = np.concatenate([[True], (ordered[1:] != ordered[:-1]).any(axis=1)])
+    begins = np.flatnonzero(new)
+    counts = np.diff(np.append(begins, len(order)))
+    by_first = np.argsort(order[begins], kind="stable")
+    begins, counts = begins[by_first], counts[by_first]
+    starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    within = np.arange(len(order)) - np.repeat(starts[:-1], counts)
+    return Groups(order[np.repeat(begins, counts) + within].astype(np.int64), starts)
+
+
+def shares(groups: Groups, shard_sentences: int) -> List[Tuple[int, int]]:
+    """[first, last) group of each shard."""
+    return [(at, min(at + shard_sentences, len(groups))) for at in range(0, len(groups), shard_sentences)]

@@ -1,0 +1,399 @@
+"""Translations of a corpus on disk: what `kd-plugin decode` and `import` write, and `select` and `filter` rewrite.
+
+A folder of shards in JSON lines and a manifest, which is written last: a folder without one is not finished. A line is
+a source sentence with all its translations, and the numbers of the corpus' lines that have this source:
+
+    {"ids": [0, 17], "source": "A dog.", "hypotheses": [{"text": "Ein Hund.", "score": -0.21}]}
+
+Records come in the order of their first id; no id occurs twice. Text is raw (no subwords) and holds no line break.
+"""
+
+import heapq
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any, Dict, Iterable, Iterator, List, NamedTuple, Optional, Tuple
+
+from kd_plugin.corpus.languages import check_languages
+from kd_plugin.errors import KDPluginError
+from kd_plugin.files.atomic import digest_of, digest_of_bytes, read_json, sha256_of, write_atomically, write_json
+from kd_plugin.files.json_text import SURROGATE, is_number, typed
+from kd_plugin.files.shards import claim_folder, read_part, remove_leftovers, shard_name, write_part
+
+FORMAT, FORMAT_VERSION = "kd_plugin translations", 1
+MANIFEST = "manifest.json"
+SHARD_NAME = re.compile(r"shard-\d{5,}")
+AGAIN = "run the same command again, or fetch an undamaged copy"
+REMEDY, DAMAGED = f"Remedy: {AGAIN}", f"Remedy: delete it and {AGAIN}"
+
+
+class Hypothesis(NamedTuple):
+    """A translation. score: what its system says of it, higher is better (fairseq: log-probability a token)."""
+
+    text: str
+    score: Optional[float] = None
+
+
+class Record(NamedTuple):
+    """A source sentence, its translations, best first, and which lines of the corpus (from 0, ascending) have it.
+
+    system: which system translated, where several may have
+    """
+
+    ids: List[int]
+    source: str
+    hypotheses: List[Hypothesis]
+    system: Optional[str] = None
+
+    def encode(self) -> str:
+        """A line of JSON.
+
+        Raises:
+            KDPluginError: a text holds a line break or cannot be UTF-8, or a score is no number
+        """
+        for text in (self.source, *(h.text for h in self.hypotheses)):
+            if "\n" in text or "\r" in text:
+                raise KDPluginError(f"sentence {self.ids[0]}: a line break inside {text!r}")
+        if any(h.score is not None and math.isnan(h.score) for h in self.hypotheses):
+            raise KDPluginError(f"sentence {self.ids[0]}: the score of a translation is NaN")
+        content = {"ids": self.ids, "source": self.source, "hypotheses": [h._asdict() for h in self.hypotheses]}
+        if self.system is not None:
+            content["system"] = self.system
+        line = json.dumps(content, ensure_ascii=False)
+        if SURROGATE.search(line):
+            raise KDPluginError(f"sentence {self.ids[0]}: half of a surrogate pair inside {line!r}")
+        return line
+
+    @classmethod
+    def decode(cls, line: str) -> "Record":
+        """The record in a line of JSON.
+
+        Raises:
+            ValueError: there is none; says why
+        """
+        try:
+            content = json.loads(line)
+            hypotheses = [Hypothesis(h["text"], h["score"]) for h in content["hypotheses"]]
+            record = cls(content["ids"], content["source"], hypotheses, content.get("system"))
+        except RecursionError as error:
+            raise ValueError("too many brackets inside each other") from error
+        except (AttributeError, KeyError, TypeError) as error:
+            raise ValueError(f"no record ({error!r})") from error
+        record.check()
+        return record
+
+    def check(self) -> None:
+        """Raise ValueError where a field is of another type than it should be, or a text cannot be a line."""
+        if type(self.ids) is not list or not self.ids or not all(type(number) is int for number in self.ids):
+            raise ValueError("ids is no list of numbers")
+        for text in (self.source, *(hypothesis.text for hypothesis in self.hypotheses), self.system or ""):
+            if type(text) is not str:
+                raise ValueError(f"{text!r} is no text")
+            if "\n" in text or "\r" in text:
+                raise ValueError(f"a line break inside {text!r}")
+            if not text.isascii() and SURROGATE.search(text):
+                raise ValueError(f"half of a surrogate pair inside {text!r}")
+        for hypothesis in self.hypotheses:
+            if hypothesis.score is not None and not is_number(hypothesis.score):
+                raise ValueError(f"score {hypothesis.score!r} is no number")
+
+
+def scores_of(record: Record, folder: Path, remedy: str) -> List[float]:
+    """The scores of all its translations.
+
+    Raises:
+        KDPluginError: one has none
+    """
+    scores = []
+    for hypothesis in record.hypotheses:
+        if hypothesis.score is None:
+            raise KDPluginError(
+                f"{folder}: line {record.ids[0]} (from 0) has a translation without a score: {hypothesis.text!r}. "
+                f"Remedy: {remedy}, or import with scores"
+            )
+        scores.append(hypothesis.score)
+    return scores
+
+
+class Shard(NamedTuple):
+    """A file of records. counts: what else its writer counted, summed up in the manifest."""
+
+    name: str
+    sha256: str
+    records: int
+    lines: int
+    hypotheses: int
+    counts: Dict[str, int]
+
+    def path(self, folder: Path) -> Path:
+        return Path(folder) / f"{self.name}.jsonl"
+
+
+class Manifest(NamedTuple):
+    """What a folder holds.
+
+    Args:
+        identity: all that decides what is in it: verb, options, hashes of what it was made from; JSON
+        languages: [source, target]
+        input_lines: of the corpus that was translated first: ids lie in 0 … input_lines - 1
+    """
+
+    identity: Dict[str, Any]
+    languages: List[str]
+    input_lines: int
+    shards: List[Shard]
+
+    @property
+    def records(self) -> int:
+        return sum(shard.records for shard in self.shards)
+
+    @property
+    def lines(self) -> int:
+        """How many ids there are: less than input_lines where lines were dropped."""
+        return sum(shard.lines for shard in self.shards)
+
+    @property
+    def hypotheses(self) -> int:
+        return sum(shard.hypotheses for shard in self.shards)
+
+    @property
+    def counts(self) -> Dict[str, int]:
+        total: Dict[str, int] = {}
+        for shard in self.shards:
+            for name, count in shard.counts.items():
+                total[name] = total.get(name, 0) + count
+        return total
+
+    def content(self) -> Dict[str, Any]:
+        return {
+            "format": FORMAT,
+            "version": FORMAT_VERSION,
+            "identity": self.identity,
+            "languages": self.languages,
+            "input_lines": self.input_lines,
+            "lines": self.lines,
+            "records": self.records,
+            "hypotheses": self.hypotheses,
+            "counts": self.counts,
+            "shards": [shard._asdict() for shard in self.shards],
+        }
+
+    def digest(self) -> str:
+        """Of everything: what a verb that reads the folder puts into its own identity."""
+        return digest_of(self.content())
+
+    def write(self, folder: Path) -> None:
+        write_json(Path(folder) / MANIFEST, {**self.content(), "sha256": self.digest()})
+
+    @classmethod
+    def read(cls, folder: Path) -> "Manifest":
+        path = Path(folder) / MANIFEST
+        if not path.is_file():
+            state = "is not finished" if Path(folder).is_dir() else "does not exist"
+            raise KDPluginError(
+                f"{folder}: no {MANIFEST} there: the folder {state}. Remedy: kd-plugin decode (the same command goes "
+                "on with what is missing) or kd-plugin import"
+            )
+        content = read_json(path, REMEDY)
+        if content.get("format") != FORMAT or content.get("version") != FORMAT_VERSION:
+            raise KDPluginError(
+                f"{path}: format {content.get('format')!r} {content.get('version')}, this kd_plugin reads "
+                f"{FORMAT!r} {FORMAT_VERSION}. {REMEDY}"
+            )
+        try:
+            shards = [typed(Shard, shard) for shard in content["shards"]]
+            manifest = typed(
+                cls, {**{name: content[name] for name in ("identity", "languages", "input_lines")}, "shards": []}
+            )
+            manifest = manifest._replace(shards=shards)
+            if len(manifest.languages) != 2 or not all(SHARD_NAME.fullmatch(shard.name) for shard in shards):
+                raise TypeError("languages or names of shards")
+            whole = manifest.digest() == content["sha256"]
+        except (KeyError, TypeError) as error:
+            raise KDPluginError(f"{path}: no manifest of translations ({error}). {REMEDY}") from error
+        if not whole:
+            raise KDPluginError(f"{path} was changed after it was written. {REMEDY}")
+        if not _are_languages(manifest.languages):
+            raise KDPluginError(f"{path}: languages {manifest.languages!r}. {REMEDY}")
+        check_languages(*manifest.languages, where=str(path))
+        return manifest
+
+
+def _are_languages(languages: Any) -> bool:
+    return isinstance(languages, list) and len(languages) == 2 and all(isinstance(code, str) for code in languages)
+
+
+class Translations:
+    """A finished folder, read from its beginning to its end.
+
+    Raises:
+        KDPluginError: not finished, changed or damaged; each shard's sha256 is compared before its first record is
+            given away
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = Path(folder)
+        self.manifest = Manifest.read(self.folder)
+
+    def __len__(self) -> int:
+        """Number of records."""
+        return self.manifest.records
+
+    def check_any(self) -> None:
+        """Raises KDPluginError where there is no translation at all."""
+        if not self.manifest.hypotheses:
+            raise KDPluginError(
+                f"{self.folder}: holds no translation; nothing was written. Remedy: look at what made it, and at its "
+                "counts in the manifest"
+            )
+
+    def records(self) -> Iterator[Record]:
+        """All records, by their first id."""
+        last, ids = -1, 0
+        for shard in self.manifest.shards:
+            for record in self.records_of(shard):
+                first = record.ids[0] if record.ids else -1
+                if (
+                    first <= last
+                    or record.ids != sorted(set(record.ids))
+                    or record.ids[-1] >= self.manifest.input_lines
+                ):
+                    raise KDPluginError(f"{shard.path(self.folder)}: ids {record.ids} after {last}. {REMEDY}")
+                last, ids = first, ids + len(record.ids)
+                yield record
+        if ids != self.manifest.lines:
+            raise KDPluginError(f"{self.folder}: {ids} lines instead of {self.manifest.lines}. {REMEDY}")
+
+    def records_of(self, shard: Shard) -> Iterator[Record]:
+        """One shard's records."""
+        path = shard.path(self.folder)
+        if not path.is_file():
+            raise KDPluginError(f"{path} is missing. {REMEDY}")
+        try:
+            found = sha256_of(path)
+        except OSError as error:
+            raise KDPluginError(f"{path} cannot be read: {error.strerror or error}. {DAMAGED}") from error
+        if found != shard.sha256:
+            raise KDPluginError(f"{path} is damaged: another sha256 than written. {DAMAGED}")
+        with open(path, "rb") as file:
+            for number, line in enumerate(file, 1):
+                try:
+                    record = Record.decode(line.decode("utf-8"))
+                except ValueError as error:
+                    reason = str(error)[:300]
+                    raise KDPluginError(
+                        f"{path}, line {number}: no record of translations: {reason}. {DAMAGED}"
+                    ) from error
+                yield record
+
+    def lines(self) -> Iterator[Tuple[int, Record]]:
+        """(id, its record) for every line of the corpus that is left, in the corpus' order, each once.
+
+        What it holds in memory are the records whose source occurs again.
+        """
+        waiting: List[Tuple[int, int, Record]] = []  # by their next id
+        last = -1
+        for record in self.records():
+            while waiting and waiting[0][0] < record.ids[0]:
+                last = self._after(last, waiting[0][0])
+                yield self._next(waiting)
+            last = self._after(last, record.ids[0])
+            yield record.ids[0], record
+            if len(record.ids) > 1:
+                heapq.heappush(waiting, (record.ids[1], 1, record))
+        while waiting:
+            last = self._after(last, waiting[0][0])
+            yield self._next(waiting)
+
+    def _after(self, last: int, line: int) -> int:
+        if line <= last:
+            raise KDPluginError(f"{self.folder}: two translations of line {line}. {REMEDY}")
+        return line
+
+    @staticmethod
+    def _next(waiting: List[Tuple[int, int, Record]]) -> Tuple[int, Record]:
+        line, at, record = waiting[0]
+        if at + 1 < len(record.ids):
+            heapq.heapreplace(waiting, (record.ids[at + 1], at + 1, record))
+        else:
+            heapq.heappop(waiting)
+        return line, record
+
+
+def write_shard(
+    folder: Path, name: str, records: Iterable[Record], identity_sha256: str, counts: Optional[Dict[str, int]] = None
+) -> Shard:
+    """Write some records at once, and last the part that says that they are there (kd_plugin.files.shards)."""
+    kept = list(records)
+    content = "".join(record.encode() + "\n" for record in kept).encode("utf-8")
+    shard = Shard(
+        name,
+        sha256=digest_of_bytes(content),
+        records=len(kept),
+        lines=sum(len(record.ids) for record in kept),
+        hypotheses=sum(len(record.hypotheses) for record in kept),
+        counts=dict(counts or {}),
+    )
+    write_atomically(shard.path(folder), content)
+    write_part(folder, name, identity_sha256, shard._asdict())
+    return shard
+
+
+def finished_shard(folder: Path, name: str, identity_sha256: str) -> Optional[Shard]:
+    """A shard that an earlier run has finished."""
+    part = read_part(folder, name, identity_sha256)
+    try:
+        shard = None if part is None else typed(Shard, part)
+    except TypeError:  # somebody has changed it: it is done again
+        return None
+    return shard if shard is not None and shard.path(folder).is_file() else None
+
+
+class Writer:
+    """Writes records that come in the order of their ids, a shard at a time, and the manifest at the end.
+
+    Args:
+        identity, languages, input_lines: as Manifest's
+        flag: that names the folder, for errors
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        identity: Dict[str, Any],
+        languages: List[str],
+        input_lines: int,
+        flag: str = "--output",
+        shard_records: int = 50_000,
+    ):
+        self._folder, self._shard_records = Path(folder), shard_records
+        self._manifest = Manifest(identity, languages, input_lines, [])
+        self._identity_sha256 = digest_of(identity)
+        self._waiting: List[Record] = []
+        self._claim = claim_folder(self._folder, flag, self._identity_sha256)
+        (self._folder / MANIFEST).unlink(missing_ok=True)  # until all of it is there again
+
+    def add(self, record: Record) -> None:
+        self._waiting.append(record)
+        if len(self._waiting) >= self._shard_records:
+            self._flush({})
+
+    def finish(self, counts: Optional[Dict[str, int]] = None) -> Manifest:
+        """counts: of the whole run, such as what a filter dropped and why."""
+        self._flush(counts or {})
+        self._manifest.write(self._folder)
+        self._claim.finish()
+        return self._manifest
+
+    def _flush(self, counts: Dict[str, int]) -> None:
+        name = shard_name(len(self._manifest.shards))
+        remove_leftovers(self._folder, [name])
+        try:
+            shard = write_shard(self._folder, name, self._waiting, self._identity_sha256, counts)
+        except KDPluginError:
+            if not self._manifest.shards:
+                self._claim.finish()  # nothing was written: the folder is as free as before
+            raise
+        self._manifest.shards.append(shard)
+        self._waiting = []

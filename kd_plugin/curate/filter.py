@@ -1,0 +1,287 @@
+"""`kd-plugin filter`: drop translations that would teach a student wrong, each counted for the rule that hit."""
+
+import argparse
+import functools
+import itertools
+import math
+import sys
+import unicodedata
+from array import array
+from pathlib import Path
+from typing import Dict, FrozenSet, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+
+import numpy as np
+
+from kd_plugin.cli.numbers import shown
+from kd_plugin.cli.translations_folder import add_output_arguments, check_output, finish_output
+from kd_plugin.corpus.languages import has_spaces
+from kd_plugin.corpus.raw_text import checked_sha256, numbered_lines
+from kd_plugin.corpus.translations import Hypothesis, Record, Translations, Writer, scores_of
+from kd_plugin.curate.rules import RULES, Flag, Pair, Side, script_of
+from kd_plugin.errors import KDPluginError
+from kd_plugin.runners.processes import add_workers_argument, mapped, workers_for
+from kd_plugin.runners.progress import progress
+
+LOW_SCORE, OTHER_SCORE = "low_score", "low_other_score"  # after all RULES
+# shares: of all translations of the input, whatever other rules say
+SCORE_FLAGS = (
+    Flag("--min-score", None, "drop translations with a lower score", low=-math.inf),
+    Flag(
+        "--keep-best",
+        None,
+        "keep this share of all translations, those with the best scores of their own: 0.9 drops a tenth",
+        1e-6,
+        1,
+        old="--best-score-share",
+    ),
+    Flag(
+        "--keep-best-by-scores",
+        None,
+        "keep this share of all translations, those with the best scores in --scores",
+        1e-6,
+        1,
+        old="--best-scores-share",
+    ),
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("input_dir", metavar="INPUT_DIR", help="translations: kd-plugin decode, import or select")
+    for flag in _rule_flags():
+        _add_flag(parser, flag)
+    for flag in SCORE_FLAGS:
+        parser.add_argument(flag.name, dest=flag.dest, type=float, metavar="X", help=flag.help)
+        if flag.old:
+            parser.add_argument(flag.old, dest=flag.dest, type=float, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--scores",
+        metavar="FILE",
+        help="scores of another model, higher is better: number of the line TAB score for each translation, in the "
+        "order of the PREFIX.scores that --text writes for INPUT_DIR",
+    )
+    add_workers_argument(parser, 100_000)
+    add_output_arguments(parser)
+
+
+def _rule_flags() -> List[Flag]:
+    return [flag for rule in RULES.values() for flag in rule.flags]
+
+
+def _add_flag(parser: argparse.ArgumentParser, flag: Flag) -> None:
+    if isinstance(flag.default, bool):
+        parser.add_argument(flag.name, action="store_true", help=flag.help)
+    elif flag.choices:
+        default = f"{flag.help} (default: {flag.default})"
+        parser.add_argument(flag.name, choices=flag.choices, default=flag.default, help=default)
+    else:
+        default = f"{flag.help} (default: {flag.default})" if flag.default else flag.help
+        parser.add_argument(
+            flag.name, type=type(flag.default), default=flag.default, metavar="X", help=default.replace("%", "%%")
+        )
+
+
+class Thresholds(NamedTuple):
+    """own: of the translations' scores; other: of --scores, and these by the number of the translation"""
+
+    own: float
+    other: float
+    other_scores: Optional[np.ndarray]
+
+
+def run(args: argparse.Namespace) -> int:
+    """Exit status 0; nothing else than errors ends it early."""
+    _check(args)
+    translations = Translations(args.input_dir)
+    translations.check_any()
+    manifest = translations.manifest
+    options = {flag.dest: getattr(args, flag.dest) for flag in (*_rule_flags(), *SCORE_FLAGS)}
+    identity = {"verb": "filter", "options": options, "input": manifest.digest()}
+    if args.scores:
+        identity["scores_sha256"] = checked_sha256(args.scores, "--scores")
+    check_output(args, manifest.languages, identity)
+    thresholds = _thresholds(translations, args)
+    counts = {f"dropped_{name}": 0 for name in (*RULES, LOW_SCORE, OTHER_SCORE)}
+    counts.update(lines_untranslated_before=0, lines_without_translation=0)
+    records = kept(translations, thresholds, args, counts)
+    first = next(records, None)  # before the folder is made
+    if first is None:
+        raise _nothing_left(counts, manifest.hypotheses, args.input_dir)
+    writer = Writer(Path(args.output), identity, manifest.languages, manifest.input_lines)
+    for record in itertools.chain([first], records):
+        writer.add(record)
+    result = writer.finish(counts)
+    dropped = sum(count for name, count in counts.items() if name.startswith("dropped_"))
+    lost = counts["lines_untranslated_before"] + counts["lines_without_translation"]
+    assert result.hypotheses + dropped == manifest.hypotheses, "a translation was neither kept nor dropped"
+    assert result.lines + lost == manifest.lines, "a line was neither kept nor dropped"
+    print(_table(counts, result.hypotheses, manifest.hypotheses))
+    _warn(counts, manifest.hypotheses)
+    finish_output(result, args)
+    return 0
+
+
+def kept(
+    translations: Translations, thresholds: Thresholds, args: argparse.Namespace, counts: Dict[str, int]
+) -> Iterator[Record]:
+    """Records with what is left of their translations; those without any are left out. counts: is added to"""
+    number, languages = 0, translations.manifest.languages
+    records = progress(translations.records(), len(translations), "filter")
+    works = ((record, (record.source, [h.text for h in record.hypotheses])) for record in records)
+    for record, rules in mapped(works, functools.partial(Judge, args, languages), workers_for(args, len(translations))):
+        left = []
+        for hypothesis, rule in zip(record.hypotheses, rules):
+            rule = rule or _low_score(hypothesis, number, thresholds)
+            if rule:
+                counts[f"dropped_{rule}"] += 1
+            else:
+                left.append(hypothesis)
+            number += 1
+        if left:
+            yield record._replace(hypotheses=left)
+        else:
+            name = "lines_without_translation" if record.hypotheses else "lines_untranslated_before"
+            counts[name] += len(record.ids)
+
+
+class Judge:
+    """The first of RULES that drops each translation of a sentence, or None."""
+
+    def __init__(self, args: argparse.Namespace, languages: Sequence[str]):
+        self._args = args
+        self._spaced = [has_spaces(language) for language in languages]
+
+    def __call__(self, sentence: Tuple[str, List[str]]) -> List[Optional[str]]:
+        source, texts = Side(sentence[0], self._spaced[0]), sentence[1]
+        return [self._verdict(Pair(source, Side(text, self._spaced[1]))) for text in texts]
+
+    def _verdict(self, pair: Pair) -> Optional[str]:
+        return next((name for name, rule in RULES.items() if rule.drops(pair, self._args)), None)
+
+
+def _low_score(hypothesis: Hypothesis, number: int, thresholds: Thresholds) -> Optional[str]:
+    """The threshold that a translation of this number is below, or None."""
+    if hypothesis.score is not None and hypothesis.score < thresholds.own:
+        return LOW_SCORE
+    if thresholds.other_scores is not None and thresholds.other_scores[number] < thresholds.other:
+        return OTHER_SCORE
+    return None
+
+
+def _thresholds(translations: Translations, args: argparse.Namespace) -> Thresholds:
+    """A first pass over the translations, where a flag needs one; 8 bytes a translation are held in memory."""
+    own, other, other_scores = -math.inf, -math.inf, None
+    if args.min_score is not None or args.best_score_share is not None:
+        scores = _own_scores(translations)
+        own = max(
+            -math.inf if args.min_score is None else args.min_score,
+            -math.inf if args.best_score_share is None else threshold(scores, args.best_score_share),
+        )
+    if args.scores:
+        other_scores = _other_scores(translations, Path(args.scores))
+        other = threshold(other_scores, args.best_scores_share)
+    return Thresholds(own, other, other_scores)
+
+
+def threshold(scores: np.ndarray, share: float) -> float:
+    """The lowest of the best `share` of scores, rounded up to whole scores; equal ones are all kept.
+
+    Args:
+        scores: (translations,) float64
+    """
+    wanted = math.ceil(share * len(scores) - 1e-9)
+    return float(np.partition(scores, len(scores) - wanted)[len(scores) - wanted]) if wanted else math.inf
+
+
+def _own_scores(translations: Translations) -> np.ndarray:
+    scores = array("d")
+    for record in progress(translations.records(), len(translations), "scores"):
+        scores.extend(scores_of(record, translations.folder, "no --min-score and --keep-best"))
+    return np.array(scores)
+
+
+def _other_scores(translations: Translations, path: Path) -> np.ndarray:
+    """Of every translation, in the records' order; a line whose source came before repeats its scores there."""
+    scores = array("d")
+    rows = numbered_lines(path, "--scores", table=True)
+    lines = progress(translations.lines(), translations.manifest.lines, "scores")
+    expected = ((line, line == record.ids[0]) for line, record in lines for _ in record.hypotheses)
+    remedy = "Remedy: as many rows as PREFIX.scores has, with the same numbers: kd-plugin … --text PREFIX"
+    count = 0
+    for line, is_first in expected:
+        row = next(rows, None)
+        if row is None:
+            raise KDPluginError(f"--scores {path}: ends after {count} rows; line {line} has none. {remedy}")
+        count, text = row
+        try:
+            number, score = text.split("\t")
+            same, value = int(number) == line, float(score)
+        except ValueError as error:
+            raise KDPluginError(f"--scores {path}, line {count}: {text!r} is not number TAB score. {remedy}") from error
+        if not same or not math.isfinite(value):
+            what = f"score {score} is not finite" if same else f"is of line {number}, instead of {line}"
+            raise KDPluginError(f"--scores {path}, line {count}: {what}. {remedy}")
+        if is_first:
+            scores.append(value)
+    if next(rows, None) is not None:
+        raise KDPluginError(f"--scores {path}: more than {count} rows, one for each translation. {remedy}")
+    return np.array(scores)
+
+
+def _check(args: argparse.Namespace) -> None:
+    for flag in (*_rule_flags(), *SCORE_FLAGS):
+        value = getattr(args, flag.dest)
+        if isinstance(value, (int, float)) and not flag.low <= value <= flag.high:
+            limits = f"{flag.low:g} … {flag.high:g}" if flag.high < math.inf else f"{flag.low:g} or more"
+            if math.isinf(flag.low):
+                limits = "a number"
+            raise KDPluginError(f"{flag.name} {shown(value)}: out of range. Remedy: {limits}")
+    if (args.scores is None) != (args.best_scores_share is None):
+        raise KDPluginError("--scores and --keep-best-by-scores go together. Remedy: give both, or none")
+    args.script = args.script.upper()
+    for name in args.script.split(",") if args.script else ():
+        if name not in _scripts():
+            raise KDPluginError(
+                f"--script {name}: no letters in Unicode {unicodedata.unidata_version} have that name. Remedy: the "
+                "first word of their names, such as LATIN, CYRILLIC, ARABIC, CJK, HIRAGANA, HANGUL"
+            )
+
+
+@functools.lru_cache(maxsize=None)
+def _scripts() -> FrozenSet[str]:
+    return frozenset(script_of(chr(c)) for c in range(sys.maxunicode + 1) if chr(c).isalpha())
+
+
+def _remedy(name: str) -> str:
+    """Of what dropped_{name} counts."""
+    return RULES[name].remedy() if name in RULES else "a lower --min-score, or a larger share"
+
+
+def _nothing_left(counts: Dict[str, int], all_of_them: int, input_dir: str) -> KDPluginError:
+    """The error, after the table."""
+    print(_table(counts, 0, all_of_them))
+    dropped = {name[len("dropped_") :]: count for name, count in counts.items() if name.startswith("dropped_")}
+    worst = max(dropped, key=lambda name: dropped[name])
+    return KDPluginError(
+        f"{input_dir}: no translation is left, and nothing was written: {worst} took {dropped[worst]:,} of "
+        f"{all_of_them:,}. Remedy: {_remedy(worst)}"
+    )
+
+
+def _warn(counts: Dict[str, int], all_of_them: int) -> None:
+    """Of rules that take more than half; what --min-score and the shares take was asked for."""
+    for name in RULES:
+        count = counts[f"dropped_{name}"]
+        if 2 * count > all_of_them:
+            print(
+                f"kd-plugin filter: warning: {name} took {count:,} of {all_of_them:,} translations "
+                f"({count / all_of_them:.1%}). Remedy, if they are good: {_remedy(name)}",
+                file=sys.stderr,
+            )
+
+
+def _table(counts: Dict[str, int], left: int, all_of_them: int) -> str:
+    rows = [(name[len("dropped_") :], count) for name, count in counts.items() if name.startswith("dropped_")]
+    rows.append(("kept", left))
+    return "\n".join(
+        f"{name.replace('_', ' '):18} {count:12,} {count / max(1, all_of_them):8.2%}" for name, count in rows
+    )

@@ -1,0 +1,212 @@
+"""`kd-plugin score`: the cross-entropy of translations, from the teacher, another model, or one that translates back.
+
+A translation's score is the log-probability of a target token, the mean with end of sentence, as fairseq-generate
+--score-reference gives it (there in bits). From a model of the other direction it is that of the source, given the
+translation: what a translation has left out or made up costs there.
+"""
+
+import argparse
+import functools
+import math
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Tuple
+
+import numpy as np
+import torch
+from fairseq import utils
+from fairseq.data.language_pair_dataset import collate
+from fairseq.sequence_scorer import SequenceScorer
+
+from kd_plugin.cli.translations_folder import add_output_arguments, run_session
+from kd_plugin.corpus.batches import by_length
+from kd_plugin.corpus.languages import check_languages
+from kd_plugin.corpus.subword_checks import Marks, check_known, check_text
+from kd_plugin.corpus.subwords import add_subword_arguments, segmentation_of
+from kd_plugin.corpus.translations import Record, Shard, Translations, write_shard
+from kd_plugin.decoding.decoders import (
+    DTYPES,
+    Checkpoints,
+    add_model_arguments,
+    checkpoints_of,
+    default_dtype,
+    load_ensemble,
+    not_a_number,
+)
+from kd_plugin.errors import KDPluginError
+from kd_plugin.files.atomic import digest_of
+from kd_plugin.runners.jobs import add_job_arguments, check_job, device_of
+
+TOO_LONG = "dropped_too_long"
+
+Pair = Tuple[List[str], List[str]]  # symbols of what the model reads and of what it is asked about
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("input_dir", metavar="INPUT_DIR", help="translations: kd-plugin decode, import, select, filter")
+    add_model_arguments(
+        parser, "the model, or an ensemble; one of the other direction scores the source, given the translation"
+    )
+    add_subword_arguments(parser, "of the model (default: its symbols are what spaces separate)")
+    parser.add_argument(
+        "--compute-type",
+        default="auto",
+        choices=["auto", *DTYPES],
+        help="(default: float16 on a GPU, float32 on a CPU)",
+    )
+    parser.add_argument("--max-tokens", type=int, default=4000, help="in a batch, padded (default: %(default)s)")
+    add_output_arguments(parser)
+    add_job_arguments(parser)
+
+
+class Plan(NamedTuple):
+    """A shard of the input, which becomes one of the output."""
+
+    shard: Shard
+
+    @property
+    def name(self) -> str:
+        return self.shard.name
+
+    @property
+    def size(self) -> int:
+        return self.shard.hypotheses
+
+
+def run(args: argparse.Namespace) -> int:
+    """Exit status 0; nothing else than errors ends it early."""
+    check_languages(args.source_lang, args.target_lang)
+    check_job(args)
+    Translations(args.input_dir).check_any()
+    return run_session(args, "score", functools.partial(Session, args))
+
+
+class Session:
+    """Translations and a model, ready to score any shard.
+
+    Args:
+        number: of the worker
+    """
+
+    def __init__(self, args: argparse.Namespace, number: int):
+        self._folder, self._max_tokens = Path(args.output), args.max_tokens
+        self._translations = Translations(args.input_dir)
+        manifest = self._translations.manifest
+        self.languages, self.input_lines, self.lines = manifest.languages, manifest.input_lines, manifest.lines
+        self.plans = [Plan(shard) for shard in manifest.shards]
+        checkpoints = checkpoints_of(args)
+        self._backward = self._is_backward(checkpoints)
+        self._subwords = segmentation_of(args)
+        dictionaries = checkpoints.source_dictionary.symbols, checkpoints.target_dictionary.symbols
+        self._subwords.check(args.path, *dictionaries)
+        device = device_of(number)
+        dtype = args.compute_type if args.compute_type != "auto" else default_dtype(device)
+        self.identity: Dict[str, Any] = {
+            "verb": "score",
+            "backward": self._backward,
+            "compute_type": dtype,
+            "models": checkpoints.identity(),
+            "overrides": checkpoints.overrides,
+            "subwords": self._subwords.identity(),
+            "max_tokens": args.max_tokens,
+            "input": manifest.digest(),
+        }
+        self._open = functools.partial(Scorer, checkpoints, device, DTYPES[dtype])
+        self.progress: Callable[[int], Any] = lambda translations: None
+
+    @functools.cached_property
+    def _scorer(self) -> "Scorer":
+        """Opened by who scores, and not by who only shares the work out."""
+        return self._open()
+
+    def prepare(self) -> None:
+        """Its folder needs nothing but the shards."""
+
+    def _is_backward(self, checkpoints: Checkpoints) -> bool:
+        """Whether the model translates from the translations' target to their source language."""
+        if checkpoints.languages is None or checkpoints.languages == self.languages:
+            return False
+        if checkpoints.languages == self.languages[::-1]:
+            return True
+        raise KDPluginError(
+            f"{checkpoints.paths[0]}: translates {'-'.join(checkpoints.languages)}, and {self._translations.folder} "
+            f"holds {'-'.join(self.languages)}. Remedy: a model of these languages, in either direction"
+        )
+
+    def __call__(self, plan: Plan) -> Plan:
+        """Score a shard's translations and write them again, in the same order."""
+        records = list(self._translations.records_of(plan.shard))
+        texts = [pair for record in records for pair in self._texts(record)]
+        for side, (subwords, dictionary) in enumerate(zip(self._subwords, self._scorer.dictionaries)):
+            marks = Marks(text[side] for text in texts)
+            check_text(marks, subwords.path is not None, dictionary.symbols, str(self._translations.folder))
+        joined = self._scorer.dictionaries[0].symbols == self._scorer.dictionaries[1].symbols
+        self._subwords.check_sides((read for read, _ in texts), str(self._translations.folder), joined)
+        pairs = [(self._subwords.source.encode(read), self._subwords.target.encode(asked)) for read, asked in texts]
+        for side, (subwords, dictionary) in enumerate(zip(self._subwords, self._scorer.dictionaries)):
+            check_known((pair[side] for pair in pairs), dictionary.indices, subwords.path is not None)
+        scores = iter(self._scores(pairs))
+        scored, dropped = [], 0
+        for record in records:
+            with_scores = [(hypothesis, next(scores)) for hypothesis in record.hypotheses]
+            left = [hypothesis._replace(score=score) for hypothesis, score in with_scores if score is not None]
+            dropped += len(record.hypotheses) - len(left)
+            scored.append(record._replace(hypotheses=left))
+        write_shard(self._folder, plan.name, scored, digest_of(self.identity), {TOO_LONG: dropped})
+        return plan
+
+    def _texts(self, record: Record) -> Iterator[Tuple[str, str]]:
+        """What the model reads and what it is asked about."""
+        for hypothesis in record.hypotheses:
+            texts = record.source, hypothesis.text
+            yield texts[::-1] if self._backward else texts
+
+    def _scores(self, pairs: List[Pair]) -> List[Optional[float]]:
+        """None: longer than the model reads or writes. Nothing for nothing, as decode translates empty lines, has 0."""
+        lengths = np.array([[len(read), len(asked)] for read, asked in pairs], dtype=np.int64).reshape(-1, 2).T
+        possible = np.flatnonzero((lengths <= np.array(self._scorer.max_tokens)[:, None]).all(0) & lengths.any(0))
+        scores: List[Optional[float]] = [None if read or asked else 0.0 for read, asked in pairs]
+        self.progress(len(pairs) - len(possible))
+        padded = lengths[:, possible] + 1
+        for positions in by_length(np.stack([padded[0], padded.max(0, initial=0)]), self._max_tokens):
+            batch = possible[positions]
+            for at, score in zip(batch, self._scorer([pairs[at] for at in batch])):
+                scores[at] = score
+            self.progress(len(batch))
+        return scores
+
+
+class Scorer:
+    """fairseq's SequenceScorer with one model or an ensemble (the mean of their probabilities) of any architecture.
+
+    Args:
+        dtype: of the weights on `device`
+    """
+
+    def __init__(self, checkpoints: Checkpoints, device: torch.device, dtype: torch.dtype = torch.float32):
+        self._ensemble, self._device = load_ensemble(checkpoints, device, dtype), device
+        self.dictionaries = (checkpoints.source_dictionary, checkpoints.target_dictionary)
+        self._paths, self._dtype = checkpoints.paths, str(dtype).replace("torch.", "")
+        self._scorer = SequenceScorer(checkpoints.target_dictionary)
+        self.max_tokens = (self._ensemble.max_source_tokens, self._ensemble.max_target_tokens)
+
+    def __call__(self, pairs: List[Pair]) -> List[float]:
+        """Log-probability a token of the second of each pair, given the first.
+
+        Args:
+            pairs: symbols, without end of sentence; one batch
+        """
+        samples: List[Dict[str, Any]] = []
+        for number, pair in enumerate(pairs):
+            source, target = (
+                torch.tensor([dictionary.index(token) for token in tokens] + [dictionary.eos()])
+                for dictionary, tokens in zip(self.dictionaries, pair)
+            )
+            samples.append({"id": number, "source": source, "target": target})
+        pad, eos = self.dictionaries[1].pad(), self.dictionaries[1].eos()
+        sample = collate(samples, pad, eos, left_pad_source=True, left_pad_target=False)
+        sample = utils.apply_to_sample(lambda tensor: tensor.to(self._device), sample)
+        answers = self._scorer.generate(self._ensemble.models, sample)
+        scores = {int(number): float(answer[0]["score"]) for number, answer in zip(sample["id"], answers)}
+        if not all(map(math.isfinite, scores.values())):
+            raise not_a_number(", ".join(self._paths), self._dtype)
+        return [scores[number] for number in range(len(pairs))]

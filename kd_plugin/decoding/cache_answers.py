@@ -1,0 +1,288 @@
+"""`kd-plugin cache`: ask a teacher about every target token of a corpus once, and keep the answers."""
+
+import argparse
+import functools
+from pathlib import Path
+from typing import Any, Callable, Iterator, List, NamedTuple, Sequence
+
+import numpy as np
+import torch
+from fairseq import utils
+from fairseq.data import data_utils
+from fairseq.tasks.translation import TranslationConfig, TranslationTask, load_langpair_dataset
+
+from kd_plugin.cache.compress import compress_answer, unknown
+from kd_plugin.cache.data import describe_data, dictionary_sha256, fingerprint, split_prefixes
+from kd_plugin.cache.manifest import KINDS, Identity
+from kd_plugin.cache.records import Records
+from kd_plugin.cache.writer import (
+    Plan,
+    ShardWriter,
+    finished,
+    merge,
+    plan_shards,
+)
+from kd_plugin.checkpoints.loading import parse_overrides
+from kd_plugin.corpus.batches import by_length
+from kd_plugin.corpus.binarised import check_ids, format_of_pair, readable
+from kd_plugin.corpus.languages import check_languages
+from kd_plugin.corpus.sources import data_folders
+from kd_plugin.errors import KDPluginError
+from kd_plugin.files.atomic import digest_of
+from kd_plugin.files.protection import check_outputs, inputs_of
+from kd_plugin.files.shards import claim_folder
+from kd_plugin.runners.jobs import add_job_arguments, check_job, device_of, missing, work
+from kd_plugin.teachers.base import Request
+from kd_plugin.teachers.fairseq import TEACHER_DTYPES
+from kd_plugin.teachers.flags import open_teacher
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("data", metavar="DATA", help="binarised data as fairseq-train takes them, also A:B:C")
+    parser.add_argument("--teacher-path", required=True, metavar="A.pt[:B.pt…]", help="the teacher, or an ensemble")
+    parser.add_argument("--teacher-weights", metavar="W[,W…]", help="of an ensemble, as in training")
+    parser.add_argument("--teacher-overrides", default="{}", metavar="JSON", help="as in training")
+    parser.add_argument("--teacher-sha256", metavar="HASH[:HASH…]", help="refuse any other file as teacher")
+    parser.add_argument(
+        "--teacher-dtype",
+        default="auto",
+        choices=["auto", *TEACHER_DTYPES],
+        help="auto: fp16 on a GPU, fp32 on a CPU (default: %(default)s)",
+    )
+    parser.add_argument("--cache-dir", required=True, metavar="DIR", help="where --teacher-cache will find the answers")
+    parser.add_argument(
+        "--subset", default="train", help="splits, separated by commas: train,valid (default: %(default)s)"
+    )
+    parser.add_argument("-s", "--source-lang", metavar="LANG", help="default: as the files in DATA are named")
+    parser.add_argument("-t", "--target-lang", metavar="LANG", help="default: as the files in DATA are named")
+    parser.add_argument(
+        "--kind",
+        default="topk",
+        choices=KINDS,
+        help="topk: the k best entries and the mass of the rest; sampled: k draws from the teacher's distribution, "
+        "unbiased, forward_kl only (default: %(default)s)",
+    )
+    parser.add_argument("--k", type=int, default=16, help="entries or draws for each target token (default: 16)")
+    parser.add_argument(
+        "--temperature", type=float, default=1.0, help="the --kd-temperature of the trainings to come (default: 1.0)"
+    )
+    parser.add_argument("--seed", type=int, default=1, help="of the draws (default: %(default)s)")
+    parser.add_argument(
+        "--truncate-source", action="store_true", help="to --max-source-positions, for trainings with this flag"
+    )
+    parser.add_argument(
+        "--max-source-positions", type=int, metavar="N", help="of --truncate-source, as in training (default: 1024)"
+    )
+    parser.add_argument("--max-tokens", type=int, default=8000, help="in a batch, padded (default: %(default)s)")
+    parser.add_argument(
+        "--shard-tokens",
+        type=int,
+        default=1_000_000,
+        help="target tokens in a file: what a killed job loses at most (default: %(default)s)",
+    )
+    add_job_arguments(parser)
+
+
+class Job(NamedTuple):
+    """What a worker has to know; it can be pickled."""
+
+    data: str
+    split: str
+    source_lang: str
+    target_lang: str
+    options: argparse.Namespace
+
+
+def run(args: argparse.Namespace) -> int:
+    """Exit status 0; nothing else than errors ends it early."""
+    check_languages(args.source_lang, args.target_lang)
+    check_job(args)
+    if args.max_source_positions is not None and not args.truncate_source:
+        raise KDPluginError("--max-source-positions: only with --truncate-source. Remedy: leave it out, or add that")
+    check_outputs(inputs_of(args), [("--cache-dir", args.cache_dir)])
+    for job in _jobs(args):
+        _write_store(job)
+    return 0
+
+
+def _jobs(args: argparse.Namespace) -> Iterator[Job]:
+    for split in args.subset.split(","):
+        for path in data_folders(args.data, split):
+            source, target = args.source_lang, args.target_lang
+            if source is None or target is None:
+                if not Path(path).is_dir():
+                    raise KDPluginError(
+                        f"{path}: no such folder of binarised data. Remedy: the --destdir of fairseq-preprocess"
+                    )
+                found = data_utils.infer_language_pair(path)
+                source, target = source or found[0], target or found[1]
+            if source is None or target is None:
+                raise KDPluginError(f"{path}: its languages cannot be told. Remedy: -s LANG -t LANG")
+            check_languages(source, target, where=path)
+            yield Job(path, split, source, target, args)
+
+
+def _write_store(job: Job) -> None:
+    args = job.options
+    session = Session(job, 0)
+    folder, identity = session.folder, session.identity
+    plans = plan_shards(session.sizes, args.shard_tokens)
+
+    def done(plan: Plan) -> bool:
+        return finished(folder, identity, plan) is not None
+
+    make_session = functools.partial(Session, job)
+    mine = range(args.shard_id, len(plans), args.num_shards)
+    with claim_folder(folder, "--cache-dir", identity.digest(), mine) as claim:
+        finished_plans = work(args, folder, plans, done, _tokens, session, make_session, job.split, "tok")
+        manifest = merge(folder, identity, plans)
+        if manifest is None:
+            print(missing(folder, finished_plans, plans, done))
+            return
+        claim.finish()
+    print(
+        f"{folder}: {manifest.tokens:,} target tokens, {identity.layout.width} bytes each, "
+        f"{manifest.tokens * identity.layout.width / 1e6:,.1f} MB in {len(plans)} shards; {identity.kind} {identity.k} "
+        f"captures {manifest.captured:.1%} of the teacher's mass. Train with --teacher-cache {args.cache_dir}"
+    )
+
+
+def _tokens(plan: Plan) -> int:
+    return plan.tokens
+
+
+class Session:
+    """A teacher and a split of data, ready to write any shard of its store.
+
+    Args:
+        number: of the worker
+    """
+
+    def __init__(self, job: Job, number: int):
+        options = job.options
+        self._options = options
+        prefixes = split_prefixes(job.data, job.split, job.source_lang, job.target_lang)
+        implementation = format_of_pair(*prefixes)  # their errors are clearer than fairseq's
+        cfg = TranslationConfig(data=job.data, source_lang=job.source_lang, target_lang=job.target_lang)
+        task = TranslationTask.setup_task(cfg)
+        self._prefixes = prefixes
+        truncated_to = (options.max_source_positions or 1024) if options.truncate_source else None
+        with readable(prefixes[0]):
+            self._dataset = load_langpair_dataset(
+                job.data,
+                job.split,
+                job.source_lang,
+                task.source_dictionary,
+                job.target_lang,
+                task.target_dictionary,
+                combine=False,
+                dataset_impl=implementation,
+                upsample_primary=1,
+                left_pad_source=True,
+                left_pad_target=False,
+                max_source_positions=truncated_to or 2**31,
+                max_target_positions=2**31,
+                truncate_source=options.truncate_source,
+            )
+        self.sizes = np.asarray(self._dataset.tgt_sizes)
+        self._teacher = open_teacher(
+            task,
+            options.teacher_path,
+            options.teacher_weights,
+            options.teacher_overrides,
+            options.teacher_sha256,
+            _resolved(options.teacher_dtype),
+        )
+        self._device = device_of(number)
+        overrides = parse_overrides(options.teacher_overrides)
+        vocab = len(task.target_dictionary)
+        if options.k > vocab:
+            raise KDPluginError(
+                f"--k {options.k}: the target dictionary has {vocab:,} symbols. Remedy: at most {vocab:,}"
+            )
+        self._pad = task.target_dictionary.pad()
+        texts = fingerprint(job.data, job.split, job.source_lang, job.target_lang, truncated_to)
+        self.identity = Identity(
+            kind=options.kind,
+            k=options.k,
+            temperature=options.temperature,
+            vocab=vocab,
+            seed=options.seed if options.kind == "sampled" else 0,
+            dtype=self._teacher.dtype,
+            shard_tokens=options.shard_tokens,
+            split=job.split,
+            dictionary_sha256=dictionary_sha256(task.target_dictionary.symbols),
+            max_positions=_smallest(self._teacher.max_positions()),
+            data=describe_data(texts, self.sizes),
+            teachers=[
+                {
+                    "sha256": member.sha256,
+                    "parameters": member.parameters,
+                    "weight": weight,
+                    "maps": [
+                        None if indices is None else digest_of(indices.tolist())
+                        for indices in (member.source_indices, member.target_indices)
+                    ],
+                }
+                for member, weight in zip(self._teacher.members, self._teacher.weights())
+            ],
+            overrides={name: value for name, value in overrides.items() if name != "data"},
+        )
+        self.folder = Path(options.cache_dir) / f"{job.split}-{digest_of(list(texts.values()))[:8]}"
+        self.progress: Callable[[int], Any] = lambda tokens: None
+
+    def __call__(self, plan: Plan) -> Plan:
+        """Write a shard."""
+        writer = ShardWriter(self.folder, self.identity, plan, self.sizes)
+        # by the shard's number, so that draws depend neither on other shards nor on a restart
+        generator = torch.Generator().manual_seed(self.identity.seed * 1_000_003 + int(plan.name.split("-")[1]))
+        for sentences in self._batches(plan):
+            writer.add(sentences, self._answers(sentences, generator))
+            self.progress(int(self.sizes[sentences].sum()))
+        writer.finish()
+        return plan
+
+    def _batches(self, plan: Plan) -> Iterator[np.ndarray]:
+        """Sentences of similar length; those that are too long for the teacher one by one."""
+        sentences = np.arange(plan.first, plan.last)
+        source_sizes = np.asarray(self._dataset.src_sizes)[sentences]
+        longer = np.maximum(source_sizes, self.sizes[sentences])
+        for positions in by_length(np.stack([source_sizes, longer]), self._options.max_tokens):
+            yield sentences[positions]
+
+    def _answers(self, sentences: np.ndarray, generator: torch.Generator) -> Records:
+        """Records of a batch's target tokens, sentence by sentence in the order given."""
+        k, kind, temperature = self.identity.k, self.identity.kind, self.identity.temperature
+        source_limit, target_limit = self.identity.max_positions
+        readable = (self._dataset.src_sizes[sentences] <= source_limit) & (self.sizes[sentences] <= target_limit)
+        if not readable.all():
+            parts = [
+                self._answers(sentences[i : i + 1], generator) if fits else unknown(int(self.sizes[sentences[i]]), k)
+                for i, fits in enumerate(readable)
+            ]
+            return Records(*map(np.concatenate, zip(*parts)))
+        sample = self._dataset.collater([self._dataset[int(index)] for index in sentences])
+        check_ids(sample["net_input"]["src_tokens"], self._dataset.src_dict, self._prefixes[0])
+        check_ids(sample["target"], self._dataset.tgt_dict, self._prefixes[1])
+        # fairseq's collater sorts a batch by the length of the source
+        given = {int(index): position for position, index in enumerate(sentences)}
+        order = np.argsort([given[int(index)] for index in sample["id"]])
+        sample = utils.apply_to_sample(lambda tensor: tensor.to(self._device), sample)
+        target = sample["target"].reshape(-1)
+        rows = target.ne(self._pad).nonzero(as_tuple=True)[0]
+        answer = self._teacher.answer(sample, Request(rows, torch.float32)).distribution
+        assert answer is not None
+        records = compress_answer(answer, rows.numel(), self.identity.vocab, kind, k, temperature, generator)
+        lengths = self.sizes[sample["id"].cpu().numpy()]
+        starts = np.cumsum(lengths) - lengths
+        wanted = np.concatenate([np.arange(starts[i], starts[i] + lengths[i]) for i in order])
+        return Records(*(values[wanted] for values in records))
+
+
+def _resolved(dtype: str) -> str:
+    return dtype if dtype != "auto" else ("fp16" if torch.cuda.is_available() else "fp32")
+
+
+def _smallest(positions: Sequence[Any]) -> List[int]:
+    """The (source, target) lengths that every teacher reads."""
+    return [int(length) for length in utils.resolve_max_positions(*positions)]

@@ -1,0 +1,299 @@
+"""`kd-plugin decode`: translate a corpus with the teacher, for sequence-level distillation (Kim & Rush 2016).
+
+Equal source lines are translated once. An empty line's translation is empty; a line that is too long for the model has
+none, and both are counted, as are the lines with a translation that ends at the length limit.
+"""
+
+import argparse
+import functools
+from pathlib import Path
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
+
+import numpy as np
+from fairseq.data.data_utils import infer_language_pair
+
+from kd_plugin.checkpoints.language_tokens import check_source_token
+from kd_plugin.cli.translations_folder import add_output_arguments, run_session
+from kd_plugin.corpus.batches import by_length
+from kd_plugin.corpus.languages import check_languages
+from kd_plugin.corpus.sources import Sentence, TextSource, data_folders, group_equal, open_binarised, shares
+from kd_plugin.corpus.subword_checks import check_known, check_text
+from kd_plugin.corpus.subwords import add_subword_arguments, segmentation_of
+from kd_plugin.corpus.translations import MANIFEST, Hypothesis, Manifest, Record, write_shard
+from kd_plugin.decoding.decoders import (
+    DTYPES,
+    Checkpoints,
+    CTranslate2Decoder,
+    FairseqDecoder,
+    Scored,
+    Settings,
+    add_model_arguments,
+    checkpoints_of,
+    default_dtype,
+)
+from kd_plugin.decoding.length_limit import is_capped
+from kd_plugin.decoding.models import UNKNOWN
+from kd_plugin.errors import KDPluginError
+from kd_plugin.files.atomic import digest_of
+from kd_plugin.files.shards import shard_name
+from kd_plugin.runners.jobs import add_job_arguments, check_job, device_of
+
+ENGINES = ("fairseq", "ctranslate2")
+EMPTY, TOO_LONG, CAPPED = "empty_lines", "too_long_lines", "capped_lines"
+# <unk>, in what the model reads and in what it writes
+UNKNOWN_SOURCE, UNKNOWN_TARGET = "lines_with_unknown_symbols", "translations_with_unknown_symbols"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "data", nargs="?", metavar="DATA", help="binarised data as fairseq-train takes them, also A:B:C"
+    )
+    parser.add_argument("--input", metavar="FILE", help="raw text instead, UTF-8, a sentence a line")
+    add_model_arguments(parser, "the teacher, or an ensemble")
+    parser.add_argument("--gen-subset", default="train", help="split of DATA (default: %(default)s)")
+    add_subword_arguments(parser, "for raw text, unless it is segmented already", remove_bpe=True)
+    add_output_arguments(parser)
+    add_engine_arguments(parser)
+    add_search_arguments(parser)
+    parser.add_argument("--seed", type=int, default=1, help="of --sampling (default: %(default)s)")
+    parser.add_argument(
+        "--shard-sentences",
+        type=int,
+        default=10_000,
+        help="different source sentences in a file: what a killed job loses at most (default: %(default)s)",
+    )
+    add_job_arguments(parser)
+
+
+def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--engine",
+        default="fairseq",
+        choices=ENGINES,
+        help="fairseq: any architecture, ensembles; ctranslate2: transformers, converted on the way, two to four "
+        "times as fast on CPUs (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--compute-type",
+        default="auto",
+        help="float32, float16, bfloat16, and int8, int8_float16, … of ctranslate2 (default: float16 on a GPU, float32 "
+        "on a CPU)",
+    )
+    parser.add_argument(
+        "--max-tokens",
+        type=int,
+        default=4000,
+        help="source tokens in a batch, padded; with --engine fairseq on a CPU 500 is faster (default: %(default)s)",
+    )
+
+
+def add_search_arguments(parser: argparse.ArgumentParser) -> None:
+    for name, default in Settings()._asdict().items():
+        flag = f"--{name.replace('_', '-')}"
+        if name == "sampling":
+            parser.add_argument(flag, action="store_true", help="draw translations instead of searching for the best")
+        else:
+            text = f"as fairseq-generate's (default: {default})"
+            parser.add_argument(flag, type=type(default), default=default, help=text)
+
+
+def settings_of(args: argparse.Namespace) -> Settings:
+    """The search that the flags ask for, checked."""
+    settings = Settings(**{name: getattr(args, name) for name in Settings._fields})
+    settings.check()
+    return settings
+
+
+class Plan(NamedTuple):
+    """A shard to write: the groups [first, last) of equal lines."""
+
+    name: str
+    first: int
+    last: int
+
+    @property
+    def size(self) -> int:
+        return self.last - self.first
+
+
+def run(args: argparse.Namespace) -> int:
+    """Exit status 0; nothing else than errors ends it early."""
+    check_languages(args.source_lang, args.target_lang)
+    check_job(args)
+    settings_of(args)  # refuses what cannot be
+    if (args.data is None) == (args.input is None):
+        raise KDPluginError("kd-plugin decode: needs either DATA (binarised) or --input FILE (raw text)")
+    if args.engine == "fairseq" and args.compute_type not in ("auto", *DTYPES):
+        raise KDPluginError(f"--compute-type {args.compute_type}: --engine fairseq computes in {', '.join(DTYPES)}")
+    status = run_session(args, "decode", functools.partial(Session, args))
+    _say_unknown(args)
+    return status
+
+
+def _say_unknown(args: argparse.Namespace) -> None:
+    """What can be done about unknown symbols in what was written."""
+    folder = Path(args.output)
+    if not (folder / MANIFEST).is_file():
+        return
+    counts = Manifest.read(folder).counts
+    lines, translations = counts.get(UNKNOWN_SOURCE, 0), counts.get(UNKNOWN_TARGET, 0)
+    if translations:
+        print(
+            f"{args.output}: {translations:,} translations hold unknown symbols. kd-plugin filter drops them; with "
+            "--unkpen inf the model writes none"
+        )
+    if lines and args.data is not None:
+        print(
+            f"{args.data}: in {lines:,} lines of {args.gen_subset} a part of the source is lost: it was not in the "
+            "dictionary when they were binarised, and the translations' source has the unknown symbol in its place. "
+            "kd-plugin filter drops them; --input RAW instead of DATA decodes the original text and keeps it"
+        )
+
+
+class Session:
+    """A corpus and a teacher, ready to write any shard.
+
+    Args:
+        number: of the worker
+    """
+
+    def __init__(self, args: argparse.Namespace, number: int):
+        self._args, self.settings = args, settings_of(args)
+        self._folder = Path(args.output)
+        folder = None if args.data is None else data_folders(args.data, args.gen_subset)[0]
+        inferred = infer_language_pair(folder) if folder is not None and Path(folder).is_dir() else (None, None)
+        # fairseq-preprocess --only-source calls the target None
+        checkpoints = self._checkpoints = checkpoints_of(args, [None if lang == "None" else lang for lang in inferred])
+        if checkpoints.languages is None:
+            raise KDPluginError(f"--path {args.path}: its languages are not in the checkpoint. Remedy: -s LANG -t LANG")
+        self.languages = checkpoints.languages
+        self.settings.check_vocabulary(len(checkpoints.target_dictionary))
+        check_languages(*self.languages, where=args.path)
+        subwords = self._subwords = segmentation_of(args)
+        dictionary = checkpoints.source_dictionary
+        subwords.check(args.path, dictionary.symbols, checkpoints.target_dictionary.symbols)
+        for side, one in zip((dictionary, checkpoints.target_dictionary), subwords):
+            one.check_joining(side.symbols)
+        self.source: Any
+        if args.input is not None:
+            self.source = TextSource(args.input, subwords.source)
+            has_model = subwords.source.path is not None
+            check_text(self.source.marks, has_model, dictionary.symbols, f"--input {args.input}")
+            texts = (sentence.text for sentence in self.source.read(range(len(self.source))))
+            joined = dictionary.symbols == checkpoints.target_dictionary.symbols
+            subwords.check_sides(texts, f"--input {args.input}", joined)
+        else:
+            self.source = open_binarised(args.data, args.gen_subset, self.languages, dictionary, subwords.source)
+        self.input_lines = self.lines = len(self.source)
+        self._groups = group_equal(self.source.hashes)
+        self._check_any(args)
+        bounds = shares(self._groups, args.shard_sentences)
+        self.plans = [Plan(shard_name(at), first, last) for at, (first, last) in enumerate(bounds)]
+        self._device = device_of(number)
+        self._compute_type = args.compute_type
+        if self._compute_type == "auto":
+            self._compute_type = default_dtype(self._device)
+        search: Dict[str, Any] = self.settings._asdict()
+        if self.settings.sampling:
+            search["seed"] = args.seed
+        self.identity: Dict[str, Any] = {
+            "verb": "decode",
+            "engine": args.engine,
+            "compute_type": self._compute_type,
+            "models": checkpoints.identity(),
+            "overrides": checkpoints.overrides,
+            "languages": self.languages,
+            "source": self.source.identity(),
+            "search": search,
+            "max_tokens": args.max_tokens,
+            "shard_sentences": args.shard_sentences,
+        }
+        if subwords.target.identity() != subwords.source.identity():
+            self.identity["target_subwords"] = subwords.target.identity()
+        self._model_folder = self._converted(checkpoints) if args.engine == "ctranslate2" else None
+        self.progress: Callable[[int], Any] = lambda sentences: None
+
+    def _check_any(self, args: argparse.Namespace) -> None:
+        """A corpus of nothing, or of some kinds of blank lines, is a mistake."""
+        few = self._groups.lines[self._groups.starts[:-1]] if len(self._groups) < 9 else []
+        if len(few) == len(self._groups) and not any(sentence.tokens for sentence in self.source.read(few)):
+            name = f"--input {args.input}" if args.input is not None else f"{args.data}, --gen-subset {args.gen_subset}"
+            raise KDPluginError(f"{name}: no sentence in its {len(self.source):,} lines. Remedy: a corpus")
+
+    def _converted(self, checkpoints: Checkpoints) -> Path:
+        """Where the CTranslate2 model is to be."""
+        if len(checkpoints.paths) > 1:
+            raise KDPluginError("--engine ctranslate2 runs one model. Remedy: --engine fairseq for an ensemble")
+        # by all that decides how it is converted: a folder is used again by the same job alone
+        name = f"model-ctranslate2-{digest_of([checkpoints.identity(), checkpoints.overrides, self.languages])[:16]}"
+        return self._folder / name
+
+    def prepare(self) -> None:
+        """Convert the model: once for all workers and for later runs."""
+        from kd_plugin.checkpoints.ctranslate2_models import convert
+
+        if self._model_folder is not None and not self._model_folder.is_dir():
+            checkpoints = self._checkpoints
+            convert(checkpoints.paths[0], self._model_folder, "float32", checkpoints.overrides, *self.languages)
+
+    @functools.cached_property
+    def _decoder(self) -> Any:
+        """Opened by who translates, and not by who only shares the work out."""
+        device, compute_type = self._device, self._compute_type
+        if self._model_folder is None:
+            return FairseqDecoder(self._checkpoints, self.settings, device, DTYPES[compute_type])
+        index = device.index or 0
+        return CTranslate2Decoder(
+            self._model_folder, self.settings, device.type, compute_type, 0, index, self._checkpoints
+        )
+
+    def __call__(self, plan: Plan) -> Plan:
+        """Translate a shard and write it."""
+        groups = [self._groups.ids(group) for group in range(plan.first, plan.last)]
+        sentences = list(self.source.read([ids[0] for ids in groups]))
+        source = self._checkpoints.source_dictionary
+        check_source_token(self._checkpoints.source_token, (one.tokens for one in sentences), self._args.path)
+        has_model = self._subwords.source.path is not None
+        check_known((sentence.tokens for sentence in sentences), source.indices, has_model)
+        answers, capped = self._translate(sentences, int(plan.name.split("-")[1]))
+        counts = {
+            EMPTY: 0,
+            TOO_LONG: 0,
+            CAPPED: sum(len(groups[at]) for at in capped),
+            UNKNOWN_SOURCE: 0,
+            UNKNOWN_TARGET: 0,
+        }
+        records = []
+        for ids, sentence, answer in zip(groups, sentences, answers):
+            if not sentence.tokens:
+                counts[EMPTY] += len(ids)
+                answer = [([], 0.0)]
+            elif answer is None:
+                counts[TOO_LONG] += len(ids)
+                answer = []
+            counts[UNKNOWN_SOURCE] += len(ids) * any(source.index(token) == source.unk() for token in sentence.tokens)
+            counts[UNKNOWN_TARGET] += sum(UNKNOWN in tokens for tokens, _ in answer)
+            hypotheses = [Hypothesis(self._subwords.target.decode(tokens), score) for tokens, score in answer]
+            records.append(Record(ids, sentence.text, hypotheses))
+        write_shard(self._folder, plan.name, records, digest_of(self.identity), counts)
+        return plan
+
+    def _translate(self, sentences: List[Sentence], shard: int) -> Tuple[List[Optional[List[Scored]]], List[int]]:
+        """The translations of each sentence, None where it is empty or too long; and which ones the limit has ended."""
+        lengths = np.array([len(sentence.tokens) for sentence in sentences], dtype=np.int64)
+        decodable = np.flatnonzero((lengths > 0) & (lengths <= self._decoder.max_source_tokens))
+        answers: List[Optional[List[Scored]]] = [None] * len(sentences)
+        capped: List[int] = []
+        self.progress(len(sentences) - len(decodable))
+        # by shard, so that draws depend neither on other shards nor on a restart
+        self._decoder.start_draws((self._args.seed * 1_000_003 + shard) % 2**32)
+        for positions in by_length(lengths[decodable] + 1, self._args.max_tokens):
+            batch = decodable[positions]
+            translated = self._decoder([sentences[at].tokens for at in batch])
+            limit = self._decoder.length_limit(int(lengths[batch].max()))
+            for at, answer in zip(batch, translated):
+                answers[at] = answer
+                if is_capped(answer, limit):
+                    capped.append(int(at))
+            self.progress(len(batch))
+        return answers, capped

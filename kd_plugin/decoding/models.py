@@ -1,0 +1,159 @@
+"""Translating whole lists of sentences with any model: a checkpoint, an ensemble, or a CTranslate2 folder."""
+
+import time
+from pathlib import Path
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence
+
+import numpy as np
+import torch
+
+from kd_plugin.checkpoints.formats import holds_ctranslate2
+from kd_plugin.checkpoints.loading import no_checkpoint
+from kd_plugin.checkpoints.opened import described_languages, read_description
+from kd_plugin.checkpoints.paths import split_model_paths
+from kd_plugin.corpus.batches import by_length
+from kd_plugin.decoding.decoders import CTranslate2Decoder, FairseqDecoder, Settings, Tokens, open_checkpoints
+from kd_plugin.decoding.length_limit import is_capped
+from kd_plugin.errors import KDPluginError
+from kd_plugin.files.atomic import sha256_of
+from kd_plugin.runners.progress import progress_bar
+
+ENGINES = ("auto", "fairseq", "ctranslate2")
+UNKNOWN = "<unk>"  # fairseq's, and so CTranslate2's
+
+
+class OpenedModel(NamedTuple):
+    """A model ready to translate, and what is said of it.
+
+    decoder: FairseqDecoder or CTranslate2Decoder. compute_type: what its weights are where they are multiplied. bytes:
+    of a checkpoint the weights as they are stored, without optimizer state; of a CTranslate2 model its files, with the
+    vocabularies. parameters: None where nobody says. sha256: of each file with weights. languages: source and target;
+    None where nobody says.
+    """
+
+    decoder: Any
+    engine: str
+    compute_type: str
+    bytes: int
+    parameters: Optional[int]
+    sha256: List[str]
+    languages: Optional[List[str]] = None
+
+
+class Translated(NamedTuple):
+    """hypotheses: best one of each sentence, in order. seconds: of the search alone, nothing of the start.
+
+    sentences, tokens: how many were translated, and into how many symbols, ends of sentence included; without those
+    that are empty or too long. capped: the sentences whose translation was ended by the length limit, and the limit.
+    """
+
+    hypotheses: List[Tokens]
+    seconds: float
+    too_long: int  # sentences that the model cannot take: translated as nothing
+    sentences: int
+    tokens: int
+    capped: Dict[int, int]
+
+
+def engine_of(path: str, engine: str = "auto") -> str:
+    """The engine for a model.
+
+    Raises:
+        KDPluginError: the path is neither a checkpoint nor a CTranslate2 folder, or not one for `engine`
+    """
+    if Path(path).is_dir():
+        if not holds_ctranslate2(path):
+            remedy = "a folder of kd-plugin export --format ctranslate2 has a model.bin"
+            raise no_checkpoint(path, remedy)
+        found = "ctranslate2"
+    else:
+        for member in split_model_paths(path):
+            if not Path(member).is_file():
+                raise KDPluginError(f"{member}: no such checkpoint file or CTranslate2 folder. Remedy: check the path")
+        found = "fairseq"
+    if engine not in ("auto", found):
+        remedy = "kd-plugin export --format ctranslate2 first" if engine == "ctranslate2" else "the checkpoint itself"
+        raise KDPluginError(f"{path}: is a model for {found}, not for --engine {engine}. Remedy: {remedy}")
+    return found
+
+
+def open_model(
+    path: str,
+    settings: Settings,
+    engine: str = "auto",
+    device: str = "cpu",
+    threads: int = 1,
+    overrides: Optional[Dict[str, Any]] = None,
+    source_lang: Optional[str] = None,
+    target_lang: Optional[str] = None,
+    compute_type: str = "default",
+) -> OpenedModel:
+    """A model ready to translate.
+
+    Args:
+        path: A.pt, an ensemble A.pt:B.pt, or a CTranslate2 folder
+        threads: of CTranslate2; fairseq computes with torch's
+        overrides, source_lang, target_lang: as for `open_checkpoint`; of checkpoints only
+
+    Raises:
+        KDPluginError: as `engine_of`, `open_checkpoint` and the decoders
+    """
+    if engine_of(path, engine) == "ctranslate2":
+        folder = Path(path)
+        decoder = CTranslate2Decoder(folder, settings, device, compute_type, threads)
+        description = read_description(folder)
+        files = [folder / "model.bin", *folder.glob("*vocabulary.*"), folder / "vmap.txt"]
+        size = sum(file.stat().st_size for file in files if file.is_file())
+        digest = sha256_of(folder / "model.bin")
+        parameters, languages = description.get("parameters"), described_languages(description)
+        return OpenedModel(decoder, "ctranslate2", decoder.compute_type, size, parameters, [digest], languages)
+    checkpoints = open_checkpoints(path, overrides, source_lang, target_lang)
+    opened = FairseqDecoder(checkpoints, settings, torch.device(device))
+    digests = list(map(sha256_of, checkpoints.paths))
+    size, languages = opened.weight_bytes, checkpoints.languages
+    return OpenedModel(opened, "fairseq", "float32", size, opened.parameters, digests, languages)
+
+
+def translate(
+    decoder: Any, sentences: Sequence[Tokens], max_tokens: int = 4000, name: Optional[str] = None
+) -> Translated:
+    """The best translation of each sentence; nothing for one that is empty or longer than the model can take.
+
+    Args:
+        sentences: symbols without end of sentence
+        max_tokens: of a batch, ends of sentence and padding included
+        name: of a progress bar; None: there is none
+    """
+    lengths = np.array([len(tokens) for tokens in sentences], dtype=np.int64)
+    possible = np.flatnonzero((lengths > 0) & (lengths <= decoder.max_source_tokens))
+    hypotheses: List[Tokens] = [[] for _ in sentences]
+    capped: Dict[int, int] = {}
+    start = time.perf_counter()
+    with progress_bar(name or "", len(possible), disable=name is None) as bar:
+        for batch in by_length(lengths[possible] + 1, max_tokens):
+            places = possible[batch]
+            limit = decoder.length_limit(int(lengths[places].max()))
+            for place, answer in zip(places, decoder([sentences[place] for place in places])):
+                hypotheses[place] = list(answer[0][0])
+                if is_capped(answer[:1], limit):
+                    capped[int(place)] = limit
+            bar.update(len(places))
+    seconds = time.perf_counter() - start
+    tokens = sum(len(hypotheses[place]) + 1 for place in possible)
+    too_long = int((lengths > decoder.max_source_tokens).sum())
+    return Translated(hypotheses, seconds, too_long, len(possible), tokens, capped)
+
+
+def capped_note(answers: Sequence[Translated]) -> str:
+    """How many of the translations the length limit has ended; empty: none."""
+    limits = sorted({limit for answer in answers for limit in answer.capped.values()})
+    if not limits:
+        return ""
+    number, sentences = sum(len(answer.capped) for answer in answers), sum(answer.sentences for answer in answers)
+    limit = f"{limits[0]:,}" if len(limits) == 1 else f"{limits[0]:,} to {limits[-1]:,}"
+    return f"{number:,} of {sentences:,} translations are cut off at the length limit of {limit} symbols"
+
+
+def share_identical(ours: Sequence[Any], theirs: Sequence[Any]) -> float:
+    """Share of the sentences whose two translations are equal, symbol by symbol; 1 for no sentences."""
+    return sum(one == other for one, other in zip(ours, theirs)) / max(1, len(ours)) if ours else 1.0

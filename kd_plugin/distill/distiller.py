@@ -1,0 +1,136 @@
+"""What a criterion owns to distil: the terms of the loss, their schedules, the selection of tokens, and the teacher,
+which it asks once about a batch."""
+
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
+
+from fairseq.distributed import utils as distributed_utils
+from torch import Tensor
+
+from kd_plugin.distill.signature import run_signature
+from kd_plugin.distill.student import StudentAnswer
+from kd_plugin.distill.terms import asked_terms
+from kd_plugin.distill.terms.base import Batch, Term
+from kd_plugin.distill.terms.tokens import TokensTerm
+from kd_plugin.errors import KDPluginError
+from kd_plugin.losses.schedules import scheduled_value
+from kd_plugin.losses.selection import SELECTIONS, gather_from_ranks
+from kd_plugin.teachers.base import Answer, Request, Teacher
+
+
+class Schedule(NamedTuple):
+    """alpha or temperature: constant where `end` is None."""
+
+    start: float
+    end: Optional[float]
+    kind: str
+    updates: int
+
+    def at(self, update: int) -> float:
+        """Its value after so many updates."""
+        if self.end is None:
+            return self.start
+        return scheduled_value(self.start, self.end, self.kind, update, self.updates)
+
+    def ends(self) -> List[float]:
+        """Where it starts, and where it leads."""
+        return [self.start] if self.end is None else [self.start, self.end]
+
+
+class Distiller:
+    """The sum of the terms.
+
+    Args:
+        cfg: the criterion's flags, checked
+        task: whose `teacher`, `num_updates` and `is_dummy_batch` are read when they are needed; the first update is 0
+
+    Raises:
+        KDPluginError: the teacher cannot give what a term needs
+    """
+
+    def __init__(self, cfg: Any, task: Any):
+        kind, updates = str(cfg.kd_schedule), int(cfg.kd_schedule_updates)
+        self.alpha = Schedule(float(cfg.kd_alpha), cfg.kd_alpha_end, kind, updates)
+        self.temperature = Schedule(float(cfg.kd_temperature), cfg.kd_temperature_end, kind, updates)
+        self.selects = str(cfg.kd_selection) != "all"
+        self.selection = SELECTIONS[str(cfg.kd_selection)](cfg.kd_select_ratio, cfg.kd_queue_size)
+        self.terms: List[Term] = asked_terms(cfg)
+        self._task = task
+        self._check()
+        self.signature = run_signature(cfg, self.teacher, self.terms)
+
+    @property
+    def teacher(self) -> Optional[Teacher]:
+        return getattr(self._task, "teacher", None)
+
+    @property
+    def update(self) -> int:
+        """The number of updates made so far."""
+        return int(getattr(self._task, "num_updates", 0))
+
+    def alpha_and_temperature(self) -> Tuple[float, float]:
+        """At this update."""
+        return self.alpha.at(self.update), self.temperature.at(self.update)
+
+    def _check(self) -> None:
+        teacher = self.teacher
+        provides = frozenset() if teacher is None else teacher.provides
+        for term in self.terms:
+            missing = sorted(signal.value for signal in term.needs - provides)
+            if missing:
+                whose = "there is no teacher" if teacher is None else f"{type(teacher).__name__} does not give them"
+                raise KDPluginError(
+                    f"{term.flag} needs a teacher's {' and '.join(missing)}, and {whose}. Remedy: another kind of "
+                    f"teacher, or train without {term.flag}"
+                )
+            if teacher is not None and isinstance(term, TokensTerm):
+                teacher.check([term.objective(self.alpha.start, t) for t in self.temperature.ends()])
+
+    def __call__(
+        self,
+        student: StudentAnswer,
+        sample: Dict[str, Any],
+        stock_loss: Optional[Callable[[], Tuple[Tensor, Tensor]]],
+        training: bool,
+    ) -> Tuple[Tensor, Dict[str, Any]]:
+        """The loss of a batch, and sums for the log.
+
+        Args:
+            stock_loss: fairseq's own (loss, nll_loss), where the logits of the whole batch were made
+            training: else every token is distilled
+        """
+        update, (alpha, temperature) = self.update, self.alpha_and_temperature()
+        answer, distilled = None, None
+        teacher = self.teacher
+        if teacher is not None and teacher.covers(sample):
+            if alpha < 1.0 and self.selects and training:
+                distilled = self._select(student)
+            answer = self._ask(teacher, student, sample, distilled)
+        batch = Batch(sample, update, alpha, temperature, distilled, stock_loss)
+        loss, logs = None, {}
+        for term in self.terms:
+            result = term(student, answer, batch)
+            weight = term.weight(update)
+            value = result.value if weight == 1.0 else weight * result.value
+            loss = value if loss is None else loss + value
+            logs.update(result.logs)
+        assert loss is not None
+        return loss, logs
+
+    def _ask(
+        self, teacher: Teacher, student: StudentAnswer, sample: Dict[str, Any], distilled: Optional[Tensor]
+    ) -> Answer:
+        """Once, for all that the terms use."""
+        wanted = frozenset().union(*(term.uses for term in self.terms)) & teacher.provides
+        rows = student.rows if distilled is None else student.rows[distilled]
+        return teacher.answer(sample, Request(rows, student.dtype, wanted))
+
+    def _select(self, student: StudentAnswer) -> Optional[Tensor]:
+        """(tokens,) bool, the target tokens to distil; None: all."""
+        nll = student.tokens.token_nll(student.target)
+        # a rank without data of its own goes through another rank's batch: those tokens were counted there
+        counted = nll[:0] if getattr(self._task, "is_dummy_batch", False) else nll
+        group = distributed_utils.get_data_parallel_group()
+        world_size = distributed_utils.get_world_size(group)
+        return self.selection(
+            nll, gather_from_ranks(counted, world_size, lambda values: distributed_utils.all_gather(values, group))
+        )

@@ -1,0 +1,115 @@
+"""The term that every training has: cross-entropy, divergence and ranking over the same target tokens, in one pass.
+
+    alpha * CE(label-smoothed) + (1 - alpha) * temperature**2 * D(teacher || student)
+
+Word-level knowledge distillation, Kim & Rush 2016 (https://aclanthology.org/D16-1139).
+"""
+
+from typing import Any, Dict, List, Optional
+
+import torch
+from torch import Tensor
+
+from kd_plugin.distill.logs import PERCENT, Log
+from kd_plugin.distill.student import StudentAnswer
+from kd_plugin.distill.terms.base import Batch, Term, TermResult
+from kd_plugin.errors import KDPluginError
+from kd_plugin.losses.definition import AGREE, CE, KD, NLL, RANK, TEACHER_NLL, Objective
+from kd_plugin.losses.engine import StudentLogits
+from kd_plugin.teachers.base import DISTRIBUTION, Answer
+
+
+class TokensTerm(Term):
+    """alpha * CE + (1 - alpha) * temperature**2 * D. Without a teacher's answer it is the cross-entropy, whole."""
+
+    name, flag = "tokens", "--kd-alpha"
+    uses = DISTRIBUTION
+    logs = (
+        Log("ce_loss"),
+        Log("kd_loss"),
+        Log("rank_loss", shown=lambda total, over: total > 0),
+        Log("kd_alpha", "n_batches", unit=1.0, round=4),
+        Log("kd_temperature", "n_batches", unit=1.0, round=4),
+        Log("teacher_nll_loss", "n_distilled"),
+        Log("n_agree", "n_distilled", PERCENT, 2, "agreement"),
+        Log("n_distilled", "n_counted", PERCENT, 2, "kd_selected", shown=lambda total, over: total < over),
+    )
+
+    def __init__(self, cfg: Any):
+        self._smoothing, self._divergence = float(cfg.label_smoothing), str(cfg.kd_divergence)
+        self._parameters = {
+            name: float(getattr(cfg, f"kd_{name}")) for name in ("js_beta", "skew_lambda", "adaptive_mu")
+        }
+        self._top1_rank = int(cfg.kd_top1_rank)
+        if {cfg.kd_alpha, cfg.kd_alpha_end} - {1.0, None}:
+            self.needs = DISTRIBUTION
+
+    def signature(self) -> str:
+        return ""  # the line's own fields, alpha, T, div and ls, are about it
+
+    def objective(self, alpha: float, temperature: float) -> Objective:
+        """What each row is asked for."""
+        return Objective(
+            alpha, temperature, self._smoothing, self._divergence, self._parameters, top1_rank=self._top1_rank
+        )
+
+    def __call__(self, student: StudentAnswer, answer: Optional[Answer], batch: Batch) -> TermResult:
+        teacher = None if answer is None else answer.distribution
+        if teacher is None and batch.stock_loss is not None:
+            loss, nll_loss = batch.stock_loss()
+            return TermResult(loss, {"nll_loss": nll_loss.data, "ce_loss": loss.data})
+
+        objective = self.objective(1.0 if teacher is None else batch.alpha, batch.temperature)
+        tokens, stock_loss = student.tokens, None
+        if objective.alpha == 1.0 and batch.stock_loss is not None and isinstance(tokens, StudentLogits):
+            # the terms are for the log alone, and the gradient is stock fairseq's, bit by bit
+            stock_loss, _ = batch.stock_loss()
+            tokens = tokens.detached()
+        loss, terms = tokens.loss(teacher, student.target, objective, distilled=batch.distilled)
+        _check_finite(loss, terms, student, batch)
+        sums = terms.sum(dim=0)
+        logs: Dict[str, Any] = {"nll_loss": sums[NLL], "ce_loss": sums[CE]}
+        if teacher is not None:
+            logs["kd_loss"], logs["rank_loss"] = sums[KD] + sums[RANK], sums[RANK]
+            if teacher.knows_target:
+                logs["teacher_nll_loss"] = sums[TEACHER_NLL]
+            if teacher.knows_best:
+                logs["n_agree"] = sums[AGREE]
+            counted, distilled = student.rows.numel(), batch.distilled
+            logs.update(n_counted=counted, n_distilled=counted if distilled is None else distilled.sum())
+            # fairseq sums the logs of all ranks and batches, so the mean needs its own count
+            logs.update(kd_alpha=batch.alpha, kd_temperature=batch.temperature, n_batches=1)
+        return TermResult(loss if stock_loss is None else stock_loss, logs)
+
+
+def _check_finite(loss: Tensor, terms: Tensor, student: StudentAnswer, batch: Batch) -> None:
+    """Stop before the update where a term is NaN or infinite, naming term, side, update and sentences.
+
+    terms: (tokens, N_TERMS); the logits themselves may be overwritten by now
+    """
+    if torch.isfinite(loss.detach() + terms[:, :TEACHER_NLL].sum()):
+        return
+    sums = terms.sum(dim=0)
+    values = {"ce_loss": sums[CE], "kd_loss": sums[KD] + sums[RANK], "loss": loss}
+    bad_terms = [name for name, value in values.items() if not torch.isfinite(value)]
+    raise KDPluginError(
+        f"{' and '.join(bad_terms) or 'the sum of the terms'} not finite at update {batch.update + 1}: NaN or infinite "
+        f"{' and '.join(_bad_sides(terms))} logits, sample ids {_sentences(terms, student, batch)}. No weight was "
+        "changed by this update. Remedy: a lower --lr or --clip-norm for the student; --teacher-dtype fp32 for the "
+        "teacher; fp32 training to find the cause"
+    )
+
+
+def _bad_sides(terms: Tensor) -> List[str]:
+    # a teacher may mask the target with -inf, which makes its nll infinite; nothing allowed makes it NaN
+    of_teacher, of_student = torch.isnan(terms[:, TEACHER_NLL]), ~torch.isfinite(terms[:, CE])
+    bad = {"student": of_student, "teacher": of_teacher}
+    return [name for name, rows_of_side in bad.items() if rows_of_side.any()] or ["student"]
+
+
+def _sentences(terms: Tensor, student: StudentAnswer, batch: Batch) -> Any:
+    if "id" not in batch.sample:
+        return "unknown"
+    positions = student.rows[~torch.isfinite(terms[:, :TEACHER_NLL]).all(dim=-1)]
+    found: Any = torch.unique(positions // batch.sample["target"].size(1)) if len(positions) else slice(None)
+    return batch.sample["id"][found].tolist()

@@ -1,0 +1,1 @@
+"""Scores, significance, speed and size of models."""

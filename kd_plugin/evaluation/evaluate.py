@@ -1,0 +1,367 @@
+"""`kd-plugin evaluate`: models side by side on raw test sets: scores with significance, speed and size."""
+
+import argparse
+import datetime
+import functools
+import os
+import platform
+import re
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
+
+import torch
+from sacrebleu.metrics import BLEU
+
+from kd_plugin.compat import fairseq_distribution
+from kd_plugin.corpus.languages import Tokenizer, bleu_tokenizer, check_languages, family, may_be_the_same
+from kd_plugin.corpus.raw_text import numbered_lines
+from kd_plugin.corpus.subword_checks import Marks, check_known, check_text
+from kd_plugin.corpus.subwords import Segmentation, Subwords, add_subword_arguments, segmentation_of
+from kd_plugin.decoding.decoders import Settings, Tokens
+from kd_plugin.decoding.models import (
+    ENGINES,
+    UNKNOWN,
+    OpenedModel,
+    Translated,
+    capped_note,
+    engine_of,
+    open_model,
+    translate,
+)
+from kd_plugin.errors import KDPluginError
+from kd_plugin.evaluation.scores import Comet, check_tokenizer, no_comet, sacrebleu_scores
+from kd_plugin.evaluation.table import markdown
+from kd_plugin.files.atomic import digest_of, make_folder, write_atomically, write_json
+from kd_plugin.files.locks import LOCK, Claim, begun
+from kd_plugin.files.protection import already_there, check_outputs, check_possible, inputs_of
+from kd_plugin.version import __version__
+
+FORMAT, FORMAT_VERSION = "kd_plugin evaluation", 1
+JSON_NAME, TABLE_NAME, TRANSLATIONS = "evaluation.json", "evaluation.md", "translations"
+WARM_UP = {"cpu": 4, "cuda": 200}  # sentences; a GPU is slow until it has seen a full batch
+
+
+class RawTest(NamedTuple):
+    name: str
+    sources: List[str]
+    references: List[str]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model",
+        action="append",
+        required=True,
+        metavar="NAME=PATH",
+        help="a checkpoint, an ensemble A.pt:B.pt or a CTranslate2 folder; once for each model",
+    )
+    parser.add_argument(
+        "--test", action="append", required=True, metavar="NAME=SRC,REF", help="raw text; once for each test set"
+    )
+    parser.add_argument("--output", required=True, metavar="DIR", help=f"for {JSON_NAME}, {TABLE_NAME}, translations")
+    parser.add_argument("--baseline", metavar="NAME", help="the model that the others are compared with")
+    parser.add_argument("--engine", default="auto", choices=ENGINES, help="refuse models of another one")
+    add_subword_arguments(parser, "for raw text, unless it is segmented already", remove_bpe=True)
+    parser.add_argument("-s", "--source-lang", metavar="LANG", help="default: the checkpoint's")
+    parser.add_argument("-t", "--target-lang", metavar="LANG", help="default: the checkpoint's")
+    parser.add_argument("--dict-dir", metavar="DIR", help="folder with the checkpoints' dictionaries, where elsewhere")
+    for name, text in (("beam", "beam size"), ("max_len_a", ""), ("max_len_b", ""), ("lenpen", "length penalty")):
+        default = getattr(Settings(), name)
+        text = f"{text or 'as fairseq-generate'} (default: {default})"
+        parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default, help=text)
+    parser.add_argument("--max-tokens", type=int, default=4000, help="source tokens in a batch (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=1, help="on the CPU (default: %(default)s)")
+    parser.add_argument(
+        "--cpu-sentences",
+        type=int,
+        default=200,
+        help="where a GPU translates: how many of the first test set the CPU translates too, for its speed "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--tokenize",
+        choices=BLEU.TOKENIZERS,
+        help="sacreBLEU's tokenizer; none: the text is tokenised already (default: the target language's: zh for "
+        "Chinese, mecab or characters for Japanese and Korean, characters for Thai, Khmer, …, 13a for all others)",
+    )
+    parser.add_argument("--lowercase", action="store_true", help="score without case")
+    parser.add_argument(
+        "--bootstrap", type=int, default=1000, metavar="N", help="resamples; 0: no confidence (default: %(default)s)"
+    )
+    parser.add_argument("--comet", metavar="MODEL", help="also COMET with this model: a name to download, or a path")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Exit status 0, or a KDPluginError."""
+    check_languages(args.source_lang, args.target_lang)
+    models = _named(args.model, "--model", "PATH")
+    tests = [_read_test(name, value) for name, value in _named(args.test, "--test", "SRC,REF").items()]
+    if args.baseline is not None and args.baseline not in models:
+        raise KDPluginError(f"--baseline {args.baseline}: no such --model. Remedy: one of {', '.join(models)}")
+    settings = Settings(beam=args.beam, max_len_a=args.max_len_a, max_len_b=args.max_len_b, lenpen=args.lenpen)
+    settings.check()
+    for path in models.values():
+        engine_of(path, args.engine)
+    check_tokenizer(args.tokenize)
+    output = Path(args.output)
+    _check_output(output, models, [test.name for test in tests], args)
+    comet = Comet(args.comet, int(torch.cuda.is_available())) if args.comet else None
+    subwords = segmentation_of(args)
+    torch.set_num_threads(args.threads)
+    sentences = {test.name: [subwords.source.encode(line) for line in test.sources] for test in tests}
+    opened = {}
+    for name, path in models.items():  # before anything is translated: the last one may be no model for this text
+        model = _open(path, "cpu", settings, args)
+        _check_subwords(path, model.decoder, subwords, tests, sentences)
+        opened[name] = model.languages
+    language = _tokenizer(opened, tests, args)
+    claim = _claim(output, args)
+
+    rows = []
+    texts: Dict[str, Dict[str, List[str]]] = {test.name: {} for test in tests}  # test -> model -> lines
+    for name, path in models.items():
+        row, hypotheses = _translate_all(name, path, sentences, subwords.target, settings, args)
+        rows.append(row)
+        for test in tests:
+            texts[test.name][name] = hypotheses[test.name]
+            _write_lines(_translations(output, name, test.name), hypotheses[test.name])
+    _score(rows, tests, texts, comet, args, language)
+
+    evaluation = {
+        "format": FORMAT,
+        "version": FORMAT_VERSION,
+        "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+        "machine": _machine(),
+        "versions": _versions(),
+        "settings": {
+            **{name: getattr(settings, name) for name in ("beam", "max_len_a", "max_len_b", "lenpen")},
+            "threads": args.threads,
+            "max_tokens": args.max_tokens,
+            "bootstrap": args.bootstrap,
+            "tokenize": args.tokenize or language.name,
+            "subwords": subwords.identity(),
+        },
+        "baseline": args.baseline,
+        "tests": [{"name": test.name, "lines": len(test.references)} for test in tests],
+        "models": rows,
+    }
+    table = markdown(evaluation)
+    write_atomically(output / TABLE_NAME, table.encode("utf-8"))
+    write_json(output / JSON_NAME, evaluation)
+    claim.finish()
+    print(table)
+    return 0
+
+
+def _translations(output: Path, model: str, test: str) -> Path:
+    return output / TRANSLATIONS / _file_name(model) / f"{_file_name(test)}.txt"
+
+
+def _check_output(output: Path, models: Iterable[str], tests: Iterable[str], args: argparse.Namespace) -> None:
+    """Refuse what cannot be written, or would write over anything."""
+    check_outputs(inputs_of(args), [("--output", args.output)])
+    _check_free(output, begun(output / LOCK, _job(args)))
+    for path in (_translations(output, model, test) for model in models for test in tests):
+        check_possible("--output", path)
+
+
+def _check_free(output: Path, begun_before: bool) -> None:
+    if (output / JSON_NAME).exists():
+        raise KDPluginError(f"--output {output}: holds an evaluation already. Remedy: another folder, or remove it")
+    for name in (JSON_NAME, TABLE_NAME, TRANSLATIONS):
+        if os.path.lexists(output / name) and not begun_before:
+            raise KDPluginError(already_there("--output", output / name))
+
+
+def _claim(output: Path, args: argparse.Namespace) -> Claim:
+    make_folder(output, "--output")
+    return Claim(output / LOCK, f"--output {output}", _job(args), functools.partial(_check_free, output))
+
+
+def _job(args: argparse.Namespace) -> str:
+    """Of the command: the same one writes again what it had begun."""
+    return digest_of({name: value for name, value in vars(args).items() if name not in ("run", "output")})
+
+
+def _named(values: Sequence[str], flag: str, form: str) -> Dict[str, str]:
+    found: Dict[str, str] = {}
+    for value in values:
+        name, equals, rest = value.partition("=")
+        if not (name and equals and rest):
+            raise KDPluginError(f"{flag} {value}: is not NAME={form}. Remedy: give it a name")
+        if _file_name(name) in map(_file_name, found):
+            raise KDPluginError(f"{flag} {value}: the name {name} is taken. Remedy: another name")
+        found[name] = rest
+    return found
+
+
+def _file_name(name: str) -> str:
+    return re.sub(r"[^\w.,+-]", "_", name).lstrip(".") or "_"
+
+
+def _read_test(name: str, value: str) -> RawTest:
+    paths = value.split(",")
+    if len(paths) != 2:
+        raise KDPluginError(f"--test {name}={value}: is not NAME=SRC,REF. Remedy: two files with a comma between them")
+    sources, references = ([line for _, line in numbered_lines(Path(path), "--test")] for path in paths)
+    if len(sources) != len(references) or not sources:
+        raise KDPluginError(
+            f"--test {name}: {len(sources)} lines in {paths[0]}, {len(references)} in {paths[1]}; nothing was scored. "
+            "Remedy: one reference for each sentence"
+        )
+    return RawTest(name, sources, references)
+
+
+def _tokenizer(languages: Dict[str, Optional[List[str]]], tests: List[RawTest], args: argparse.Namespace) -> Tokenizer:
+    """How the target language is cut into words for BLEU; it is said where that is not sacreBLEU's usual way.
+
+    Raises:
+        KDPluginError: the models write different languages
+    """
+    targets = {name: args.target_lang or (pair and pair[1]) for name, pair in languages.items()}
+    said = {name: target for name, target in targets.items() if target}
+    for name, target in said.items():
+        first = next(iter(said))
+        if not may_be_the_same(said[first], target):
+            raise KDPluginError(
+                f"--model {name}: translates into {target}, but {first} into {said[first]}; nothing was translated. "
+                "Remedy: models of one target language, or --target-lang where the codes are wrong"
+            )
+    language = next(iter(said.values()), None)
+    if args.tokenize is not None:
+        return Tokenizer(args.tokenize, family(language))
+    tokenizer = bleu_tokenizer(language, (line for test in tests for line in test.references))
+    if tokenizer.note:
+        print(f"kd-plugin evaluate: {'warning: ' * tokenizer.doubtful}{tokenizer.note}", file=sys.stderr)
+    return tokenizer
+
+
+def _translate_all(
+    name: str,
+    path: str,
+    sentences: Dict[str, List[Tokens]],
+    subwords: Subwords,
+    settings: Settings,
+    args: argparse.Namespace,
+) -> Tuple[Dict[str, Any], Dict[str, List[str]]]:
+    """A model's row without scores, and its translations of each test set."""
+    first = next(iter(sentences))
+    devices = ["cuda", "cpu"] if torch.cuda.is_available() else ["cpu"]
+    speed: Dict[str, Dict[str, Any]] = {}
+    done: Dict[str, Translated] = {}
+    for device in devices:
+        opened = _open(path, device, settings, args)
+        work = sentences if not done else {first: sentences[first][: args.cpu_sentences]}
+        translate(opened.decoder, sentences[first][: WARM_UP[device]], args.max_tokens)
+        answers = {
+            test: translate(opened.decoder, tokens, args.max_tokens, f"{name}, {test}, {device}")
+            for test, tokens in work.items()
+        }
+        speed[device] = {**_speed(list(answers.values())), "compute_type": opened.compute_type}
+        done = done or answers
+    speed.setdefault("cuda", {"note": "not measured: there is no GPU"})
+    row: Dict[str, Any] = {
+        "name": name,
+        "engine": opened.engine,
+        "parameters": opened.parameters,
+        "bytes": opened.bytes,
+        "sha256": opened.sha256,
+        "speed": speed,
+        "note": _note(list(done.values())),
+        "scores": [],
+    }
+    decoded = {test: [subwords.decode(tokens) for tokens in answer.hypotheses] for test, answer in done.items()}
+    return row, decoded
+
+
+def _note(answers: List[Translated]) -> str:
+    """What a model's scores do not tell; empty: nothing."""
+    too_long = sum(answer.too_long for answer in answers)
+    unknown = sum(UNKNOWN in tokens for answer in answers for tokens in answer.hypotheses)
+    notes = [f"{too_long} sentences are longer than it can take and have no translation"] if too_long else []
+    if unknown:
+        notes.append(f"{unknown} translations have unknown symbols ({UNKNOWN})")
+    capped = capped_note(answers)
+    if capped:
+        notes.append(capped)
+    return "; ".join(notes)
+
+
+def _open(path: str, device: str, settings: Settings, args: argparse.Namespace) -> OpenedModel:
+    overrides = {} if args.dict_dir is None else {"data": args.dict_dir}
+    languages = args.source_lang, args.target_lang
+    return open_model(path, settings, args.engine, device, args.threads, overrides, *languages)
+
+
+def _check_subwords(
+    path: str, decoder: Any, subwords: Segmentation, tests: List[RawTest], sentences: Dict[str, List[Tokens]]
+) -> None:
+    """Refuse models that read or write other symbols than the test sets are segmented into."""
+    subwords.check(path, decoder.source_symbols, decoder.target_symbols)
+    subwords.target.check_joining(decoder.target_symbols)
+    has_model = subwords.source.path is not None
+    for test in tests:
+        check_text(Marks(test.sources), has_model, decoder.source_symbols, f"--test {test.name}")
+        subwords.check_sides(test.sources, f"--test {test.name}", decoder.source_symbols == decoder.target_symbols)
+        check_known(sentences[test.name], decoder.source_symbols, has_model)
+
+
+def _speed(answers: List[Translated]) -> Dict[str, Any]:
+    """Of what was translated: sentences that are empty or too long take no time."""
+    seconds = max(1e-9, sum(answer.seconds for answer in answers))
+    sentences = sum(answer.sentences for answer in answers)
+    tokens = sum(answer.tokens for answer in answers)
+    if not sentences:
+        return {"note": "not measured: no sentence could be translated"}
+    per_second = {"tokens_per_second": tokens / seconds, "sentences_per_second": sentences / seconds}
+    return {**per_second, "sentences": sentences, "tokens": tokens, "seconds": seconds}
+
+
+def _score(
+    rows: List[Dict[str, Any]],
+    tests: List[RawTest],
+    texts: Dict[str, Dict[str, List[str]]],
+    comet: Optional[Comet],
+    args: argparse.Namespace,
+    language: Tokenizer,
+) -> None:
+    for test in tests:
+        systems = list(texts[test.name].items())
+        scores = sacrebleu_scores(
+            systems, test.references, args.baseline, args.bootstrap, args.tokenize, args.lowercase, language
+        )
+        of_comet = {name: no_comet() for name, _ in systems}
+        if comet is not None:
+            of_comet = comet.scores(systems, test.sources, test.references, args.baseline, args.bootstrap)
+        for row in rows:
+            for score in (*scores[row["name"]], of_comet[row["name"]]):
+                row["scores"].append({"test": test.name, **score._asdict()})
+
+
+def _write_lines(path: Path, lines: List[str]) -> None:
+    make_folder(path.parent, "--output")
+    write_atomically(path, "".join(line + "\n" for line in lines).encode("utf-8"))
+
+
+def _machine() -> Dict[str, Any]:
+    cpu = platform.processor() or platform.machine()
+    try:
+        names = re.findall(r"^model name\s*:\s*(.*)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
+        cpu = names[0] if names else cpu
+    except OSError:  # not Linux
+        pass
+    gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
+    return {"cpu": cpu, "cores": os.cpu_count(), "gpu": gpu}
+
+
+def _versions() -> Dict[str, str]:
+    fairseq, _, fairseq_version = fairseq_distribution().partition(":")
+    versions = {"kd_plugin": __version__, fairseq: fairseq_version, "python": platform.python_version()}
+    for name in ("torch", "ctranslate2", "sacrebleu", "sentencepiece"):
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return versions

@@ -1,0 +1,1 @@
+"""Models for use or to give away."""

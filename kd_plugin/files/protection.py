@@ -1,0 +1,214 @@
+"""Where a run may write. No input is ever written over, nor what another run or its user has made.
+
+A verb names its inputs and outputs once, before any work: `check_outputs`. Files are compared by what they are, not by
+how they are spelt: through links, `./`, relative paths, and where upper and lower case are the same.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import re
+import unicodedata
+from pathlib import Path
+from typing import Any, Callable, Iterable, Iterator, List, Sequence, Tuple, Union
+
+from kd_plugin.errors import KDPluginError
+from kd_plugin.files.atomic import NAME_BYTES, temporary_beside, write_atomically
+
+PathLike = Union[str, Path]
+Named = Tuple[str, Any]  # a flag and the path or paths that it was given; None: it was left out
+
+# what the verbs' arguments and flags call files and folders to read; --…sentencepiece-model too
+POSITIONAL_INPUTS = ("data", "input_dir", "file", "checkpoint")
+INPUTS: Tuple[str, ...] = (
+    "input",
+    "path",
+    "teacher_path",
+    "dict_dir",
+    "source",
+    "reference",
+    "scores",
+    "model",
+    "test",
+    "comet",
+)
+INPUTS += ("check", "vocabulary_map_from", "evaluation", "log")
+ELSEWHERE = "Remedy: another name or folder"
+
+
+def check_outputs(
+    inputs: Iterable[Named],
+    folders: Iterable[Tuple[str, PathLike]] = (),
+    files: Iterable[Tuple[str, PathLike]] = (),
+    made: Callable[[Path], bool] = lambda path: False,
+) -> None:
+    """Refuse outputs that cannot be written, or that would harm something.
+
+    Args:
+        inputs: all files and folders that the run reads; one value may name several, as A:B or as a list
+        folders: for output, each this run's own. What lies there already is for `kd_plugin.files.locks` to judge
+        files: for output
+        made: whether a file that exists was made by this same job and may be replaced
+
+    Raises:
+        KDPluginError: names the flag and the path
+    """
+    read: List[Tuple[str, PathLike]] = [(flag, path) for flag, value in inputs for path in _paths(value)]
+    written: List[Tuple[str, PathLike]] = []
+    for flag, folder in folders:
+        check_possible(flag, folder)
+        if os.path.exists(folder) and not os.path.isdir(folder):
+            raise KDPluginError(f"{flag} {folder}: is a file. {ELSEWHERE}")
+        _check_apart(flag, folder, read, written)
+        written.append((flag, folder))
+    for flag, file in files:
+        check_possible(flag, file)
+        if os.path.isdir(file):
+            raise KDPluginError(f"{flag} {file}: is a folder, where a file is to be written. {ELSEWHERE}")
+        _check_apart(flag, file, read, written)
+        if os.path.lexists(file) and not made(Path(file)):
+            raise KDPluginError(already_there(flag, file))
+        written.append((flag, file))
+
+
+def already_there(flag: str, file: PathLike) -> str:
+    return f"{flag} {file}: exists already, and this job did not write it. {ELSEWHERE}, or remove the file"
+
+
+def check_possible(flag: str, path: PathLike) -> None:
+    """Refuse a path that no file can have, or where nothing can be made.
+
+    Raises:
+        KDPluginError: empty, a NUL, a name that is too long, a file or a broken link on the way, or no permission
+    """
+    text = os.fspath(path)
+    if not text:
+        raise KDPluginError(f"{flag}: is empty. Remedy: a path")
+    if "\0" in text:
+        raise KDPluginError(f"{flag} {text!r}: holds a NUL character, which no path can. {ELSEWHERE}")
+    place = os.path.abspath(text)
+    for name in Path(place).parts:
+        if len(os.fsencode(name)) > NAME_BYTES:
+            raise KDPluginError(
+                f"{flag} {text}: the name {name[:40]}… has {len(os.fsencode(name))} bytes, and a file's may have "
+                f"{NAME_BYTES}. Remedy: a shorter name"
+            )
+    try:
+        if os.path.islink(place) and not os.path.exists(place):
+            raise KDPluginError(f"{flag} {text}: is a link to what does not exist. {ELSEWHERE}, or remove the link")
+        existing = place if os.path.isdir(place) else os.path.dirname(place)
+        while not os.path.lexists(existing):
+            existing = os.path.dirname(existing)
+        os.stat(os.path.join(existing, ""))  # is a folder, and may be entered
+    except OSError as error:
+        raise KDPluginError(f"{flag} {text}: {error.filename}: {error.strerror}. {ELSEWHERE}") from error
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise KDPluginError(
+            f"{flag} {text}: no permission to write in {existing}. Remedy: a folder that can be written"
+        )
+
+
+def same_place(one: PathLike, other: PathLike) -> bool:
+    """Whether two paths are one file or folder, whatever links and spellings lead there; neither need exist yet."""
+    if os.path.exists(one) and os.path.exists(other):
+        return os.path.samefile(one, other)
+    first, second = os.path.realpath(one), os.path.realpath(other)
+    return first == second or (_folded(first) == _folded(second) and _folds_case(first))
+
+
+def place(temporary: Path, path: Path, flag: str, may_replace: Callable[[Path], bool]) -> None:
+    """Give a finished file its name, unless another file has taken that name meanwhile.
+
+    Raises:
+        KDPluginError: there is one, and `may_replace` denies it
+        OSError: as os.replace
+    """
+    try:
+        os.link(temporary, path)  # unlike a renaming it fails where there is a file, whoever made it last
+    except FileExistsError:
+        pass
+    except OSError:  # a file system without hard links
+        if not os.path.lexists(path):
+            os.replace(temporary, path)
+            return
+    else:
+        temporary.unlink()
+        return
+    if not may_replace(path):
+        raise KDPluginError(already_there(flag, path))
+    os.replace(temporary, path)
+
+
+def write_output(path: Path, content: bytes, flag: str, made: Callable[[Path], bool]) -> None:
+    """A whole file or nothing, and nothing of anybody else's is written over.
+
+    Args:
+        made: as check_outputs'
+
+    Raises:
+        KDPluginError: it cannot be written, or there is a file that this job did not make
+    """
+    temporary = temporary_beside(path)
+    try:
+        write_atomically(temporary, content)
+        place(temporary, path, flag, made)
+    except OSError as error:
+        raise KDPluginError(f"{flag} {path}: {error.strerror or error}. {ELSEWHERE}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def inputs_of(args: argparse.Namespace) -> List[Named]:
+    """All that a verb reads, by the flags and arguments that name it."""
+    named = []
+    for name, value in vars(args).items():
+        if name in POSITIONAL_INPUTS:
+            named.append((name.upper(), value))
+        elif name in INPUTS or name.endswith("sentencepiece_model"):
+            named.append((f"--{name.replace('_', '-')}", value))
+    return named
+
+
+def _paths(value: Any) -> Iterator[str]:
+    """Those in a flag's value that exist, in whatever form it names them: A, A:B, A,B, NAME=A, or lists of these.
+
+    An input that does not exist is for its reader to refuse.
+    """
+    if isinstance(value, (list, tuple)):
+        for each in value:
+            yield from _paths(each)
+    elif value is not None:
+        text = os.fspath(value)
+        if text.startswith("["):
+            with contextlib.suppress(ValueError, RecursionError):
+                yield from _paths([path for path in json.loads(text) if isinstance(path, str)])
+        whole = [text, text.partition("=")[2]]
+        for path in dict.fromkeys([*whole, *(part for each in whole for part in re.split("[:,]", each))]):
+            if path and "\0" not in path and os.path.exists(path):
+                yield path
+
+
+def _check_apart(
+    flag: str, path: PathLike, read: Sequence[Tuple[str, PathLike]], written: List[Tuple[str, PathLike]]
+) -> None:
+    for other_flag, other in read:
+        if same_place(path, other):
+            raise KDPluginError(f"{flag} {path}: is {other_flag} {other}, which would be written over. {ELSEWHERE}")
+    for other_flag, other in written:
+        if same_place(path, other) or any(same_place(path, above) for above in Path(os.path.realpath(other)).parents):
+            raise KDPluginError(f"{flag} {path}: is in the way of {other_flag} {other}. {ELSEWHERE}")
+
+
+def _folded(path: str) -> str:
+    return unicodedata.normalize("NFC", path).casefold()
+
+
+def _folds_case(path: str) -> bool:
+    """Whether the file system there takes upper and lower case for the same."""
+    while path != os.path.dirname(path):
+        path, name = os.path.split(path)
+        there, swapped = os.path.join(path, name), os.path.join(path, name.swapcase())
+        if os.path.lexists(there) and swapped != there:
+            return os.path.exists(swapped) and os.path.samefile(there, swapped)
+    return False

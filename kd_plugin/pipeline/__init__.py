@@ -1,1 +1,0 @@
-"""Offline work over files, each a verb of kd-plugin."""

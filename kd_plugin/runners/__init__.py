@@ -1,0 +1,1 @@
+"""Where long work runs: in shards, in processes, on a cluster."""

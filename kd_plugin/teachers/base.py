@@ -1,0 +1,104 @@
+"""What a teacher is to the training: whatever answers about the target tokens of a batch.
+
+To add a kind of teacher: write its class and put a row for it into `kd_plugin/teachers/kinds.py`.
+"""
+
+import abc
+import enum
+from typing import Any, Dict, FrozenSet, List, NamedTuple, Optional, Sequence
+
+import torch
+from torch import Tensor
+
+from kd_plugin.losses.answer import TeacherAnswer
+from kd_plugin.losses.definition import Objective
+
+
+class Signal(enum.Enum):
+    """What a teacher may give, and a term of the loss may need; the value says it to the user."""
+
+    DISTRIBUTION = "distribution over the target vocabulary"
+    HIDDEN = "hidden states"
+    ATTENTION = "attention weights"
+
+
+DISTRIBUTION = frozenset({Signal.DISTRIBUTION})
+
+
+class Request(NamedTuple):
+    """What is asked about a batch.
+
+    rows:    (tokens,) int64, ascending positions in the flattened (batch * target length)
+    dtype:   the one in which the student computes
+    signals: what is wanted, all of it among the teacher's `provides`
+    """
+
+    rows: Tensor
+    dtype: torch.dtype
+    signals: FrozenSet[Signal] = DISTRIBUTION
+
+
+class Answer(NamedTuple):
+    """What a teacher says about a batch: a field for each signal, None where it was not asked for.
+
+    distribution: of each of the rows, in the student's order of symbols
+    """
+
+    distribution: Optional[TeacherAnswer] = None
+
+
+class Teacher(abc.ABC):
+    """A frozen teacher. It is not an nn.Module, and must not become part of one: fairseq would train, save, move, wrap
+    and average it."""
+
+    provides: FrozenSet[Signal] = DISTRIBUTION
+
+    @abc.abstractmethod
+    def answer(self, batch: Dict[str, Any], request: Request) -> Answer:
+        """Answer about a batch, in eval, without gradient, in the teacher's own dtype, on the device of the rows.
+
+        Args:
+            batch: fairseq's, {net_input: {src_tokens, src_lengths, prev_output_tokens}, target, …}
+        """
+
+    @abc.abstractmethod
+    def signature_fields(self) -> List[str]:
+        """Who it is, for the line that identifies a run: `teacher:sha256:1a2b3c4d(7.9M)`, `vocab:ok`."""
+
+    def max_positions(self) -> List[Any]:
+        """The longest (source, target) that each of its models can read, for fairseq's own length filter."""
+        return []
+
+    def check(self, objectives: Sequence[Objective]) -> None:  # noqa: B027  most can answer everything
+        """Refuse what it cannot answer, before the training starts.
+
+        Args:
+            objectives: the first and the last that the run will have
+        """
+
+    def attach(  # noqa: B027
+        self,
+        dataset: Any,
+        data: str,
+        split: str,
+        source_lang: str,
+        target_lang: str,
+        required: bool,
+        truncated_to: Optional[int] = None,
+    ) -> None:
+        """Let the batches of a dataset bring what it needs beside fairseq's; most need nothing.
+
+        Args:
+            dataset: fairseq's LanguagePairDataset of the split; may be changed
+            data: the folder of binarised data that it was read from
+            required: the split is trained on
+            truncated_to: the --max-source-positions of --truncate-source
+        """
+
+    def covers(self, batch: Dict[str, Any]) -> bool:
+        """Whether it can answer about a batch."""
+        return True
+
+    def complete(self, batch: Dict[str, Any]) -> Dict[str, Any]:
+        """A batch whose gradient will be thrown away, made such that it can answer about it."""
+        return batch

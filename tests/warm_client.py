@@ -1,0 +1,71 @@
+"""Asks a running tests/warm_start.py to run one of its commands, and stands for it: `warm_client.py ADDRESS SCRIPT …`.
+
+The command gets this process's folder, environment and descriptors 0, 1 and 2, and its exit status becomes ours.
+Python's standard library alone: it has to start at once.
+"""
+
+import array
+import json
+import os
+import signal
+import socket
+import sys
+
+
+class Request:
+    """A command that a server runs.
+
+    Args:
+        line: the installed script and its arguments
+        descriptors: its standard input, output and errors
+    """
+
+    def __init__(self, address, line, env, folder, descriptors):
+        self._socket = socket.socket(socket.AF_UNIX)
+        self._socket.connect(address)
+        content = json.dumps([line, env, folder]).encode("utf-8", "surrogateescape")
+        rights = array.array("i", descriptors).tobytes()
+        self._socket.sendmsg([b"%16d" % len(content)], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
+        self._socket.sendall(content)
+        self.pid = self._number(None)
+
+    def status(self, timeout=None):
+        """As os.wait has it, once the command has ended; None: it has not within `timeout` seconds."""
+        return self._number(timeout)
+
+    def _number(self, timeout):
+        self._socket.settimeout(timeout)
+        try:
+            text = self._socket.recv(16, socket.MSG_WAITALL)
+        except socket.timeout:
+            return None
+        return int(text) if text else signal.SIGKILL  # the server is gone, and with it the command
+
+
+def receive(connection):
+    """What a Request has sent: its line, environment, folder and descriptors."""
+    rights = array.array("i")
+    head, ancillary, _, _ = connection.recvmsg(16, socket.CMSG_LEN(3 * rights.itemsize))
+    for level, kind, content in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            rights.frombytes(content)
+    content = connection.recv(int(head), socket.MSG_WAITALL)
+    line, env, folder = json.loads(content.decode("utf-8", "surrogateescape"))
+    return line, env, folder, list(rights)
+
+
+def main():
+    address, *line = sys.argv[1:]
+    request = Request(address, line, dict(os.environ), os.getcwd(), [0, 1, 2])
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, frame: os.kill(request.pid, number))
+    status = request.status()
+    if os.WIFSIGNALED(status):
+        number = os.WTERMSIG(status)
+        signal.signal(number, signal.SIG_DFL) if number != signal.SIGKILL else None
+        os.kill(os.getpid(), number)
+    sys.exit(os.WEXITSTATUS(status))
+
+
+if __name__ == "__main__":
+    main()
