@@ -15,7 +15,7 @@ from kd_plugin.checkpoints.loading import load_teacher
 from kd_plugin.cli import main
 from kd_plugin.errors import KDPluginError
 from kd_plugin.teachers.fairseq import OnlineTeacher
-from tests.support import MODEL, load, make_checkpoint, run, training
+from tests.support import MODEL, asked, load, make_checkpoint, run, training
 from tests.unit.conftest import WORDS, write_dictionaries
 from tests.unit.test_teachers import LANGS, ROWS, batch, student_task
 from tests.unit.translation_folders import record, write_folder
@@ -127,7 +127,7 @@ def test_a_teacher_that_float16_cannot_hold_is_refused_by_name_of_the_dtype(soun
     teacher = OnlineTeacher([loaded])
     teacher.dtype = "fp16"
     with pytest.raises(KDPluginError, match="float16"):
-        teacher(batch(), ROWS, torch.float16)
+        asked(teacher, batch(), ROWS, torch.float16)
 
 
 @pytest.mark.parametrize(

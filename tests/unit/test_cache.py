@@ -27,8 +27,10 @@ from kd_plugin.files import atomic as files
 from kd_plugin.files.shards import remove_leftovers
 from kd_plugin.losses import engine, memory
 from kd_plugin.losses.answer import ProjectedAnswer, TeacherAnswer
+from kd_plugin.losses.definition import Objective
 from kd_plugin.losses.memory import LinearHead
 from kd_plugin.teachers.cached import CachedTeacher, decode
+from tests.support import asked
 
 
 def identity_of(**changes):
@@ -491,9 +493,9 @@ def cached_teacher(tmp_path, hashes=(), **changes):
 )
 def test_what_stored_entries_cannot_give_is_refused(tmp_path, kind, divergence, temperatures, top1_rank, named):
     teacher = cached_teacher(tmp_path, kind=kind)
-    teacher.check("forward_kl", [1.0], 0)
+    teacher.check([Objective(0.5)])
     with pytest.raises(KDPluginError, match=named):
-        teacher.check(divergence, temperatures, top1_rank)
+        teacher.check([Objective(0.5, t, 0.1, divergence, top1_rank=top1_rank) for t in temperatures])
 
 
 def test_stores_of_two_teachers_in_one_folder_are_refused(tmp_path):
@@ -528,7 +530,7 @@ def test_a_batch_without_answers_is_given_finite_ones(tmp_path, kind):
     teacher = cached_teacher(tmp_path, kind=kind)
     sample = {"target": torch.tensor([[5, 6, 2], [7, 2, 1]])}
     rows = torch.tensor([0, 1, 2, 3, 4])
-    answer = teacher(teacher.complete(sample), rows, torch.float32)
+    answer = asked(teacher, teacher.complete(sample), rows, torch.float32)
     mass = answer.lprobs.exp().sum(-1) + answer.log_rest.exp()
     torch.testing.assert_close(mass, torch.ones(5), rtol=0, atol=2e-3)
     assert (

@@ -149,7 +149,7 @@ def test_schedules_are_read_at_the_tasks_update():
     assert (log["kd_alpha"], log["kd_temperature"]) == (pytest.approx(0.6), pytest.approx(1.8))
     del criterion.task.num_updates  # fairseq-validate has no update
     assert criterion.distiller.alpha_and_temperature() == (1.0, 1.0)
-    assert setup(TARGET, TEACHER)[1].temperatures() == [1.0]
+    assert setup(TARGET, TEACHER)[1].distiller.temperature.ends() == [1.0]
 
 
 @pytest.mark.parametrize("alpha,packed", [(0.3, False), (0.0, False), (1.0, False), (0.3, True)])

@@ -30,9 +30,9 @@ def drawn(*shape, seed=0, dtype=torch.float64, scale=2.0):
     return (torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * scale).to(dtype)
 
 
-def problem(dtype=torch.float64, rows=ROWS):
-    target = torch.randint(0, VOCAB, (rows,), generator=torch.Generator().manual_seed(9))
-    return drawn(rows, VOCAB, seed=1, dtype=dtype), drawn(rows, VOCAB, seed=2, dtype=dtype), target
+def problem(dtype=torch.float64, rows=ROWS, vocab=VOCAB):
+    target = torch.randint(0, vocab, (rows,), generator=torch.Generator().manual_seed(9))
+    return drawn(rows, vocab, seed=1, dtype=dtype), drawn(rows, vocab, seed=2, dtype=dtype), target
 
 
 @pytest.fixture
@@ -65,8 +65,9 @@ def test_in_place_writes_the_same_gradient_over_the_logits(divergence, dtype, te
 @pytest.mark.parametrize("factor", [0.5, 3.0, 1 / 3])
 @pytest.mark.parametrize("inplace", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_gradient_is_scaled_by_what_comes_after_the_loss(factor, inplace, dtype):
-    student, teacher, target = problem(dtype)
+@pytest.mark.parametrize("vocab", [None, 5])  # 5: more tokens than symbols
+def test_gradient_is_scaled_by_what_comes_after_the_loss(factor, inplace, dtype, vocab):
+    student, teacher, target = problem(dtype, *([] if vocab is None else [40, vocab]))
     gradients = []
     for scale in (1.0, factor):
         leaf = student.clone().requires_grad_()
@@ -401,6 +402,25 @@ def test_a_new_divergence_needs_its_definition_alone(monkeypatch):
         terms, gradient = terms_by_definition(student, teacher, target, objective)
         torch.testing.assert_close(result.kd_loss, terms[:, 2:4].sum(), rtol=1e-12, atol=1e-12)
         torch.testing.assert_close(leaf.grad, gradient, rtol=1e-12, atol=1e-12)
+
+
+def test_a_divergence_by_definition_alone_takes_the_student_first(monkeypatch):
+    """One that is not symmetric: KL(p || m) of the student p and the middle m."""
+
+    def to_the_middle(student_lprobs, teacher_lprobs):
+        middle = torch.logaddexp(student_lprobs, teacher_lprobs) - math.log(2)
+        return (student_lprobs.exp() * (student_lprobs - middle)).sum(dim=-1)
+
+    monkeypatch.setitem(divergences.DIVERGENCES, "to_the_middle", Divergence(to_the_middle))
+    student, teacher, target = problem()
+    leaf, reference = (student.clone().requires_grad_() for _ in range(2))
+    result = distillation_loss(leaf, teacher, target, alpha=0.0, divergence="to_the_middle")
+    result.loss.backward()
+    p, q = torch.softmax(reference, dim=-1), torch.softmax(teacher, dim=-1)
+    expected = (p * (p / ((p + q) / 2)).log()).sum()
+    expected.backward()
+    torch.testing.assert_close(result.loss.detach(), expected.detach(), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(leaf.grad, reference.grad, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("divergence", sorted(DIVERGENCES))
