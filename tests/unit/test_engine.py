@@ -66,8 +66,8 @@ def test_in_place_writes_the_same_gradient_over_the_logits(divergence, dtype, te
 @pytest.mark.parametrize("inplace", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("vocab", [None, 5])  # 5: more tokens than symbols
-def test_gradient_is_scaled_by_what_comes_after_the_loss(factor, inplace, dtype, vocab):
-    student, teacher, target = problem(dtype, *([] if vocab is None else [40, vocab]))
+def test_gradient_is_scaled_by_what_comes_after_the_loss(factor, inplace, dtype, vocab, small_chunks):
+    student, teacher, target = problem(dtype, *([] if vocab is None else [400, vocab]))
     gradients = []
     for scale in (1.0, factor):
         leaf = student.clone().requires_grad_()
