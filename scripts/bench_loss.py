@@ -46,11 +46,12 @@ from benchmarking import (
 from fairseq.criterions.label_smoothed_cross_entropy import label_smoothed_nll_loss
 from torch import Tensor
 
-from kd_plugin.losses import DIVERGENCES, distillation_loss, engine
+from kd_plugin.losses import DIVERGENCES, distillation_loss
 from kd_plugin.losses.answer import ProjectedAnswer
 from kd_plugin.losses.definition import Objective
-from kd_plugin.losses.fused_head import StudentFeatures
-from kd_plugin.losses.memory import Allocate, LinearHead
+from kd_plugin.losses.engine import dispatch as engine
+from kd_plugin.losses.engine.fused_head import StudentFeatures
+from kd_plugin.losses.engine.memory import Allocate, LinearHead
 
 ALPHA, LABEL_SMOOTHING = 0.5, 0.1
 NO_GPU = "no CUDA device was used"

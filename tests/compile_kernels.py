@@ -3,7 +3,7 @@
 import torch
 
 from kd_plugin.losses.definition import Objective
-from kd_plugin.losses.engine import kernels_for
+from kd_plugin.losses.engine.dispatch import kernels_for
 from kd_plugin.losses.sparse import SparseAnswer
 
 

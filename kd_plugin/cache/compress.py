@@ -1,16 +1,14 @@
 """From a teacher's logits to the few entries of each distribution that a store keeps."""
 
-from typing import Any, Optional
+from typing import Optional
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from kd_plugin.cache.records import Records
-from kd_plugin.losses import engine
-from kd_plugin.losses.answer import TeacherAnswer
-from kd_plugin.losses.memory import CHUNK_BYTES
-from kd_plugin.losses.rows import top_indices
+from kd_plugin.losses.answer import TeacherAnswer, projected_rows
+from kd_plugin.losses.best import compiled_finder, top_indices
 
 
 @torch.no_grad()
@@ -26,10 +24,10 @@ def compress_answer(
     """`compress` of all logits of an answer, of which no more than needed are made at a time."""
     if kind == "topk" and answer.product is not None:
         head, features = answer.product
-        kernels = _kernels(features.device, vocab, k) if features.dtype == torch.float32 else None
+        kernels = compiled_finder(features.device, vocab, k) if features.dtype == torch.float32 else None
         if kernels is not None:
             return Records(*(x.numpy() for x in kernels.top_of_product(head, features, k, temperature)))
-    rows = max(1, CHUNK_BYTES["cpu"] // (4 * vocab))  # compressing makes several copies in fp32
+    rows = projected_rows(vocab, 4, torch.device("cpu"))  # compressing makes several copies in fp32
     records = []
     for _, logits in answer.pieces(tokens, vocab):
         records += [compress(part, kind, k, temperature, generator) for part in logits.split(rows)]
@@ -49,7 +47,7 @@ def compress(
         generator: of the draws, on the CPU, so that they do not depend on the device
     """
     logits = logits.float()
-    kernels = _kernels(logits.device, logits.size(1), k) if kind == "topk" else None
+    kernels = compiled_finder(logits.device, logits.size(1), k) if kind == "topk" else None
     if kernels is not None:
         return Records(*(x.numpy() for x in kernels.top_entries(logits.contiguous(), k, temperature)))
     if temperature != 1.0:
@@ -72,12 +70,6 @@ def compress(
     log_total = (entries + rest).log()
     lprobs, log_rest = kept - log_total.unsqueeze(-1), rest.log() - log_total
     return Records(*(x.cpu().numpy() for x in (ids, lprobs, log_rest)))
-
-
-def _kernels(device: torch.device, vocab: int, k: int) -> Any:
-    """What looks for the best entries faster than PyTorch, or None."""
-    kernels = engine.kernels_for("cpu") if device.type == "cpu" else None
-    return kernels if kernels is not None and kernels.finds_best(vocab, k) else None
 
 
 def _draws(exps: Tensor, k: int, generator: Optional[torch.Generator]) -> Tensor:

@@ -8,9 +8,9 @@ from fairseq.models.transformer import TransformerDecoderBase, TransformerModelB
 from torch import Tensor
 
 from kd_plugin.errors import KDPluginError
-from kd_plugin.losses.engine import StudentLogits
-from kd_plugin.losses.fused_head import StudentFeatures
-from kd_plugin.losses.inplace import may_overwrite
+from kd_plugin.losses.engine.dispatch import StudentLogits
+from kd_plugin.losses.engine.fused_head import StudentFeatures
+from kd_plugin.losses.engine.inplace import may_overwrite
 from kd_plugin.models import packed
 from kd_plugin.models.inspect import gives_features, has_adaptive_softmax
 

@@ -6,7 +6,10 @@ from typing import Any, Callable, Iterator, Optional, Sequence, Tuple
 import torch
 from torch import Tensor
 
-from kd_plugin.losses.memory import Allocate, LinearHead, new_buffer, projected_rows, scratch
+from kd_plugin.losses.engine.memory import Allocate, LinearHead, new_buffer, projected_rows, scratch
+
+# Allocate and LinearHead: for teachers, who import nothing from the engine
+__all__ = ["Allocate", "LinearHead", "Project", "ProjectedAnswer", "TeacherAnswer", "projected_rows"]
 
 Project = Callable[[Tensor, Allocate], Tensor]
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from kd_plugin.losses.answer import TeacherAnswer
 from kd_plugin.losses.checks import check_inplace, check_tensors, checked_objective
 from kd_plugin.losses.definition import CE, KD, NLL, RANK, Objective
-from kd_plugin.losses.engine import StudentLogits
+from kd_plugin.losses.engine.dispatch import StudentLogits
 
 
 class DistillationLoss(NamedTuple):

@@ -15,7 +15,8 @@ from typing import Any, Callable, Dict, NamedTuple, Optional, Tuple, Union
 import torch
 from torch import Tensor
 
-from kd_plugin.losses.rows import Rows, largest
+from kd_plugin.losses.best import largest
+from kd_plugin.losses.engine.rows import Rows
 
 # the reverse KL's stand-in for log 0; e^-100 is below every normal fp32 number
 MASKED_LPROB = -100.0

@@ -14,7 +14,7 @@ from typing import Tuple
 import torch
 from torch import Tensor
 
-from kd_plugin.losses.rows import top_indices
+from kd_plugin.losses.best import top_indices
 
 
 def top1_rank(student_lprobs: Tensor, teacher_lprobs: Tensor, k: int) -> Tensor:

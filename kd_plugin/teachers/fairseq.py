@@ -12,8 +12,7 @@ from kd_plugin.checkpoints.finite import check_range
 from kd_plugin.checkpoints.loading import LoadedTeacher, short_name
 from kd_plugin.compat import cpu_computes
 from kd_plugin.errors import KDPluginError
-from kd_plugin.losses.answer import Project, ProjectedAnswer
-from kd_plugin.losses.memory import Allocate, LinearHead
+from kd_plugin.losses.answer import Allocate, LinearHead, Project, ProjectedAnswer
 from kd_plugin.models.inspect import gives_features, has_adaptive_softmax
 from kd_plugin.models.packed import INPUTS, can_pack, packed_features
 from kd_plugin.teachers.base import Answer, Request, Teacher

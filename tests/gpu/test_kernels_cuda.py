@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from kd_plugin.losses import engine, one_pass, storage
 from kd_plugin.losses.definition import AGREE, Objective, terms_by_definition
+from kd_plugin.losses.engine import dispatch as engine
+from kd_plugin.losses.engine import one_pass, storage
 
 pytestmark = pytest.mark.gpu
 VOCAB = 32_000
@@ -15,7 +16,7 @@ DIVERGENCES = ["forward_kl", "reverse_kl", "js", "skew_forward_kl", "skew_revers
 def kernels():
     """Imported in tests alone: where there is no GPU, other tests interpret Triton, and must be first to import it."""
     pytest.importorskip("triton")
-    from kd_plugin.losses import kernels_triton
+    from kd_plugin.losses.engine import kernels_triton
 
     return kernels_triton
 

@@ -9,7 +9,7 @@ COMPILE = """
 import sys
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
-from kd_plugin.losses import kernels_triton
+from kd_plugin.losses.engine import kernels_triton
 
 def check(kernel, constants, **types):
     names = kernel.arg_names

@@ -1,6 +1,6 @@
 import pytest
 
-from kd_plugin.losses import engine
+from kd_plugin.losses.engine import dispatch as engine
 
 WORDS = [f"word{i}" for i in range(28)]  # with fairseq's four special symbols: 32
 

@@ -25,10 +25,11 @@ from kd_plugin.cli import main
 from kd_plugin.errors import KDPluginError
 from kd_plugin.files import atomic as files
 from kd_plugin.files.shards import remove_leftovers
-from kd_plugin.losses import engine, memory
 from kd_plugin.losses.answer import ProjectedAnswer, TeacherAnswer
 from kd_plugin.losses.definition import Objective
-from kd_plugin.losses.memory import LinearHead
+from kd_plugin.losses.engine import dispatch as engine
+from kd_plugin.losses.engine import memory
+from kd_plugin.losses.engine.memory import LinearHead
 from kd_plugin.teachers.cached import CachedTeacher, decode
 from tests.support import asked
 

@@ -10,15 +10,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from kd_plugin.compat import TORCH_VERSION
 from kd_plugin.errors import KDPluginError
-from kd_plugin.losses import DIVERGENCES, distillation_loss, divergences, memory
-from kd_plugin.losses import one_pass as engine_of_chunks
+from kd_plugin.losses import DIVERGENCES, distillation_loss, divergences
 from kd_plugin.losses.answer import ProjectedAnswer, TeacherAnswer
+from kd_plugin.losses.best import largest, top_indices
 from kd_plugin.losses.definition import Objective, terms_by_definition
 from kd_plugin.losses.divergences import Divergence
-from kd_plugin.losses.engine import StudentLogits
-from kd_plugin.losses.fused_head import StudentFeatures
-from kd_plugin.losses.inplace import may_overwrite
-from kd_plugin.losses.rows import largest, top_indices
+from kd_plugin.losses.engine import memory
+from kd_plugin.losses.engine import one_pass as engine_of_chunks
+from kd_plugin.losses.engine.dispatch import StudentLogits
+from kd_plugin.losses.engine.fused_head import StudentFeatures
+from kd_plugin.losses.engine.inplace import may_overwrite
 from tests.reference import loss64
 
 pytestmark = pytest.mark.usefixtures("cpu_engine")

@@ -8,11 +8,12 @@ import torch
 from hypothesis import assume, given, settings
 
 from kd_plugin.compat import TORCH_VERSION
-from kd_plugin.losses import DIVERGENCES, storage
+from kd_plugin.losses import DIVERGENCES
 from kd_plugin.losses.answer import TeacherAnswer
 from kd_plugin.losses.definition import CE, KD, Objective, terms_by_definition
-from kd_plugin.losses.engine import StudentLogits
-from kd_plugin.losses.fused_head import StudentFeatures
+from kd_plugin.losses.engine import storage
+from kd_plugin.losses.engine.dispatch import StudentLogits
+from kd_plugin.losses.engine.fused_head import StudentFeatures
 from kd_plugin.losses.sparse import BUCKET_DIVERGENCES, SparseAnswer
 from tests.reference import divergence64
 

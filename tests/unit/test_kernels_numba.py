@@ -8,8 +8,9 @@ from kd_plugin.losses.definition import AGREE, CE, KD, NLL, Objective, terms_by_
 
 pytest.importorskip("numba", reason="numba is not installed")
 
-from kd_plugin.losses import compiled_rows, engine, memory  # noqa: E402
-from kd_plugin.losses import kernels_numba as kernels  # noqa: E402
+from kd_plugin.losses.engine import compiled_rows, memory  # noqa: E402
+from kd_plugin.losses.engine import dispatch as engine  # noqa: E402
+from kd_plugin.losses.engine import kernels_numba as kernels  # noqa: E402
 
 INF = float("inf")
 SIZES = ((1, -1), (1, 1), (2, 0))  # around blocks
@@ -201,7 +202,7 @@ def test_compiled_code_is_kept_on_disk():
 
 
 def test_no_place_for_compiled_code_leaves_pytorch(monkeypatch, caplog):
-    from kd_plugin.losses import engine
+    from kd_plugin.losses.engine import dispatch as engine
 
     def no_locator(name):
         raise RuntimeError("cannot cache function: no locator available")

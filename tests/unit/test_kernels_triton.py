@@ -8,7 +8,7 @@ import torch
 from kd_plugin.losses import DIVERGENCES
 from kd_plugin.losses.definition import AGREE, CE, KD, N_TERMS, NLL, TEACHER_NLL, Objective, terms_by_definition
 from kd_plugin.losses.divergences import Divergence, forward_kl
-from kd_plugin.losses.storage import new_scales
+from kd_plugin.losses.engine.storage import new_scales
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 if DEVICE == "cpu" and "triton" in sys.modules:
@@ -17,7 +17,7 @@ with pytest.MonkeyPatch.context() as patch:
     if DEVICE == "cpu":
         patch.setenv("TRITON_INTERPRET", "1")  # read on import and on the first call, and not left for other tests
     pytest.importorskip("triton", reason="Triton is not installed")
-    from kd_plugin.losses import kernels_triton as kernels
+    from kd_plugin.losses.engine import kernels_triton as kernels
 
 INF = float("inf")
 # blocks of 8 entries in fp32 and 16 in half precision in the interpreter, which takes its time over each

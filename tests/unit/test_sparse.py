@@ -7,10 +7,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from kd_plugin.losses import memory
 from kd_plugin.losses.definition import AGREE, CE, KD, NLL, Objective
-from kd_plugin.losses.engine import StudentLogits
-from kd_plugin.losses.fused_head import StudentFeatures
+from kd_plugin.losses.engine import memory
+from kd_plugin.losses.engine.dispatch import StudentLogits
+from kd_plugin.losses.engine.fused_head import StudentFeatures
 from kd_plugin.losses.sparse import BUCKET_DIVERGENCES, SparseAnswer
 from tests.reference import divergence64, loss64
 

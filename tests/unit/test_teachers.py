@@ -8,7 +8,7 @@ import torch
 from kd_plugin.checkpoints.loading import load_teacher, parse_overrides, read_checkpoint
 from kd_plugin.compat import BETTER_TRANSFORMER_COPY
 from kd_plugin.errors import KDPluginError
-from kd_plugin.losses.memory import LinearHead
+from kd_plugin.losses.engine.memory import LinearHead
 from kd_plugin.tasks.distillation_translation import (
     DistillationTranslationConfig,
     DistillationTranslationTask,

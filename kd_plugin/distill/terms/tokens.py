@@ -15,7 +15,7 @@ from kd_plugin.distill.student import StudentAnswer
 from kd_plugin.distill.terms.base import Batch, Term, TermResult
 from kd_plugin.errors import KDPluginError
 from kd_plugin.losses.definition import AGREE, CE, KD, NLL, RANK, TEACHER_NLL, Objective
-from kd_plugin.losses.engine import StudentLogits
+from kd_plugin.losses.engine.dispatch import StudentLogits
 from kd_plugin.teachers.base import DISTRIBUTION, Answer
 
 

@@ -2,7 +2,7 @@
 
 import kd_plugin  # noqa: F401, registers task and criterion
 from kd_plugin.losses.definition import row_terms
-from kd_plugin.losses.engine import StudentLogits
+from kd_plugin.losses.engine.dispatch import StudentLogits
 
 
 def loss(self, answer, target, objective, *, distilled=None, teacher_rows=None):

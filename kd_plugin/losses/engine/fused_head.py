@@ -12,9 +12,9 @@ from torch import Tensor
 
 from kd_plugin.losses.answer import TeacherAnswer
 from kd_plugin.losses.definition import N_TERMS, NLL, Objective, accumulation_dtype
-from kd_plugin.losses.engine import GradientInHand, in_two_groups, row_losses
-from kd_plugin.losses.memory import LinearHead, new_buffer, projected_rows, scratch
-from kd_plugin.losses.storage import STEP, new_scales
+from kd_plugin.losses.engine.dispatch import GradientInHand, in_two_groups, row_losses
+from kd_plugin.losses.engine.memory import LinearHead, new_buffer, projected_rows, scratch
+from kd_plugin.losses.engine.storage import STEP, new_scales
 
 
 class StudentFeatures:

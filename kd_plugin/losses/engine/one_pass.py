@@ -20,10 +20,10 @@ from kd_plugin.losses.definition import (
     terms_by_definition,
 )
 from kd_plugin.losses.divergences import DIVERGENCES, Slope
+from kd_plugin.losses.engine.rows import Rows, Side
+from kd_plugin.losses.engine.storage import bound_is_known, gradient_bound, scale_for, scale_of_all
 from kd_plugin.losses.ranking import top1_rank_slope
-from kd_plugin.losses.rows import Rows, Side
 from kd_plugin.losses.sparse import Knowledge, SparseAnswer, sparse_divergence
-from kd_plugin.losses.storage import bound_is_known, gradient_bound, scale_for, scale_of_all
 
 # bytes of one working buffer of a chunk; four to six of them are in use. Measured: on a CPU they should stay in its
 # caches, on a GPU (without Triton) the launches of many small operations count

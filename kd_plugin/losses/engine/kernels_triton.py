@@ -28,8 +28,8 @@ from torch import Tensor
 from triton.language.extra import libdevice
 
 from kd_plugin.losses import definition, divergences
+from kd_plugin.losses.engine.storage import SMALL, STEP, gradient_bound
 from kd_plugin.losses.sparse import Knowledge, SparseAnswer
-from kd_plugin.losses.storage import SMALL, STEP, gradient_bound
 
 # without adaptive_kl, for which the teacher's probabilities would have to be sorted
 KNOWN_DIVERGENCES = ("forward_kl", "reverse_kl", "js", "skew_forward_kl", "skew_reverse_kl", "tvd")
@@ -78,7 +78,7 @@ def one_pass(
     gradient: Optional[Tensor] = None,
     scales: Optional[Tensor] = None,
 ) -> Tensor:
-    """As kd_plugin.losses.one_pass.one_pass, for what `supports` agrees to. Nothing waits for the device.
+    """As kd_plugin.losses.engine.one_pass.one_pass, for what `supports` agrees to. Nothing waits for the device.
 
     gradient: its last dimension is contiguous too
 

@@ -17,8 +17,9 @@ import numba
 import torch
 from torch import Tensor
 
-from kd_plugin.losses import compiled_rows, definition
-from kd_plugin.losses.memory import LinearHead, new_buffer
+from kd_plugin.losses import definition
+from kd_plugin.losses.engine import compiled_rows
+from kd_plugin.losses.engine.memory import LinearHead, new_buffer
 from kd_plugin.losses.sparse import BUCKET_DIVERGENCES, Knowledge, SparseAnswer
 
 logging.getLogger("numba").setLevel(logging.WARNING)  # it tells the compiler's steps to whoever logs at DEBUG
@@ -65,7 +66,7 @@ def one_pass(
     gradient: Optional[Tensor] = None,
     scales: Optional[Tensor] = None,
 ) -> Tensor:
-    """As kd_plugin.losses.one_pass.one_pass, for what `supports` agrees to.
+    """As kd_plugin.losses.engine.one_pass.one_pass, for what `supports` agrees to.
 
     gradient: contiguous too, of the student's dtype, so never in fp16
     """

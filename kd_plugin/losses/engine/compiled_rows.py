@@ -21,7 +21,8 @@ import numba
 import numpy as np
 from numba.extending import overload
 
-from kd_plugin.losses import definition, divergences, one_pass
+from kd_plugin.losses import definition, divergences
+from kd_plugin.losses.engine import one_pass
 
 CE, NLL, KD, TEACHER_NLL, AGREE = (getattr(definition, name) for name in ("CE", "NLL", "KD", "TEACHER_NLL", "AGREE"))
 DIVERGENCES = ("forward_kl", "reverse_kl", "js", "skew_forward_kl", "skew_reverse_kl", "tvd", "adaptive_kl")

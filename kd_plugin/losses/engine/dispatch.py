@@ -11,10 +11,10 @@ from torch import Tensor
 from kd_plugin.errors import KDPluginError
 from kd_plugin.losses.answer import TeacherAnswer
 from kd_plugin.losses.definition import N_TERMS, NLL, Objective
-from kd_plugin.losses.memory import new_buffer
-from kd_plugin.losses.one_pass import one_pass, rows_per_chunk
+from kd_plugin.losses.engine.memory import new_buffer
+from kd_plugin.losses.engine.one_pass import one_pass, rows_per_chunk
+from kd_plugin.losses.engine.storage import new_scales
 from kd_plugin.losses.sparse import Knowledge
-from kd_plugin.losses.storage import new_scales
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ def kernels_for(device_type: str) -> Any:
     """kernels_triton for "cuda", kernels_numba for "cpu", None where Triton or Numba is not installed."""
     name = {"cuda": "kernels_triton", "cpu": "kernels_numba"}[device_type]
     try:
-        return import_module(f"kd_plugin.losses.{name}")
+        return import_module(f"kd_plugin.losses.engine.{name}")
     except ImportError:
         return None
     except RuntimeError as error:  # Numba finds no folder to keep compiled code in
