@@ -3,14 +3,15 @@
 import argparse
 import functools
 from pathlib import Path
-from typing import Any, Callable, List, Sequence
-
-import torch
+from typing import TYPE_CHECKING, Any, Callable, List, Sequence
 
 from kd_plugin.errors import KDPluginError
 from kd_plugin.files.shards import remove_leftovers
 from kd_plugin.runners import places as engines
 from kd_plugin.runners.progress import progress_bar
+
+if TYPE_CHECKING:  # not needed by the verbs without models, and slow to import
+    import torch
 
 
 def add_job_arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,7 +60,7 @@ def work(
     remove_leftovers(folder, [plan.name for plan in mine])
     todo = [plan for plan in mine if not finished(plan)]
     total, left = sum(map(size, mine)), sum(map(size, todo))
-    workers = args.workers or max(1, torch.cuda.device_count())
+    workers = args.workers or max(1, _gpus())
     here = workers == 1 and args.runner == "local"
     with progress_bar(name, total, unit, initial=total - left, unit_scale=True) as bar:
         start = functools.partial(_here, session) if here else make_session
@@ -69,8 +70,16 @@ def work(
     return mine
 
 
-def device_of(worker: int) -> torch.device:
+def _gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def device_of(worker: int) -> "torch.device":
     """Where the worker of this number computes: on a machine with several GPUs each takes its own."""
+    import torch
+
     return (
         torch.device("cuda", worker % torch.cuda.device_count()) if torch.cuda.is_available() else torch.device("cpu")
     )

@@ -8,8 +8,6 @@ from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, Callable, Iterator, Sequence
 
-import torch
-
 from kd_plugin.errors import KDPluginError
 from kd_plugin.quiet import deaf_children, quiet, stop
 
@@ -51,6 +49,8 @@ _worker: Worker  # of a process of the pool
 
 def _start_worker(make_worker: MakeWorker, numbers: Any, steps: Any, workers: int) -> None:
     global _worker
+    import torch
+
     quiet()
     torch.set_num_threads(max(1, torch.get_num_threads() // workers))
     _worker = make_worker(numbers.get())

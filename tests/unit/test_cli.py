@@ -8,6 +8,7 @@ import pytest
 
 import kd_plugin
 from kd_plugin import cli
+from kd_plugin.cli import verbs
 from kd_plugin.errors import KDPluginError
 from tests.support import ROOT
 
@@ -21,7 +22,7 @@ def verb_that(monkeypatch):
         module.add_arguments = lambda parser: parser.add_argument("--size", type=int, default=1)
         module.run = run
         monkeypatch.setitem(sys.modules, module.__name__, module)
-        monkeypatch.setitem(cli.VERBS, "work", cli.Verb("work for a test", module.__name__))
+        monkeypatch.setitem(cli.VERBS, "work", verbs.Verb("work for a test", module.__name__))
 
     return add
 
@@ -66,7 +67,7 @@ def test_wrong_usage_exits_2(arguments, capsys):
 
 def test_only_the_module_of_the_chosen_verb_is_imported(verb_that, monkeypatch):
     verb_that(lambda args: args.size)
-    monkeypatch.setitem(cli.VERBS, "other", cli.Verb("cannot be imported", "kd_plugin_no_such_module"))
+    monkeypatch.setitem(cli.VERBS, "other", verbs.Verb("cannot be imported", "kd_plugin_no_such_module"))
     assert cli.main(["work", "--size", "3"]) == 3
 
 
@@ -107,6 +108,73 @@ def test_other_errors_keep_their_traceback(verb_that):
     verb_that(fail)
     with pytest.raises(RuntimeError, match="a defect"):
         cli.main(["work"])
+
+
+# None of these modules can be imported, which Python itself marks so
+BLOCKED = "import sys; sys.modules.update(dict.fromkeys({modules})); sys.argv[0] = 'kd-plugin'; "
+
+
+def _without(modules, *arguments):
+    """`kd-plugin ARGUMENTS` where the modules cannot be imported."""
+    code = BLOCKED.format(modules=modules) + "from kd_plugin.cli import main; sys.exit(main())"
+    return subprocess.run([sys.executable, "-c", code, *arguments], cwd=str(ROOT), capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("arguments, status", [(["path"], 0), (["--version"], 0), (["--help"], 0), ([], 2)])
+def test_what_the_command_says_of_itself_needs_no_package(arguments, status):
+    done = _without(["torch", "fairseq", "numpy", "sacrebleu", "sentencepiece"], *arguments)
+    assert done.returncode == status and (done.stdout or done.stderr), done.stderr
+
+
+@pytest.mark.parametrize("verb", [name for name, verb in cli.VERBS.items() if not verb.fairseq])
+def test_verbs_without_models_import_neither_torch_nor_fairseq(verb):
+    assert _without(["torch", "fairseq"], verb, "--help").returncode == 0
+
+
+def test_they_work_without_torch_too(tmp_path):
+    table = tmp_path / "table.tsv"
+    table.write_text("Ein Hund.\tA dog.\nEin Hund.\tDog a.\nEine Katze.\tA cat.\n")
+    packages = ["torch", "fairseq"]
+    imported, chosen, kept = (str(tmp_path / name) for name in ("imported", "chosen", "kept"))
+    for arguments in (
+        ["import", str(table), "-s", "de", "-t", "en", "--output", imported],
+        ["select", imported, "--by", "mbr", "--output", chosen],
+        ["filter", chosen, "--output", kept, "--text", str(tmp_path / "text")],
+    ):
+        done = _without(packages, *arguments)
+        assert done.returncode == 0, done.stderr
+    assert (tmp_path / "text.de").read_text() == "Ein Hund.\nEine Katze.\n"
+
+
+WORKER = """
+import sys
+sys.argv[1:] = [{verb!r}]
+from kd_plugin.runners import processes
+def make():
+    return lambda module: module in sys.modules
+if __name__ == "__main__":
+    sys.argv[0] = "kd-plugin"
+    print(list(processes.mapped([(0, "fairseq")], make, 2)))
+"""
+
+
+@pytest.mark.parametrize("verb, found", [("select", False), ("score", True)])
+def test_worker_processes_import_fairseq_for_verbs_with_models_alone(verb, found, tmp_path):
+    script = tmp_path / "kd-plugin.py"
+    script.write_text(WORKER.format(verb=verb))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True)
+    assert done.stdout == f"[(0, {found})]\n", done.stderr
+
+
+def test_the_losses_without_fairseq_leave_torch_alone():
+    code = BLOCKED.format(modules=["fairseq"]) + (
+        "sys.argv[0] = 'a program'; import torch; before = dict(vars(torch.serialization)); "
+        "allowed = getattr(torch.serialization, 'get_safe_globals', list)(); import kd_plugin.losses; "
+        "assert dict(vars(torch.serialization)) == before; "
+        "assert getattr(torch.serialization, 'get_safe_globals', list)() == allowed"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=str(ROOT), check=True)
 
 
 @pytest.mark.parametrize("verb, status", [("path", 0), ("doctor", 1), ("cache", 1)])
