@@ -7,6 +7,7 @@ import subprocess
 
 import pytest
 
+from tests import warm_start
 from tests.support import ROOT
 
 
@@ -18,7 +19,8 @@ def test_smoke(tmp_path):
     pytest.importorskip("babel", reason="the corpus needs num2words and Babel")
     out = tmp_path / "with a space"
     command = ["bash", str(ROOT / "scripts" / "quickstart.sh"), "--smoke"]
-    environment = {**os.environ, "KD_QUICKSTART_DIR": str(out)}
+    warm = warm_start.environment(venv, tmp_path / "venv")
+    environment = {**os.environ, "KD_QUICKSTART_DIR": str(out), "KD_VENV": str(warm)}
 
     def quickstart():
         return subprocess.run(
