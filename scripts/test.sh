@@ -20,8 +20,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 
 lint=yes
 paths_given=no
-# gpu first: where there is no CUDA these tests skip themselves, and the log does not end on a tier that ran nothing.
-tiers=(gpu unit faults integration)
+# gpu beside others: where there is no CUDA these tests skip themselves, and a run of nothing else would be for nothing
+tiers=("gpu unit" faults integration)
 pytest_args=()
 for argument in "$@"; do
   case "$argument" in
@@ -75,7 +75,7 @@ check_tests() {
 
 run_pytest() {
   # most of the time is the start of fairseq's commands: side by side, but no more than memory bears
-  "$python" -m pytest -n "${KD_TEST_WORKERS:-auto}" --maxprocesses 4 "$@"
+  "$python" -m pytest -n "${KD_TEST_WORKERS:-auto}" --maxprocesses 4 --dist worksteal "$@"
   local exit_status=$?
   # 5: nothing collected, as -k does to a whole tier; that not one tier ran a test is caught at the end.
   [ "$exit_status" -eq 5 ] || return "$exit_status"
@@ -96,6 +96,17 @@ shell_syntax() {
   return "$exit_status"
 }
 
+# Tests side by side would each compile them. It takes a core a minute, in which the other looks for faults of form.
+compile_log=$(mktemp)
+trap 'rm -f "$log" "$compile_log"' EXIT
+"$python" -m tests.compile_kernels >"$compile_log" 2>&1 &
+compilation=$!
+
+compiled() {
+  cat "$compile_log"
+  return "$compile_status"
+}
+
 if [ "$lint" = yes ]; then
   check "ruff check" "$python" -m ruff check .
   check "ruff format" "$python" -m ruff format --check .
@@ -103,14 +114,16 @@ if [ "$lint" = yes ]; then
   check "shell syntax" shell_syntax
 fi
 
-check "compile CPU kernels" "$python" -m tests.compile_kernels
+compile_status=0
+wait "$compilation" || compile_status=$? # here, because a pipe's processes cannot wait for it
+check "compile CPU kernels" compiled
 
 if [ "$paths_given" = yes ]; then
   check_tests "pytest" "${pytest_args[@]}"
 else
   for tier in "${tiers[@]}"; do
-    compgen -G "tests/$tier/test_*.py" >/dev/null || continue
-    check_tests "pytest tests/$tier" "tests/$tier" ${pytest_args[@]+"${pytest_args[@]}"}
+    read -ra folders <<<"$tier"
+    check_tests "pytest $tier" "${folders[@]/#/tests/}" ${pytest_args[@]+"${pytest_args[@]}"}
   done
 fi
 
