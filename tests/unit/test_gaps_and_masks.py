@@ -276,6 +276,42 @@ def test_no_entry_of_a_gradient_exceeds_its_bound(case, parameter, alpha):
         assert gradient.abs().max() <= storage.gradient_bound(objective, terms[0, KD]) * (1 + 1e-9)
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    dtype=dtypes,
+    seed=st.integers(0, 10**6),
+    magnitude=st.floats(0.0, 38.0),
+    temperature=st.sampled_from([1e-6, 0.5, 1.0, 4.0, 1e6]),
+    alpha=st.sampled_from([0.0, 0.3]),
+    divergence=st.sampled_from(sorted(DIVERGENCES)),
+    masked=st.booleans(),
+)
+def test_a_finite_loss_has_a_finite_gradient_up_to_the_largest_logits(
+    dtype, seed, magnitude, temperature, alpha, divergence, masked
+):
+    """As storage.gradient_bound proves of the exact one."""
+    generator = torch.Generator().manual_seed(seed)
+    largest = min(10.0**magnitude, 6e4 if dtype == torch.float16 else 1e38)
+
+    def logits():
+        spread = torch.rand(3, 1, generator=generator) ** 4 * largest  # small and large rows
+        return (torch.randn(3, 9, generator=generator) * spread).clamp(-2 * largest, 2 * largest).to(dtype)
+
+    student, teacher = logits(), logits()
+    if masked:
+        student[:, 0], teacher[:, 8] = -INF, -INF
+    target, rows = torch.randint(1, 9, (3,), generator=generator), torch.arange(3)
+    objective = Objective(alpha, temperature, 0.0, divergence)
+    leaf = student.clone().requires_grad_()
+    loss, terms = StudentLogits(leaf, rows, rows[:0]).loss(TeacherAnswer(teacher), target, objective)
+    if torch.isfinite(loss):
+        loss.backward()
+        bound = torch.as_tensor(storage.gradient_bound(objective, terms[:, KD])).expand(3)
+        held = torch.isfinite(leaf.grad).all(dim=-1)
+        assert (held | (bound > torch.finfo(dtype).max)).all(), leaf.grad  # fp16 cannot hold every true gradient
+        assert dtype == torch.float16 or held.all()
+
+
 @settings(max_examples=100, deadline=None)
 @given(bound=st.floats(0.0, 1e30))
 def test_factor_of_a_row_is_the_largest_power_of_two_that_keeps_it_small(bound):

@@ -35,6 +35,9 @@ def gradient_bound(objective: Objective, kd: Union[Tensor, float]) -> Union[Tens
 
     The cross-entropy's share is alpha (p - smoothed one-hot), which is at most alpha. The divergence's is
     (1 - alpha) temperature (h - p sum h), and each divergence knows the bound of h - p sum h.
+
+    So a finite loss has a finite gradient: the bound is a constant, or with T = temperature and w = 1 - alpha
+    alpha + w T (kd + 1/2), which is at most alpha + loss / T + w T / 2 for T >= 1 and alpha + kd + 1/2 below.
     """
     steepest = DIVERGENCES[objective.divergence].steepest
     assert steepest is not None
