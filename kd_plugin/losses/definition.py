@@ -1,13 +1,14 @@
-"""The loss as a definition, row by row, differentiated by autograd: what the one-pass engine is checked against, and
-what it asks about rows with infinite logits."""
+"""The loss as a definition, row by row, differentiated by autograd: what runs where no kernel is compiled, and what the
+kernels are checked against."""
 
-from typing import Any, Dict, NamedTuple, Optional, Tuple
+from typing import Any, Dict, NamedTuple, Tuple
 
 import torch
 from torch import Tensor
 
 from kd_plugin.losses.divergences import DIVERGENCES
 from kd_plugin.losses.ranking import top1_rank
+from kd_plugin.losses.sparse import Knowledge, SparseAnswer, sparse_divergence
 
 # columns of the terms of a row: sums over the vocabulary in nats, but for agree, which is 0 or 1
 CE, NLL, KD, RANK, TEACHER_NLL, AGREE = range(6)
@@ -49,10 +50,11 @@ def accumulation_dtype(student_logits: Tensor, teacher_logits: Any) -> torch.dty
     return torch.float64 if torch.float64 in dtypes else torch.float32
 
 
-def row_terms(student_logits: Tensor, teacher_logits: Optional[Tensor], target: Tensor, objective: Objective) -> Tensor:
+def row_terms(student_logits: Tensor, teacher_logits: Knowledge, target: Tensor, objective: Objective) -> Tensor:
     """(tokens, N_TERMS) of (tokens, vocab) logits, differentiable in the student's.
 
-    teacher_logits None: rows that are not distilled, with KD and RANK 0.
+    teacher_logits: (tokens, vocab); a SparseAnswer for each token, of which RANK and TEACHER_NLL are not known, 0; or
+        None: rows that are not distilled, with KD and RANK 0
     """
     dtype = accumulation_dtype(student_logits, teacher_logits)
     student_logits = student_logits.to(dtype)
@@ -62,24 +64,28 @@ def row_terms(student_logits: Tensor, teacher_logits: Optional[Tensor], target: 
     if objective.label_smoothing > 0:
         eps_i = objective.label_smoothing / (lprobs.size(-1) - 1)
         ce = (1.0 - objective.label_smoothing - eps_i) * nll - eps_i * lprobs.sum(dim=-1)
+    zero = torch.zeros_like(nll)
     if teacher_logits is None:
-        zero = torch.zeros_like(nll)
         return torch.stack([ce, nll, zero, zero, zero, zero], dim=-1)
 
+    best, parameters = student_logits.argmax(-1), objective.divergence_parameters()
+    student_lprobs = torch.log_softmax(student_logits / objective.temperature, dim=-1)
+    if isinstance(teacher_logits, SparseAnswer):
+        kd = sparse_divergence(student_lprobs, teacher_logits, objective.divergence, **parameters)
+        return torch.stack([ce, nll, kd, zero, zero, (best == teacher_logits.ids[:, 0]).to(dtype)], dim=-1)
     teacher_logits = teacher_logits.detach().to(dtype)
     teacher_nll = -torch.log_softmax(teacher_logits, dim=-1).gather(-1, index).squeeze(-1)
-    agree = (student_logits.argmax(-1) == teacher_logits.argmax(-1)).to(dtype)
-    student_lprobs = torch.log_softmax(student_logits / objective.temperature, dim=-1)
+    agree = (best == teacher_logits.argmax(-1)).to(dtype)
     teacher_lprobs = torch.log_softmax(teacher_logits / objective.temperature, dim=-1)
-    kd = DIVERGENCES[objective.divergence](student_lprobs, teacher_lprobs, **objective.divergence_parameters())
-    rank = torch.zeros_like(kd)
+    kd = DIVERGENCES[objective.divergence](student_lprobs, teacher_lprobs, **parameters)
+    rank = zero
     if objective.top1_rank > 0:
         rank = top1_rank(student_lprobs, teacher_lprobs, objective.top1_rank)
     return torch.stack([ce, nll, kd, rank, teacher_nll, agree], dim=-1)
 
 
 def terms_by_definition(
-    student_logits: Tensor, teacher_logits: Optional[Tensor], target: Tensor, objective: Objective
+    student_logits: Tensor, teacher_logits: Knowledge, target: Tensor, objective: Objective
 ) -> Tuple[Tensor, Tensor]:
     """(tokens, N_TERMS) and d loss / d student_logits, in the accumulation dtype."""
     dtype = accumulation_dtype(student_logits, teacher_logits)

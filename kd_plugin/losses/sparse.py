@@ -8,7 +8,8 @@ The second kind are k draws from the teacher's own distribution (the same paper'
 of log q - log p is an unbiased estimate of the forward KL, and so is its gradient.
 """
 
-from typing import NamedTuple, Tuple, Union
+import math
+from typing import Union
 
 import torch
 from torch import Tensor
@@ -55,36 +56,17 @@ class SparseAnswer(TeacherAnswer):
 Knowledge = Union[Tensor, SparseAnswer, None]
 
 
-class SparseSlope(NamedTuple):
-    """Derivatives with respect to log p of the k entries, (tokens, k), and of the bucket, (tokens, 1)."""
-
-    entries: Tensor
-    rest: Tensor
-
-    @property
-    def total(self) -> Tensor:
-        return self.entries.sum(dim=-1, keepdim=True) + self.rest
-
-
-def sparse_divergence(
-    lprobs: Tensor, log_rest: Tensor, answer: SparseAnswer, divergence: str, **parameters: float
-) -> Tuple[Tensor, SparseSlope]:
-    """The divergence and its slope from the student's side of the entries.
-
-    Args:
-        lprobs: (tokens, k) log p of the answer's ids
-        log_rest: (tokens, 1) log p of all other symbols together, -inf where it is 0
-
-    Returns:
-        ((tokens,), its slope)
-    """
-    dtype = lprobs.dtype
+def sparse_divergence(student_lprobs: Tensor, answer: SparseAnswer, divergence: str, **parameters: float) -> Tensor:
+    """(tokens,) the divergence from (tokens, vocab) log p, differentiable in them."""
+    lprobs = student_lprobs.gather(-1, answer.ids)
+    teacher_lprobs = answer.lprobs.to(lprobs.dtype)
     if answer.sampled:
-        value = (answer.lprobs.to(dtype) - lprobs).mean(dim=-1)
-        return value, SparseSlope(torch.full_like(lprobs, -1.0 / lprobs.size(-1)), torch.zeros_like(log_rest))
-    teacher = torch.cat([answer.lprobs, answer.log_rest.unsqueeze(-1)], dim=-1).to(dtype)
-    student = torch.cat([lprobs, log_rest], dim=-1).detach().requires_grad_()
-    with torch.enable_grad():
-        value = DIVERGENCES[divergence].definition(student, teacher, **parameters)
-        (slope,) = torch.autograd.grad(value.sum(), student)
-    return value.detach(), SparseSlope(slope[:, :-1], slope[:, -1:])
+        return (teacher_lprobs - lprobs).mean(dim=-1)
+    again = torch.zeros_like(answer.ids, dtype=torch.bool)  # cache.compress.unknown has one symbol k times
+    again[:, 1:] = answer.ids[:, 1:] == answer.ids[:, :1]
+    others = student_lprobs.scatter(-1, answer.ids, -math.inf)
+    none = torch.isneginf(others).all(dim=-1, keepdim=True)  # there autograd would find NaN
+    log_rest = others.masked_fill(none, 0.0).logsumexp(dim=-1, keepdim=True).masked_fill(none, -math.inf)
+    student = torch.cat([lprobs.masked_fill(again, -math.inf), log_rest], dim=-1)
+    teacher = torch.cat([teacher_lprobs, answer.log_rest.to(lprobs.dtype).unsqueeze(-1)], dim=-1)
+    return DIVERGENCES[divergence].definition(student, teacher, **parameters)

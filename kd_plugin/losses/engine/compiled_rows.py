@@ -22,9 +22,8 @@ import numpy as np
 from numba.extending import overload
 
 from kd_plugin.losses import definition, divergences
-from kd_plugin.losses.engine import one_pass
 
-CE, NLL, KD, TEACHER_NLL, AGREE = (getattr(definition, name) for name in ("CE", "NLL", "KD", "TEACHER_NLL", "AGREE"))
+CE, NLL, KD, RANK, TEACHER_NLL, AGREE = range(definition.N_TERMS)
 DIVERGENCES = ("forward_kl", "reverse_kl", "js", "skew_forward_kl", "skew_reverse_kl", "tvd", "adaptive_kl")
 FORWARD_KL, REVERSE_KL, JS, SKEW_FORWARD_KL, SKEW_REVERSE_KL, TVD, ADAPTIVE_KL = range(len(DIVERGENCES))
 BLOCK = 2048  # entries of a row
@@ -33,7 +32,9 @@ BLOCK = 2048  # entries of a row
 ZERO, QUARTER, HALF, ONE = (np.float32(x) for x in (0.0, 0.25, 0.5, 1.0))
 MASKED_LPROB, TINY = np.float32(divergences.MASKED_LPROB), np.finfo(np.float32).tiny
 ROUNDER = np.float32(12582912.0)
-SMALL_MASS = one_pass.SMALL_MASS
+# a bucket's mass, relative to the best entry's, below which it is summed relative to its own best entry: 2^24 times
+# what 2^32 symbols may have lost to underflow
+SMALL_MASS = 2.0**-70
 LOWEST_EXP = np.float32(-87.3)  # exp of anything below is no normal number, and counts as 0
 
 exact = numba.njit(fastmath={"contract"}, cache=True)
@@ -429,7 +430,7 @@ def dense_rows(  # type: ignore[no-untyped-def]
     distilled,  # whether teacher counts
     target,  # (tokens,)
     gradient,  # (all, vocab); may be the student
-    terms,  # (tokens, N_TERMS), zeros
+    terms,  # (tokens, N_TERMS), zeros, but for the ranking term, which comes from elsewhere
     want_gradient,  # whether gradient counts
     divergence,  # its number
     ce_weight,  # alpha
@@ -492,8 +493,9 @@ def dense_rows(  # type: ignore[no-untyped-def]
             else:
                 kd, slope_sum = _adaptive_kl_of_row(student_side, teacher_side, shape)
             out[KD] = 0.0 if kd < 0.0 else kd  # a hair below 0 is rounding; NaN stays NaN
-            # d/d(logits / temperature) = slope - p sum(slope), and the softmax of the cross-entropy
-            norm = real(-kd_weight * slope_sum / total)
+            # d/d(logits / temperature) = slope - p sum(slope), and the softmax of the cross-entropy. The ranking term's
+            # slopes add up to itself, since it grows as p does
+            norm = real(-kd_weight * (slope_sum + out[RANK]) / total)
             if not tempered:
                 norm += plain_part[1]
             parts = (slope, slope_weight), (exps, norm), plain_part
@@ -565,7 +567,8 @@ def sparse_rows(  # type: ignore[no-untyped-def]
     eps_i,
     parameter,
 ):
-    """As one_pass._sparse, whose comments hold here too."""
+    """With h the slope in log p, d/d(logits / temperature) of an entry is h - p sum h, and of a symbol in the bucket
+    p / p_rest h_rest - p sum h."""
     vocab, k = student.shape[1], ids.shape[1]
     real = student.dtype.type
     plain_exps = np.empty(vocab, student.dtype)

@@ -11,8 +11,9 @@ from torch import Tensor
 from kd_plugin.errors import KDPluginError
 from kd_plugin.losses.answer import TeacherAnswer
 from kd_plugin.losses.definition import N_TERMS, NLL, Objective
+from kd_plugin.losses.engine.chunked import one_pass, rows_per_chunk
 from kd_plugin.losses.engine.memory import new_buffer
-from kd_plugin.losses.engine.one_pass import one_pass, rows_per_chunk
+from kd_plugin.losses.engine.ranked import ranking
 from kd_plugin.losses.engine.storage import new_scales
 from kd_plugin.losses.sparse import Knowledge
 
@@ -30,7 +31,7 @@ def row_losses(
     gradient: Optional[Tensor] = None,
     scales: Optional[Tensor] = None,
 ) -> Tensor:
-    """`one_pass` by the fastest means for the device: the same arguments, the same results."""
+    """`chunked.one_pass` by the fastest means for the device: the same arguments, the same results."""
     vocab = student_logits.size(-1)
     # compiled code would read and write beyond the row; on a GPU asking would make the host wait
     if not target.is_cuda and target.numel() > 0 and not 0 <= int(target.min()) <= int(target.max()) < vocab:
@@ -39,18 +40,14 @@ def row_losses(
             "padding_idx for rows that do not count"
         )
     kernels = compiled_kernels(student_logits, teacher_logits, objective)
-    run = kernels.one_pass if kernels is not None else one_pass
+    which = dict(rows=rows, teacher_rows=teacher_rows, gradient=gradient, scales=scales)
     with torch.no_grad(), torch.autocast(device_type=student_logits.device.type, enabled=False):
-        return run(
-            student_logits,
-            teacher_logits,
-            target,
-            objective,
-            rows=rows,
-            teacher_rows=teacher_rows,
-            gradient=gradient,
-            scales=scales,
-        )
+        if kernels is None:
+            return one_pass(student_logits, teacher_logits, target, objective, **which)
+        if objective.top1_rank == 0 or not isinstance(teacher_logits, Tensor):
+            return kernels.one_pass(student_logits, teacher_logits, target, objective, **which)
+        ranked = ranking(student_logits, teacher_logits, rows, teacher_rows, target.numel(), objective)
+        return kernels.one_pass(student_logits, teacher_logits, target, objective, ranked=ranked, **which)
 
 
 def compiled_kernels(student_logits: Tensor, teacher_logits: Knowledge, objective: Objective) -> Any:

@@ -20,6 +20,8 @@ from torch import Tensor
 from kd_plugin.losses import definition
 from kd_plugin.losses.engine import compiled_rows
 from kd_plugin.losses.engine.memory import LinearHead, new_buffer
+from kd_plugin.losses.engine.ranked import Ranking
+from kd_plugin.losses.engine.storage import scaled_
 from kd_plugin.losses.sparse import BUCKET_DIVERGENCES, Knowledge, SparseAnswer
 
 logging.getLogger("numba").setLevel(logging.WARNING)  # it tells the compiler's steps to whoever logs at DEBUG
@@ -38,21 +40,9 @@ def supports(student_logits: Tensor, teacher_logits: Knowledge, objective: defin
     """Whether `one_pass` here takes such logits and knows the objective."""
     if numba.config.DISABLE_JIT:
         return False
-    if teacher_logits is not None and (
-        objective.divergence not in compiled_rows.DIVERGENCES or objective.top1_rank > 0
-    ):
-        return False
     if isinstance(teacher_logits, SparseAnswer):
-        if objective.divergence not in BUCKET_DIVERGENCES:
-            return False
-        teacher_logits = None if teacher_logits.dtype == torch.float32 else teacher_logits.lprobs
-    dtypes = {logits.dtype for logits in (student_logits, teacher_logits) if logits is not None}
-    # half precision is left to PyTorch, which converts and computes faster than it could be converted for this
-    return (dtypes == {torch.float32} or dtypes == {torch.float64}) and all(
-        logits.device.type == "cpu" and logits.dim() == 2 and logits.is_contiguous()
-        for logits in (student_logits, teacher_logits)
-        if logits is not None
-    )
+        return objective.divergence in BUCKET_DIVERGENCES
+    return teacher_logits is None or objective.divergence in compiled_rows.DIVERGENCES
 
 
 def one_pass(
@@ -65,29 +55,54 @@ def one_pass(
     teacher_rows: Optional[Tensor] = None,
     gradient: Optional[Tensor] = None,
     scales: Optional[Tensor] = None,
+    ranked: Optional[Ranking] = None,
 ) -> Tensor:
-    """As kd_plugin.losses.engine.one_pass.one_pass, for what `supports` agrees to.
+    """As chunked.one_pass, for what `supports` agrees to.
 
-    gradient: contiguous too, of the student's dtype, so never in fp16
+    Compiled code reads and writes fp32 or float64. Half precision is converted by PyTorch, some rows at a time that
+    stay in the cache: that takes about a quarter longer than fp32 (docs/benchmarks/ways_of_the_loss.md).
+
+    Args:
+        ranked: the ranking term of the tokens
     """
-    assert scales is None
     student_logits = student_logits.detach()
     dtype = definition.accumulation_dtype(student_logits, teacher_logits)
     n_rows, vocab = target.numel(), student_logits.size(1)
     terms = torch.zeros(n_rows, definition.N_TERMS, dtype=dtype)
-    if rows is None:
-        rows = torch.arange(n_rows)
-    if teacher_rows is None:
-        teacher_rows = torch.arange(n_rows)
+    if ranked is not None:
+        terms[:, definition.RANK] = ranked.values
+    rows = torch.arange(n_rows) if rows is None else rows
+    teacher_rows = torch.arange(n_rows) if teacher_rows is None else teacher_rows
+    dense = [x for x in (student_logits, teacher_logits, gradient) if isinstance(x, Tensor)]
+    direct = all(x.dtype == dtype and x.is_contiguous() for x in dense)
+    step = n_rows if direct else max(1, MIN_ENTRIES // 4 // vocab)
 
     def share(start: int, stop: int) -> None:
-        part = slice(start, stop)
-        teacher, teacher_part = teacher_logits, teacher_rows[part]
-        if isinstance(teacher, SparseAnswer):
-            teacher, teacher_part = teacher.chunk(start, stop), teacher_rows[: stop - start]
-        _run(student_logits, rows[part], teacher, teacher_part, target[part], objective, gradient, terms[part])
+        buffers = [] if direct else [torch.empty(min(step, stop - start), vocab, dtype=dtype) for _ in range(2)]
+        for first in range(start, stop, max(1, step)):
+            part = slice(first, min(first + step, stop))
+            of_student, of_teacher = rows[part], teacher_rows[part]
+            student, teacher, slope = student_logits, teacher_logits, gradient
+            everything = torch.arange(part.stop - part.start)
+            if isinstance(teacher_logits, SparseAnswer):
+                teacher, of_teacher = teacher_logits.chunk(part.start, part.stop), everything
+            elif not direct and teacher_logits is not None:
+                teacher, of_teacher = buffers[1][: len(everything)].copy_(teacher_logits[of_teacher]), everything
+            if not direct:
+                student, of_student = buffers[0][: len(everything)].copy_(student_logits[of_student]), everything
+                slope = None if gradient is None else student
+            _run(student, of_student, teacher, of_teacher, target[part], objective, slope, terms[part])
+            if slope is not None and ranked is not None:
+                weight = (1.0 - objective.alpha) * objective.temperature
+                ranked.chunk(part.start, part.stop).add_to(slope, of_student, weight)
+            if slope is not None and slope is not gradient:
+                if scales is not None:
+                    scales[rows[part]] = scaled_(slope)
+                gradient[rows[part]] = slope.to(gradient.dtype)  # type: ignore[index,union-attr]
 
-    _in_threads(share, n_rows, _threads(n_rows, vocab))
+    threads = _threads(n_rows, vocab)
+    with contextlib.nullcontext() if direct else _threads_of_torch(1 if threads > 1 else torch.get_num_threads()):
+        _in_threads(share, n_rows, threads)
     return terms
 
 

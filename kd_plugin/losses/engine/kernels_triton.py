@@ -78,7 +78,7 @@ def one_pass(
     gradient: Optional[Tensor] = None,
     scales: Optional[Tensor] = None,
 ) -> Tensor:
-    """As kd_plugin.losses.engine.one_pass.one_pass, for what `supports` agrees to. Nothing waits for the device.
+    """As chunked.one_pass, for what `supports` agrees to. Nothing waits for the device.
 
     gradient: its last dimension is contiguous too
 
