@@ -12,6 +12,11 @@ VERSION = re.search(r'__version__ = "([^"]+)"', (HERE / "kd_plugin" / "version.p
     1
 )
 
+REPORT = [
+    "vl-convert-python>=1.8",  # kd-plugin report: Vega-Lite's charts, all JavaScript in one file, without a download
+    "Jinja2>=3.0",  # the same: its page, with every name escaped
+]
+
 setup(
     name="kd-plugin",
     version=VERSION,
@@ -35,7 +40,7 @@ setup(
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
     ],
     packages=find_packages(include=["kd_plugin", "kd_plugin.*"]),
-    package_data={"kd_plugin": ["py.typed"]},
+    package_data={"kd_plugin": ["py.typed", "report/templates/*"]},
     zip_safe=False,  # --user-dir needs a real directory
     python_requires=">=3.8",
     install_requires=[
@@ -60,7 +65,9 @@ setup(
         "quickstart": [
             "num2words>=0.5.12",  # numbers written out in English and German
             "Babel>=2.12",  # dates, times, prices and measures in both languages
+            *REPORT,  # its last step
         ],
+        "report": REPORT,
         "cpu": [
             "numba>=0.57",  # the loss on CPUs in compiled loops: three to five times faster than PyTorch's operations
         ],
@@ -89,6 +96,7 @@ setup(
             "wheel>=0.40",  # the same, where setuptools is older than 70
             'ctranslate2>=4.0; python_version >= "3.9"',  # the tests of export, evaluate and the fast decoder
             'safetensors>=0.4; python_version >= "3.9"',  # the tests of export
+            *REPORT,  # the tests of report
         ],
     },
     entry_points={"console_scripts": ["kd-plugin = kd_plugin.cli:main"]},

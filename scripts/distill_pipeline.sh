@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The whole way to a small model that runs: teacher → decode → select → filter → mix → cache → student → export
-# → evaluate → report. Needs an environment with the plugin, fairseq, and CTranslate2 (pip install '.[fairseq,export]').
+# → evaluate → report. Needs an environment with the plugin, fairseq, and CTranslate2 (pip install '.[fairseq,export,report]').
 set -euo pipefail
 # OpenMP's threads sleep while they wait for each other. Beside other work they would burn its time and their own.
 export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}

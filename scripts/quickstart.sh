@@ -205,8 +205,8 @@ fi
 step evaluation "scores, significance and speed" kd-plugin evaluate "${models[@]}" --baseline student \
   --test test=corpus/test.en,corpus/test.de --sentencepiece-model subwords/subwords.model --dict-dir data --beam 4 \
   --source-lang en --target-lang de --output evaluation.new/it
-step report "report" kd-plugin report --evaluation evaluation/it --log student=logs/student.log \
-  --log distilled=logs/distilled.log --title "Quickstart" --output report.new/report.html
+step report "report" kd-plugin report --evaluation evaluation/it --log teacher=logs/teacher.log \
+  --log student=logs/student.log --log distilled=logs/distilled.log --title "Quickstart" --output report.new/report.html
 
 echo
 python "$root/scripts/quickstart_table.py" evaluation/it/evaluation.json \

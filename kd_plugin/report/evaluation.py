@@ -21,26 +21,16 @@ class Speed(NamedTuple):
 
 
 class Score(NamedTuple):
-    """interval: the confidence interval's ends; half: its half width, where only that is known."""
+    """interval: the confidence interval's ends; half: its half width, where only that was said."""
 
     test: str
     metric: str
     value: Optional[float]
     signature: str
     p_value: Optional[float]
-    mean: Optional[float]
     half: Optional[float]
     interval: Optional[Tuple[float, float]]
     note: str
-
-    def ends(self) -> Optional[Tuple[float, float]]:
-        """The confidence interval, low and high."""
-        if self.interval:
-            return self.interval
-        centre = self.value if self.mean is None else self.mean
-        if self.half is None or centre is None:
-            return None
-        return centre - self.half, centre + self.half
 
 
 class Model(NamedTuple):
@@ -61,6 +51,9 @@ class Model(NamedTuple):
     def score(self, test: str, metric: str) -> Optional[Score]:
         return next((score for score in self.scores if (score.test, score.metric) == (test, metric)), None)
 
+    def speed(self, device: str) -> Speed:
+        return self.speeds.get(device, Speed(None, None))
+
 
 class Evaluation(NamedTuple):
     """tests: names and numbers of lines, those of the file first, then others that a score names."""
@@ -78,6 +71,17 @@ class Evaluation(NamedTuple):
         """Those of which some model has a value on this test set, in the order of the file."""
         scores = (score for model in self.models for score in model.scores if score.test == test)
         return list(dict.fromkeys(score.metric for score in scores if score.value is not None))
+
+    def main_metric(self, test: str) -> str:
+        """That of the picture of quality against speed; "" where there is no score."""
+        metrics = self.metrics(test)
+        return "BLEU" if "BLEU" in metrics else (metrics or [""])[0]
+
+    def metric_name(self, metric: str) -> str:
+        return metric + " (lower is better)" * (metric in LOWER_IS_BETTER)
+
+    def names(self) -> List[str]:
+        return list(dict.fromkeys(model.name for model in self.models))
 
     def devices(self) -> List[str]:
         return list(dict.fromkeys(device for model in self.models for device in model.speeds))
@@ -117,21 +121,23 @@ def _objects(path: Path, content: Dict[str, Any], field: str) -> Iterable[Dict[s
 
 
 def _score(content: Dict[str, Any]) -> Score:
-    confidence, interval = content.get("confidence"), None
+    confidence, value = content.get("confidence"), number(content.get("value"))
+    half, mean = number(confidence), number(content.get("mean"))
+    centre = value if mean is None else mean
     if isinstance(confidence, dict):
         confidence = [confidence.get("low"), confidence.get("high")]
-    if isinstance(confidence, (list, tuple)) and len(confidence) == 2:
-        low, high = map(number, confidence)
-        interval = (low, high) if low is not None and high is not None else None
+    elif half is not None and centre is not None:
+        confidence = [centre - half, centre + half]
+    ends = [number(end) for end in confidence] if isinstance(confidence, list) else []
+    low, high = ends if len(ends) == 2 else (None, None)
     return Score(
         test=_text(content.get("test")),
         metric=_text(content.get("metric")),
-        value=number(content.get("value")),
+        value=value,
         signature=_text(content.get("signature")),
         p_value=number(content.get("p_value")),
-        mean=number(content.get("mean")),
-        half=number(confidence),
-        interval=interval,
+        half=half,
+        interval=(low, high) if low is not None and high is not None else None,
         note=_text(content.get("note")),
     )
 

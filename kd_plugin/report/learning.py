@@ -1,47 +1,51 @@
-"""Learning curves of several runs: which terms, in which order and groups, and the table of what they ended at."""
+"""Learning curves of several runs: which terms, in which groups, how much of each, and where they ended."""
 
 import math
-from typing import Dict, Iterable, List, NamedTuple, Sequence, Tuple
+from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
 
-from kd_plugin.report.axes import Axis, exact
-from kd_plugin.report.curves import Curve, constant_value, curves_chart, is_dense, update_axis
-from kd_plugin.report.logs import EPOCH, INTERVAL, Run
-from kd_plugin.report.svg import escape, legend, look
-from kd_plugin.report.tables import NONE, Cell, table
+from kd_plugin.report.charts import Row, Spec, curves_panel, side_by_side
+from kd_plugin.report.logs import EPOCH, INTERVAL, Run, is_finite
+from kd_plugin.report.tables import NONE, Table, exact
 
-# What one looks at first; where two runs are compared, their losses come before their speeds.
-ORDER = (
-    "nll_loss", "bleu", "kd_loss", "agreement", "loss", "ce_loss", "ppl", "rank_loss", "teacher_nll_loss",
-    "kd_selected", "kd_alpha", "kd_temperature", "lr", "gnorm", "clip", "loss_scale", "wps", "ups", "wpb", "bsz",
-    "gb_free", "train_wall", "wall",
-)  # fmt: skip
+MAIN = "Main terms"
 FOREMOST = ("nll_loss", "bleu", "kd_loss", "agreement")
+ORDER = (*FOREMOST, "loss", "ce_loss", "ppl", "rank_loss", "teacher_nll_loss", "kd_selected")
+# what one asks for when something is wrong: folded away
+MACHINERY = (
+    "kd_alpha", "kd_temperature", "lr", "gnorm", "clip", "loss_scale", "wps", "ups", "wpb", "bsz", "gb_free",
+    "train_wall", "wall",
+)  # fmt: skip
 HIGHER_IS_BETTER = ("bleu", "agreement", "accuracy")
 UNITS = {
     **dict.fromkeys(("loss", "nll_loss", "ce_loss", "kd_loss", "teacher_nll_loss", "rank_loss"), "bits per token"),
     **dict.fromkeys(("agreement", "kd_selected", "accuracy"), "% of tokens"),
-    "clip": "% of updates clipped",
-    "wps": "words per second",
-    "ups": "updates per second",
-    "wpb": "words per batch",
-    "bsz": "sentences per batch",
-    "wall": "seconds",
-    "train_wall": "seconds",
-    "gb_free": "GB",
-}
-
-DENSE_REMARK = " Where values lie dense: medians, and all values faint behind them."
+    **dict.fromkeys(("wall", "train_wall"), "seconds"),
+    "bleu": "BLEU", "clip": "% of updates clipped", "wps": "words per second", "ups": "updates per second",
+    "wpb": "words per batch", "bsz": "sentences per batch", "gb_free": "GB",
+}  # fmt: skip
+# Points a curve may have, the first with which the page stays small: beyond, each stands for several.
+LIMITS, POINTS_OF_A_PAGE = (300, 200, 100, 50, 20, 10, 5), 8000
 
 Key = Tuple[str, str]
 
 
 class Group(NamedTuple):
-    """Charts under one heading. open: shown without being asked for."""
+    """Terms under one heading. open: shown without being asked for."""
 
     heading: str
     keys: List[Key]
     open: bool
-    name: str
+
+
+class Figure(NamedTuple):
+    """spec: None where no curve has two points. values: by (kind, term) and update, a text for each run."""
+
+    heading: str
+    open: bool
+    spec: Optional[Spec]
+    constants: List[str]
+    runs: List[str]
+    values: Dict[str, Dict[int, Dict[str, str]]]
 
 
 def groups(runs: Sequence[Run]) -> List[Group]:
@@ -52,112 +56,112 @@ def groups(runs: Sequence[Run]) -> List[Group]:
     if not first:
         kinds = [kind for kind in (INTERVAL, EPOCH) if (kind, "nll_loss") in keys or (kind, "loss") in keys]
         first = [(kind, term) for kind in kinds[:1] for term in FOREMOST if (kind, term) in keys]
-    rest = [key for key in keys if key not in first]
+    rest = sorted((key for key in keys if key not in first), key=_rank)
 
     def of(kinds: Iterable[str]) -> List[Key]:
-        return sorted((key for key in rest if key[0] in kinds), key=_rank)
+        return [(kind, term) for kind, term in rest if kind in kinds and not _is_machinery(term)]
 
     found = [
-        Group("Main terms", first, True, "main"),
-        Group("Validation, other terms", of(validations), True, ""),
-        Group("Training, between two lines of the log", of([INTERVAL]), True, ""),
-        Group("Training, averages of epochs", of([EPOCH]), not of([INTERVAL]), ""),
+        Group(MAIN, first, True),
+        Group("Validation, other terms", of(validations), True),
+        Group("Training, between two lines of the log", of([INTERVAL]), True),
+        Group("Training, averages of epochs", of([EPOCH]), not of([INTERVAL])),
+        Group("Schedules, gradients, speed", [key for key in rest if _is_machinery(key[1])], False),
     ]
     return [group for group in found if group.keys]
 
 
-def _rank(key: Key) -> Tuple[str, int, int, str]:
-    kind, term = key
-    # best_nll_loss after everything else: it repeats nll_loss
-    return kind, int(term.startswith("best_")), ORDER.index(term) if term in ORDER else ORDER.index("lr"), term
+def _is_machinery(term: str) -> bool:
+    return term in MACHINERY or term.startswith("best_")  # best_nll_loss repeats nll_loss
 
 
-def curves_of(runs: Sequence[Run], key: Key) -> List[Curve]:
-    return [
-        Curve(run.name, look(index), list(run.series[key].items()))
-        for index, run in enumerate(runs)
-        if key in run.series
-    ]
+def _rank(key: Key) -> Tuple[str, int, str]:
+    order = ORDER + MACHINERY
+    return key[0], order.index(key[1]) if key[1] in order else len(ORDER), key[1]
 
 
-def unit(term: str) -> str:
-    name = term[len("best_") :] if term.startswith("best_") else term
-    return "BLEU" if name == "bleu" else UNITS.get(name, "")
+def learning_figures(runs: Sequence[Run]) -> List[Figure]:
+    """One a group: a chart for each term that moves, a remark on those that never do, and all values."""
+    found = groups(runs)
+    lengths = [len(run.series[key]) for group in found for key in group.keys for run in runs if key in run.series]
+    fitting = (limit for limit in LIMITS if sum(min(limit, length) for length in lengths) <= POINTS_OF_A_PAGE)
+    limit = next(fitting, LIMITS[-1])
+    return [_figure(group, runs, limit) for group in found]
 
 
-def learning_figures(runs: Sequence[Run], first_number: int) -> str:
-    """One figure a group: a legend, a chart for each term that moves, and a line for those that never do."""
-    updates = update_axis(max(run.updates for run in runs))
-    looks = legend([(run.name, look(index)) for index, run in enumerate(runs)])
-    drawn = []
-    for number, group in enumerate(groups(runs), start=first_number):
-        several = len({kind for kind, _ in group.keys}) > 1
-        panels: List[str] = []
-        dense = any(is_dense(curve.points) for key in group.keys for curve in curves_of(runs, key))
-        remark = DENSE_REMARK if dense else ""
-        constants = []
-        for key in group.keys:
-            curves = curves_of(runs, key)
-            value = constant_value(curves)
-            name = " ".join(key) if several or group.name else key[1]
-            if value:
-                of = [curve.name for curve in curves]
-                whose = f" ({', '.join(f'<bdi>{escape(run)}</bdi>' for run in of)})" if len(of) < len(runs) else ""
-                constants.append(f"<b>{escape(name)}</b>{whose} {value}")
-                continue
-            panels.append(_panel(f"figure-{number}-{len(panels)}", " ".join(key), name, curves, updates))
-        same = f'<p class="notes">The same at all times: {", ".join(constants)}.</p>' if constants else ""
-        body = (looks + f'<div class="panels {group.name}">{"".join(panels)}</div>' if panels else "") + same
-        summary = f"<summary><b>Figure {number}.</b> {escape(group.heading)}, by number of update.{remark}</summary>"
-        drawn.append(f'<details class="figure"{" open" if group.open else ""}>{summary}{body}</details>')
-    return "".join(drawn)
+def _figure(group: Group, runs: Sequence[Run], limit: int) -> Figure:
+    names = [run.name for run in runs]
+    panels, constants, values = [], [], {}
+    for key in group.keys:
+        of = [run for run in runs if key in run.series]
+        logged = [value for run in of for value in run.series[key].values()]
+        if len(set(map(str, logged))) == 1 and len(logged) > 1:
+            whose = f" ({', '.join(run.name for run in of)})" if len(of) < len(runs) else ""
+            constants.append(f"{' '.join(key)}{whose} {exact(logged[0])}")
+            continue
+        rows = [{"run": run.name, **row} for run in of for row in thinned(list(run.series[key].items()), limit)]
+        table = values.setdefault(" ".join(key), {})
+        for row in sorted(rows, key=lambda row: row["update"]):
+            table.setdefault(row["update"], {})[row["run"]] = _in_words(row)
+        if any(len(run.finite(*key)) > 1 for run in of):
+            gaps = sum(not is_finite(value) for value in logged)
+            remark = ", ".join(filter(None, [UNITS.get(key[1], ""), f"{gaps} not finite" if gaps else ""]))
+            panels.append(curves_panel(" ".join(key), remark, rows, names))
+    spec = side_by_side(panels, f"{group.heading}, by number of update", 75, "run") if panels else None
+    return Figure(group.heading, group.open, spec, constants, names, values)
 
 
-def _panel(identity: str, full_name: str, name: str, curves: Sequence[Curve], updates: Axis) -> str:
-    term = name.rpartition(" ")[2]
-    gaps = sum(not math.isfinite(value) for curve in curves for _, value in curve.points)
-    remark = ", ".join(filter(None, [unit(term), f"{gaps} not finite" if gaps else ""]))
-    caption = f'<figcaption><b>{escape(name)}</b> <span class="muted">{escape(remark)}</span></figcaption>'
-    return f'<figure class="panel">{caption}{curves_chart(identity, full_name, curves, updates)}</figure>'
+def thinned(points: Sequence[Tuple[int, float]], limit: int) -> List[Row]:
+    """All (update, value) where they are at most `limit`, else so many medians, with the low and high that they hide.
+
+    A value that is not finite is None.
+    """
+    size = math.ceil(len(points) / limit)
+    rows: List[Row] = []
+    for start in range(0, len(points), size):
+        part = points[start : start + size]
+        finite = [point for point in part if is_finite(point[1])]
+        middle, values = (len(finite) - 1) // 2, sorted(value for _, value in finite)
+        if finite:
+            ends = {"low": values[0], "high": values[-1]} if size > 1 else {}
+            rows.append({"update": finite[middle][0], "value": values[middle], **ends})
+        if len(finite) < len(part):
+            rows.append({"update": next(update for update, value in part if not is_finite(value)), "value": None})
+    return rows
 
 
-def run_table(runs: Sequence[Run], number: int) -> str:
+def _in_words(row: Row) -> str:
+    if row["value"] is None:
+        return "not finite"
+    ends = f" ({exact(row['low'])}–{exact(row['high'])})" if "low" in row else ""
+    return exact(row["value"]) + ends
+
+
+def run_table(runs: Sequence[Run]) -> Table:
     """How far each run got, and the last and best value of what counts."""
-    keys = next((group.keys for group in groups(runs) if group.name == "main"), [])
-    top = [("", 1), ("", 1)] + [(" ".join(key), 3) for key in keys]
-    head = [("run", 1), ("updates", 1)] + [(name, 1) for _ in keys for name in ("last", "best", "at update")]
-    rows = []
-    for run in runs:
-        row: List[Cell] = [(f"<bdi>{escape(run.name)}</bdi>", ""), (f"{run.updates:,}", "number")]
-        for key in keys:
-            row += _last_and_best(run, key)
-        rows.append(row)
-    caption = "Runs, and where their curves end."
-    return table(number, caption, [top, head] if keys else [head], rows)
+    keys = next((group.keys for group in groups(runs) if group.heading == MAIN), [])
+    top = [("", 2), *((" ".join(key), 3) for key in keys)]
+    head = ["run", "updates", *("last", "best", "at update") * len(keys)]
+    rows = [[(run.name, ""), (f"{run.updates:,}", ""), *(c for key in keys for c in _ends(run, key))] for run in runs]
+    return Table("Runs", "and where their curves end.", top, head, rows)
 
 
-def _last_and_best(run: Run, key: Key) -> List[Cell]:
+def _ends(run: Run, key: Key) -> List[Tuple[str, str]]:
     points = run.finite(*key)
     if not points:
-        return [(NONE, "number first"), (NONE, "number"), (NONE, "number")]
+        return [(NONE, "")] * 3
     pick = max if key[1] in HIGHER_IS_BETTER else min
     update, best = pick(points, key=lambda point: point[1])
-    return [(exact(points[-1][1]), "number first"), (exact(best), "number"), (f"{update:,}", "number muted")]
+    return [(exact(points[-1][1]), "first"), (exact(best), ""), (f"{update:,}", "muted")]
 
 
-def run_remarks(runs: Sequence[Run]) -> str:
-    """What reproduces each run and what is odd about its log."""
-    items = []
-    for run in runs:
-        facts: Dict[str, str] = {"log": ", ".join(run.files)}
-        if run.first_date:
-            facts["from, to"] = f"{run.first_date}, {run.last_date}"
-        if run.resumed:
-            facts["resumed"] = f"{run.resumed} times at an earlier update; what it had logged from there is replaced"
-        if run.malformed:
-            facts["not read"] = f"{run.malformed} garbled lines"
-        if run.signatures:
-            facts["signature"] = " ; ".join(run.signatures)
-        inner = "".join(f"<div><dt>{key}</dt><dd>{escape(value)}</dd></div>" for key, value in facts.items())
-        items.append(f'<h3><bdi>{escape(run.name)}</bdi></h3><dl class="settings">{inner}</dl>')
-    return "".join(items)
+def run_facts(run: Run) -> Dict[str, Any]:
+    """What reproduces a run, and what is odd about its log."""
+    resumed = f"{run.resumed} times at an earlier update; what it had logged from there is replaced"
+    return {
+        "log": ", ".join(run.files),
+        "from, to": f"{run.first_date}, {run.last_date}" if run.first_date else "",
+        "resumed": resumed if run.resumed else "",
+        "not read": f"{run.malformed} garbled lines" if run.malformed else "",
+        "signature": " ; ".join(run.signatures),
+    }

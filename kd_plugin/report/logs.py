@@ -90,7 +90,12 @@ class Run:
     def finite(self, kind: str, term: str) -> List[Tuple[int, float]]:
         """(update, value) where the value is finite."""
         points = self.series.get((kind, term), {})
-        return [(update, value) for update, value in points.items() if abs(value) < 1e300]
+        return [(update, value) for update, value in points.items() if is_finite(value)]
+
+
+def is_finite(value: float) -> bool:
+    """Also not so large that a chart's arithmetic overflows."""
+    return abs(value) < 1e300
 
 
 def parse_line(text: str) -> Optional[Line]:

@@ -1,67 +1,80 @@
-"""The page around a report: head, policy, style, script. It asks nothing of any network."""
+"""The page of a report: templates, style and script in one file that asks nothing of any network."""
 
 import base64
 import contextlib
+import functools
 import hashlib
+import json
+import re
 from pathlib import Path
-from typing import Dict
+from typing import Any, Dict
 
-from kd_plugin.report.style import SCRIPT, STYLE
-from kd_plugin.report.svg import escape
+from kd_plugin.errors import KDPluginError
+
+try:
+    import jinja2
+    import vl_convert
+    from markupsafe import Markup
+except ImportError as error:
+    raise KDPluginError(f"report: {error}. Remedy: pip install 'kd-plugin[report]'") from error
 
 HEAD_BYTES = 1000  # of a page, with its mark
+TEMPLATES = Path(__file__).parent / "templates"
+
+# What HTML forbids, and what would let a name reorder the text around it
+CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069\ufffe\uffff]")
+
+
+def is_page_of(job: str, path: Path) -> bool:
+    """Whether a file is a page that this job has written."""
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        return not path.is_symlink() and f'content="{job}"'.encode() in file.read(HEAD_BYTES)
+    return False
+
+
+def page(job: str, **content: Any) -> bytes:
+    """The file's bytes. job: tells this page from others, when it is written again; content: see page.html.
+
+    The policy: a browser loads nothing, sends nothing, and runs and applies what has these two hashes, whatever the
+    names in the page are. Vega would compile its expressions with `new Function`; its interpreter (`ast` in page.js)
+    walks them instead, so that `unsafe-eval` stays forbidden. It styles through the DOM, which no policy restricts, so
+    that `unsafe-inline` does too. The data of the charts are blocks of JSON, which no browser runs.
+    """
+    style, script = (TEMPLATES / "style.css").read_text(encoding="utf-8"), _script()
+    policy = (
+        f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}; base-uri 'none'; form-action 'none'"
+    )
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(str(TEMPLATES)),
+        autoescape=True,
+        finalize=_shown,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters["json"] = _json
+    rendered = environment.get_template("page.html").render(
+        job=job, policy=Markup(policy), style=Markup(style), script=Markup(script), **content
+    )
+    return rendered.encode("utf-8")
+
+
+@functools.lru_cache(maxsize=None)
+def _script() -> str:
+    """Vega, Vega-Lite and Vega-Embed with this page's own few lines, in one: some 900 kB."""
+    return vl_convert.javascript_bundle((TEMPLATES / "page.js").read_text(encoding="utf-8"))
 
 
 def _hash(content: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}'"
 
 
-def is_page_of(job: str, path: Path) -> bool:
-    """Whether a file is a page that this job has written."""
-    with contextlib.suppress(OSError), open(path, "rb") as file:
-        return not path.is_symlink() and _mark(job).encode() in file.read(HEAD_BYTES)
-    return False
+def _shown(value: Any) -> Any:
+    """Text of files, without what cannot be shown; jinja2 escapes it."""
+    return value if isinstance(value, Markup) else CONTROL.sub("\ufffd", str(value))
 
 
-def _mark(job: str) -> str:
-    return f'<meta name="kd-plugin-job" content="{job}">'
-
-
-def page(title: str, body: str, job: str = "") -> bytes:
-    """The file's bytes.
-
-    Args:
-        title: text
-        body: HTML
-        job: tells this page from others, when it is written again
-
-    By its content security policy a browser loads nothing, and runs no script and applies no style but those two,
-    whatever the names in the body are.
-    """
-    policy = (
-        f"default-src 'none'; style-src {_hash(STYLE)}; script-src {_hash(SCRIPT)}; base-uri 'none'; form-action 'none'"
-    )
-    content = f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-{_mark(job)}
-<meta http-equiv="Content-Security-Policy" content="{policy}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="referrer" content="no-referrer">
-<title>{escape(title)}</title>
-<style>{STYLE}</style>
-</head>
-<body>
-{body}
-<script>{SCRIPT}</script>
-</body>
-</html>
-"""
-    return content.encode("utf-8")
-
-
-def facts(rows: Dict[str, str]) -> str:
-    """A list of names and values; those without a value are left out."""
-    items = "".join(f"<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>" for k, v in rows.items() if v)
-    return f'<dl class="facts">{items}</dl>' if items else ""
+def _json(spec: Dict[str, Any]) -> Markup:
+    """JSON that no name in it can close the script around."""
+    text = CONTROL.sub("\ufffd", json.dumps(spec, ensure_ascii=False, allow_nan=False, separators=(",", ":")))
+    return Markup(text.replace("<", "\\u003c"))

@@ -107,14 +107,16 @@ def installed(folder, wheel):
 def test_the_sdist_holds_every_source_file_and_nothing_left_behind(sdist):
     with tarfile.open(str(sdist)) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    expected = source_files(".py", ".sh", ".md", ".yaml", ".typed") | set(TOP_FILES) | {".ci/run"}
+    expected = (
+        source_files(".py", ".sh", ".md", ".yaml", ".typed", ".html", ".css", ".js") | set(TOP_FILES) | {".ci/run"}
+    )
     assert expected - names == set()
     assert [name for name in names if "left_behind" in name] == []
 
 
 def test_the_wheel_holds_every_module_and_only_the_package(wheel):
     names = set(zipfile.ZipFile(str(wheel)).namelist())
-    assert source_files(".py", ".typed", under=["kd_plugin"]) - names == set()
+    assert source_files(".py", ".typed", ".html", ".css", ".js", under=["kd_plugin"]) - names == set()
     assert {name.partition("/")[0].partition("-")[0] for name in names} == {"kd_plugin"}
     assert any(name.endswith("LICENSE") for name in names)
 

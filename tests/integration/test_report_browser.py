@@ -1,4 +1,4 @@
-"""A report in a real browser, where one is installed: nothing throws, nothing is wider than a phone, names can be read.
+"""A report in a real browser, where one is installed: nothing throws, nothing is wider than a phone, charts answer.
 
 Every number in here is invented.
 """
@@ -32,43 +32,45 @@ WRAPPER = """<!DOCTYPE html><meta charset="utf-8"><body>
 <iframe id="frame" width="{width}" height="900" style="border:0" srcdoc="{page}"></iframe>
 <pre id="result"></pre>
 <script>
-addEventListener("load", () => {{
-  // what stands in a .scroll may be wider than it; a script of the page's own moves the readout
-  const inner = document.getElementById("frame").contentDocument, width = {width};
-  for (const part of inner.querySelectorAll("details")) part.open = true;
-  const name = (node) => node.tagName + " " + node.textContent.slice(0, 60);
-  const boxes = (what, within) =>
-    [...within.querySelectorAll(what)].map((node) => [node, node.getBoundingClientRect()]);
-  const wide = boxes("body *", inner).filter(([node, box]) => !node.closest(".scroll table, .readout")
-    && (box.right > width + 0.5 || box.left < -0.5)).map(([node]) => name(node));
-  const clipped = [], overlapping = [];
-  for (const picture of inner.querySelectorAll("svg[role=img]")) {{
-    const frame = picture.getBoundingClientRect(), texts = boxes("text", picture);
-    texts.forEach(([node, box], index) => {{
-      if (box.left < frame.left - 0.5 || box.right > frame.right + 0.5 || box.top < frame.top - 0.5
-        || box.bottom > frame.bottom + 0.5) clipped.push(name(node));
-      for (const [other, rest] of texts.slice(0, index))
-        if (Math.min(box.right, rest.right) - Math.max(box.left, rest.left) > 0.5
-          && Math.min(box.bottom, rest.bottom) - Math.max(box.top, rest.top) > 2.5)
-          overlapping.push(name(node) + " / " + name(other));
-    }});
-  }}
-  const chart = inner.querySelector("svg.curves"), box = chart.getBoundingClientRect();
-  const place = {{ clientX: box.left + box.width * 0.6, clientY: box.top + 20 }};
-  chart.dispatchEvent(new PointerEvent("pointermove", place));
-  const readout = inner.querySelector(".readout");
-  document.getElementById("result").textContent = JSON.stringify({{
-    wide, clipped, overlapping, scroll: inner.documentElement.scrollWidth, readout: readout.textContent,
-    shown: inner.defaultView.getComputedStyle(readout).visibility,
-    paper: inner.defaultView.getComputedStyle(inner.body).backgroundColor,
+const result = document.getElementById("result"), width = {width};
+const inner = () => document.getElementById("frame").contentDocument;
+const wait = (time) => new Promise((done) => setTimeout(done, time));
+addEventListener("load", async () => {{
+  for (const part of inner().querySelectorAll("details")) part.open = true;
+  await wait(1500);
+  const wide = [...inner().querySelectorAll("body *")].filter((node) => !node.closest(".scroll, .chart")
+    && node.getBoundingClientRect().right > width + 0.5).map((node) => node.tagName + node.textContent.slice(0, 60));
+  const curves = [...inner().querySelectorAll(".chart")].at(-2);  // of training, between two lines of the log
+  const visible = () => [...curves.querySelectorAll(".mark-symbol:not(.role-legend-symbol) path")]
+    .filter((node) => Number(node.getAttribute("opacity") ?? 1) > 0).length;
+  const press = (node, names) => {{
+    const box = node.getBoundingClientRect(), x = box.left + box.width / 2, y = box.top + box.height / 2;
+    for (const name of names) node.dispatchEvent(new MouseEvent(name, {{ bubbles: true, clientX: x, clientY: y }}));
+  }};
+  const before = visible();
+  const name = curves.querySelector(".role-legend-label text"), click = ["mousedown", "mouseup", "click"];
+  press(name, click);
+  await wait(300);
+  const hidden = visible();
+  press(curves.querySelector(".role-legend-label text"), click);
+  await wait(300);
+  press([...curves.querySelectorAll(".mark-symbol:not(.role-legend-symbol) path")].at(-1), ["mouseover", "mousemove"]);
+  await wait(300);
+  const told = inner().getElementById("vg-tooltip-element");
+  result.textContent = JSON.stringify({{
+    wide, before, hidden, after: visible(), scroll: inner().documentElement.scrollWidth,
+    charts: inner().querySelectorAll(".chart").length, drawn: inner().querySelectorAll(".chart svg").length,
+    readout: told && told.textContent, shown: told && inner().defaultView.getComputedStyle(told).visibility,
+    paper: inner().defaultView.getComputedStyle(inner().body).backgroundColor,
+    line: inner().defaultView.getComputedStyle(inner().querySelector(".mark-line path")).stroke,
   }});
 }});
 </script>"""
 
 
-def log(path, factor, every=100):
+def log(path, factor):
     lines = []
-    for update in range(every, 3001, every):
+    for update in range(100, 3001, 100):
         loss = factor * (3 + 800 / update)
         lines.append(
             f"epoch 001:  {update} / 9999 loss={loss:.3f}, nll_loss={loss / 2:.3f}, num_updates={update}, lr=0.1"
@@ -90,20 +92,10 @@ def page(tmp_path_factory):
     return output
 
 
-@pytest.fixture(scope="module")
-def dense_page(tmp_path_factory):
-    """So many points that medians are drawn over them."""
-    folder = tmp_path_factory.mktemp("dense")
-    output = folder / "report.html"
-    logs = [f"plain={log(folder / 'a.log', 1.0, every=5)}"]
-    report.run(argparse.Namespace(evaluation=[], log=logs, output=str(output), title="A report"))
-    return output
-
-
 def browse(page, folder, *arguments):
     """Standard output; the browser's console has to stay empty."""
     command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"]
-    command += ["--enable-logging=stderr", "--virtual-time-budget=3000", f"--user-data-dir={folder / 'profile'}"]
+    command += ["--enable-logging=stderr", "--virtual-time-budget=6000", f"--user-data-dir={folder / 'profile'}"]
     done = subprocess.run([*command, *arguments, page.as_uri()], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "CONSOLE" not in done.stderr, done.stderr
@@ -112,7 +104,7 @@ def browse(page, folder, *arguments):
 
 def test_page_is_drawn_and_its_console_stays_empty(page, tmp_path):
     dom = browse(page, tmp_path, "--dump-dom")
-    assert 'class="readout"' in dom  # which only the script makes
+    assert dom.count("<svg") >= 4 and "mark-line" in dom  # which only the script makes
     assert "a student with a name that goes on" in dom
 
 
@@ -130,20 +122,15 @@ def measured(page, tmp_path, width, scheme="light"):
 
 @pytest.mark.parametrize("width", [400, 1280])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_nothing_overflows_or_overlaps(page, tmp_path, width, scheme):
+def test_charts_fit_can_be_asked_and_follow_the_reader(page, tmp_path, width, scheme):
     result = measured(page, tmp_path, width, scheme)
     assert result["wide"] == [] and result["scroll"] <= width
-    assert result["clipped"] == []
-    assert result["overlapping"] == []
-    assert result["shown"] == "visible"
-    assert re.fullmatch(r"update [\d,]+plain[\d.]+<script>throw 1</script>[\d.]+", result["readout"])
-    if scheme == "light":
-        assert result["paper"] == "rgb(255, 255, 255)"
-
-
-def test_dense_curves_have_a_readout(dense_page, tmp_path):
-    result = measured(dense_page, tmp_path, 1280)
-    assert result["shown"] == "visible" and re.fullmatch(r"update [\d,]+plain[\d.]+", result["readout"])
+    assert result["drawn"] == result["charts"] >= 4
+    assert 0 < result["hidden"] < result["before"] == result["after"]  # a name in the legend was pressed, and again
+    assert result["shown"] == "visible" and "<script>throw 1</script>" in result["readout"]
+    assert "update" in result["readout"] and "value" in result["readout"]
+    expected = {"light": ["rgb(255, 255, 255)", "rgb(27, 27, 27)"], "dark": ["rgb(22, 24, 26)", "rgb(230, 230, 227)"]}
+    assert [result["paper"], result["line"]] == expected[scheme]
 
 
 def test_page_prints(page, tmp_path):
