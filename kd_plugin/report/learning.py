@@ -91,7 +91,8 @@ def learning_figures(runs: Sequence[Run]) -> List[Figure]:
 
 def _figure(group: Group, runs: Sequence[Run], limit: int) -> Figure:
     names = [run.name for run in runs]
-    panels, constants, values = [], [], {}
+    panels, constants = [], []
+    values: Dict[str, Dict[int, Dict[str, str]]] = {}
     for key in group.keys:
         of = [run for run in runs if key in run.series]
         logged = [value for run in of for value in run.series[key].values()]
