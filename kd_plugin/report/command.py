@@ -13,7 +13,6 @@ from kd_plugin.report.charts import score_panels, side_by_side, speed_panels
 from kd_plugin.report.evaluation import FILE_NAME, Evaluation, read_evaluation
 from kd_plugin.report.learning import learning_figures, run_facts, run_table
 from kd_plugin.report.logs import Run, read_runs
-from kd_plugin.report.page import is_page_of, page
 from kd_plugin.report.tables import flattened, score_table, size_table
 from kd_plugin.version import __version__
 
@@ -46,6 +45,8 @@ def run(args: argparse.Namespace) -> int:
     """Exit status 0. All input is read before anything is written."""
     if not args.evaluation and not args.log:
         raise KDPluginError("report: nothing to report. Remedy: --evaluation PATH, --log NAME=FILE, or both")
+    from kd_plugin.report.page import is_page_of, page  # an extra's libraries
+
     output = Path(args.output)
     job = digest_of([args.title, args.evaluation, args.log])
     made = functools.partial(is_page_of, job)

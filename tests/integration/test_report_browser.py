@@ -54,7 +54,8 @@ addEventListener("load", async () => {{
   const hidden = visible();
   press(curves.querySelector(".role-legend-label text"), click);
   await wait(300);
-  press([...curves.querySelectorAll(".mark-symbol:not(.role-legend-symbol) path")].at(-1), ["pointerover", "pointermove"]);
+  const points = [...curves.querySelectorAll(".mark-symbol:not(.role-legend-symbol) path")];
+  press(points.at(-1), ["pointerover", "pointermove"]);
   await wait(300);
   const told = inner().getElementById("vg-tooltip-element");
   result.textContent = JSON.stringify({{
