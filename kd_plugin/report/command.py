@@ -104,8 +104,9 @@ def _section(evaluation: Evaluation) -> Dict[str, Any]:
             continue
         name = evaluation.device_name(device)
         caption = (
-            f"Quality against speed: {name}. Area: size of the stored weights. Dotted line, names in bold: the Pareto "
-            "front, the models that no other equals in both. Bars: 95 % confidence."
+            f"Quality against speed (one pass, on a machine that other work may have shared): {name}. "
+            "Area: size of the stored weights. Dotted line, names in bold: the Pareto front, the models that no other "
+            "equals in both. Bars: 95 % confidence."
         )
         figures.append({"caption": caption, "spec": side_by_side(panels, caption, 75, "model")})
         shown = {row["model"] for panel in panels for row in panel["data"]["values"]}
