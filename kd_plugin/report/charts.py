@@ -16,11 +16,13 @@ def side_by_side(panels: List[Spec], description: str, margin: int, by: str = ""
     """
     spec: Spec = {"description": description, "usermeta": {"margin": margin}, "concat": panels}
     if by:
-        for number, panel in enumerate(panels):
-            zoom = {"name": f"zoom{number}", "select": "interval", "bind": "scales"}
-            panel["layer"][-1].update(name=f"panel{number}", params=[zoom])
+        views = [f"panel{number}" for number in range(len(panels))]
+        for view, panel in zip(views, panels):
+            panel["layer"][-1]["name"] = view
+        # at the top: Vega-Lite loses what a line with points says of its own
+        zooms = [{"name": f"zoom_{view}", "select": "interval", "bind": "scales", "views": [view]} for view in views]
         hidden = {"name": "hidden", "select": {"type": "point", "fields": [by], "toggle": "true"}, "bind": "legend"}
-        spec["params"] = [{**hidden, "views": [f"panel{number}" for number in range(len(panels))]}]
+        spec["params"] = [{**hidden, "views": views}, *zooms]
         spec["resolve"] = {"scale": {"color": "shared", "shape": "shared", "strokeDash": "shared"}}
     return spec
 

@@ -12,6 +12,7 @@ import subprocess
 import sys
 
 import pytest
+import vl_convert
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -429,6 +430,16 @@ def test_page_asks_for_nothing_from_outside(make, log):
         assert f"{tag}-src 'sha256-{digest}'" in policy
     assert "ast: true" in (TEMPLATES / "page.js").read_text()  # without it Vega needs unsafe-eval
     assert len(text) < 1_200_000
+
+
+def test_every_curve_and_picture_zooms_and_has_a_legend_that_hides(make, log):
+    """As compiled: Vega-Lite drops a parameter in silence where it stands in the wrong place."""
+    asked = [spec for spec in specs(make(evaluation(), logs=[f"plain={log}"])) if "params" in spec]
+    assert len(asked) >= 2
+    for spec in asked:
+        compiled = json.dumps(vl_convert.vegalite_to_vega(spec))
+        assert all(f'"zoom_panel{number}_zoom_delta"' in compiled for number in range(len(spec["concat"])))
+        assert '"hidden_toggle"' in compiled and "wheel" in compiled
 
 
 def test_pictures_have_descriptions(make, log):
