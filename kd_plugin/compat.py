@@ -7,11 +7,11 @@ import contextlib
 import functools
 import importlib
 import importlib.util
+import io
 import pickle
 import re
 import types
-from typing import Any, Callable, Dict, Iterator, List, Tuple
-from unittest import mock
+from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 import numpy as np
 import torch
@@ -104,14 +104,24 @@ def let_ranks_share_checkpoints() -> None:
     """
     from fairseq.distributed import utils
 
-    if not HAS_SAFE_GLOBALS or hasattr(utils._broadcast_object_slow, "__wrapped__"):
+    if not HAS_SAFE_GLOBALS:
         return
-    broadcast, load = utils._broadcast_object_slow, torch.load
 
-    @functools.wraps(broadcast)
-    def broadcast_object_slow(*arguments: Any, **keywords: Any) -> Any:
-        with mock.patch.object(torch, "load", functools.partial(load, weights_only=False)):
-            return broadcast(*arguments, **keywords)
+    def broadcast_object_slow(obj: Any, src_rank: int, group: object, dist_device: torch.device) -> Any:
+        sends = utils.get_rank(group) == src_rank
+        buffer = io.BytesIO()
+        if sends:
+            torch.save(obj, buffer)
+        length = torch.tensor([buffer.getbuffer().nbytes], dtype=torch.int64, device=dist_device)
+        utils.broadcast(length, src=src_rank, group=group)
+        if sends:
+            message = torch.frombuffer(buffer.getbuffer(), dtype=torch.uint8).to(dist_device)
+        else:
+            message = torch.empty(int(length), dtype=torch.uint8, device=dist_device)
+        utils.broadcast(message, src=src_rank, group=group)
+        if sends:
+            return obj
+        return torch.load(io.BytesIO(message.cpu().numpy().tobytes()), map_location="cpu", weights_only=False)
 
     utils._broadcast_object_slow = broadcast_object_slow
 
@@ -126,17 +136,52 @@ def load_safely(file: Any, map_location: Any = "cpu") -> Any:
         allow_fairseq_checkpoints()
         return torch.load(file, map_location=map_location, weights_only=True)
     # "weights_only" is not said: below 2.5 the default is False, and the stand-in for pickle does the refusing.
-    # torch 1.13 overlooks pickle_module, so the name that it takes instead is replaced as well.
+    # torch 1.13 overlooks pickle_module, so the name that it takes instead is replaced as well: there is no other way
+    # in, and torch's own weights_only of that time knows no further types.
     restricted = _restricted_pickle()
-    with mock.patch.object(torch.serialization, "pickle", restricted):
+    with _pickle_of_torch(restricted):
         return torch.load(file, map_location=map_location, pickle_module=restricted)
 
 
 @contextlib.contextmanager
-def fairseq_is_given(state: Any) -> Iterator[None]:
-    """Inside, fairseq's checkpoint reading gets `state`, read safely before, and only brings it up to date."""
-    with mock.patch.object(torch, "load", lambda *_, **__: state):
+def _pickle_of_torch(module: types.ModuleType) -> Iterator[None]:
+    before = torch.serialization.pickle  # type: ignore[attr-defined]
+    torch.serialization.pickle = module  # type: ignore[attr-defined]
+    try:
         yield
+    finally:
+        torch.serialization.pickle = before  # type: ignore[attr-defined]
+
+
+def bring_up_to_date(state: Dict[str, Any], overrides: Optional[Dict[str, Any]] = None) -> Dict[str, Any]:
+    """A checkpoint's content as today's fairseq has it: what `load_checkpoint_to_cpu` does once it has read a file.
+
+    Args:
+        state: changed
+        overrides: fields to replace in its configuration
+    """
+    from fairseq import checkpoint_utils
+    from fairseq.dataclass.utils import overwrite_args_by_name
+    from omegaconf import OmegaConf, _utils
+    from omegaconf import __version__ as omegaconf
+
+    if state.get("args") is not None:
+        for name, value in (overrides or {}).items():
+            setattr(state["args"], name, value)
+    if state.get("cfg") is not None:
+        # the configuration of an old model is a Namespace, which is no primitive type of omegaconf's
+        if _version(omegaconf) >= (2, 2):
+            state["cfg"] = OmegaConf.create(state["cfg"], flags={"allow_objects": True})
+        else:
+            is_primitive_type, _utils.is_primitive_type = _utils.is_primitive_type, lambda _: True
+            try:
+                state["cfg"] = OmegaConf.create(state["cfg"])
+            finally:
+                _utils.is_primitive_type = is_primitive_type
+            OmegaConf.set_struct(state["cfg"], True)
+        overwrite_args_by_name(state["cfg"], overrides or {})
+    updated: Dict[str, Any] = checkpoint_utils._upgrade_state_dict(state)
+    return updated
 
 
 def _restricted_pickle() -> types.ModuleType:

@@ -25,11 +25,12 @@ import sacrebleu
 import torch
 from benchmarking import CONTESTANT, MILLISECONDS, SPREAD, Column, Progress, Report, Table
 
-from kd_plugin.checkpoints.ctranslate2_models import convert_opened
-from kd_plugin.checkpoints.opened import OpenedCheckpoint, open_checkpoint
+from kd_plugin.checkpoints.ctranslate2_models import convert
+from kd_plugin.checkpoints.open import Checkpoint, open_checkpoint
 from kd_plugin.corpus.raw_text import numbered_lines
 from kd_plugin.corpus.subwords import Subwords
-from kd_plugin.decoding.decoders import CTranslate2Decoder, Settings, Tokens
+from kd_plugin.decoding.base import Settings, Tokens
+from kd_plugin.decoding.ctranslate2 import CTranslate2Decoder
 from kd_plugin.decoding.models import share_identical
 from kd_plugin.export.vocabulary_map import write_vocabulary_map
 
@@ -116,7 +117,7 @@ def translate(decoder: CTranslate2Decoder, sentences: List[Tokens], batch_size: 
 
 
 def contestants(
-    opened: OpenedCheckpoint, folder: pathlib.Path, arguments: argparse.Namespace, subwords: Subwords
+    opened: Checkpoint, folder: pathlib.Path, arguments: argparse.Namespace, subwords: Subwords
 ) -> Dict[str, Callable[[], Answer]]:
     sentences = [subwords.encode(line) for line in lines(arguments.source)]
     settings = Settings(beam=arguments.beam)
@@ -128,7 +129,7 @@ def contestants(
         write_vocabulary_map(folder / "vmap.txt", zip(*corpus), *(d.symbols for d in opened.dictionaries))
     for name, vocabulary_map in wanted.items():
         quantization = "float32" if name == FLOAT32 else "int8"
-        model = convert_opened(opened, folder / name, quantization, vocabulary_map)
+        model = convert(opened, folder / name, quantization, vocabulary_map)
         decoder = CTranslate2Decoder(model, settings, threads=1)
         decoder.use_vocabulary_map = vocabulary_map is not None
         found[name] = functools.partial(translate, decoder, sentences, arguments.batch_size)

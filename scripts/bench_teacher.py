@@ -40,9 +40,9 @@ from benchmarking import (
 from fairseq import utils
 from torch import Tensor
 
-from kd_plugin.checkpoints.loading import load_teacher
 from kd_plugin.tasks.distillation_translation import DistillationTranslationConfig, DistillationTranslationTask
 from kd_plugin.teachers import OnlineTeacher, Request
+from kd_plugin.teachers.member import load_teacher
 
 
 def cases(arguments: argparse.Namespace) -> List[ModelCase]:

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 sys.path.insert(1, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", ".."))  # works uninstalled too
 
-from kd_plugin.checkpoints.loading import count_parameters, read_checkpoint  # noqa: E402
+from kd_plugin.checkpoints.read import count_parameters, read_checkpoint  # noqa: E402
 from kd_plugin.errors import KDPluginError  # noqa: E402
 from kd_plugin.files.atomic import digest_of  # noqa: E402
 from kd_plugin.files.protection import check_outputs, place  # noqa: E402
@@ -126,7 +126,7 @@ def main():
         if os.path.exists(partial):
             os.remove(partial)
     first, last = os.path.basename(paths[0]), os.path.basename(paths[-1])
-    print(f"{args.output}: mean of {len(paths)} ({first} to {last}), {count_parameters(state):,} parameters")
+    print(f"{args.output}: mean of {len(paths)} ({first} to {last}), {count_parameters(state['model']):,} parameters")
 
 
 if __name__ == "__main__":

@@ -1,50 +1,39 @@
 """Which weights of a model CTranslate2's converter has looked at: it says nothing of layers that it does not know."""
 
-import contextlib
 import re
-from typing import Any, Iterator, List
-from unittest import mock
+from typing import Any, List
 
-import fairseq.models
 import torch
+from torch.overrides import TorchFunctionMode
 
 from kd_plugin.compat import BETTER_TRANSFORMER_COPY
 
 NO_WEIGHTS = re.compile(r"(^|\.)(version|_float_tensor|num_updates)$")
 
 
-class Reads:
-    """The model that the converter has built, and the tensors that it has turned into arrays."""
+class Reads(TorchFunctionMode):
+    """Inside it, tensors that are turned into arrays are recorded.
+
+    The arrays are copies: CTranslate2 rounds in place, and a model would share its memory with them.
+    """
 
     def __init__(self) -> None:
-        self.models: List[Any] = []
+        super().__init__()
         self.tensors: List[torch.Tensor] = []
 
-    def left_out(self) -> List[str]:
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        if function is not torch.Tensor.numpy:
+            return result
+        self.tensors.append(args[0])
+        return result.copy()
+
+    def left_out(self, model: torch.nn.Module) -> List[str]:
         """Names of the weights that were not read. Tied ones lie in the same place, and are read together."""
         read = {tensor.data_ptr() for tensor in self.tensors}
         return [
             name
-            for model in self.models
             for name, weight in model.state_dict().items()
             if weight.numel() and weight.data_ptr() not in read
             if not NO_WEIGHTS.search(name) and not BETTER_TRANSFORMER_COPY.search(name)
         ]
-
-
-@contextlib.contextmanager
-def recorded_reads() -> Iterator[Reads]:
-    """Record while CTranslate2's FairseqConverter loads a model."""
-    reads = Reads()
-    build_model, numpy = fairseq.models.build_model, torch.Tensor.numpy
-
-    def building(*args: Any, **kwargs: Any) -> Any:
-        reads.models.append(build_model(*args, **kwargs))
-        return reads.models[-1]
-
-    def reading(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        reads.tensors.append(tensor)
-        return numpy(tensor, *args, **kwargs)
-
-    with mock.patch.object(fairseq.models, "build_model", building), mock.patch.object(torch.Tensor, "numpy", reading):
-        yield reads

@@ -3,22 +3,19 @@
 import argparse
 import os
 import shutil
-import tempfile
 import uuid
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, Dict, FrozenSet, List, Optional
-from unittest import mock
 
-from fairseq import checkpoint_utils
 from fairseq.models import MODEL_REGISTRY
 
-from kd_plugin.compat import BETTER_TRANSFORMER_COPY, fairseq_is_given
+from kd_plugin.checkpoints.converter_reads import Reads
+from kd_plugin.checkpoints.exported import DESCRIPTION, description_of
+from kd_plugin.checkpoints.open import Checkpoint
 from kd_plugin.errors import KDPluginError
 from kd_plugin.files.atomic import write_json
 from kd_plugin.files.json_text import parse_json
-from kd_plugin.checkpoints.converter_reads import recorded_reads
-from kd_plugin.checkpoints.opened import DESCRIPTION, OpenedCheckpoint, open_checkpoint
 
 INSTALL = "pip install 'kd-plugin[export]'"
 MODELS = ("transformer", "transformer_align")
@@ -44,45 +41,27 @@ MUST_BE_EQUAL = (
 
 
 def convert(
-    checkpoint: str,
-    folder: Path,
-    quantization: str = "float32",
-    overrides: Optional[Dict[str, Any]] = None,
-    source_lang: Optional[str] = None,
-    target_lang: Optional[str] = None,
-) -> Path:
-    """Write `checkpoint` as a CTranslate2 model.
-
-    Args:
-        folder: of the model; appears as a whole or not at all. Of two processes that write it at the same time one
-            succeeds and the other keeps what is there
-        quantization: of the stored weights, by CTranslate2's names
-        overrides, source_lang, target_lang: as for `open_checkpoint`
-
-    Returns:
-        `folder`
-
-    Raises:
-        KDPluginError: CTranslate2 is not installed or cannot run such a model, unknown quantization, or as
-            `open_checkpoint`
-    """
-    opened = open_checkpoint(checkpoint, overrides, source_lang, target_lang)
-    return convert_opened(opened, folder, quantization)
-
-
-def convert_opened(
-    opened: OpenedCheckpoint,
+    checkpoint: Checkpoint,
     folder: Path,
     quantization: str = "float32",
     vocabulary_map: Optional[Path] = None,
     max_positions: Optional[int] = None,
 ) -> Path:
-    """As `convert`, of what `open_checkpoint` gave.
+    """Write a checkpoint as a CTranslate2 model.
 
     Args:
+        folder: of the model; appears as a whole or not at all. Of two processes that write it at the same time one
+            succeeds and the other keeps what is there
+        quantization: of the stored weights, by CTranslate2's names
         vocabulary_map: a file in CTranslate2's format to lie in the model's folder
         max_positions: keep that many sinusoidal positions only: the longest sentence, with its end, that the model
             will take and write
+
+    Returns:
+        `folder`
+
+    Raises:
+        KDPluginError: CTranslate2 is not installed or cannot run such a model, or unknown quantization
     """
     accepted = quantizations()
     if quantization not in accepted:
@@ -90,62 +69,65 @@ def convert_opened(
     folder = Path(folder)
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise KDPluginError(f"{folder}: is there already. Remedy: remove it, or name another folder")
-    options = _options(opened)
-    source_tokens, target_tokens = opened.max_source_tokens, opened.max_target_tokens
+    options = _options(checkpoint)
+    source_tokens, target_tokens = checkpoint.max_source_tokens, checkpoint.max_target_tokens
     if max_positions is not None:
-        _shorten(options, max_positions, opened.path)
+        _shorten(options, max_positions, checkpoint.path)
         source_tokens, target_tokens = (min(tokens, max_positions - 1) for tokens in (source_tokens, target_tokens))
 
     import ctranslate2
 
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp")
-    weights = {n: w for n, w in opened.model.state_dict().items() if not BETTER_TRANSFORMER_COPY.search(n)}
     try:
-        with tempfile.TemporaryDirectory() as data:
-            for language, path in zip(("source", "target"), opened.dictionary_paths):
-                shutil.copyfile(path, os.path.join(data, f"dict.{language}.txt"))
-            converter = _converter(opened, data)
-            state = {"args": options, "model": weights}
-            # newer converters call torch.load, older ones fairseq, which would want to bring it up to date
-            older = mock.patch.object(checkpoint_utils, "load_checkpoint_to_cpu", lambda *_, **__: state)
-            with fairseq_is_given(state), older:
-                converter.convert(
-                    str(temporary), vmap=str(vocabulary_map) if vocabulary_map else None, quantization=quantization
-                )
+        vmap = str(vocabulary_map) if vocabulary_map else None
+        _converter(checkpoint, options).convert(str(temporary), vmap=vmap, quantization=quantization)
         more = {
             "quantization": quantization,
             "max_source_tokens": source_tokens,
             "max_target_tokens": target_tokens,
             "ctranslate2": ctranslate2.__version__,
         }
-        write_json(temporary / DESCRIPTION, opened.describe("ctranslate2", **more))
+        write_json(temporary / DESCRIPTION, description_of(checkpoint, "ctranslate2", **more))
         _rename(temporary, folder)
     except OSError as error:
         raise KDPluginError(f"{folder}: cannot be written: {error.strerror or error}. Remedy: make room") from error
     except KDPluginError:
         raise
     except (AttributeError, KeyError, NotImplementedError, RuntimeError, ValueError) as error:
-        raise _cannot(opened.path, " ".join(str(error).split())[:300]) from error
+        raise _cannot(checkpoint.path, " ".join(str(error).split())[:300]) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return folder
 
 
-def _converter(opened: OpenedCheckpoint, data: str) -> Any:
-    from ctranslate2.converters import FairseqConverter
+def _converter(checkpoint: Checkpoint, options: argparse.Namespace) -> Any:
+    """CTranslate2's for fairseq, but for the reading of a file and the building of its model."""
+    from ctranslate2.converters import fairseq
+    from ctranslate2.converters.converter import Converter
 
-    class Converter(FairseqConverter):  # type: ignore[misc]
+    class OfModel(Converter):  # type: ignore[misc]
         def _load(self) -> Any:
-            with recorded_reads() as reads:
-                spec = super()._load()
-            left_out = reads.left_out()
+            model, reads = checkpoint.model, Reads()
+            spec = fairseq._get_model_spec(options)
+            with reads:
+                fairseq.set_transformer_encoder(spec.encoder, model.encoder)
+                fairseq.set_transformer_decoder(spec.decoder, model.decoder)
+            left_out = reads.left_out(model)
             if left_out:
                 more = f" and {len(left_out) - 3} more" if len(left_out) > 3 else ""
-                raise _cannot(opened.path, f"its converter leaves out {', '.join(left_out[:3])}{more}")
+                raise _cannot(checkpoint.path, f"its converter leaves out {', '.join(left_out[:3])}{more}")
+            for side, positions in ((spec.encoder, options.max_source_positions), (spec.decoder, options.max_target_positions)):
+                encodings = side.position_encodings
+                encodings.encodings = encodings.encodings[:positions]
+            source, target = map(fairseq._get_vocab, checkpoint.dictionaries)
+            spec.register_source_vocabulary(source)
+            spec.register_target_vocabulary(target)
+            spec.config.decoder_start_token = spec.config.eos_token
+            spec.config.add_source_eos = True
             return spec
 
-    return Converter(opened.path, data, "source", "target")
+    return OfModel()
 
 
 def vocabulary(folder: Path, side: str) -> FrozenSet[str]:
@@ -178,12 +160,12 @@ def _rename(temporary: Path, folder: Path) -> None:
             raise
 
 
-def _options(opened: OpenedCheckpoint) -> argparse.Namespace:
+def _options(checkpoint: Checkpoint) -> argparse.Namespace:
     """The flags that CTranslate2's converter asks for, all of them, read off the model as fairseq built it."""
-    model = opened.model
+    model = checkpoint.model
     name = next((name for name in MODELS if type(model) is MODEL_REGISTRY[name]), None)
     if name is None:
-        raise _cannot(opened.path, f"it is a {type(model).__name__}; CTranslate2 takes {' and '.join(MODELS)}")
+        raise _cannot(checkpoint.path, f"it is a {type(model).__name__}; CTranslate2 takes {' and '.join(MODELS)}")
     flat: Dict[str, Any] = {}
     for field, value in vars(model.cfg).items():
         if is_dataclass(value):
@@ -192,13 +174,13 @@ def _options(opened: OpenedCheckpoint) -> argparse.Namespace:
             flat[field] = value
     for option in UNKNOWN_TO_CTRANSLATE2:
         if flat.get(option):
-            raise _cannot(opened.path, f"--{option.replace('_', '-')} is not known to CTranslate2")
+            raise _cannot(checkpoint.path, f"--{option.replace('_', '-')} is not known to CTranslate2")
     for one, other in MUST_BE_EQUAL:
         if flat[one] != flat[other]:
-            raise _cannot(opened.path, f"--{one} {flat[one]} and --{other} {flat[other]} differ".replace("_", "-"))
-    for dictionary, path in zip(opened.dictionaries, opened.dictionary_paths):
+            raise _cannot(checkpoint.path, f"--{one} {flat[one]} and --{other} {flat[other]} differ".replace("_", "-"))
+    for dictionary, path in zip(checkpoint.dictionaries, checkpoint.dictionary_paths):
         if len(set(dictionary.symbols)) != len(dictionary):
-            raise _cannot(opened.path, f"{path} holds a symbol twice (#fairseq:overwrite)")
+            raise _cannot(checkpoint.path, f"{path} holds a symbol twice (#fairseq:overwrite)")
     if name == "transformer_align":  # fairseq allows a layer that is not there; CTranslate2 crashes
         flat["alignment_layer"] = min(int(flat.get("alignment_layer") or 0), int(flat["decoder_layers"]) - 1)
     return argparse.Namespace(**{**flat, "arch": name, "_name": name, "task": "translation"})

@@ -19,11 +19,11 @@ from fairseq.tasks.translation import TranslationConfig, TranslationTask
 from omegaconf import OmegaConf
 from torch import Tensor
 
+from kd_plugin.checkpoints.build import EMBEDDING_FILES
+from kd_plugin.checkpoints.open import Checkpoint
 from kd_plugin.checkpoints.student import STOCK_CRITERION, STOCK_TASK
 from kd_plugin.compat import BETTER_TRANSFORMER_COPY
 from kd_plugin.errors import KDPluginError
-from kd_plugin.checkpoints.opened import OpenedCheckpoint
-from kd_plugin.checkpoints.loading import EMBEDDING_FILES
 
 # of the task: what decides how text becomes indices and batches; the rest is data and evaluation of the run
 TASK_FIELDS = ("left_pad_source", "left_pad_target", "max_source_positions", "max_target_positions")
@@ -67,7 +67,7 @@ def tied_names(weights: Dict[str, Tensor]) -> Dict[str, str]:
     return tied
 
 
-def model_fields(opened: OpenedCheckpoint, read: Callable[[Dict[str, Any]], Any] = OmegaConf.create) -> Dict[str, Any]:
+def model_fields(opened: Checkpoint, read: Callable[[Dict[str, Any]], Any] = OmegaConf.create) -> Dict[str, Any]:
     """The options that define the architecture, with `_name`; no paths and nothing of the run.
 
     Args:
@@ -137,7 +137,7 @@ def _public(value: Any) -> Any:
     return None if isinstance(value, str) and os.sep in value else value
 
 
-def _check_rebuild(opened: OpenedCheckpoint, kept: Dict[str, Any], read: Callable[[Dict[str, Any]], Any]) -> None:
+def _check_rebuild(opened: Checkpoint, kept: Dict[str, Any], read: Callable[[Dict[str, Any]], Any]) -> None:
     try:
         same = _rebuilds(opened, read(kept))
     except Exception as error:  # other people's models raise anything
@@ -163,14 +163,14 @@ def as_namespace(options: Dict[str, Any]) -> argparse.Namespace:
     return argparse.Namespace(**options)
 
 
-def _is_built(opened: OpenedCheckpoint, options: Any) -> bool:
+def _is_built(opened: Checkpoint, options: Any) -> bool:
     try:
         return _rebuilds(opened, options)
     except Exception:  # other people's models raise anything
         return False
 
 
-def _rebuilds(opened: OpenedCheckpoint, options: Any) -> bool:
+def _rebuilds(opened: Checkpoint, options: Any) -> bool:
     """Whether a model of these options, with the checkpoint's weights, gives its answers."""
     rebuilt = models.build_model(options, TranslationTask(TranslationConfig(), *opened.dictionaries))
     rebuilt.load_state_dict(own_weights(opened.model), strict=True)
@@ -179,7 +179,7 @@ def _rebuilds(opened: OpenedCheckpoint, options: Any) -> bool:
 
 
 @torch.no_grad()
-def _answer(model: Any, opened: OpenedCheckpoint) -> Tensor:
+def _answer(model: Any, opened: Checkpoint) -> Tensor:
     """Its log-probabilities for a short sentence pair of the first words."""
     shortest = min(opened.max_source_tokens, opened.max_target_tokens, 4)
     source, target = (list(range(d.nspecial, len(d)))[:shortest] for d in opened.dictionaries)
@@ -193,7 +193,7 @@ def _defaults(dataclass: Any) -> Any:
     return OmegaConf.to_container(OmegaConf.structured(dataclass), enum_to_str=True)
 
 
-def write_stock_checkpoint(opened: OpenedCheckpoint, path: Path, half: bool = False) -> None:
+def write_stock_checkpoint(opened: Checkpoint, path: Path, half: bool = False) -> None:
     """Write what stock fairseq-generate, fairseq-interactive and from_pretrained read, without a plugin.
 
     Args:

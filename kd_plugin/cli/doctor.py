@@ -58,8 +58,8 @@ def run(args: argparse.Namespace) -> int:
         from kd_plugin.cli.doctor_teacher import teacher_checks, training_command
 
         paths = split_model_paths(args.teacher)
-        for path in paths:
-            checks += teacher_checks(path, args)
+        found = {path: teacher_checks(path, args) for path in dict.fromkeys(paths)}
+        checks += [check for path in paths for check in found[path]]
         if not any(check.status == FAIL for check in checks):
             command = training_command(checks, paths, args.dict)
     ok = not any(check.status == FAIL for check in checks)

@@ -6,40 +6,37 @@ import argparse
 import json
 import os
 import shlex
-from typing import Any, Dict, List, Optional
+from typing import Any, List, Optional
 
-from fairseq.tasks.translation import TranslationConfig, TranslationTask
-
-from kd_plugin.checkpoints import loading
+from kd_plugin.checkpoints.describe import dictionary_directories, find_dictionary
 from kd_plugin.checkpoints.language_tokens import VOCABULARY_WEIGHTS, languages_of, missing_symbols, vocabulary_rows
+from kd_plugin.checkpoints.open import beside
 from kd_plugin.checkpoints.paths import join_model_paths
+from kd_plugin.checkpoints.read import CheckpointFile, no_checkpoint, read_file
 from kd_plugin.cli.doctor import FAIL, Check
 from kd_plugin.errors import KDPluginError
-from kd_plugin.files.atomic import sha256_of
-from kd_plugin.teachers.vocabulary import find_dictionary
 
 
 def teacher_checks(path: str, args: argparse.Namespace) -> List[Check]:
     """What one teacher file is, up to building the model that it describes."""
     section = f"teacher {path}"
     if not os.path.isfile(path):
-        return [Check(section, "file", "not found", FAIL, str(loading.no_checkpoint(path, "check the path")))]
+        return [Check(section, "file", "not found", FAIL, str(no_checkpoint(path, "check the path")))]
     try:
-        state = loading.read_checkpoint(path)
+        file = read_file(path, overrides={"data": args.dict} if args.dict else {})
     except KDPluginError as error:
         return [Check(section, "safe to read", "no", FAIL, str(error))]
-    cfg = state["cfg"]
     # Where neither says it, training takes the student's.
-    langs = [said or given for said, given in zip(languages_of(cfg.task), (args.source_lang, args.target_lang))]
+    langs = [said or given for said, given in zip(languages_of(file.cfg.task), (args.source_lang, args.target_lang))]
     checks = [
         Check(section, "safe to read", "yes, as tensors and fairseq's configuration alone"),
         Check(section, "size", f"{os.path.getsize(path):,} bytes"),
-        Check(section, "sha256", sha256_of(path)),
-        Check(section, "architecture", architecture(cfg.model)),
-        Check(section, "parameters", f"{loading.count_parameters(state):,}"),
+        Check(section, "sha256", file.sha256),
+        Check(section, "architecture", architecture(file.cfg.model)),
+        Check(section, "parameters", f"{file.parameters:,}"),
         Check(section, "languages", "-".join(langs) if all(langs) else "not in the checkpoint"),
     ]
-    return checks + fitting_checks(section, path, state["model"], cfg.task, langs, args.dict)
+    return checks + fitting_checks(section, file, langs, args.dict)
 
 
 def architecture(model_cfg: Any) -> str:
@@ -56,32 +53,26 @@ def architecture(model_cfg: Any) -> str:
     return text
 
 
-def fitting_checks(
-    section: str, path: str, weights: Dict[str, Any], task_cfg: Any, langs: List[Any], dict_dir: Optional[str]
-) -> List[Check]:
+def fitting_checks(section: str, file: CheckpointFile, langs: List[Any], dict_dir: Optional[str]) -> List[Check]:
     """Do the dictionaries that training would find fit the embeddings, and can the model be built with them?"""
     checks: List[Check] = []
-    dictionaries = []
     overrides = {"data": dict_dir} if dict_dir else {}
     for side, lang in zip(VOCABULARY_WEIGHTS, langs):
-        rows = vocabulary_rows(weights, side)
+        rows = vocabulary_rows(file.weights, side)
         checks.append(Check(section, f"{side} vocabulary", "not found" if rows is None else f"{rows:,}"))
         try:
-            directories = loading.dictionary_directories(path, task_cfg, overrides)
-            dictionary, dictionary_path = find_dictionary(directories, lang, path)
+            dictionary, dictionary_path = find_dictionary(dictionary_directories(file, overrides), lang, file.path)
         except KDPluginError as error:
             return [*checks, Check(section, f"{side} dictionary", "not found", FAIL, str(error))]
         check = Check(section, f"{side} dictionary", f"{dictionary_path} ({len(dictionary):,} symbols)")
         if rows is not None and rows != len(dictionary):
             other = "it is of another training: name the right folder with --dict"
-            check.status, check.remedy = FAIL, missing_symbols(task_cfg, dictionary, dictionary_path, rows) or other
+            missing = missing_symbols(file.cfg.task, dictionary, dictionary_path, rows)
+            check.status, check.remedy = FAIL, missing or other
             return [*checks, check]
         checks.append(check)
-        dictionaries.append(dictionary)
-
-    student = TranslationTask(TranslationConfig(source_lang=langs[0], target_lang=langs[1]), *dictionaries)
     try:
-        loading.load_teacher(path, student, overrides=overrides)
+        beside(file, langs, overrides).model  # noqa: B018  it is built
     except KDPluginError as error:
         return [*checks, Check(section, "builds", "no", FAIL, str(error))]
     return [*checks, Check(section, "builds", "yes, and its weights fit")]

@@ -10,12 +10,12 @@ from fairseq.data import Dictionary
 
 from kd_plugin.cache.data import split_files
 from kd_plugin.corpus.binarised import check_ids, open_indexed
+from kd_plugin.corpus.dictionaries import load_dictionary
 from kd_plugin.corpus.raw_text import TextLines
 from kd_plugin.corpus.subword_checks import Marks
 from kd_plugin.corpus.subwords import Subwords
 from kd_plugin.errors import KDPluginError
 from kd_plugin.runners.progress import progress
-from kd_plugin.teachers.vocabulary import load_dictionary
 
 HASH_BYTES = 16  # of a line: among 10^9 lines two of the same hash have a probability of 10^-21
 

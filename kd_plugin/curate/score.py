@@ -23,18 +23,12 @@ from kd_plugin.corpus.languages import check_languages
 from kd_plugin.corpus.subword_checks import Marks, check_known, check_text
 from kd_plugin.corpus.subwords import add_subword_arguments, segmentation_of
 from kd_plugin.corpus.translations import Record, Shard, Translations, write_shard
-from kd_plugin.decoding.decoders import (
-    DTYPES,
-    Checkpoints,
-    add_model_arguments,
-    checkpoints_of,
-    default_dtype,
-    load_ensemble,
-    not_a_number,
-)
+from kd_plugin.decoding.base import not_a_number
+from kd_plugin.decoding.decoders import add_model_arguments, checkpoints_of, default_dtype
+from kd_plugin.decoding.fairseq import DTYPES, Checkpoints, load_ensemble
 from kd_plugin.errors import KDPluginError
 from kd_plugin.files.atomic import digest_of
-from kd_plugin.runners.jobs import add_job_arguments, check_job, device_of
+from kd_plugin.runners.jobs import add_job_arguments, check_job, device_of, works_here
 
 TOO_LONG = "dropped_too_long"
 
@@ -93,7 +87,8 @@ class Session:
         manifest = self._translations.manifest
         self.languages, self.input_lines, self.lines = manifest.languages, manifest.input_lines, manifest.lines
         self.plans = [Plan(shard) for shard in manifest.shards]
-        checkpoints = checkpoints_of(args)
+        self._args = args
+        checkpoints = self._checkpoints = checkpoints_of(args)
         self._backward = self._is_backward(checkpoints)
         self._subwords = segmentation_of(args)
         dictionaries = checkpoints.source_dictionary.symbols, checkpoints.target_dictionary.symbols
@@ -120,6 +115,8 @@ class Session:
 
     def prepare(self) -> None:
         """Its folder needs nothing but the shards."""
+        if not works_here(self._args):
+            self._checkpoints.let_go()
 
     def _is_backward(self, checkpoints: Checkpoints) -> bool:
         """Whether the model translates from the translations' target to their source language."""

@@ -3,7 +3,7 @@
 import argparse
 import functools
 from pathlib import Path
-from typing import Any, Callable, Iterator, List, NamedTuple, Sequence
+from typing import Any, Callable, Dict, Hashable, Iterator, List, NamedTuple, Optional, Sequence
 
 import numpy as np
 import torch
@@ -22,7 +22,8 @@ from kd_plugin.cache.writer import (
     merge,
     plan_shards,
 )
-from kd_plugin.checkpoints.loading import parse_overrides
+from kd_plugin.checkpoints.open import Checkpoint
+from kd_plugin.checkpoints.overrides import parse_overrides
 from kd_plugin.corpus.batches import by_length
 from kd_plugin.corpus.binarised import check_ids, format_of_pair, readable
 from kd_plugin.corpus.languages import check_languages
@@ -100,8 +101,9 @@ def run(args: argparse.Namespace) -> int:
     if args.max_source_positions is not None and not args.truncate_source:
         raise KDPluginError("--max-source-positions: only with --truncate-source. Remedy: leave it out, or add that")
     check_outputs(inputs_of(args), [("--cache-dir", args.cache_dir)])
+    opened: Dict[Hashable, Checkpoint] = {}  # the teacher of all splits
     for job in _jobs(args):
-        _write_store(job)
+        _write_store(job, opened)
     return 0
 
 
@@ -122,9 +124,9 @@ def _jobs(args: argparse.Namespace) -> Iterator[Job]:
             yield Job(path, split, source, target, args)
 
 
-def _write_store(job: Job) -> None:
+def _write_store(job: Job, opened: Dict[Hashable, Checkpoint]) -> None:
     args = job.options
-    session = Session(job, 0)
+    session = Session(job, 0, opened)
     folder, identity = session.folder, session.identity
     plans = plan_shards(session.sizes, args.shard_tokens)
 
@@ -156,9 +158,10 @@ class Session:
 
     Args:
         number: of the worker
+        opened: as for `open_teacher`
     """
 
-    def __init__(self, job: Job, number: int):
+    def __init__(self, job: Job, number: int, opened: Optional[Dict[Hashable, Checkpoint]] = None):
         options = job.options
         self._options = options
         prefixes = split_prefixes(job.data, job.split, job.source_lang, job.target_lang)
@@ -192,6 +195,7 @@ class Session:
             options.teacher_overrides,
             options.teacher_sha256,
             _resolved(options.teacher_dtype),
+            opened,
         )
         self._device = device_of(number)
         overrides = parse_overrides(options.teacher_overrides)

@@ -20,23 +20,16 @@ from kd_plugin.corpus.sources import Sentence, TextSource, data_folders, group_e
 from kd_plugin.corpus.subword_checks import check_known, check_text
 from kd_plugin.corpus.subwords import add_subword_arguments, segmentation_of
 from kd_plugin.corpus.translations import MANIFEST, Hypothesis, Manifest, Record, write_shard
-from kd_plugin.decoding.decoders import (
-    DTYPES,
-    Checkpoints,
-    CTranslate2Decoder,
-    FairseqDecoder,
-    Scored,
-    Settings,
-    add_model_arguments,
-    checkpoints_of,
-    default_dtype,
-)
+from kd_plugin.decoding.base import Scored, Settings
+from kd_plugin.decoding.ctranslate2 import CTranslate2Decoder
+from kd_plugin.decoding.decoders import add_model_arguments, checkpoints_of, default_dtype
+from kd_plugin.decoding.fairseq import DTYPES, Checkpoints, FairseqDecoder
 from kd_plugin.decoding.length_limit import is_capped
 from kd_plugin.decoding.models import UNKNOWN
 from kd_plugin.errors import KDPluginError
 from kd_plugin.files.atomic import digest_of
 from kd_plugin.files.shards import shard_name
-from kd_plugin.runners.jobs import add_job_arguments, check_job, device_of
+from kd_plugin.runners.jobs import add_job_arguments, check_job, device_of, works_here
 
 ENGINES = ("fairseq", "ctranslate2")
 EMPTY, TOO_LONG, CAPPED = "empty_lines", "too_long_lines", "capped_lines"
@@ -233,8 +226,9 @@ class Session:
         from kd_plugin.checkpoints.ctranslate2_models import convert
 
         if self._model_folder is not None and not self._model_folder.is_dir():
-            checkpoints = self._checkpoints
-            convert(checkpoints.paths[0], self._model_folder, "float32", checkpoints.overrides, *self.languages)
+            convert(self._checkpoints.first, self._model_folder)
+        if self._model_folder is not None or not works_here(self._args):
+            self._checkpoints.let_go()
 
     @functools.cached_property
     def _decoder(self) -> Any:

@@ -7,15 +7,16 @@ from typing import Any, Dict, List, NamedTuple, Optional, Sequence
 import numpy as np
 import torch
 
+from kd_plugin.checkpoints.exported import described_languages, read_description
 from kd_plugin.checkpoints.formats import holds_ctranslate2
-from kd_plugin.checkpoints.loading import no_checkpoint
-from kd_plugin.checkpoints.opened import described_languages, read_description
 from kd_plugin.checkpoints.paths import split_model_paths
+from kd_plugin.checkpoints.read import model_sha256, no_checkpoint
 from kd_plugin.corpus.batches import by_length
-from kd_plugin.decoding.decoders import CTranslate2Decoder, FairseqDecoder, Settings, Tokens, open_checkpoints
+from kd_plugin.decoding.base import Decoder, Settings, Tokens
+from kd_plugin.decoding.ctranslate2 import CTranslate2Decoder
+from kd_plugin.decoding.fairseq import Checkpoints, FairseqDecoder, open_checkpoints
 from kd_plugin.decoding.length_limit import is_capped
 from kd_plugin.errors import KDPluginError
-from kd_plugin.files.atomic import sha256_of
 from kd_plugin.runners.progress import progress_bar
 
 ENGINES = ("auto", "fairseq", "ctranslate2")
@@ -25,19 +26,20 @@ UNKNOWN = "<unk>"  # fairseq's, and so CTranslate2's
 class OpenedModel(NamedTuple):
     """A model ready to translate, and what is said of it.
 
-    decoder: FairseqDecoder or CTranslate2Decoder. compute_type: what its weights are where they are multiplied. bytes:
+    compute_type: what its weights are where they are multiplied. bytes:
     of a checkpoint the weights as they are stored, without optimizer state; of a CTranslate2 model its files, with the
     vocabularies. parameters: None where nobody says. sha256: of each file with weights. languages: source and target;
-    None where nobody says.
+    None where nobody says. checkpoints: to open it again on another device; None: a CTranslate2 folder.
     """
 
-    decoder: Any
+    decoder: Any  # a Decoder
     engine: str
     compute_type: str
     bytes: int
     parameters: Optional[int]
     sha256: List[str]
     languages: Optional[List[str]] = None
+    checkpoints: Optional[Checkpoints] = None
 
 
 class Translated(NamedTuple):
@@ -87,6 +89,7 @@ def open_model(
     source_lang: Optional[str] = None,
     target_lang: Optional[str] = None,
     compute_type: str = "default",
+    checkpoints: Optional[Checkpoints] = None,
 ) -> OpenedModel:
     """A model ready to translate.
 
@@ -94,6 +97,7 @@ def open_model(
         path: A.pt, an ensemble A.pt:B.pt, or a CTranslate2 folder
         threads: of CTranslate2; fairseq computes with torch's
         overrides, source_lang, target_lang: as for `open_checkpoint`; of checkpoints only
+        checkpoints: what the path names, where that is open already
 
     Raises:
         KDPluginError: as `engine_of`, `open_checkpoint` and the decoders
@@ -104,18 +108,19 @@ def open_model(
         description = read_description(folder)
         files = [folder / "model.bin", *folder.glob("*vocabulary.*"), folder / "vmap.txt"]
         size = sum(file.stat().st_size for file in files if file.is_file())
-        digest = sha256_of(folder / "model.bin")
+        digest = model_sha256(folder / "model.bin")
         parameters, languages = description.get("parameters"), described_languages(description)
         return OpenedModel(decoder, "ctranslate2", decoder.compute_type, size, parameters, [digest], languages)
-    checkpoints = open_checkpoints(path, overrides, source_lang, target_lang)
+    checkpoints = checkpoints or open_checkpoints(path, overrides, source_lang, target_lang)
     opened = FairseqDecoder(checkpoints, settings, torch.device(device))
-    digests = list(map(sha256_of, checkpoints.paths))
-    size, languages = opened.weight_bytes, checkpoints.languages
-    return OpenedModel(opened, "fairseq", "float32", size, opened.parameters, digests, languages)
+    digests, size = list(map(model_sha256, checkpoints.paths)), opened.weight_bytes
+    return OpenedModel(
+        opened, "fairseq", "float32", size, opened.parameters, digests, checkpoints.languages, checkpoints
+    )
 
 
 def translate(
-    decoder: Any, sentences: Sequence[Tokens], max_tokens: int = 4000, name: Optional[str] = None
+    decoder: Decoder, sentences: Sequence[Tokens], max_tokens: int = 4000, name: Optional[str] = None
 ) -> Translated:
     """The best translation of each sentence; nothing for one that is empty or longer than the model can take.
 

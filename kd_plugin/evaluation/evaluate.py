@@ -19,7 +19,8 @@ from kd_plugin.corpus.languages import Tokenizer, bleu_tokenizer, check_language
 from kd_plugin.corpus.raw_text import numbered_lines
 from kd_plugin.corpus.subword_checks import Marks, check_known, check_text
 from kd_plugin.corpus.subwords import Segmentation, Subwords, add_subword_arguments, segmentation_of
-from kd_plugin.decoding.decoders import Settings, Tokens
+from kd_plugin.decoding.base import Settings, Tokens
+from kd_plugin.decoding.fairseq import Checkpoints
 from kd_plugin.decoding.models import (
     ENGINES,
     UNKNOWN,
@@ -111,18 +112,18 @@ def run(args: argparse.Namespace) -> int:
     subwords = segmentation_of(args)
     torch.set_num_threads(args.threads)
     sentences = {test.name: [subwords.source.encode(line) for line in test.sources] for test in tests}
-    opened = {}
+    opened: Dict[str, OpenedModel] = {}
     for name, path in models.items():  # before anything is translated: the last one may be no model for this text
-        model = _open(path, "cpu", settings, args)
-        _check_subwords(path, model.decoder, subwords, tests, sentences)
-        opened[name] = model.languages
-    language = _tokenizer(opened, tests, args)
+        opened[name] = _open(path, "cpu", settings, args)
+        _check_subwords(path, opened[name].decoder, subwords, tests, sentences)
+    language = _tokenizer({name: model.languages for name, model in opened.items()}, tests, args)
     claim = _claim(output, args)
 
     rows = []
     texts: Dict[str, Dict[str, List[str]]] = {test.name: {} for test in tests}  # test -> model -> lines
     for name, path in models.items():
-        row, hypotheses = _translate_all(name, path, sentences, subwords.target, settings, args)
+        model = opened.pop(name)  # each is let go of when it has translated
+        row, hypotheses = _translate_all(name, path, model, sentences, subwords.target, settings, args)
         rows.append(row)
         for test in tests:
             texts[test.name][name] = hypotheses[test.name]
@@ -241,6 +242,7 @@ def _tokenizer(languages: Dict[str, Optional[List[str]]], tests: List[RawTest], 
 def _translate_all(
     name: str,
     path: str,
+    opened: OpenedModel,
     sentences: Dict[str, List[Tokens]],
     subwords: Subwords,
     settings: Settings,
@@ -252,7 +254,8 @@ def _translate_all(
     speed: Dict[str, Dict[str, Any]] = {}
     done: Dict[str, Translated] = {}
     for device in devices:
-        opened = _open(path, device, settings, args)
+        if torch.cuda.is_available():
+            opened = _open(path, device, settings, args, opened.checkpoints)
         work = sentences if not done else {first: sentences[first][: args.cpu_sentences]}
         translate(opened.decoder, sentences[first][: WARM_UP[device]], args.max_tokens)
         answers = {
@@ -289,10 +292,13 @@ def _note(answers: List[Translated]) -> str:
     return "; ".join(notes)
 
 
-def _open(path: str, device: str, settings: Settings, args: argparse.Namespace) -> OpenedModel:
+def _open(
+    path: str, device: str, settings: Settings, args: argparse.Namespace, checkpoints: Optional[Checkpoints] = None
+) -> OpenedModel:
     overrides = {} if args.dict_dir is None else {"data": args.dict_dir}
     languages = args.source_lang, args.target_lang
-    return open_model(path, settings, args.engine, device, args.threads, overrides, *languages)
+    engine, threads = args.engine, args.threads
+    return open_model(path, settings, engine, device, threads, overrides, *languages, checkpoints=checkpoints)
 
 
 def _check_subwords(

@@ -10,16 +10,18 @@ from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Se
 import torch
 from sacrebleu.metrics import BLEU
 
-from kd_plugin.checkpoints.ctranslate2_models import convert_opened
+from kd_plugin.checkpoints.ctranslate2_models import convert
+from kd_plugin.checkpoints.exported import DESCRIPTION, description_of, read_description
 from kd_plugin.checkpoints.finite import check_range
-from kd_plugin.checkpoints.opened import DESCRIPTION, OpenedCheckpoint, open_checkpoint, read_description
+from kd_plugin.checkpoints.open import Checkpoint, open_checkpoint
 from kd_plugin.checkpoints.stock import write_stock_checkpoint
 from kd_plugin.corpus.languages import bleu_tokenizer, check_languages, family
 from kd_plugin.corpus.raw_text import numbered_lines
 from kd_plugin.corpus.subword_checks import Marks, check_known, check_text
 from kd_plugin.corpus.subwords import Segmentation, Subwords, add_subword_arguments, segmentation_of
 from kd_plugin.corpus.translations import Translations
-from kd_plugin.decoding.decoders import Settings, Tokens
+from kd_plugin.decoding.base import Settings, Tokens
+from kd_plugin.decoding.fairseq import Checkpoints
 from kd_plugin.decoding.models import Translated, open_model, share_identical, translate
 from kd_plugin.errors import KDPluginError
 from kd_plugin.export.safetensors_model import write_safetensors
@@ -186,7 +188,7 @@ def _work(folder: Path) -> Path:
     return work
 
 
-def _to_ctranslate2(opened: OpenedCheckpoint, folder: Path, args: argparse.Namespace, work: Path) -> None:
+def _to_ctranslate2(opened: Checkpoint, folder: Path, args: argparse.Namespace, work: Path) -> None:
     vocabulary_map: Optional[Path] = None
     if args.vocabulary_map_from:
         vocabulary_map = work / VOCABULARY_MAP
@@ -194,31 +196,31 @@ def _to_ctranslate2(opened: OpenedCheckpoint, folder: Path, args: argparse.Names
         pairs = progress(_segmented(opened, args), None, "vocabulary map", "pair")
         number = write_vocabulary_map(vocabulary_map, pairs, *symbols)
         print(f"vocabulary map: from {number:,} sentence pairs, {vocabulary_map.stat().st_size:,} bytes")
-    convert_opened(opened, folder, args.quantization or "int8", vocabulary_map, args.max_positions)
+    convert(opened, folder, args.quantization or "int8", vocabulary_map, args.max_positions)
 
 
-def _to_fairseq(opened: OpenedCheckpoint, folder: Path, args: argparse.Namespace, work: Path) -> None:
+def _to_fairseq(opened: Checkpoint, folder: Path, args: argparse.Namespace, work: Path) -> None:
     folder.mkdir()
     write_stock_checkpoint(opened, folder / CHECKPOINT, args.fp16)
     _copy_dictionaries(opened, folder)
-    write_json(folder / DESCRIPTION, opened.describe("fairseq", dtype="float16" if args.fp16 else "float32"))
+    write_json(folder / DESCRIPTION, description_of(opened, "fairseq", dtype="float16" if args.fp16 else "float32"))
 
 
-def _to_safetensors(opened: OpenedCheckpoint, folder: Path, args: argparse.Namespace, work: Path) -> None:
+def _to_safetensors(opened: Checkpoint, folder: Path, args: argparse.Namespace, work: Path) -> None:
     folder.mkdir()
     write_safetensors(opened, folder, args.fp16)
     _copy_dictionaries(opened, folder)
-    write_json(folder / DESCRIPTION, opened.describe("safetensors", dtype="float16" if args.fp16 else "float32"))
+    write_json(folder / DESCRIPTION, description_of(opened, "safetensors", dtype="float16" if args.fp16 else "float32"))
 
 
-FORMATS: Dict[str, Callable[[OpenedCheckpoint, Path, argparse.Namespace, Path], None]] = {
+FORMATS: Dict[str, Callable[[Checkpoint, Path, argparse.Namespace, Path], None]] = {
     "ctranslate2": _to_ctranslate2,
     "fairseq": _to_fairseq,
     "safetensors": _to_safetensors,
 }
 
 
-def _copy_dictionaries(opened: OpenedCheckpoint, folder: Path) -> None:
+def _copy_dictionaries(opened: Checkpoint, folder: Path) -> None:
     if opened.languages is None:  # found as a joined one
         shutil.copyfile(opened.dictionary_paths[0], folder / "dict.txt")
         return
@@ -226,7 +228,7 @@ def _copy_dictionaries(opened: OpenedCheckpoint, folder: Path) -> None:
         shutil.copyfile(path, folder / f"dict.{language}.txt")
 
 
-def _segmented(opened: OpenedCheckpoint, args: argparse.Namespace) -> Iterator[Tuple[Tokens, Tokens]]:
+def _segmented(opened: Checkpoint, args: argparse.Namespace) -> Iterator[Tuple[Tokens, Tokens]]:
     """Symbols of the pairs of --vocabulary-map-from.
 
     Raises:
@@ -257,7 +259,7 @@ def _corpus(args: argparse.Namespace) -> Iterator[Tuple[str, str]]:
         yield source[1], target[1]
 
 
-def _check_sentences(opened: OpenedCheckpoint, args: argparse.Namespace, subwords: Segmentation) -> List[Tokens]:
+def _check_sentences(opened: Checkpoint, args: argparse.Namespace, subwords: Segmentation) -> List[Tokens]:
     """Symbols of --check, after a look whether they are the checkpoint's."""
     lines = [line for _, line in numbered_lines(Path(args.check), "--check")]
     if not any(map(str.strip, lines)):
@@ -271,7 +273,7 @@ def _check_sentences(opened: OpenedCheckpoint, args: argparse.Namespace, subword
 
 
 def _check(
-    opened: OpenedCheckpoint,
+    opened: Checkpoint,
     folder: Path,
     args: argparse.Namespace,
     overrides: Dict[str, Any],
@@ -290,7 +292,7 @@ def _check(
     exported = folder if args.format == "ctranslate2" else folder / CHECKPOINT
     languages = {"source_lang": args.source_lang, "target_lang": args.target_lang}
     target = None if opened.languages is None else opened.languages[1]
-    original = open_model(opened.path, SEARCH, overrides=overrides, **languages)
+    original = open_model(opened.path, SEARCH, checkpoints=Checkpoints(opened, [opened.path], overrides))
     decoder = open_model(str(exported), SEARCH, **languages).decoder
     theirs = translate(original.decoder, sentences, name="checkpoint")
     ours = translate(decoder, sentences, name="exported")

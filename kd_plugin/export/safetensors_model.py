@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, Dict
 
-from kd_plugin.checkpoints.opened import OpenedCheckpoint
+from kd_plugin.checkpoints.open import Checkpoint
 from kd_plugin.checkpoints.stock import as_namespace, model_fields, own_weights, tied_names
 from kd_plugin.errors import KDPluginError
 from kd_plugin.files.atomic import write_json
@@ -12,7 +12,7 @@ INSTALL = "pip install 'kd-plugin[export]'"
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
 
-def write_safetensors(opened: OpenedCheckpoint, folder: Path, half: bool = False) -> None:
+def write_safetensors(opened: Checkpoint, folder: Path, half: bool = False) -> None:
     """WEIGHTS and CONFIG in `folder`.
 
     Tensors have the names of fairseq's state_dict, and its layouts: a linear layer is (outputs, inputs), an embedding
@@ -35,7 +35,7 @@ def write_safetensors(opened: OpenedCheckpoint, folder: Path, half: bool = False
     write_json(folder / CONFIG, _config(opened, tied, "float16" if half else "float32"))
 
 
-def _config(opened: OpenedCheckpoint, tied: Dict[str, str], dtype: str) -> Dict[str, Any]:
+def _config(opened: Checkpoint, tied: Dict[str, str], dtype: str) -> Dict[str, Any]:
     source, target = opened.dictionaries
     options = model_fields(opened, as_namespace)
     return {

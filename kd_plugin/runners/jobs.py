@@ -60,20 +60,24 @@ def work(
     remove_leftovers(folder, [plan.name for plan in mine])
     todo = [plan for plan in mine if not finished(plan)]
     total, left = sum(map(size, mine)), sum(map(size, todo))
-    workers = args.workers or max(1, _gpus())
-    here = workers == 1 and args.runner == "local"
+    workers = _workers(args)
     with progress_bar(name, total, unit, initial=total - left, unit_scale=True) as bar:
-        start = functools.partial(_here, session) if here else make_session
+        start = functools.partial(_here, session) if works_here(args) else make_session
         for plan in engines.run(todo, start, bar.update, args.runner, workers):
             if args.runner == "ray":
                 bar.update(size(plan))
     return mine
 
 
-def _gpus() -> int:
+def works_here(args: argparse.Namespace) -> bool:
+    """Whether `work` does the shards in this process, and not in others that it starts."""
+    return args.runner == "local" and _workers(args) == 1
+
+
+def _workers(args: argparse.Namespace) -> int:
     import torch
 
-    return torch.cuda.device_count()
+    return int(args.workers) or max(1, torch.cuda.device_count())
 
 
 def device_of(worker: int) -> "torch.device":

@@ -47,6 +47,12 @@ class Answer(NamedTuple):
     distribution: Optional[TeacherAnswer] = None
 
 
+def short_name(sha256: str, parameters: int) -> str:
+    """`sha256:1a2b3c4d(7.9M)`."""
+    size = f"{parameters / 1e6:.1f}M" if parameters >= 50_000 else f"{parameters}"
+    return f"sha256:{sha256[:8]}({size})"
+
+
 class Teacher(abc.ABC):
     """A frozen teacher. It is not an nn.Module, and must not become part of one: fairseq would train, save, move, wrap
     and average it."""

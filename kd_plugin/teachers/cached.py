@@ -13,11 +13,10 @@ from kd_plugin.cache.data import COUNTS, TRUNCATED, dictionary_sha256, fingerpri
 from kd_plugin.cache.manifest import Identity
 from kd_plugin.cache.records import Layout, Records
 from kd_plugin.cache.store import Store, open_stores
-from kd_plugin.checkpoints.loading import short_name
 from kd_plugin.errors import KDPluginError
 from kd_plugin.losses.definition import Objective
 from kd_plugin.losses.sparse import BUCKET_DIVERGENCES, SAMPLED_DIVERGENCES, SparseAnswer
-from kd_plugin.teachers.base import Answer, Request, Teacher
+from kd_plugin.teachers.base import Answer, Request, Teacher, short_name
 from kd_plugin.teachers.flags import parse_hashes
 
 logger = logging.getLogger(__name__)

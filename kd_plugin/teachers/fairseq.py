@@ -9,13 +9,13 @@ from fairseq.models.transformer import TransformerDecoderBase
 from torch import Tensor
 
 from kd_plugin.checkpoints.finite import check_range
-from kd_plugin.checkpoints.loading import LoadedTeacher, short_name
 from kd_plugin.compat import cpu_computes
 from kd_plugin.errors import KDPluginError
 from kd_plugin.losses.answer import Allocate, LinearHead, Project, ProjectedAnswer
 from kd_plugin.models.inspect import gives_features, has_adaptive_softmax
 from kd_plugin.models.packed import INPUTS, can_pack, packed_features
-from kd_plugin.teachers.base import Answer, Request, Teacher
+from kd_plugin.teachers.base import Answer, Request, Teacher, short_name
+from kd_plugin.teachers.member import LoadedTeacher
 
 logger = logging.getLogger(__name__)
 

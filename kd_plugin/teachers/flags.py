@@ -1,28 +1,40 @@
 """From the --teacher-… flags, which training and caching share, to a teacher."""
 
 import logging
-from typing import Any, List, Optional
+from typing import Any, Dict, Hashable, List, Optional
 
 from fairseq.tasks.translation import TranslationTask
 
-from kd_plugin.checkpoints.loading import load_teacher, parse_overrides
+from kd_plugin.checkpoints.open import Checkpoint, open_beside
+from kd_plugin.checkpoints.overrides import parse_overrides
 from kd_plugin.checkpoints.paths import split_model_paths
 from kd_plugin.errors import KDPluginError
 from kd_plugin.teachers.fairseq import OnlineTeacher
+from kd_plugin.teachers.member import fit
 
 logger = logging.getLogger(__name__)
 
 
 def open_teacher(
-    task: TranslationTask, path: str, weights: Any, overrides: Any, sha256: Optional[str], dtype: str
+    task: TranslationTask,
+    path: str,
+    weights: Any,
+    overrides: Any,
+    sha256: Optional[str],
+    dtype: str,
+    opened: Optional[Dict[Hashable, Checkpoint]] = None,
 ) -> OnlineTeacher:
-    """The teacher or ensemble that the flags name, for the student's task."""
+    """The teacher or ensemble that the flags name, for the student's task.
+
+    Args:
+        opened: as for `open_beside`: for another student whose teacher is the same
+    """
     paths = split_model_paths(path)
     hashes = parse_hashes(sha256)
     if hashes and len(hashes) != len(paths):
         raise KDPluginError(f"--teacher-sha256 names {len(hashes)} hashes for {len(paths)} teachers in --teacher-path")
-    fields = parse_overrides(overrides)
-    members = [load_teacher(p, task, expected, fields) for p, expected in zip(paths, hashes or [None] * len(paths))]
+    languages = [task.cfg.source_lang, task.cfg.target_lang]
+    members = [fit(one, task) for one in open_beside(paths, languages, parse_overrides(overrides), hashes, opened)]
     teacher = OnlineTeacher(members, parse_weights(weights), dtype)
     for member in members:
         logger.info(

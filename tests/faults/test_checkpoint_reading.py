@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from kd_plugin import compat
-from kd_plugin.checkpoints.loading import count_parameters, read_checkpoint
+from kd_plugin.checkpoints.read import count_parameters, read_checkpoint
 from kd_plugin.errors import KDPluginError
 from kd_plugin.files.atomic import sha256_of
 from tests.support import MODEL, load, make_checkpoint
@@ -50,7 +50,7 @@ def reader(request, monkeypatch):
 def test_an_ordinary_checkpoint_is_read(checkpoint, reader):
     state = read_checkpoint(str(checkpoint))
     assert isinstance(state["cfg"]["model"], argparse.Namespace)
-    assert count_parameters(state) > 1000
+    assert count_parameters(state["model"]) > 1000
 
 
 def test_numpy_values_of_eval_bleu_are_read(checkpoint, reader, tmp_path):

@@ -17,7 +17,7 @@ import torch
 
 from kd_plugin import cli
 from kd_plugin.checkpoints.formats import holds_ctranslate2
-from kd_plugin.checkpoints.loading import read_checkpoint
+from kd_plugin.checkpoints.read import read_checkpoint
 from kd_plugin.errors import KDPluginError
 from tests.support import MODEL, make_checkpoint
 from tests.unit.conftest import WORDS, write_dictionaries

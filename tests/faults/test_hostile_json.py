@@ -6,8 +6,8 @@ import json
 import pytest
 
 from kd_plugin.cache.manifest import Manifest as CacheManifest
-from kd_plugin.checkpoints.loading import parse_overrides
-from kd_plugin.checkpoints.opened import read_description
+from kd_plugin.checkpoints.exported import read_description
+from kd_plugin.checkpoints.overrides import parse_overrides
 from kd_plugin.corpus.translations import MANIFEST, Manifest, Shard, Translations, finished_shard, write_shard
 from kd_plugin.errors import KDPluginError
 from kd_plugin.files.atomic import digest_of, read_json
@@ -158,7 +158,7 @@ def test_a_description_with_wrong_types_is_refused_by_name(tmp_path):
 
 def test_what_verbs_share_names_a_flag_of_all_of_them_or_says_whose_it_is(tmp_path):
     from kd_plugin.cache.data import split_prefixes
-    from kd_plugin.checkpoints.loading import check_file
+    from kd_plugin.checkpoints.read import check_file
 
     with pytest.raises(KDPluginError) as refused:
         split_prefixes(str(tmp_path), "train", "en", "de")

@@ -11,10 +11,11 @@ import torch
 from kd_plugin import cli
 from kd_plugin.checkpoints.ctranslate2_weights import check_weights
 from kd_plugin.checkpoints.finite import check_finite, check_range
-from kd_plugin.checkpoints.loading import load_teacher
+from kd_plugin.checkpoints.open import open_checkpoint
 from kd_plugin.cli import main
 from kd_plugin.errors import KDPluginError
 from kd_plugin.teachers.fairseq import OnlineTeacher
+from kd_plugin.teachers.member import load_teacher
 from tests.support import MODEL, asked, load, make_checkpoint, run, training
 from tests.unit.conftest import WORDS, write_dictionaries
 from tests.unit.test_teachers import LANGS, ROWS, batch, student_task
@@ -170,7 +171,7 @@ def test_ctranslate2_weights_are_looked_through(quantization, sound, tmp_path):
     pytest.importorskip("ctranslate2")
     from kd_plugin.checkpoints.ctranslate2_models import convert
 
-    folder = convert(str(sound), tmp_path / "model", quantization)
+    folder = convert(open_checkpoint(str(sound)), tmp_path / "model", quantization)
     check_weights(folder)
     content = (folder / "model.bin").read_bytes()
     # the first layer norm: after its name come rank, shape, type and size

@@ -63,7 +63,7 @@ def test_bad_teachers(workspace, tmp_path):
 
 
 def test_right_hash_is_accepted(workspace, tmp_path):
-    from kd_plugin.checkpoints.loading import sha256_of
+    from kd_plugin.files.atomic import sha256_of
 
     pin = ["--teacher-sha256", sha256_of(str(workspace.teacher))]
     output = train(workspace.data, tmp_path, *workspace.distil(*pin), "--max-update", 1, "--no-save").stdout

@@ -5,7 +5,7 @@ import json
 import pytest
 from fairseq.data import Dictionary, data_utils
 
-from kd_plugin.checkpoints.loading import read_checkpoint
+from kd_plugin.checkpoints.read import read_checkpoint
 from tests.integration.test_examples import EXAMPLES, REPO, lines, multi30k, prepared, run  # noqa: F401
 from tests.support import MODEL
 

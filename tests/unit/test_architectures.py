@@ -17,14 +17,15 @@ from fairseq.models.transformer import base_architecture
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
 
 from kd_plugin.cache.store import open_stores
-from kd_plugin.checkpoints.loading import load_teacher
 from kd_plugin.cli import main
 from kd_plugin.curate.score import Scorer
-from kd_plugin.decoding.decoders import FairseqDecoder, Settings, open_checkpoints
+from kd_plugin.decoding.base import Settings
+from kd_plugin.decoding.fairseq import FairseqDecoder, open_checkpoints
 from kd_plugin.decoding.models import open_model, translate
 from kd_plugin.errors import KDPluginError
 from kd_plugin.export.safetensors_model import CONFIG, WEIGHTS
 from kd_plugin.teachers.flags import open_teacher
+from kd_plugin.teachers.member import load_teacher
 from tests.support import MODEL, asked, load, make_checkpoint
 from tests.unit.conftest import WORDS, write_dictionaries
 

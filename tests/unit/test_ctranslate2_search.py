@@ -8,12 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from kd_plugin.checkpoints.open import open_checkpoint
 from kd_plugin.cli import main
 from kd_plugin.corpus.subwords import Subwords
 from kd_plugin.corpus.translations import Translations
 from kd_plugin.decoding import ctranslate2_search
+from kd_plugin.decoding.base import Settings
+from kd_plugin.decoding.ctranslate2 import CTranslate2Decoder
 from kd_plugin.decoding.ctranslate2_search import Search
-from kd_plugin.decoding.decoders import CTranslate2Decoder, FairseqDecoder, Settings, open_checkpoints
+from kd_plugin.decoding.fairseq import FairseqDecoder, open_checkpoints
 from kd_plugin.decoding.length_limit import is_capped, length_limit
 from kd_plugin.decoding.models import Translated, translate
 from kd_plugin.errors import KDPluginError
@@ -36,7 +39,7 @@ def both(path, folder, settings, data=None):
     overrides = {"data": str(data or path.parent)}
     converted = folder / "converted"
     if not converted.is_dir():
-        convert(str(path), converted, "float32", overrides, "en", "de")
+        convert(open_checkpoint(str(path), overrides, "en", "de"), converted)
     checkpoints = open_checkpoints(str(path), overrides, "en", "de")
     return FairseqDecoder(checkpoints, settings, torch.device("cpu")), CTranslate2Decoder(converted, settings)
 
@@ -288,15 +291,14 @@ def test_weights_that_the_converter_leaves_out_are_refused(tmp_path, capsys):
 
 
 def test_a_layer_of_somebody_s_own_is_refused(tmp_path):
-    from kd_plugin.checkpoints.ctranslate2_models import convert_opened
-    from kd_plugin.checkpoints.opened import open_checkpoint
+    from kd_plugin.checkpoints.ctranslate2_models import convert
 
     write_dictionaries(tmp_path, WORDS)
     make_checkpoint(tmp_path / "model.pt", tmp_path, *LANGS, *MODEL)
     opened = open_checkpoint(str(tmp_path / "model.pt"))
     opened.model.decoder.layers[0].adapter = torch.nn.Linear(16, 16)
     with pytest.raises(KDPluginError, match="adapter"):
-        convert_opened(opened, tmp_path / "out")
+        convert(opened, tmp_path / "out")
 
 
 @pytest.mark.parametrize(

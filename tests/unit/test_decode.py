@@ -12,7 +12,8 @@ import torch
 from kd_plugin.cli import build_parser, main
 from kd_plugin.corpus.translations import MANIFEST, Translations
 from kd_plugin.decoding import decode
-from kd_plugin.decoding.decoders import FairseqDecoder, Settings, open_checkpoints
+from kd_plugin.decoding.base import Settings
+from kd_plugin.decoding.fairseq import FairseqDecoder, open_checkpoints
 from kd_plugin.files import atomic as files
 from tests.support import MODEL, make_checkpoint
 from tests.unit.conftest import WORDS, write_dictionaries

@@ -17,11 +17,12 @@ from fairseq.models.transformer import TransformerConfig
 
 from kd_plugin import cli
 from kd_plugin.checkpoints import ctranslate2_models
-from kd_plugin.checkpoints.opened import open_checkpoint
+from kd_plugin.checkpoints.open import open_checkpoint
 from kd_plugin.checkpoints.stock import own_weights, tied_names
 from kd_plugin.corpus.raw_text import numbered_lines
 from kd_plugin.corpus.subwords import Subwords
-from kd_plugin.decoding.decoders import CTranslate2Decoder, Settings
+from kd_plugin.decoding.base import Settings
+from kd_plugin.decoding.ctranslate2 import CTranslate2Decoder
 from kd_plugin.decoding.models import open_model, share_identical, translate
 from kd_plugin.errors import KDPluginError
 from kd_plugin.export import export, safetensors_model
@@ -98,7 +99,7 @@ def hypotheses(path, sentences=SENTENCES, **kwargs):
 def test_ctranslate2_translates_as_fairseq_does(name, dictionaries, tmp_path, ctranslate2):
     path = tmp_path / "model.pt"
     make_trained(path, dictionaries, *{**ARCHITECTURES, **MORE}[name])
-    folder = ctranslate2_models.convert(str(path), tmp_path / "converted")
+    folder = ctranslate2_models.convert(open_checkpoint(str(path)), tmp_path / "converted")
     assert hypotheses(folder) == hypotheses(path)
     opened = open_checkpoint(str(path))
     targets = SENTENCES[::-1]
@@ -125,8 +126,8 @@ def test_hydra_style_configuration_and_other_languages(dictionaries, tmp_path, c
     state["cfg"]["task"].update(source_lang=None, target_lang=None)
     torch.save(state, str(path))
     with pytest.raises(KDPluginError, match="its languages are not in the checkpoint"):
-        ctranslate2_models.convert(str(path), tmp_path / "converted")
-    folder = ctranslate2_models.convert(str(path), tmp_path / "converted", source_lang="en", target_lang="de")
+        ctranslate2_models.convert(open_checkpoint(str(path)), tmp_path / "converted")
+    folder = ctranslate2_models.convert(open_checkpoint(str(path), None, "en", "de"), tmp_path / "converted")
     assert hypotheses(folder) == expected
     assert run(path, "--output", tmp_path / "stock", "--format", "fairseq", *LANGS_LONG) == 0
     assert hypotheses(tmp_path / "stock" / "model.pt") == expected
@@ -183,7 +184,7 @@ def test_source_and_target_have_their_own_limits(source, target, dictionaries, t
     positions = ["--max-source-positions", source, "--max-target-positions", target]
     make_checkpoint(tmp_path / "model.pt", dictionaries, *LANGS, *MODEL, *positions)
     overrides = {"data": str(dictionaries)}
-    folder = ctranslate2_models.convert(str(tmp_path / "model.pt"), tmp_path / "model", overrides=overrides)
+    folder = ctranslate2_models.convert(open_checkpoint(str(tmp_path / "model.pt"), overrides), tmp_path / "model")
     # untrained, it goes on for as long as it may; greedy, for fairseq adds the score of the end that it forces
     settings = Settings(beam=1)
     sentences = [[WORDS[1]] * (source - 1), WORDS[2:4], [WORDS[1]] * source]
@@ -212,15 +213,15 @@ def test_the_quicker_of_two_processes_wins(secret, tmp_path, ctranslate2, monkey
 
     def late(temporary, folder):
         monkeypatch.setattr(ctranslate2_models, "_rename", real)
-        ctranslate2_models.convert(str(secret), folder)
+        ctranslate2_models.convert(open_checkpoint(str(secret)), folder)
         real(temporary, folder)
 
     monkeypatch.setattr(ctranslate2_models, "_rename", late)
-    folder = ctranslate2_models.convert(str(secret), tmp_path / "model", "int8")
+    folder = ctranslate2_models.convert(open_checkpoint(str(secret)), tmp_path / "model", "int8")
     assert json.loads((folder / "kd_plugin.json").read_text())["quantization"] == "float32"
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     with pytest.raises(KDPluginError, match="is there already"):
-        ctranslate2_models.convert(str(secret), folder)
+        ctranslate2_models.convert(open_checkpoint(str(secret)), folder)
 
 
 def test_no_model_in_the_folder(tmp_path, ctranslate2):
@@ -508,7 +509,9 @@ def test_a_real_model_translates_as_with_fairseq(tmp_path, ctranslate2):
     theirs = translate(open_model(str(folder / "teacher.pt"), Settings()).decoder, sentences).hypotheses
     found = {}
     for quantization in ("float32", "int8"):
-        model = ctranslate2_models.convert(str(folder / "teacher.pt"), tmp_path / quantization, quantization)
+        model = ctranslate2_models.convert(
+            open_checkpoint(str(folder / "teacher.pt")), tmp_path / quantization, quantization
+        )
         found[quantization] = translate(open_model(str(model), Settings()).decoder, sentences).hypotheses
     assert share_identical(found["float32"], theirs) >= 0.98
     float_text, int8_text, text = (

@@ -2,7 +2,7 @@
 
 import pytest
 
-from kd_plugin.checkpoints.opened import describe_checkpoint
+from kd_plugin.checkpoints.open import open_checkpoint
 from kd_plugin.cli import main
 from kd_plugin.corpus import languages
 from kd_plugin.corpus.languages import bleu_tokenizer, check_languages, family, family_of_text, has_spaces
@@ -125,7 +125,7 @@ def test_a_checkpoints_own_languages_are_looked_at_before_its_dictionaries_are(t
     make_checkpoint(tmp_path / "1.pt", tmp_path, *LANGS, *MODEL)
     for flags, name in ((("../x", None), "source"), ((None, "a b"), "target")):
         with pytest.raises(KDPluginError, match=f"1.pt: its {name} language"):
-            describe_checkpoint(str(tmp_path / "1.pt"), {}, *flags)
+            open_checkpoint(str(tmp_path / "1.pt"), {}, *flags)
 
 
 def test_a_folder_of_translations_of_impossible_languages_is_refused(tmp_path, capsys):

@@ -11,7 +11,9 @@ import torch
 from kd_plugin import cli
 from kd_plugin.cli.numbers import LIMITS, MANY, check_numbers
 from kd_plugin.curate.filter import SCORE_FLAGS, _rule_flags
-from kd_plugin.decoding.decoders import CTranslate2Decoder, FairseqDecoder, Settings, open_checkpoints
+from kd_plugin.decoding.base import Settings
+from kd_plugin.decoding.ctranslate2 import CTranslate2Decoder
+from kd_plugin.decoding.fairseq import FairseqDecoder, open_checkpoints
 from kd_plugin.errors import KDPluginError
 from tests.support import MODEL, make_checkpoint
 from tests.unit.conftest import WORDS, write_dictionaries
@@ -115,8 +117,9 @@ def decoder_with(request, tmp_path_factory):
         return lambda settings: FairseqDecoder(checkpoints, settings, torch.device("cpu"))
     pytest.importorskip("ctranslate2", reason="CTranslate2 is not installed")
     from kd_plugin.checkpoints.ctranslate2_models import convert
+    from kd_plugin.checkpoints.open import open_checkpoint
 
-    convert(str(folder / "1.pt"), folder / "ct2", source_lang="en", target_lang="de")
+    convert(open_checkpoint(str(folder / "1.pt"), None, "en", "de"), folder / "ct2")
     return lambda settings: CTranslate2Decoder(folder / "ct2", settings)
 
 

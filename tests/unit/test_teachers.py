@@ -5,7 +5,8 @@ import argparse
 import pytest
 import torch
 
-from kd_plugin.checkpoints.loading import load_teacher, parse_overrides, read_checkpoint
+from kd_plugin.checkpoints.overrides import parse_overrides
+from kd_plugin.checkpoints.read import read_checkpoint
 from kd_plugin.compat import BETTER_TRANSFORMER_COPY
 from kd_plugin.errors import KDPluginError
 from kd_plugin.losses.engine.memory import LinearHead
@@ -15,6 +16,7 @@ from kd_plugin.tasks.distillation_translation import (
 )
 from kd_plugin.teachers.fairseq import OnlineTeacher
 from kd_plugin.teachers.flags import parse_weights
+from kd_plugin.teachers.member import load_teacher
 from tests.support import MODEL, asked, make_checkpoint
 from tests.unit.conftest import WORDS, write_dictionaries
 

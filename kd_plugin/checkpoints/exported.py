@@ -1,0 +1,52 @@
+"""What `kd-plugin export` says of a model, in a file beside it."""
+
+from pathlib import Path
+from typing import Any, Dict, List, Optional
+
+from kd_plugin.checkpoints.open import Checkpoint
+from kd_plugin.errors import KDPluginError
+from kd_plugin.files.json_text import LARGEST, parse_json
+from kd_plugin.version import __version__
+
+DESCRIPTION = "kd_plugin.json"  # beside every exported model
+FORMAT, FORMAT_VERSION = "kd_plugin export", 1
+
+
+def description_of(checkpoint: Checkpoint, kind: str, **more: Any) -> Dict[str, Any]:
+    """What DESCRIPTION says."""
+    return {
+        "format": FORMAT,
+        "version": FORMAT_VERSION,
+        "kind": kind,
+        "kd_plugin": __version__,
+        "checkpoint_sha256": checkpoint.sha256,
+        "parameters": checkpoint.parameters,
+        "languages": checkpoint.languages,
+        "max_source_tokens": checkpoint.max_source_tokens,
+        "max_target_tokens": checkpoint.max_target_tokens,
+        **more,
+    }
+
+
+def read_description(folder: Path) -> Dict[str, Any]:
+    """What `kd-plugin export` wrote beside a model; empty for a model that something else made."""
+    try:
+        content = parse_json((folder / DESCRIPTION).read_bytes())
+    except (OSError, ValueError):
+        return {}
+    if not isinstance(content, dict):
+        return {}
+    for name in ("max_source_tokens", "max_target_tokens", "parameters"):
+        value = content.get(name)
+        if value is not None and not (type(value) is int and 0 < value < LARGEST):
+            raise KDPluginError(
+                f"{folder / DESCRIPTION}: {name} is {str(value)[:60]!r}, no number. Remedy: export the model again"
+            )
+    return content
+
+
+def described_languages(description: Dict[str, Any]) -> Optional[List[str]]:
+    """Source and target that a description names; None where it does not."""
+    languages = description.get("languages")
+    said = isinstance(languages, list) and len(languages) == 2 and all(isinstance(code, str) for code in languages)
+    return languages if said else None

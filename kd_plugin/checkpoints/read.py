@@ -1,0 +1,185 @@
+"""Reading a checkpoint file: hashed, without running code from it, its configuration as today's fairseq has it."""
+
+import functools
+import logging
+import os
+import pickle
+import re
+from typing import Any, Collection, Dict, Mapping, NamedTuple, Optional, Tuple, Union
+
+import torch
+from torch import Tensor
+
+from kd_plugin.checkpoints.finite import MARKERS
+from kd_plugin.checkpoints.formats import foreign_file, foreign_folder, foreign_state, origin
+from kd_plugin.compat import BETTER_TRANSFORMER_COPY, WEIGHTS_ONLY_IS_WEAK, bring_up_to_date, load_safely
+from kd_plugin.errors import KDPluginError
+from kd_plugin.files.atomic import sha256_of
+
+logger = logging.getLogger(__name__)
+
+# how torch and our own reader name a type that they refuse
+UNSAFE = re.compile(r"GLOBAL (<[^>]*>|[\w.]*\w)")
+
+
+class CheckpointFile(NamedTuple):
+    """What was read from a file and is needed of it; no optimizer state."""
+
+    path: str
+    sha256: str
+    cfg: Any  # a DictConfig
+    weights: Mapping[str, Any]  # its `model`
+
+    @property
+    def parameters(self) -> int:
+        """Tied ones once."""
+        return count_parameters(self.weights)
+
+    @property
+    def weight_bytes(self) -> int:
+        """As the file stores them, without optimizer state."""
+        return sum(weight.numel() * weight.element_size() for weight in _parameters(self.weights))
+
+
+def _parameters(weights: Mapping[str, Any]) -> Collection[Tensor]:
+    """Tied ones (the same memory) once."""
+    parameters = {
+        (tensor.data_ptr(), tensor.numel()): tensor
+        for name, tensor in weights.items()
+        if torch.is_tensor(tensor) and not name.endswith(MARKERS)
+        if not BETTER_TRANSFORMER_COPY.search(name)
+    }
+    return parameters.values()
+
+
+def count_parameters(weights: Mapping[str, Any]) -> int:
+    """Number of parameters in a checkpoint's `model`, tied ones counted once."""
+    return sum(weight.numel() for weight in _parameters(weights))
+
+
+def no_checkpoint(path: str, remedy: str) -> KDPluginError:
+    """What to raise where `path` is no file."""
+    if not os.path.isdir(path):
+        return KDPluginError(f"{path}: no such checkpoint file. Remedy: {remedy}")
+    inside = sorted(name for name in os.listdir(path) if name.endswith(".pt"))
+    best = [name for name in inside if name.startswith("checkpoint_best")] + inside
+    if best:
+        return KDPluginError(f"{path}: is a folder, not a checkpoint file. Remedy: {os.path.join(path, best[0])}")
+    foreign = foreign_folder(path)
+    if foreign is not None:
+        return KDPluginError(f"{path}: is {foreign.what}, not a checkpoint file. Remedy: {foreign.remedy}")
+    return KDPluginError(f"{path}: is a folder, not a checkpoint file. Remedy: {remedy}")
+
+
+def file_key(path: Union[str, "os.PathLike[str]"]) -> Tuple[Any, ...]:
+    """By what a file that is read a second time is known to be the same."""
+    status = os.stat(path)
+    return os.path.realpath(path), status.st_size, status.st_mtime_ns, status.st_ino
+
+
+def model_sha256(path: Union[str, "os.PathLike[str]"]) -> str:
+    """sha256 of a file with a model, which is read for it once in the life of the process."""
+    return _sha256(file_key(path))
+
+
+@functools.lru_cache(maxsize=None)
+def _sha256(key: Tuple[Any, ...]) -> str:
+    return sha256_of(key[0])
+
+
+def check_file(path: str, expected_sha256: Optional[str] = None) -> str:
+    """The file's sha256, after checking that it is there and, where given, that it is the expected one."""
+    if not os.path.isfile(path):
+        raise no_checkpoint(path, "check the path (several: A.pt:B.pt)")
+    try:
+        found = model_sha256(path)
+    except OSError as error:
+        raise KDPluginError(f"{path}: cannot be read ({error.strerror or error}). Remedy: its permissions") from error
+    if expected_sha256 is not None and found != expected_sha256.lower():
+        raise KDPluginError(
+            f"{path}: sha256 is {found}, expected {expected_sha256}: the file is damaged or another one. Remedy: fetch "
+            "it again, or correct the expected hash (--teacher-sha256)"
+        )
+    return found
+
+
+def check_format(path: str, remedy: str = "check the path") -> None:
+    """Refuse what is no file, and a file that begins as another program's."""
+    if not os.path.isfile(path):
+        raise no_checkpoint(path, remedy)
+    foreign = foreign_file(path)
+    if foreign is not None:
+        raise KDPluginError(f"{path} ({os.path.getsize(path):,} bytes): is {foreign.what}. Remedy: {foreign.remedy}")
+
+
+def read_file(
+    path: str, expected_sha256: Optional[str] = None, overrides: Optional[Dict[str, Any]] = None
+) -> CheckpointFile:
+    """As `read_checkpoint`, without what only a training that goes on needs."""
+    if WEIGHTS_ONLY_IS_WEAK and expected_sha256 is None:
+        logger.warning(
+            f"{path}: weights_only of torch {torch.__version__} can be attacked (CVE-2025-32434, CVE-2026-24747). "
+            "Remedy: torch >= 2.10, or pin its sha256 where it teaches (--teacher-sha256 of fairseq-train and cache)"
+        )
+    sha256 = check_file(path, expected_sha256)
+    state = read_checkpoint(path, sha256, overrides)
+    return CheckpointFile(path, sha256, state["cfg"], state["model"])
+
+
+def read_checkpoint(
+    path: str, expected_sha256: Optional[str] = None, overrides: Optional[Dict[str, Any]] = None
+) -> Dict[str, Any]:
+    """Read a fairseq checkpoint without ever running code from it, brought up to date as fairseq itself does.
+
+    Args:
+        path: the file
+        expected_sha256: refuse any other file before a byte of it is unpickled
+        overrides: fields of the checkpoint's configuration to replace, as fairseq's --model-overrides
+
+    Raises:
+        KDPluginError: missing, damaged, of another hash, not a fairseq checkpoint, or holding types that a
+            checkpoint does not need (the type is named, nothing of it was run)
+    """
+    check_file(path, expected_sha256)
+    check_format(path)
+    size = f"{os.path.getsize(path):,} bytes"
+    try:
+        with open(path, "rb") as file:
+            state = load_safely(file)
+    except Exception as error:  # damaged bytes can raise anything
+        unsafe = UNSAFE.search(str(error)) if isinstance(error, pickle.UnpicklingError) else None
+        if unsafe is None:
+            raise KDPluginError(
+                f"{path} ({size}): cannot be read as a checkpoint, it is truncated, damaged or of another format "
+                f"({_damage(error)}). Remedy: copy it again and compare its sha256"
+            ) from error
+        raise KDPluginError(
+            f"{path}: holds {unsafe.group(1)}{origin(unsafe.group(1))}, which no fairseq checkpoint needs and which "
+            "could run code; it was refused and not run. Remedy: use a checkpoint from a source you trust, saved by "
+            "fairseq"
+        ) from error
+    foreign = foreign_state(state)
+    if foreign is not None:
+        raise KDPluginError(f"{path}: is {foreign.what}. Remedy: {foreign.remedy}")
+    if "best_loss" not in state:  # not from before 2018: files stripped of all training state are welcome too
+        state["extra_state"] = state.get("extra_state") or {}
+        state["optimizer_history"] = state.get("optimizer_history") or [{"best_loss": None}]
+    try:
+        return bring_up_to_date(state, overrides)
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise KDPluginError(
+            f"{path}: fairseq cannot bring its configuration up to date ({reason}). Remedy: another checkpoint, or "
+            "other overrides of its fields"
+        ) from error
+
+
+def _damage(error: BaseException) -> str:
+    """In our own words: torch's advise to read the file unsafely."""
+    if isinstance(error, EOFError):
+        return "it ends too early"
+    if isinstance(error, pickle.UnpicklingError):
+        return "what it says of its tensors is damaged, or is more than tensors and plain values"
+    if isinstance(error, RuntimeError):
+        return "its archive is not whole"
+    return f"{type(error).__name__} while reading it"

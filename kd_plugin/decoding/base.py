@@ -1,0 +1,90 @@
+"""What a decoder is: a model that translates batches of sentences of symbols, and how it is told to search."""
+
+from typing import AbstractSet, List, NamedTuple, Protocol, Sequence, Tuple
+
+from kd_plugin.errors import KDPluginError
+
+Tokens = List[str]
+Scored = Tuple[Tokens, float]  # symbols without end of sentence, and log-probability / length ** lenpen
+
+
+class Settings(NamedTuple):
+    """How to search: the names, defaults and meanings of fairseq-generate's flags."""
+
+    beam: int = 5
+    nbest: int = 1
+    max_len_a: float = 0.0
+    max_len_b: int = 200
+    lenpen: float = 1.0
+    unkpen: float = 0.0
+    sampling: bool = False
+    sampling_topk: int = -1
+    sampling_topp: float = -1.0
+    temperature: float = 1.0
+
+    def check(self) -> None:
+        """Whether the numbers, each within kd_plugin.cli.numbers' limits, go together.
+
+        Raises:
+            KDPluginError: names the flags
+        """
+        if self.nbest > self.beam:
+            raise KDPluginError(
+                f"--nbest {self.nbest}, --beam {self.beam}: a search gives no more than --beam translations. Remedy: a "
+                "larger --beam, or a smaller --nbest"
+            )
+        if self.max_len_a + self.max_len_b < 1:
+            raise KDPluginError(
+                f"--max-len-a {self.max_len_a:g}, --max-len-b {self.max_len_b}: nothing can be that short. Remedy: "
+                "--max-len-b of at least 1"
+            )
+        drawn = [name for name in ("sampling_topk", "sampling_topp") if getattr(self, name) > 0]
+        flags = " and ".join(f"--{name.replace('_', '-')}" for name in drawn)
+        if drawn and not self.sampling:
+            raise KDPluginError(f"{flags}: of no effect without --sampling. Remedy: add --sampling, or leave it out")
+        if len(drawn) > 1:
+            raise KDPluginError(f"{flags}: only one of them can be. Remedy: leave one out")
+
+    def check_vocabulary(self, symbols: int) -> None:
+        """Whether a model can search like this.
+
+        Args:
+            symbols: in its target dictionary
+
+        Raises:
+            KDPluginError: names the flag
+        """
+        # padding is never written: fairseq would make the beam smaller without a word
+        for name, value, most in (("beam", self.beam, symbols - 1), ("sampling-topk", self.sampling_topk, symbols)):
+            if value > most:
+                raise KDPluginError(
+                    f"--{name} {value}: the model's target dictionary has {symbols:,} symbols. Remedy: at most {most:,}"
+                )
+
+
+class Decoder(Protocol):
+    """A model that is ready to translate. Numbers of tokens are without end of sentence."""
+
+    max_source_tokens: int
+    source_symbols: AbstractSet[str]
+    target_symbols: AbstractSet[str]
+
+    def start_draws(self, seed: int) -> None:
+        """What --sampling draws from here on depends on the seed and on the batches, and on nothing before."""
+
+    def length_limit(self, longest: int) -> int:
+        """The most symbols of a translation in a batch whose longest sentence has so many; both without end."""
+
+    def __call__(self, sentences: Sequence[Tokens]) -> List[List[Scored]]:
+        """The nbest translations of each sentence, best first.
+
+        Args:
+            sentences: symbols, without end of sentence; one batch
+        """
+
+
+def not_a_number(path: str, compute_type: str) -> KDPluginError:
+    return KDPluginError(
+        f"{path}: its scores came out NaN or infinite in {compute_type}, and all its weights are finite. Remedy: "
+        "--compute-type float32; where it is that already, another checkpoint: this one has weights that are too large"
+    )
