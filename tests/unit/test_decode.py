@@ -262,11 +262,10 @@ def test_another_dictionary_makes_other_shards(tmp_path, capsys):
 def test_each_worker_has_its_own_gpu(teacher, corpus, tmp_path, monkeypatch):
     pytest.importorskip("ctranslate2", reason="ctranslate2 is not installed")
     from kd_plugin.checkpoints import ctranslate2_models
-    from kd_plugin.runners import jobs
 
     opened = []
-    monkeypatch.setattr(jobs.torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(jobs.torch.cuda, "device_count", lambda: 8)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
     monkeypatch.setattr(ctranslate2_models, "open_translator", lambda *arguments: opened.append(arguments))
     arguments = [
         "decode",
