@@ -1,0 +1,66 @@
+"""The model that a checkpoint describes, whatever its architecture: built, filled and frozen."""
+
+from typing import Any
+
+from fairseq import models
+from fairseq.tasks.translation import TranslationConfig, TranslationTask
+
+from kd_plugin.checkpoints.architectures import architecture_of
+from kd_plugin.checkpoints.describe import Description
+from kd_plugin.checkpoints.read import CheckpointFile
+from kd_plugin.compat import BETTER_TRANSFORMER_COPY
+from kd_plugin.errors import KDPluginError
+
+# pretrained ones: a checkpoint has them as they were trained on, and the files may be gone
+EMBEDDING_FILES = ("encoder_embed_path", "decoder_embed_path")
+
+
+def build_model(file: CheckpointFile, description: Description) -> Any:
+    """A BaseFairseqModel on the CPU, in float32, in eval, without gradient.
+
+    Raises:
+        KDPluginError: nobody has registered its architecture, or its weights do not fit it
+    """
+    path, cfg, name = file.path, file.cfg, architecture_of(file.cfg.model)
+    # models.build_model, never task.build_model: that would make every later --eval-bleu decode with the teacher.
+    # The model needs a task for its two dictionaries alone.
+    stand_in = TranslationTask(TranslationConfig(), *description.dictionaries)
+    for field in EMBEDDING_FILES:
+        if getattr(cfg.model, field, None):
+            setattr(cfg.model, field, None)
+    try:
+        model = models.build_model(cfg.model, stand_in, from_checkpoint=True)
+    except Exception as error:  # other people's models raise anything
+        raise KDPluginError(
+            f"{path}: its architecture {name!r} cannot be built ({str(error).strip() or type(error).__name__}). "
+            "Remedy: make the package that registers it importable, or replace the field of its configuration "
+            "(--teacher-overrides in fairseq-train and kd-plugin cache, --model-overrides in decode and score)"
+        ) from error
+    # a teacher from 0.12.2 has weights that other fairseqs do not know; they are copies of others
+    own = model.state_dict()
+    weights = {name: w for name, w in file.weights.items() if name in own or not BETTER_TRANSFORMER_COPY.search(name)}
+    try:
+        model.load_state_dict(weights, strict=True, model_cfg=cfg.model)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise KDPluginError(
+            f"{path}: its weights do not fit its architecture {name!r} with the dictionaries "
+            f"{' and '.join(description.dictionary_paths)} ({reason[:300]}). Remedy: give it the dictionaries that it "
+            "was trained with"
+        ) from error
+    freeze(model)
+    return model
+
+
+def freeze(model: Any) -> None:
+    model.requires_grad_(False)
+    model.eval()
+    for module in model.modules():
+        # fairseq's decoder layers average attention weights in eval, for alignments that nobody asks a teacher for
+        if hasattr(module, "need_attn"):
+            module.need_attn = False
+
+
+def count_of(model: Any) -> int:
+    """Its parameters, tied ones once."""
+    return sum(p.numel() for name, p in model.named_parameters() if not BETTER_TRANSFORMER_COPY.search(name))

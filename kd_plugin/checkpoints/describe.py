@@ -1,0 +1,152 @@
+"""What a checkpoint's indices mean: its languages, and the dictionaries that it was trained with."""
+
+import logging
+import os
+import pathlib
+from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
+
+from fairseq import utils
+from fairseq.data import Dictionary, data_utils
+
+from kd_plugin.checkpoints.language_tokens import check_rows, how_sentences_begin, languages_of
+from kd_plugin.checkpoints.read import CheckpointFile
+from kd_plugin.corpus.dictionaries import load_dictionary
+from kd_plugin.corpus.languages import check_languages
+from kd_plugin.errors import KDPluginError
+
+logger = logging.getLogger(__name__)
+
+
+class Description(NamedTuple):
+    """Each list: source, target."""
+
+    languages: Optional[List[str]]  # None: nobody says, and the dictionary is a joined one
+    dictionaries: List[Dictionary]
+    dictionary_paths: List[str]
+
+
+def describe(
+    file: CheckpointFile, overrides: Dict[str, Any], source_lang: Optional[str], target_lang: Optional[str]
+) -> Description:
+    """A checkpoint that stands for itself.
+
+    Args:
+        overrides: `data` names the folder with its dictionaries
+        source_lang, target_lang: before what the checkpoint says; not needed with a joined dict.txt
+
+    Raises:
+        KDPluginError: languages or a dictionary are missing, or lack what its task adds to them
+    """
+    path, directories = file.path, dictionary_directories(file, overrides)
+    inferred, said = _languages_of_data(directories), languages_of(file.cfg.task)
+    given = [
+        source_lang or said[0] or inferred[0],
+        target_lang or said[1] or inferred[1],
+    ]
+    if None in given and not any(os.path.isfile(os.path.join(folder, "dict.txt")) for folder in directories):
+        raise KDPluginError(
+            f"{path}: its languages are not in the checkpoint, and there is no joined dict.txt in "
+            f"{' or '.join(directories)}. Remedy: --source-lang and --target-lang, and --dict-dir where the "
+            "dictionaries are elsewhere"
+        )
+    check_languages(*given, where=None if given == [source_lang, target_lang] else path, distinct=False)
+    found = []
+    for name in (given[0] or "source", given[1] or "target"):
+        try:
+            found.append(find_dictionary(directories, name, path))
+        except KDPluginError as error:
+            raise KDPluginError(
+                f"{path}: there is no dict.{name}.txt or dict.txt in {' or '.join(directories)}. Remedy: --dict-dir "
+                "with the folder of the data that it was trained on"
+            ) from error
+    return _described(file, None if None in given else [str(language) for language in given], found)
+
+
+def describe_beside(
+    file: CheckpointFile, overrides: Dict[str, Any], languages: Sequence[Optional[str]]
+) -> Description:
+    """A checkpoint that is to answer beside another model.
+
+    Args:
+        overrides: as for `describe`
+        languages: the other model's, which it has to share; its own where the checkpoint does not say
+
+    Raises:
+        KDPluginError: as `describe`, or it translates in the other direction
+    """
+    own = languages_of(file.cfg.task)
+    check_direction(file.path, own, languages)
+    known = [said or other for said, other in zip(own, languages)]
+    directories = dictionary_directories(file, overrides)
+    found = [find_dictionary(directories, language, file.path) for language in known]
+    return _described(file, None if None in known else [str(language) for language in known], found)
+
+
+def _described(
+    file: CheckpointFile, languages: Optional[List[str]], found: Sequence[Tuple[Dictionary, str]]
+) -> Description:
+    dictionaries, files = [dictionary for dictionary, _ in found], [path for _, path in found]
+    begins = how_sentences_begin(file.cfg.task)
+    if begins:
+        logger.warning(f"{file.path}: {begins}")
+    check_rows(file.weights, file.cfg.task, dictionaries, files, file.path)
+    return Description(languages, dictionaries, files)
+
+
+def check_direction(path: str, own: Sequence[Optional[str]], languages: Sequence[Optional[str]]) -> None:
+    """Refuse a model of the other direction, whose dictionaries may well be the same."""
+    if None not in own and list(own) == list(languages)[::-1] and own[0] != own[1]:
+        raise KDPluginError(
+            f"{path}: this teacher translates {own[0]}-{own[1]}, the student {languages[0]}-{languages[1]}. "
+            "Remedy: take a teacher of the same direction"
+        )
+
+
+def dictionary_directories(file: CheckpointFile, overrides: Dict[str, Any]) -> List[str]:
+    """Where its dictionaries may lie: the named folder alone, else beside the file, else its training data.
+
+    Where fairseq-train was given a relative path, it was probably run in one of the folders above the checkpoint's.
+    """
+    if "data" in overrides:
+        return [str(overrides["data"])]
+    data = utils.split_paths(getattr(file.cfg.task, "data", None) or "")[:1]
+    beside = pathlib.Path(os.path.abspath(file.path)).parent
+    relative = [path for path in data if not os.path.isabs(path)]
+    above = [str(folder / path) for path in relative for folder in beside.parents if (folder / path).is_dir()]
+    return [str(beside), *data, *above[:1]]
+
+
+def find_dictionary(directories: Iterable[str], lang: Optional[str], path: str) -> Tuple[Dictionary, str]:
+    """A checkpoint's dictionary of `lang`: `dict.LANG.txt` or a joined `dict.txt` in the first directory with one.
+
+    A fairseq checkpoint does not hold its dictionary, only the path of the data it was trained on. Where nobody says
+    its language, None, only a joined one can be found.
+    """
+    names = ["dict.txt"] if lang is None else [f"dict.{lang}.txt", "dict.txt"]
+    tried = [os.path.join(folder, name) for folder in directories for name in names]
+    for file in tried:
+        if os.path.isfile(file):
+            return load_dictionary(file), file
+    if lang is None:
+        raise KDPluginError(
+            f"{path}: its languages are not in the checkpoint, and no joined dictionary was found (looked for "
+            f"{', '.join(tried)}). Remedy: name its languages (--source-lang LANG --target-lang LANG), and where "
+            "needed the folder it was trained on (--dict DATA_BIN)"
+        )
+    raise KDPluginError(
+        f"{path}: no dictionary of this teacher was found (looked for {', '.join(tried)}), so nothing says "
+        f"that its indices mean the student's symbols. Remedy: put its dict.{lang}.txt beside the checkpoint, or name "
+        'the folder it was trained on: --teacher-overrides \'{"data": "DATA_BIN"}\' (fairseq-train, kd-plugin cache), '
+        "--dict DATA_BIN (doctor) or --dict-dir DATA_BIN (all others)"
+    )
+
+
+def _languages_of_data(directories: List[str]) -> Sequence[Optional[str]]:
+    """Source and target by the names of binarised files, as fairseq-train infers them."""
+    for folder in directories:
+        if not os.path.isdir(folder):
+            continue
+        source, target = data_utils.infer_language_pair(folder)
+        if all(lang and os.path.isfile(os.path.join(folder, f"dict.{lang}.txt")) for lang in (source, target)):
+            return source, target
+    return None, None
