@@ -1,0 +1,1 @@
+"""Model files: read safely, recognised, opened, described as stock fairseq's, converted."""
