@@ -117,7 +117,10 @@ def _converter(checkpoint: Checkpoint, options: argparse.Namespace) -> Any:
             if left_out:
                 more = f" and {len(left_out) - 3} more" if len(left_out) > 3 else ""
                 raise _cannot(checkpoint.path, f"its converter leaves out {', '.join(left_out[:3])}{more}")
-            for side, positions in ((spec.encoder, options.max_source_positions), (spec.decoder, options.max_target_positions)):
+            for side, positions in (
+                (spec.encoder, options.max_source_positions),
+                (spec.decoder, options.max_target_positions),
+            ):
                 encodings = side.position_encodings
                 encodings.encodings = encodings.encodings[:positions]
             source, target = map(fairseq._get_vocab, checkpoint.dictionaries)

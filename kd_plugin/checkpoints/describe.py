@@ -62,9 +62,7 @@ def describe(
     return _described(file, None if None in given else [str(language) for language in given], found)
 
 
-def describe_beside(
-    file: CheckpointFile, overrides: Dict[str, Any], languages: Sequence[Optional[str]]
-) -> Description:
+def describe_beside(file: CheckpointFile, overrides: Dict[str, Any], languages: Sequence[Optional[str]]) -> Description:
     """A checkpoint that is to answer beside another model.
 
     Args:

@@ -53,7 +53,9 @@ def run(*command, cwd):
 def source_files(*suffixes, under=SOURCE_DIRS):
     """Paths of the checkout's own files with one of these endings, relative to its root."""
     files = {path.relative_to(ROOT) for name in under for path in (ROOT / name).rglob("*") if path.is_file()}
-    return {str(path) for path in files if path.suffix in suffixes and not set(path.parts) & _left_behind(path.parts[0])}
+    return {
+        str(path) for path in files if path.suffix in suffixes and not set(path.parts) & _left_behind(path.parts[0])
+    }
 
 
 def _left_behind(top):
@@ -71,7 +73,9 @@ def sdist(folder):
     """Built from a copy, because setuptools writes into the tree it builds from."""
     checkout = folder / "checkout"
     for name in SOURCE_DIRS:
-        shutil.copytree(str(ROOT / name), str(checkout / name), ignore=shutil.ignore_patterns(*_left_behind(name), "*.pt"))
+        shutil.copytree(
+            str(ROOT / name), str(checkout / name), ignore=shutil.ignore_patterns(*_left_behind(name), "*.pt")
+        )
     for name in TOP_FILES:
         shutil.copy(str(ROOT / name), str(checkout / name))
     for name in LEFT_BEHIND:
