@@ -26,8 +26,6 @@ def build_parser(verb: Optional[str] = None) -> argparse.ArgumentParser:
     for name, row in VERBS.items():
         subparser = subparsers.add_parser(name, help=row.help, description=row.help, allow_abbrev=False)
         if name == verb:
-            if row.fairseq:
-                register()
             module = importlib.import_module(row.module)
             module.add_arguments(subparser)
             subparser.set_defaults(run=module.run)
@@ -55,6 +53,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
             _check_words(arguments)
             args = build_parser(verb).parse_args(arguments)
             check_numbers(args)
+            if VERBS[args.verb].fairseq:
+                register()
             status = int(args.run(args))
             sys.stdout.flush()
             return status

@@ -30,22 +30,20 @@ class Verb(NamedTuple):
 
 VERBS: Dict[str, Verb] = {
     "doctor": Verb("check this installation and, on request, teacher files", "kd_plugin.cli.doctor", READS, True),
-    "cache": Verb(
-        "ask a teacher about a corpus once and keep its answers", "kd_plugin.decoding.cache_answers", SHARDS, True
-    ),
+    "cache": Verb("ask a teacher about a corpus once and keep its answers", "kd_plugin.cli.cache", SHARDS, True),
     "cache-info": Verb("what such a cache holds; --verify: whether it is undamaged", "kd_plugin.cli.cache_info", READS),
     "decode": Verb(
-        "translate a corpus with a teacher, for sequence-level distillation", "kd_plugin.decoding.decode", SHARDS, True
+        "translate a corpus with a teacher, for sequence-level distillation", "kd_plugin.cli.decode", SHARDS, True
     ),
-    "import": Verb("take in translations made elsewhere: TSV, CSV or JSON lines", "kd_plugin.corpus.importing"),
-    "select": Verb("of n-best translations keep those that teach best", "kd_plugin.curate.select"),
-    "score": Verb("what a model, forward or backward, thinks of translations", "kd_plugin.curate.score", SHARDS, True),
-    "filter": Verb("drop translations that would teach wrong, by rules", "kd_plugin.curate.filter"),
+    "import": Verb("take in translations made elsewhere: TSV, CSV or JSON lines", "kd_plugin.cli.import_translations"),
+    "select": Verb("of n-best translations keep those that teach best", "kd_plugin.cli.select"),
+    "score": Verb("what a model, forward or backward, thinks of translations", "kd_plugin.cli.score", SHARDS, True),
+    "filter": Verb("drop translations that would teach wrong, by rules", "kd_plugin.cli.filter"),
     "evaluate": Verb(
-        "scores, significance, speed and size of models, side by side", "kd_plugin.evaluation.evaluate", fairseq=True
+        "scores, significance, speed and size of models, side by side", "kd_plugin.cli.evaluate", fairseq=True
     ),
     "export": Verb(
-        "a model for use or to give away: CTranslate2, fairseq, safetensors", "kd_plugin.export.export", fairseq=True
+        "a model for use or to give away: CTranslate2, fairseq, safetensors", "kd_plugin.cli.export", fairseq=True
     ),
     "report": Verb("one HTML page of evaluations and learning curves", "kd_plugin.report.command"),
     "path": Verb('print the directory for --user-dir "$(kd-plugin path)"', "kd_plugin.cli.path", READS),

@@ -1,15 +1,14 @@
-"""`kd-plugin import`: translations that something else has made (a large language model, an API, another toolkit).
+"""Translations that something else has made (a large language model, an API, another toolkit).
 
 All sources and translations of the file are held in memory, and nothing is written before the last row is checked.
 """
 
-import argparse
 import sys
 from pathlib import Path
 from typing import Dict, List, NamedTuple, Optional, Set
 
-from kd_plugin.cli.translations_folder import add_output_arguments, check_output, finish_output
 from kd_plugin.corpus.columns import parse_columns
+from kd_plugin.corpus.destination import Destination
 from kd_plugin.corpus.languages import check_languages, family, family_of_text
 from kd_plugin.corpus.raw_text import checked_sha256, numbered_lines
 from kd_plugin.corpus.tables import COLUMNS, FORMATS, OBJECT, Row, join_lines, read_rows
@@ -18,27 +17,16 @@ from kd_plugin.errors import KDPluginError
 from kd_plugin.runners.progress import progress
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "file", metavar="FILE", help=f"TSV or CSV ({COLUMNS}) or JSON lines ({OBJECT}), as they are or packed (.gz)"
-    )
-    parser.add_argument("--format", choices=FORMATS, help="default: as the file is called: .tsv, .csv, .jsonl")
-    parser.add_argument(
-        "--columns",
-        metavar="NAME,…",
-        help="what the columns of a table are, in its order: source, hypothesis, score, system, and _ for one to leave "
-        "out; Tatoeba's pairs: --columns _,source,_,hypothesis (default: what its first line names, or source, "
-        "hypothesis, score, system)",
-    )
-    parser.add_argument("-s", "--source-lang", required=True, metavar="LANG")
-    parser.add_argument("-t", "--target-lang", required=True, metavar="LANG")
-    parser.add_argument(
-        "--source",
-        metavar="FILE",
-        help="the corpus that was translated, a sentence a line: its lines' numbers are kept (default: each source of "
-        "the file is a line of its own)",
-    )
-    add_output_arguments(parser)
+class Table(NamedTuple):
+    """What is taken in: the options of `kd-plugin import`."""
+
+    file: str
+    format: Optional[str]
+    columns: Optional[str]
+    source_lang: str
+    target_lang: str
+    source: Optional[str]
+    to: Destination
 
 
 class Entry(NamedTuple):
@@ -49,12 +37,16 @@ class Entry(NamedTuple):
     systems: Set[Optional[str]]
 
 
-def run(args: argparse.Namespace) -> int:
-    """Exit status 0; nothing else than errors ends it early."""
-    check_languages(args.source_lang, args.target_lang)
-    path, languages = Path(args.file), [args.source_lang, args.target_lang]
-    format_name = args.format or _format_of(path)
-    columns = parse_columns(args.columns)
+def take_in(table: Table) -> None:
+    """Write the translations of a table as a folder.
+
+    Raises:
+        KDPluginError: names the flag, or the file and the line
+    """
+    check_languages(table.source_lang, table.target_lang)
+    path, languages = Path(table.file), [table.source_lang, table.target_lang]
+    format_name = table.format or _format_of(path)
+    columns = parse_columns(table.columns)
     if columns is not None and format_name == "jsonl":
         raise KDPluginError("--columns: JSON lines have keys instead. Remedy: leave it out, or --format tsv or csv")
     identity = {
@@ -63,33 +55,32 @@ def run(args: argparse.Namespace) -> int:
         **({} if columns is None else {"columns": columns}),
         "languages": languages,
         "file_sha256": checked_sha256(path, "import"),
-        "source_sha256": checked_sha256(args.source, "--source") if args.source else None,
+        "source_sha256": checked_sha256(Path(table.source), "--source") if table.source else None,
     }
-    check_output(args, languages, identity)
-    entries = _corpus(Path(args.source)) if args.source else {}
+    table.to.check(languages, identity)
+    entries = _corpus(Path(table.source)) if table.source else {}
     counts = {"rows": 0, "line_breaks_joined": 0, "empty_dropped": 0, "repeated_dropped": 0}
     rows = read_rows(
         path,
         format_name,
         languages,
         columns,
-        quotes={"tsv": "\"'", "csv": "'"}.get(format_name, "") if args.format is None else "",
+        quotes={"tsv": "\"'", "csv": "'"}.get(format_name, "") if table.format is None else "",
         said=lambda text: print(f"kd-plugin import: {path}: {text}", file=sys.stderr),
     )
     for row in progress(rows, None, "import", "row"):
         counts["rows"] += 1
-        _add(entries, row, path, args.source, counts)
+        _add(entries, row, path, table.source, counts)
     counts["lines_without_translation"] = sum(len(e.ids) for e in entries.values() if not e.hypotheses)
     lines = sum(len(entry.ids) for entry in entries.values())
     if not any(entry.hypotheses for entry in entries.values()):
         what = "is empty" if not counts["rows"] else f"no translation in its {counts['rows']:,} rows"
         raise KDPluginError(f"import {path}: {what}. Remedy: {OBJECT if format_name == 'jsonl' else COLUMNS}")
     _check_sides(entries, languages, path)
-    writer = Writer(Path(args.output), identity, languages, lines)
+    writer = Writer(Path(table.to.output), identity, languages, lines)
     for source, entry in entries.items():
         writer.add(record_of(source, entry, counts))
-    finish_output(writer.finish(counts), args)
-    return 0
+    table.to.finish(writer.finish(counts))
 
 
 def _check_sides(entries: Dict[str, Entry], languages: List[str], path: Path) -> None:

@@ -1,11 +1,8 @@
 """From raw text to the symbols of a dictionary, and back: with one sentencepiece model, or one for each language."""
 
-import argparse
 import itertools
 from pathlib import Path
 from typing import Any, Collection, Dict, FrozenSet, Iterable, List, NamedTuple, Optional, Union
-
-from fairseq.data.data_utils import post_process
 
 from kd_plugin.corpus.subword_checks import SPACE, check_joining, check_model, check_size
 from kd_plugin.errors import KDPluginError
@@ -106,6 +103,8 @@ class Subwords:
         if self._processor is not None:
             text = self._processor.decode_pieces(tokens)
         else:
+            from fairseq.data.data_utils import post_process
+
             text = post_process(" ".join(tokens), self._symbol)
         return " ".join(text.splitlines()) if "\n" in text or "\r" in text else text
 
@@ -184,42 +183,29 @@ class Segmentation(NamedTuple):
             )
 
 
-def add_subword_arguments(parser: argparse.ArgumentParser, purpose: str, remove_bpe: bool = False) -> None:
-    """What `segmentation_of` reads.
+class SubwordOptions(NamedTuple):
+    """Which sentencepiece models the flags name, and how segmented text is put together where there is none."""
 
-    Args:
-        purpose: what the model is for here, as a help text
-        remove_bpe: also text that is segmented already can be put together
-    """
-    parser.add_argument(JOINT, metavar="FILE", help=f"{purpose}; one for both languages")
-    for side in SIDES:
-        parser.add_argument(
-            f"--{side}-sentencepiece-model", metavar="FILE", help=f"the {side} side's, where each has its own"
-        )
-    if remove_bpe:
-        parser.add_argument(
-            "--remove-bpe", default=SYMBOLS[0], choices=SYMBOLS, help="of segmented text (default: %(default)s)"
-        )
+    sentencepiece_model: Optional[str] = None
+    source_sentencepiece_model: Optional[str] = None
+    target_sentencepiece_model: Optional[str] = None
+    remove_bpe: str = SYMBOLS[0]
 
+    def open(self) -> Segmentation:
+        """The subwords.
 
-def segmentation_of(args: argparse.Namespace, symbol: str = SYMBOLS[0]) -> Segmentation:
-    """The subwords that the flags name.
-
-    Args:
-        symbol: how segmented text is put together, where there is no --remove-bpe
-
-    Raises:
-        KDPluginError: a file is no sentencepiece model, or there are one for both sides and one for one of them
-    """
-    symbol = getattr(args, "remove_bpe", symbol)
-    own = [getattr(args, f"{side}_sentencepiece_model") for side in SIDES]
-    if own == [None, None]:
-        both = Subwords(args.sentencepiece_model, symbol)
-        return Segmentation(both, both)
-    if args.sentencepiece_model is not None:
-        side = SIDES[0] if own[0] is not None else SIDES[1]
-        raise KDPluginError(
-            f"{JOINT} and --{side}-sentencepiece-model: the first is for both sides. Remedy: either {JOINT}, or "
-            "--source-sentencepiece-model and --target-sentencepiece-model"
-        )
-    return Segmentation(*(Subwords(path, symbol, f"--{side}-sentencepiece-model") for side, path in zip(SIDES, own)))
+        Raises:
+            KDPluginError: a file is no sentencepiece model, or there are one for both sides and one for one of them
+        """
+        own = (self.source_sentencepiece_model, self.target_sentencepiece_model)
+        if own == (None, None):
+            both = Subwords(self.sentencepiece_model, self.remove_bpe)
+            return Segmentation(both, both)
+        if self.sentencepiece_model is not None:
+            side = SIDES[0] if own[0] is not None else SIDES[1]
+            raise KDPluginError(
+                f"{JOINT} and --{side}-sentencepiece-model: the first is for both sides. Remedy: either {JOINT}, or "
+                "--source-sentencepiece-model and --target-sentencepiece-model"
+            )
+        flags = (f"--{side}-sentencepiece-model" for side in SIDES)
+        return Segmentation(*(Subwords(path, self.remove_bpe, flag) for path, flag in zip(own, flags)))

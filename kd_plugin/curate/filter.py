@@ -1,6 +1,5 @@
-"""`kd-plugin filter`: drop translations that would teach a student wrong, each counted for the rule that hit."""
+"""Drop translations that would teach a student wrong, each counted for the rule that hit."""
 
-import argparse
 import functools
 import itertools
 import math
@@ -8,20 +7,21 @@ import sys
 import unicodedata
 from array import array
 from pathlib import Path
-from typing import Dict, FrozenSet, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Dict, FrozenSet, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
 from kd_plugin.cli.numbers import shown
-from kd_plugin.cli.translations_folder import add_output_arguments, check_output, finish_output
+from kd_plugin.corpus.destination import Destination
 from kd_plugin.corpus.languages import has_spaces
 from kd_plugin.corpus.raw_text import checked_sha256, numbered_lines
 from kd_plugin.corpus.translations import Hypothesis, Record, Translations, Writer, scores_of
 from kd_plugin.curate.rules import RULES, Flag, Pair, Side, script_of
 from kd_plugin.errors import KDPluginError
-from kd_plugin.runners.processes import add_workers_argument, mapped, workers_for
+from kd_plugin.runners.local import mapped, workers_for
 from kd_plugin.runners.progress import progress
 
+SENTENCES_A_WORKER = 100_000
 LOW_SCORE, OTHER_SCORE = "low_score", "low_other_score"  # after all RULES
 # shares: of all translations of the input, whatever other rules say
 SCORE_FLAGS = (
@@ -45,39 +45,9 @@ SCORE_FLAGS = (
 )
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("input_dir", metavar="INPUT_DIR", help="translations: kd-plugin decode, import or select")
-    for flag in _rule_flags():
-        _add_flag(parser, flag)
-    for flag in SCORE_FLAGS:
-        parser.add_argument(flag.name, dest=flag.dest, type=float, metavar="X", help=flag.help)
-        if flag.old:
-            parser.add_argument(flag.old, dest=flag.dest, type=float, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
-    parser.add_argument(
-        "--scores",
-        metavar="FILE",
-        help="scores of another model, higher is better: number of the line TAB score for each translation, in the "
-        "order of the PREFIX.scores that --text writes for INPUT_DIR",
-    )
-    add_workers_argument(parser, 100_000)
-    add_output_arguments(parser)
-
-
-def _rule_flags() -> List[Flag]:
+def rule_flags() -> List[Flag]:
+    """Of all RULES."""
     return [flag for rule in RULES.values() for flag in rule.flags]
-
-
-def _add_flag(parser: argparse.ArgumentParser, flag: Flag) -> None:
-    if isinstance(flag.default, bool):
-        parser.add_argument(flag.name, action="store_true", help=flag.help)
-    elif flag.choices:
-        default = f"{flag.help} (default: {flag.default})"
-        parser.add_argument(flag.name, choices=flag.choices, default=flag.default, help=default)
-    else:
-        default = f"{flag.help} (default: {flag.default})" if flag.default else flag.help
-        parser.add_argument(
-            flag.name, type=type(flag.default), default=flag.default, metavar="X", help=default.replace("%", "%%")
-        )
 
 
 class Thresholds(NamedTuple):
@@ -88,25 +58,33 @@ class Thresholds(NamedTuple):
     other_scores: Optional[np.ndarray]
 
 
-def run(args: argparse.Namespace) -> int:
-    """Exit status 0; nothing else than errors ends it early."""
-    _check(args)
-    translations = Translations(args.input_dir)
+def filter_translations(input_dir: str, options: Any, workers: int, to: Destination) -> None:
+    """Write a folder with what is left, and a table of what is not.
+
+    Args:
+        options: the flags of RULES and SCORE_FLAGS and --scores, each an attribute
+        workers: 0: as many as are worth it
+
+    Raises:
+        KDPluginError: names the flag or the file
+    """
+    check(options)
+    translations = Translations(Path(input_dir))
     translations.check_any()
     manifest = translations.manifest
-    options = {flag.dest: getattr(args, flag.dest) for flag in (*_rule_flags(), *SCORE_FLAGS)}
-    identity = {"verb": "filter", "options": options, "input": manifest.digest()}
-    if args.scores:
-        identity["scores_sha256"] = checked_sha256(args.scores, "--scores")
-    check_output(args, manifest.languages, identity)
-    thresholds = _thresholds(translations, args)
+    chosen = {flag.dest: getattr(options, flag.dest) for flag in (*rule_flags(), *SCORE_FLAGS)}
+    identity = {"verb": "filter", "options": chosen, "input": manifest.digest()}
+    if options.scores:
+        identity["scores_sha256"] = checked_sha256(options.scores, "--scores")
+    to.check(manifest.languages, identity)
+    thresholds = _thresholds(translations, options)
     counts = {f"dropped_{name}": 0 for name in (*RULES, LOW_SCORE, OTHER_SCORE)}
     counts.update(lines_untranslated_before=0, lines_without_translation=0)
-    records = kept(translations, thresholds, args, counts)
+    records = kept(translations, thresholds, options, workers, counts)
     first = next(records, None)  # before the folder is made
     if first is None:
-        raise _nothing_left(counts, manifest.hypotheses, args.input_dir)
-    writer = Writer(Path(args.output), identity, manifest.languages, manifest.input_lines)
+        raise _nothing_left(counts, manifest.hypotheses, input_dir)
+    writer = Writer(Path(to.output), identity, manifest.languages, manifest.input_lines)
     for record in itertools.chain([first], records):
         writer.add(record)
     result = writer.finish(counts)
@@ -116,18 +94,18 @@ def run(args: argparse.Namespace) -> int:
     assert result.lines + lost == manifest.lines, "a line was neither kept nor dropped"
     print(_table(counts, result.hypotheses, manifest.hypotheses))
     _warn(counts, manifest.hypotheses)
-    finish_output(result, args)
-    return 0
+    to.finish(result)
 
 
 def kept(
-    translations: Translations, thresholds: Thresholds, args: argparse.Namespace, counts: Dict[str, int]
+    translations: Translations, thresholds: Thresholds, options: Any, workers: int, counts: Dict[str, int]
 ) -> Iterator[Record]:
     """Records with what is left of their translations; those without any are left out. counts: is added to"""
     number, languages = 0, translations.manifest.languages
     records = progress(translations.records(), len(translations), "filter")
     works = ((record, (record.source, [h.text for h in record.hypotheses])) for record in records)
-    for record, rules in mapped(works, functools.partial(Judge, args, languages), workers_for(args, len(translations))):
+    workers = workers_for(workers, len(translations), SENTENCES_A_WORKER)
+    for record, rules in mapped(works, functools.partial(Judge, options, languages), workers):
         left = []
         for hypothesis, rule in zip(record.hypotheses, rules):
             rule = rule or _low_score(hypothesis, number, thresholds)
@@ -146,8 +124,8 @@ def kept(
 class Judge:
     """The first of RULES that drops each translation of a sentence, or None."""
 
-    def __init__(self, args: argparse.Namespace, languages: Sequence[str]):
-        self._args = args
+    def __init__(self, options: Any, languages: Sequence[str]):
+        self._options = options
         self._spaced = [has_spaces(language) for language in languages]
 
     def __call__(self, sentence: Tuple[str, List[str]]) -> List[Optional[str]]:
@@ -155,7 +133,7 @@ class Judge:
         return [self._verdict(Pair(source, Side(text, self._spaced[1]))) for text in texts]
 
     def _verdict(self, pair: Pair) -> Optional[str]:
-        return next((name for name, rule in RULES.items() if rule.drops(pair, self._args)), None)
+        return next((name for name, rule in RULES.items() if rule.drops(pair, self._options)), None)
 
 
 def _low_score(hypothesis: Hypothesis, number: int, thresholds: Thresholds) -> Optional[str]:
@@ -167,18 +145,18 @@ def _low_score(hypothesis: Hypothesis, number: int, thresholds: Thresholds) -> O
     return None
 
 
-def _thresholds(translations: Translations, args: argparse.Namespace) -> Thresholds:
+def _thresholds(translations: Translations, options: Any) -> Thresholds:
     """A first pass over the translations, where a flag needs one; 8 bytes a translation are held in memory."""
     own, other, other_scores = -math.inf, -math.inf, None
-    if args.min_score is not None or args.best_score_share is not None:
+    if options.min_score is not None or options.best_score_share is not None:
         scores = _own_scores(translations)
         own = max(
-            -math.inf if args.min_score is None else args.min_score,
-            -math.inf if args.best_score_share is None else threshold(scores, args.best_score_share),
+            -math.inf if options.min_score is None else options.min_score,
+            -math.inf if options.best_score_share is None else threshold(scores, options.best_score_share),
         )
-    if args.scores:
-        other_scores = _other_scores(translations, Path(args.scores))
-        other = threshold(other_scores, args.best_scores_share)
+    if options.scores:
+        other_scores = _other_scores(translations, Path(options.scores))
+        other = threshold(other_scores, options.best_scores_share)
     return Thresholds(own, other, other_scores)
 
 
@@ -227,18 +205,19 @@ def _other_scores(translations: Translations, path: Path) -> np.ndarray:
     return np.array(scores)
 
 
-def _check(args: argparse.Namespace) -> None:
-    for flag in (*_rule_flags(), *SCORE_FLAGS):
-        value = getattr(args, flag.dest)
+def check(options: Any) -> None:
+    """Refuse numbers out of range, and flags that do not go together; scripts' names become upper case."""
+    for flag in (*rule_flags(), *SCORE_FLAGS):
+        value = getattr(options, flag.dest)
         if isinstance(value, (int, float)) and not flag.low <= value <= flag.high:
             limits = f"{flag.low:g} … {flag.high:g}" if flag.high < math.inf else f"{flag.low:g} or more"
             if math.isinf(flag.low):
                 limits = "a number"
             raise KDPluginError(f"{flag.name} {shown(value)}: out of range. Remedy: {limits}")
-    if (args.scores is None) != (args.best_scores_share is None):
+    if (options.scores is None) != (options.best_scores_share is None):
         raise KDPluginError("--scores and --keep-best-by-scores go together. Remedy: give both, or none")
-    args.script = args.script.upper()
-    for name in args.script.split(",") if args.script else ():
+    options.script = options.script.upper()
+    for name in options.script.split(",") if options.script else ():
         if name not in _scripts():
             raise KDPluginError(
                 f"--script {name}: no letters in Unicode {unicodedata.unidata_version} have that name. Remedy: the "

@@ -1,9 +1,9 @@
-"""What `kd-plugin filter` drops. A rule is a function of a pair and the options, and its row in RULES.
+"""What `kd-plugin filter` drops. A rule is a function of a pair and the options (its flags, each an
+attribute), and its row in RULES.
 
 The rules are asked in the order of the table, cheap ones first; a translation is charged to the first that hits.
 """
 
-import argparse
 import functools
 import math
 import re
@@ -139,7 +139,7 @@ class Flag(NamedTuple):
 class Rule(NamedTuple):
     """drops: whether this pair has to go. mend: what to do where good translations go; else the flags are named"""
 
-    drops: Callable[[Pair, argparse.Namespace], bool]
+    drops: Callable[[Pair, Any], bool]
     flags: Tuple[Flag, ...] = ()
     mend: str = ""
 
@@ -147,11 +147,11 @@ class Rule(NamedTuple):
         return self.mend or " or ".join(flag.name for flag in self.flags) or "look at what is in the files"
 
 
-def broken_characters(pair: Pair, options: argparse.Namespace) -> bool:
+def broken_characters(pair: Pair, options: Any) -> bool:
     return BROKEN.search(pair.hypothesis.text) is not None
 
 
-def unknown_symbols(pair: Pair, options: argparse.Namespace) -> bool:
+def unknown_symbols(pair: Pair, options: Any) -> bool:
     """What the decoder or the binariser did not know, on either side; a bare UNK or {unk} where the source has none."""
     if options.unknown_symbols == "keep":
         return False
@@ -167,12 +167,12 @@ def _in_brackets(text: str) -> FrozenSet[str]:
     return frozenset("".join(found[0].lower().split()) for found in UNKNOWN_IN_BRACKETS.finditer(text))
 
 
-def length(pair: Pair, options: argparse.Namespace) -> bool:
+def length(pair: Pair, options: Any) -> bool:
     lengths = [side.length(options.length_unit) for side in pair]
     return min(lengths) < options.min_length or max(lengths) > options.max_length
 
 
-def length_ratio(pair: Pair, options: argparse.Namespace) -> bool:
+def length_ratio(pair: Pair, options: Any) -> bool:
     if options.length_unit == "auto" and not all(side.spaced for side in pair):
         shorter, longer = sorted(max(SHORTEST_AMOUNT, side.amount) for side in pair)
     else:
@@ -180,11 +180,11 @@ def length_ratio(pair: Pair, options: argparse.Namespace) -> bool:
     return longer > options.max_length_ratio * shorter
 
 
-def few_letters(pair: Pair, options: argparse.Namespace) -> bool:
+def few_letters(pair: Pair, options: Any) -> bool:
     return pair.hypothesis.readable < options.min_letters * pair.source.readable
 
 
-def copied_source(pair: Pair, options: argparse.Namespace) -> bool:
+def copied_source(pair: Pair, options: Any) -> bool:
     """The same but for case and blanks, or as many words shared as --copy-overlap says.
 
     Sentences without a letter (numbers, times) are the same in every language.
@@ -198,7 +198,7 @@ def copied_source(pair: Pair, options: argparse.Namespace) -> bool:
     return pair.source.text.casefold().split() == pair.hypothesis.text.casefold().split()
 
 
-def repetition(pair: Pair, options: argparse.Namespace) -> bool:
+def repetition(pair: Pair, options: Any) -> bool:
     """A loop of words, or of letters inside a word, unless the source has one too.
 
     In characters only letters count, and a loop has to be twice as long: 1,000,000, dots and Schifffahrt are none.
@@ -216,7 +216,7 @@ def repetition(pair: Pair, options: argparse.Namespace) -> bool:
     return _new_loop(pair.hypothesis.letters, pair.source.letters, 2 * options.max_repeats)
 
 
-def _any_loop(side: Side, by_words: bool, options: argparse.Namespace) -> bool:
+def _any_loop(side: Side, by_words: bool, options: Any) -> bool:
     units, times = (side.words, 1) if by_words else (side.letters, 2)
     return side.loops(options.max_repeats) or has_loop(units, times * options.max_repeats)
 
@@ -238,12 +238,12 @@ def has_loop(units: Sequence[str], times: int) -> bool:
     return False
 
 
-def numbers(pair: Pair, options: argparse.Namespace) -> bool:
+def numbers(pair: Pair, options: Any) -> bool:
     """Other digits than the source's, in any order: 1,234.5 and 1.234,5 are the same."""
     return options.numbers and pair.source.digits != pair.hypothesis.digits
 
 
-def foreign_script(pair: Pair, options: argparse.Namespace) -> bool:
+def foreign_script(pair: Pair, options: Any) -> bool:
     if not options.script:
         return False
     wanted = options.script.split(",")

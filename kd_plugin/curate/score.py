@@ -1,11 +1,10 @@
-"""`kd-plugin score`: the cross-entropy of translations, from the teacher, another model, or one that translates back.
+"""The cross-entropy of translations, from the teacher, another model, or one that translates back.
 
 A translation's score is the log-probability of a target token, the mean with end of sentence, as fairseq-generate
 --score-reference gives it (there in bits). From a model of the other direction it is that of the source, given the
 translation: what a translation has left out or made up costs there.
 """
 
-import argparse
 import functools
 import math
 from pathlib import Path
@@ -17,39 +16,34 @@ from fairseq import utils
 from fairseq.data.language_pair_dataset import collate
 from fairseq.sequence_scorer import SequenceScorer
 
-from kd_plugin.cli.translations_folder import add_output_arguments, run_session
 from kd_plugin.corpus.batches import by_length
+from kd_plugin.corpus.destination import Destination, run_session
 from kd_plugin.corpus.languages import check_languages
 from kd_plugin.corpus.subword_checks import Marks, check_known, check_text
-from kd_plugin.corpus.subwords import add_subword_arguments, segmentation_of
+from kd_plugin.corpus.subwords import SubwordOptions
 from kd_plugin.corpus.translations import Record, Shard, Translations, write_shard
-from kd_plugin.decoding.base import not_a_number
-from kd_plugin.decoding.decoders import add_model_arguments, checkpoints_of, default_dtype
+from kd_plugin.decoding.base import ModelOptions, not_a_number
+from kd_plugin.decoding.decoders import checkpoints_of, default_dtype
 from kd_plugin.decoding.fairseq import DTYPES, Checkpoints, load_ensemble
 from kd_plugin.errors import KDPluginError
 from kd_plugin.files.atomic import digest_of
-from kd_plugin.runners.jobs import add_job_arguments, check_job, device_of, works_here
+from kd_plugin.runners.jobs import Job, device_of
 
 TOO_LONG = "dropped_too_long"
 
 Pair = Tuple[List[str], List[str]]  # symbols of what the model reads and of what it is asked about
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("input_dir", metavar="INPUT_DIR", help="translations: kd-plugin decode, import, select, filter")
-    add_model_arguments(
-        parser, "the model, or an ensemble; one of the other direction scores the source, given the translation"
-    )
-    add_subword_arguments(parser, "of the model (default: its symbols are what spaces separate)")
-    parser.add_argument(
-        "--compute-type",
-        default="auto",
-        choices=["auto", *DTYPES],
-        help="(default: float16 on a GPU, float32 on a CPU)",
-    )
-    parser.add_argument("--max-tokens", type=int, default=4000, help="in a batch, padded (default: %(default)s)")
-    add_output_arguments(parser)
-    add_job_arguments(parser)
+class Scoring(NamedTuple):
+    """What to score, and with what: the options of `kd-plugin score`."""
+
+    input_dir: str
+    models: ModelOptions
+    subwords: SubwordOptions
+    compute_type: str
+    max_tokens: int
+    job: Job
+    to: Destination
 
 
 class Plan(NamedTuple):
@@ -66,12 +60,16 @@ class Plan(NamedTuple):
         return self.shard.hypotheses
 
 
-def run(args: argparse.Namespace) -> int:
-    """Exit status 0; nothing else than errors ends it early."""
-    check_languages(args.source_lang, args.target_lang)
-    check_job(args)
-    Translations(args.input_dir).check_any()
-    return run_session(args, "score", functools.partial(Session, args))
+def score(args: Scoring) -> None:
+    """Write this job's share of the translations again, with scores.
+
+    Raises:
+        KDPluginError: names the flag or the file
+    """
+    check_languages(args.models.source_lang, args.models.target_lang)
+    args.job.check()
+    Translations(Path(args.input_dir)).check_any()
+    run_session(args.to, args.job, "score", functools.partial(Session, args))
 
 
 class Session:
@@ -81,18 +79,18 @@ class Session:
         number: of the worker
     """
 
-    def __init__(self, args: argparse.Namespace, number: int):
-        self._folder, self._max_tokens = Path(args.output), args.max_tokens
-        self._translations = Translations(args.input_dir)
+    def __init__(self, args: Scoring, number: int):
+        self._folder, self._max_tokens = Path(args.to.output), args.max_tokens
+        self._translations = Translations(Path(args.input_dir))
         manifest = self._translations.manifest
         self.languages, self.input_lines, self.lines = manifest.languages, manifest.input_lines, manifest.lines
         self.plans = [Plan(shard) for shard in manifest.shards]
         self._args = args
-        checkpoints = self._checkpoints = checkpoints_of(args)
+        checkpoints = self._checkpoints = checkpoints_of(args.models)
         self._backward = self._is_backward(checkpoints)
-        self._subwords = segmentation_of(args)
+        self._subwords = args.subwords.open()
         dictionaries = checkpoints.source_dictionary.symbols, checkpoints.target_dictionary.symbols
-        self._subwords.check(args.path, *dictionaries)
+        self._subwords.check(args.models.path, *dictionaries)
         device = device_of(number)
         dtype = args.compute_type if args.compute_type != "auto" else default_dtype(device)
         self.identity: Dict[str, Any] = {
@@ -115,7 +113,7 @@ class Session:
 
     def prepare(self) -> None:
         """Its folder needs nothing but the shards."""
-        if not works_here(self._args):
+        if not self._args.job.is_here:
             self._checkpoints.let_go()
 
     def _is_backward(self, checkpoints: Checkpoints) -> bool:

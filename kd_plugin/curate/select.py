@@ -1,58 +1,52 @@
-"""`kd-plugin select`: of a teacher's n-best translations keep those that teach best.
+"""Of a teacher's n-best translations keep those that teach best.
 
 Sequence-level interpolation (Kim & Rush 2016, section 3.3) keeps the one nearest to the reference: what the teacher can
 say and the corpus wants to hear.
 """
 
-import argparse
 import functools
 import heapq
 import sys
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Tuple
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
-from sacrebleu.metrics import BLEU
-
-from kd_plugin.cli.translations_folder import add_output_arguments, check_output, finish_output
+from kd_plugin.corpus.destination import Destination
 from kd_plugin.corpus.languages import bleu_tokenizer
 from kd_plugin.corpus.raw_text import TextLines
 from kd_plugin.corpus.translations import Record, Translations, Writer, scores_of
-from kd_plugin.curate.criteria import METRICS, Candidates, Chooser, Settings, best, signature
+from kd_plugin.curate.criteria import Candidates, Chooser, Settings, best, signature
 from kd_plugin.errors import KDPluginError
 from kd_plugin.evaluation.scores import check_tokenizer
-from kd_plugin.runners.processes import add_workers_argument, mapped, workers_for
+from kd_plugin.runners.local import mapped, workers_for
 from kd_plugin.runners.progress import progress
 
 CRITERIA = ("reference", "score", "mbr")
+SENTENCES_A_WORKER = 10_000
 
 Choice = Tuple[int, ...]
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("input_dir", metavar="INPUT_DIR", help="translations: kd-plugin decode or import")
-    parser.add_argument(
-        "--by",
-        required=True,
-        choices=CRITERIA,
-        help="reference: nearest to --reference (sequence-level interpolation); score: the model's own; mbr: highest "
-        "mean chrF with the other translations of the sentence (minimum Bayes risk)",
-    )
-    parser.add_argument("--reference", metavar="FILE", help="raw text, a line for each line of the corpus")
-    parser.add_argument("--metric", choices=list(METRICS), help="nearness to the reference (default: bleu)")
-    parser.add_argument(
-        "--tokenize",
-        choices=BLEU.TOKENIZERS,
-        help="sacreBLEU's tokenizer for --metric bleu (default: the target language's, as kd-plugin evaluate has it)",
-    )
-    parser.add_argument("--top", type=int, default=1, metavar="N", help="keep the N best (default: %(default)s)")
-    add_workers_argument(parser, 10_000)
-    add_output_arguments(parser)
+class Selection(NamedTuple):
+    """The options of `kd-plugin select`; metric and tokenize: None where they are not said."""
+
+    input_dir: str
+    by: str
+    reference: Optional[str]
+    metric: Optional[str]
+    tokenize: Optional[str]
+    top: int
+    workers: int
+    to: Destination
 
 
-def run(args: argparse.Namespace) -> int:
-    """Exit status 0; nothing else than errors ends it early."""
+def select(args: Selection) -> None:
+    """Write a folder with the translations chosen.
+
+    Raises:
+        KDPluginError: names the flag or the file
+    """
     _check(args)
-    translations = Translations(args.input_dir)
+    translations = Translations(Path(args.input_dir))
     translations.check_any()
     manifest = translations.manifest
     references = _references(args, translations)
@@ -66,8 +60,8 @@ def run(args: argparse.Namespace) -> int:
         identity["metric"] = signature(settings)
     if references is not None:
         identity["reference_sha256"] = references.sha256
-    check_output(args, manifest.languages, identity)
-    writer = Writer(Path(args.output), identity, manifest.languages, manifest.input_lines)
+    args.to.check(manifest.languages, identity)
+    writer = Writer(Path(args.to.output), identity, manifest.languages, manifest.input_lines)
     counts = {"lines_without_translation": 0, "lines_with_another_than_the_first": 0, "records_split": 0}
     chosen = (
         _by_score(translations, args.top)
@@ -78,11 +72,10 @@ def run(args: argparse.Namespace) -> int:
         writer.add(record)
     if references is not None:
         references.close()
-    finish_output(writer.finish(counts), args)
-    return 0
+    args.to.finish(writer.finish(counts))
 
 
-def _check(args: argparse.Namespace) -> None:
+def _check(args: Selection) -> None:
     if args.by == "reference" and args.reference is None:
         raise KDPluginError("--by reference needs references. Remedy: --reference FILE, or --by mbr")
     for name in ("reference", "metric"):
@@ -93,14 +86,14 @@ def _check(args: argparse.Namespace) -> None:
     check_tokenizer(args.tokenize)
 
 
-def _metric(args: argparse.Namespace) -> str:
+def _metric(args: Selection) -> str:
     return (args.metric or "bleu") if args.by == "reference" else "chrf"
 
 
-def _references(args: argparse.Namespace, translations: Translations) -> Optional[TextLines]:
+def _references(args: Selection, translations: Translations) -> Optional[TextLines]:
     if args.reference is None:
         return None
-    references = TextLines(args.reference, "--reference")
+    references = TextLines(Path(args.reference), "--reference")
     expected = translations.manifest.input_lines
     if len(references) != expected:
         raise KDPluginError(
@@ -117,7 +110,7 @@ def _by_score(translations: Translations, top: int) -> Iterator[Tuple[Record, Li
 
 
 def _by_metric(
-    translations: Translations, references: Optional[TextLines], settings: Settings, args: argparse.Namespace
+    translations: Translations, references: Optional[TextLines], settings: Settings, args: Selection
 ) -> Iterator[Tuple[Record, List[Choice]]]:
     def sentences() -> Iterator[Tuple[Any, Candidates]]:
         for record in progress(translations.records(), len(translations), "select"):
@@ -127,7 +120,7 @@ def _by_metric(
             which = [number[text] for text in texts] or [0] * len(record.ids)
             yield (record, which), Candidates([h.text for h in record.hypotheses], list(number))
 
-    workers = workers_for(args, len(translations))
+    workers = workers_for(args.workers, len(translations), SENTENCES_A_WORKER)
     for (record, which), choices in mapped(sentences(), functools.partial(Chooser, settings), workers):
         yield record, [choices[i] for i in which]
 

@@ -1,11 +1,24 @@
 """What a decoder is: a model that translates batches of sentences of symbols, and how it is told to search."""
 
-from typing import AbstractSet, List, NamedTuple, Protocol, Sequence, Tuple
+from typing import AbstractSet, List, NamedTuple, Optional, Protocol, Sequence, Tuple
 
 from kd_plugin.errors import KDPluginError
 
+ENGINES = ("fairseq", "ctranslate2")
+DTYPE_NAMES = ("float32", "float16", "bfloat16")  # torch's; of --engine fairseq
+
 Tokens = List[str]
 Scored = Tuple[Tokens, float]  # symbols without end of sentence, and log-probability / length ** lenpen
+
+
+class ModelOptions(NamedTuple):
+    """The checkpoints that the flags name; languages: None: theirs."""
+
+    path: str
+    model_overrides: str = "{}"
+    dict_dir: Optional[str] = None
+    source_lang: Optional[str] = None
+    target_lang: Optional[str] = None
 
 
 class Settings(NamedTuple):

@@ -1,6 +1,5 @@
-"""`kd-plugin cache`: ask a teacher about every target token of a corpus once, and keep the answers."""
+"""Ask a teacher about every target token of a corpus once, and keep the answers."""
 
-import argparse
 import functools
 from pathlib import Path
 from typing import Any, Callable, Dict, Hashable, Iterator, List, NamedTuple, Optional, Sequence
@@ -13,7 +12,7 @@ from fairseq.tasks.translation import TranslationConfig, TranslationTask, load_l
 
 from kd_plugin.cache.compress import compress_answer, unknown
 from kd_plugin.cache.data import describe_data, dictionary_sha256, fingerprint, split_prefixes
-from kd_plugin.cache.manifest import KINDS, Identity
+from kd_plugin.cache.manifest import Identity
 from kd_plugin.cache.records import Records
 from kd_plugin.cache.writer import (
     Plan,
@@ -30,87 +29,68 @@ from kd_plugin.corpus.languages import check_languages
 from kd_plugin.corpus.sources import data_folders
 from kd_plugin.errors import KDPluginError
 from kd_plugin.files.atomic import digest_of
-from kd_plugin.files.protection import check_outputs, inputs_of
+from kd_plugin.files.protection import Named, check_outputs
 from kd_plugin.files.shards import claim_folder
-from kd_plugin.runners.jobs import add_job_arguments, check_job, device_of, missing, work
+from kd_plugin.runners.jobs import Job, device_of, missing, work
 from kd_plugin.teachers.base import Request
-from kd_plugin.teachers.fairseq import TEACHER_DTYPES
 from kd_plugin.teachers.flags import open_teacher
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("data", metavar="DATA", help="binarised data as fairseq-train takes them, also A:B:C")
-    parser.add_argument("--teacher-path", required=True, metavar="A.pt[:B.pt…]", help="the teacher, or an ensemble")
-    parser.add_argument("--teacher-weights", metavar="W[,W…]", help="of an ensemble, as in training")
-    parser.add_argument("--teacher-overrides", default="{}", metavar="JSON", help="as in training")
-    parser.add_argument("--teacher-sha256", metavar="HASH[:HASH…]", help="refuse any other file as teacher")
-    parser.add_argument(
-        "--teacher-dtype",
-        default="auto",
-        choices=["auto", *TEACHER_DTYPES],
-        help="auto: fp16 on a GPU, fp32 on a CPU (default: %(default)s)",
-    )
-    parser.add_argument("--cache-dir", required=True, metavar="DIR", help="where --teacher-cache will find the answers")
-    parser.add_argument(
-        "--subset", default="train", help="splits, separated by commas: train,valid (default: %(default)s)"
-    )
-    parser.add_argument("-s", "--source-lang", metavar="LANG", help="default: as the files in DATA are named")
-    parser.add_argument("-t", "--target-lang", metavar="LANG", help="default: as the files in DATA are named")
-    parser.add_argument(
-        "--kind",
-        default="topk",
-        choices=KINDS,
-        help="topk: the k best entries and the mass of the rest; sampled: k draws from the teacher's distribution, "
-        "unbiased, forward_kl only (default: %(default)s)",
-    )
-    parser.add_argument("--k", type=int, default=16, help="entries or draws for each target token (default: 16)")
-    parser.add_argument(
-        "--temperature", type=float, default=1.0, help="the --kd-temperature of the trainings to come (default: 1.0)"
-    )
-    parser.add_argument("--seed", type=int, default=1, help="of the draws (default: %(default)s)")
-    parser.add_argument(
-        "--truncate-source", action="store_true", help="to --max-source-positions, for trainings with this flag"
-    )
-    parser.add_argument(
-        "--max-source-positions", type=int, metavar="N", help="of --truncate-source, as in training (default: 1024)"
-    )
-    parser.add_argument("--max-tokens", type=int, default=8000, help="in a batch, padded (default: %(default)s)")
-    parser.add_argument(
-        "--shard-tokens",
-        type=int,
-        default=1_000_000,
-        help="target tokens in a file: what a killed job loses at most (default: %(default)s)",
-    )
-    add_job_arguments(parser)
+class Questions(NamedTuple):
+    """Who is asked about what: the options of `kd-plugin cache`."""
+
+    data: str
+    teacher_path: str
+    teacher_weights: Optional[str]
+    teacher_overrides: str
+    teacher_sha256: Optional[str]
+    teacher_dtype: str
+    cache_dir: str
+    subset: str
+    source_lang: Optional[str]
+    target_lang: Optional[str]
+    kind: str
+    k: int
+    temperature: float
+    seed: int
+    truncate_source: bool
+    max_source_positions: Optional[int]
+    max_tokens: int
+    shard_tokens: int
+    job: Job
+    inputs: List[Named]
 
 
-class Job(NamedTuple):
+class Split(NamedTuple):
     """What a worker has to know; it can be pickled."""
 
     data: str
     split: str
     source_lang: str
     target_lang: str
-    options: argparse.Namespace
+    options: Questions
 
 
-def run(args: argparse.Namespace) -> int:
-    """Exit status 0; nothing else than errors ends it early."""
-    check_languages(args.source_lang, args.target_lang)
-    check_job(args)
-    if args.max_source_positions is not None and not args.truncate_source:
+def cache_answers(options: Questions) -> None:
+    """Write this job's share of the stores, one for each split and folder of data.
+
+    Raises:
+        KDPluginError: names the flag or the file
+    """
+    check_languages(options.source_lang, options.target_lang)
+    options.job.check()
+    if options.max_source_positions is not None and not options.truncate_source:
         raise KDPluginError("--max-source-positions: only with --truncate-source. Remedy: leave it out, or add that")
-    check_outputs(inputs_of(args), [("--cache-dir", args.cache_dir)])
+    check_outputs(options.inputs, [("--cache-dir", options.cache_dir)])
     opened: Dict[Hashable, Checkpoint] = {}  # the teacher of all splits
-    for job in _jobs(args):
-        _write_store(job, opened)
-    return 0
+    for split in _splits(options):
+        _write_store(split, opened)
 
 
-def _jobs(args: argparse.Namespace) -> Iterator[Job]:
-    for split in args.subset.split(","):
-        for path in data_folders(args.data, split):
-            source, target = args.source_lang, args.target_lang
+def _splits(options: Questions) -> Iterator[Split]:
+    for split in options.subset.split(","):
+        for path in data_folders(options.data, split):
+            source, target = options.source_lang, options.target_lang
             if source is None or target is None:
                 if not Path(path).is_dir():
                     raise KDPluginError(
@@ -121,22 +101,21 @@ def _jobs(args: argparse.Namespace) -> Iterator[Job]:
             if source is None or target is None:
                 raise KDPluginError(f"{path}: its languages cannot be told. Remedy: -s LANG -t LANG")
             check_languages(source, target, where=path)
-            yield Job(path, split, source, target, args)
+            yield Split(path, split, source, target, options)
 
 
-def _write_store(job: Job, opened: Dict[Hashable, Checkpoint]) -> None:
-    args = job.options
-    session = Session(job, 0, opened)
+def _write_store(split: Split, opened: Dict[Hashable, Checkpoint]) -> None:
+    options, session = split.options, Session(split, 0, opened)
     folder, identity = session.folder, session.identity
-    plans = plan_shards(session.sizes, args.shard_tokens)
+    plans = plan_shards(session.sizes, options.shard_tokens)
 
     def done(plan: Plan) -> bool:
         return finished(folder, identity, plan) is not None
 
-    make_session = functools.partial(Session, job)
-    mine = range(args.shard_id, len(plans), args.num_shards)
+    make_session = functools.partial(Session, split)
+    mine = options.job.mine(len(plans))
     with claim_folder(folder, "--cache-dir", identity.digest(), mine) as claim:
-        finished_plans = work(args, folder, plans, done, _tokens, session, make_session, job.split, "tok")
+        finished_plans = work(options.job, folder, plans, done, _tokens, session, make_session, split.split, "tok")
         manifest = merge(folder, identity, plans)
         if manifest is None:
             print(missing(folder, finished_plans, plans, done))
@@ -145,7 +124,7 @@ def _write_store(job: Job, opened: Dict[Hashable, Checkpoint]) -> None:
     print(
         f"{folder}: {manifest.tokens:,} target tokens, {identity.layout.width} bytes each, "
         f"{manifest.tokens * identity.layout.width / 1e6:,.1f} MB in {len(plans)} shards; {identity.kind} {identity.k} "
-        f"captures {manifest.captured:.1%} of the teacher's mass. Train with --teacher-cache {args.cache_dir}"
+        f"captures {manifest.captured:.1%} of the teacher's mass. Train with --teacher-cache {options.cache_dir}"
     )
 
 
@@ -161,22 +140,22 @@ class Session:
         opened: as for `open_teacher`
     """
 
-    def __init__(self, job: Job, number: int, opened: Optional[Dict[Hashable, Checkpoint]] = None):
-        options = job.options
+    def __init__(self, split: Split, number: int, opened: Optional[Dict[Hashable, Checkpoint]] = None):
+        options = split.options
         self._options = options
-        prefixes = split_prefixes(job.data, job.split, job.source_lang, job.target_lang)
+        prefixes = split_prefixes(split.data, split.split, split.source_lang, split.target_lang)
         implementation = format_of_pair(*prefixes)  # their errors are clearer than fairseq's
-        cfg = TranslationConfig(data=job.data, source_lang=job.source_lang, target_lang=job.target_lang)
+        cfg = TranslationConfig(data=split.data, source_lang=split.source_lang, target_lang=split.target_lang)
         task = TranslationTask.setup_task(cfg)
         self._prefixes = prefixes
         truncated_to = (options.max_source_positions or 1024) if options.truncate_source else None
         with readable(prefixes[0]):
             self._dataset = load_langpair_dataset(
-                job.data,
-                job.split,
-                job.source_lang,
+                split.data,
+                split.split,
+                split.source_lang,
                 task.source_dictionary,
-                job.target_lang,
+                split.target_lang,
                 task.target_dictionary,
                 combine=False,
                 dataset_impl=implementation,
@@ -205,7 +184,7 @@ class Session:
                 f"--k {options.k}: the target dictionary has {vocab:,} symbols. Remedy: at most {vocab:,}"
             )
         self._pad = task.target_dictionary.pad()
-        texts = fingerprint(job.data, job.split, job.source_lang, job.target_lang, truncated_to)
+        texts = fingerprint(split.data, split.split, split.source_lang, split.target_lang, truncated_to)
         self.identity = Identity(
             kind=options.kind,
             k=options.k,
@@ -214,7 +193,7 @@ class Session:
             seed=options.seed if options.kind == "sampled" else 0,
             dtype=self._teacher.dtype,
             shard_tokens=options.shard_tokens,
-            split=job.split,
+            split=split.split,
             dictionary_sha256=dictionary_sha256(task.target_dictionary.symbols),
             max_positions=_smallest(self._teacher.max_positions()),
             data=describe_data(texts, self.sizes),
@@ -232,7 +211,7 @@ class Session:
             ],
             overrides={name: value for name, value in overrides.items() if name != "data"},
         )
-        self.folder = Path(options.cache_dir) / f"{job.split}-{digest_of(list(texts.values()))[:8]}"
+        self.folder = Path(options.cache_dir) / f"{split.split}-{digest_of(list(texts.values()))[:8]}"
         self.progress: Callable[[int], Any] = lambda tokens: None
 
     def __call__(self, plan: Plan) -> Plan:

@@ -1,10 +1,9 @@
-"""`kd-plugin decode`: translate a corpus with the teacher, for sequence-level distillation (Kim & Rush 2016).
+"""Translate a corpus with the teacher, for sequence-level distillation (Kim & Rush 2016).
 
 Equal source lines are translated once. An empty line's translation is empty; a line that is too long for the model has
 none, and both are counted, as are the lines with a translation that ends at the length limit.
 """
 
-import argparse
 import functools
 from pathlib import Path
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
@@ -13,88 +12,45 @@ import numpy as np
 from fairseq.data.data_utils import infer_language_pair
 
 from kd_plugin.checkpoints.language_tokens import check_source_token
-from kd_plugin.cli.translations_folder import add_output_arguments, run_session
 from kd_plugin.corpus.batches import by_length
+from kd_plugin.corpus.destination import Destination, run_session
 from kd_plugin.corpus.languages import check_languages
 from kd_plugin.corpus.sources import Sentence, TextSource, data_folders, group_equal, open_binarised, shares
 from kd_plugin.corpus.subword_checks import check_known, check_text
-from kd_plugin.corpus.subwords import add_subword_arguments, segmentation_of
+from kd_plugin.corpus.subwords import SubwordOptions
 from kd_plugin.corpus.translations import MANIFEST, Hypothesis, Manifest, Record, write_shard
-from kd_plugin.decoding.base import Scored, Settings
+from kd_plugin.decoding.base import ModelOptions, Scored, Settings
 from kd_plugin.decoding.ctranslate2 import CTranslate2Decoder
-from kd_plugin.decoding.decoders import add_model_arguments, checkpoints_of, default_dtype
+from kd_plugin.decoding.decoders import checkpoints_of, default_dtype
 from kd_plugin.decoding.fairseq import DTYPES, Checkpoints, FairseqDecoder
 from kd_plugin.decoding.length_limit import is_capped
 from kd_plugin.decoding.models import UNKNOWN
 from kd_plugin.errors import KDPluginError
 from kd_plugin.files.atomic import digest_of
 from kd_plugin.files.shards import shard_name
-from kd_plugin.runners.jobs import add_job_arguments, check_job, device_of, works_here
+from kd_plugin.runners.jobs import Job, device_of
 
-ENGINES = ("fairseq", "ctranslate2")
 EMPTY, TOO_LONG, CAPPED = "empty_lines", "too_long_lines", "capped_lines"
 # <unk>, in what the model reads and in what it writes
 UNKNOWN_SOURCE, UNKNOWN_TARGET = "lines_with_unknown_symbols", "translations_with_unknown_symbols"
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "data", nargs="?", metavar="DATA", help="binarised data as fairseq-train takes them, also A:B:C"
-    )
-    parser.add_argument("--input", metavar="FILE", help="raw text instead, UTF-8, a sentence a line")
-    add_model_arguments(parser, "the teacher, or an ensemble")
-    parser.add_argument("--gen-subset", default="train", help="split of DATA (default: %(default)s)")
-    add_subword_arguments(parser, "for raw text, unless it is segmented already", remove_bpe=True)
-    add_output_arguments(parser)
-    add_engine_arguments(parser)
-    add_search_arguments(parser)
-    parser.add_argument("--seed", type=int, default=1, help="of --sampling (default: %(default)s)")
-    parser.add_argument(
-        "--shard-sentences",
-        type=int,
-        default=10_000,
-        help="different source sentences in a file: what a killed job loses at most (default: %(default)s)",
-    )
-    add_job_arguments(parser)
+class Corpus(NamedTuple):
+    """What to translate, and how: the options of `kd-plugin decode`."""
 
-
-def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--engine",
-        default="fairseq",
-        choices=ENGINES,
-        help="fairseq: any architecture, ensembles; ctranslate2: transformers, converted on the way, two to four "
-        "times as fast on CPUs (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--compute-type",
-        default="auto",
-        help="float32, float16, bfloat16, and int8, int8_float16, … of ctranslate2 (default: float16 on a GPU, float32 "
-        "on a CPU)",
-    )
-    parser.add_argument(
-        "--max-tokens",
-        type=int,
-        default=4000,
-        help="source tokens in a batch, padded; with --engine fairseq on a CPU 500 is faster (default: %(default)s)",
-    )
-
-
-def add_search_arguments(parser: argparse.ArgumentParser) -> None:
-    for name, default in Settings()._asdict().items():
-        flag = f"--{name.replace('_', '-')}"
-        if name == "sampling":
-            parser.add_argument(flag, action="store_true", help="draw translations instead of searching for the best")
-        else:
-            text = f"as fairseq-generate's (default: {default})"
-            parser.add_argument(flag, type=type(default), default=default, help=text)
-
-
-def settings_of(args: argparse.Namespace) -> Settings:
-    """The search that the flags ask for, checked."""
-    settings = Settings(**{name: getattr(args, name) for name in Settings._fields})
-    settings.check()
-    return settings
+    data: Optional[str]
+    input: Optional[str]
+    gen_subset: str
+    models: ModelOptions
+    subwords: SubwordOptions
+    engine: str
+    compute_type: str
+    max_tokens: int
+    search: Settings
+    seed: int
+    shard_sentences: int
+    job: Job
+    to: Destination
 
 
 class Plan(NamedTuple):
@@ -109,30 +65,33 @@ class Plan(NamedTuple):
         return self.last - self.first
 
 
-def run(args: argparse.Namespace) -> int:
-    """Exit status 0; nothing else than errors ends it early."""
-    check_languages(args.source_lang, args.target_lang)
-    check_job(args)
-    settings_of(args)  # refuses what cannot be
+def decode(args: Corpus) -> None:
+    """Write this job's share of a folder of translations.
+
+    Raises:
+        KDPluginError: names the flag or the file
+    """
+    check_languages(args.models.source_lang, args.models.target_lang)
+    args.job.check()
+    args.search.check()
     if (args.data is None) == (args.input is None):
         raise KDPluginError("kd-plugin decode: needs either DATA (binarised) or --input FILE (raw text)")
     if args.engine == "fairseq" and args.compute_type not in ("auto", *DTYPES):
         raise KDPluginError(f"--compute-type {args.compute_type}: --engine fairseq computes in {', '.join(DTYPES)}")
-    status = run_session(args, "decode", functools.partial(Session, args))
+    run_session(args.to, args.job, "decode", functools.partial(Session, args))
     _say_unknown(args)
-    return status
 
 
-def _say_unknown(args: argparse.Namespace) -> None:
+def _say_unknown(args: Corpus) -> None:
     """What can be done about unknown symbols in what was written."""
-    folder = Path(args.output)
+    folder = Path(args.to.output)
     if not (folder / MANIFEST).is_file():
         return
     counts = Manifest.read(folder).counts
     lines, translations = counts.get(UNKNOWN_SOURCE, 0), counts.get(UNKNOWN_TARGET, 0)
     if translations:
         print(
-            f"{args.output}: {translations:,} translations hold unknown symbols. kd-plugin filter drops them; with "
+            f"{args.to.output}: {translations:,} translations hold unknown symbols. kd-plugin filter drops them; with "
             "--unkpen inf the model writes none"
         )
     if lines and args.data is not None:
@@ -150,21 +109,22 @@ class Session:
         number: of the worker
     """
 
-    def __init__(self, args: argparse.Namespace, number: int):
-        self._args, self.settings = args, settings_of(args)
-        self._folder = Path(args.output)
+    def __init__(self, args: Corpus, number: int):
+        self._args, self.settings, path = args, args.search, args.models.path
+        self._folder = Path(args.to.output)
         folder = None if args.data is None else data_folders(args.data, args.gen_subset)[0]
         inferred = infer_language_pair(folder) if folder is not None and Path(folder).is_dir() else (None, None)
         # fairseq-preprocess --only-source calls the target None
-        checkpoints = self._checkpoints = checkpoints_of(args, [None if lang == "None" else lang for lang in inferred])
+        languages = [None if lang == "None" else lang for lang in inferred]
+        checkpoints = self._checkpoints = checkpoints_of(args.models, languages)
         if checkpoints.languages is None:
-            raise KDPluginError(f"--path {args.path}: its languages are not in the checkpoint. Remedy: -s LANG -t LANG")
+            raise KDPluginError(f"--path {path}: its languages are not in the checkpoint. Remedy: -s LANG -t LANG")
         self.languages = checkpoints.languages
         self.settings.check_vocabulary(len(checkpoints.target_dictionary))
-        check_languages(*self.languages, where=args.path)
-        subwords = self._subwords = segmentation_of(args)
+        check_languages(*self.languages, where=path)
+        subwords = self._subwords = args.subwords.open()
         dictionary = checkpoints.source_dictionary
-        subwords.check(args.path, dictionary.symbols, checkpoints.target_dictionary.symbols)
+        subwords.check(path, dictionary.symbols, checkpoints.target_dictionary.symbols)
         for side, one in zip((dictionary, checkpoints.target_dictionary), subwords):
             one.check_joining(side.symbols)
         self.source: Any
@@ -176,6 +136,7 @@ class Session:
             joined = dictionary.symbols == checkpoints.target_dictionary.symbols
             subwords.check_sides(texts, f"--input {args.input}", joined)
         else:
+            assert args.data is not None
             self.source = open_binarised(args.data, args.gen_subset, self.languages, dictionary, subwords.source)
         self.input_lines = self.lines = len(self.source)
         self._groups = group_equal(self.source.hashes)
@@ -206,7 +167,7 @@ class Session:
         self._model_folder = self._converted(checkpoints) if args.engine == "ctranslate2" else None
         self.progress: Callable[[int], Any] = lambda sentences: None
 
-    def _check_any(self, args: argparse.Namespace) -> None:
+    def _check_any(self, args: Corpus) -> None:
         """A corpus of nothing, or of some kinds of blank lines, is a mistake."""
         few = self._groups.lines[self._groups.starts[:-1]] if len(self._groups) < 9 else []
         if len(few) == len(self._groups) and not any(sentence.tokens for sentence in self.source.read(few)):
@@ -227,7 +188,7 @@ class Session:
 
         if self._model_folder is not None and not self._model_folder.is_dir():
             convert(self._checkpoints.first, self._model_folder)
-        if self._model_folder is not None or not works_here(self._args):
+        if self._model_folder is not None or not self._args.job.is_here:
             self._checkpoints.let_go()
 
     @functools.cached_property
@@ -246,7 +207,7 @@ class Session:
         groups = [self._groups.ids(group) for group in range(plan.first, plan.last)]
         sentences = list(self.source.read([ids[0] for ids in groups]))
         source = self._checkpoints.source_dictionary
-        check_source_token(self._checkpoints.source_token, (one.tokens for one in sentences), self._args.path)
+        check_source_token(self._checkpoints.source_token, (one.tokens for one in sentences), self._args.models.path)
         has_model = self._subwords.source.path is not None
         check_known((sentence.tokens for sentence in sentences), source.indices, has_model)
         answers, capped = self._translate(sentences, int(plan.name.split("-")[1]))

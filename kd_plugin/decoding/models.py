@@ -19,7 +19,6 @@ from kd_plugin.decoding.length_limit import is_capped
 from kd_plugin.errors import KDPluginError
 from kd_plugin.runners.progress import progress_bar
 
-ENGINES = ("auto", "fairseq", "ctranslate2")
 UNKNOWN = "<unk>"  # fairseq's, and so CTranslate2's
 
 

@@ -1,6 +1,5 @@
-"""`kd-plugin evaluate`: models side by side on raw test sets: scores with significance, speed and size."""
+"""Models side by side on raw test sets: scores with significance, speed and size."""
 
-import argparse
 import datetime
 import functools
 import os
@@ -12,17 +11,15 @@ from pathlib import Path
 from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
-from sacrebleu.metrics import BLEU
 
 from kd_plugin.compat import fairseq_distribution
 from kd_plugin.corpus.languages import Tokenizer, bleu_tokenizer, check_languages, family, may_be_the_same
 from kd_plugin.corpus.raw_text import numbered_lines
 from kd_plugin.corpus.subword_checks import Marks, check_known, check_text
-from kd_plugin.corpus.subwords import Segmentation, Subwords, add_subword_arguments, segmentation_of
+from kd_plugin.corpus.subwords import Segmentation, SubwordOptions, Subwords
 from kd_plugin.decoding.base import Settings, Tokens
 from kd_plugin.decoding.fairseq import Checkpoints
 from kd_plugin.decoding.models import (
-    ENGINES,
     UNKNOWN,
     OpenedModel,
     Translated,
@@ -34,9 +31,9 @@ from kd_plugin.decoding.models import (
 from kd_plugin.errors import KDPluginError
 from kd_plugin.evaluation.scores import Comet, check_tokenizer, no_comet, sacrebleu_scores
 from kd_plugin.evaluation.table import markdown
-from kd_plugin.files.atomic import digest_of, make_folder, write_atomically, write_json
+from kd_plugin.files.atomic import make_folder, write_atomically, write_json
 from kd_plugin.files.locks import LOCK, Claim, begun
-from kd_plugin.files.protection import already_there, check_outputs, check_possible, inputs_of
+from kd_plugin.files.protection import Named, already_there, check_outputs, check_possible
 from kd_plugin.version import __version__
 
 FORMAT, FORMAT_VERSION = "kd_plugin evaluation", 1
@@ -50,58 +47,42 @@ class RawTest(NamedTuple):
     references: List[str]
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--model",
-        action="append",
-        required=True,
-        metavar="NAME=PATH",
-        help="a checkpoint, an ensemble A.pt:B.pt or a CTranslate2 folder; once for each model",
-    )
-    parser.add_argument(
-        "--test", action="append", required=True, metavar="NAME=SRC,REF", help="raw text; once for each test set"
-    )
-    parser.add_argument("--output", required=True, metavar="DIR", help=f"for {JSON_NAME}, {TABLE_NAME}, translations")
-    parser.add_argument("--baseline", metavar="NAME", help="the model that the others are compared with")
-    parser.add_argument("--engine", default="auto", choices=ENGINES, help="refuse models of another one")
-    add_subword_arguments(parser, "for raw text, unless it is segmented already", remove_bpe=True)
-    parser.add_argument("-s", "--source-lang", metavar="LANG", help="default: the checkpoint's")
-    parser.add_argument("-t", "--target-lang", metavar="LANG", help="default: the checkpoint's")
-    parser.add_argument("--dict-dir", metavar="DIR", help="folder with the checkpoints' dictionaries, where elsewhere")
-    for name, text in (("beam", "beam size"), ("max_len_a", ""), ("max_len_b", ""), ("lenpen", "length penalty")):
-        default = getattr(Settings(), name)
-        text = f"{text or 'as fairseq-generate'} (default: {default})"
-        parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default, help=text)
-    parser.add_argument("--max-tokens", type=int, default=4000, help="source tokens in a batch (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=1, help="on the CPU (default: %(default)s)")
-    parser.add_argument(
-        "--cpu-sentences",
-        type=int,
-        default=200,
-        help="where a GPU translates: how many of the first test set the CPU translates too, for its speed "
-        "(default: %(default)s)",
-    )
-    parser.add_argument(
-        "--tokenize",
-        choices=BLEU.TOKENIZERS,
-        help="sacreBLEU's tokenizer; none: the text is tokenised already (default: the target language's: zh for "
-        "Chinese, mecab or characters for Japanese and Korean, characters for Thai, Khmer, …, 13a for all others)",
-    )
-    parser.add_argument("--lowercase", action="store_true", help="score without case")
-    parser.add_argument(
-        "--bootstrap", type=int, default=1000, metavar="N", help="resamples; 0: no confidence (default: %(default)s)"
-    )
-    parser.add_argument("--comet", metavar="MODEL", help="also COMET with this model: a name to download, or a path")
+class Comparison(NamedTuple):
+    """What to compare, and how: the options of `kd-plugin evaluate`. job: a hash of all of them but the folder's."""
+
+    model: List[str]
+    test: List[str]
+    output: str
+    baseline: Optional[str]
+    engine: str
+    subwords: SubwordOptions
+    source_lang: Optional[str]
+    target_lang: Optional[str]
+    dict_dir: Optional[str]
+    search: Settings
+    max_tokens: int
+    threads: int
+    cpu_sentences: int
+    tokenize: Optional[str]
+    lowercase: bool
+    bootstrap: int
+    comet: Optional[str]
+    inputs: List[Named]
+    job: str
 
 
-def run(args: argparse.Namespace) -> int:
-    """Exit status 0, or a KDPluginError."""
+def evaluate(args: Comparison) -> None:
+    """Write evaluation.json, the table and the translations, and print the table.
+
+    Raises:
+        KDPluginError: names the flag or the file
+    """
     check_languages(args.source_lang, args.target_lang)
     models = _named(args.model, "--model", "PATH")
     tests = [_read_test(name, value) for name, value in _named(args.test, "--test", "SRC,REF").items()]
     if args.baseline is not None and args.baseline not in models:
         raise KDPluginError(f"--baseline {args.baseline}: no such --model. Remedy: one of {', '.join(models)}")
-    settings = Settings(beam=args.beam, max_len_a=args.max_len_a, max_len_b=args.max_len_b, lenpen=args.lenpen)
+    settings = args.search
     settings.check()
     for path in models.values():
         engine_of(path, args.engine)
@@ -109,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
     output = Path(args.output)
     _check_output(output, models, [test.name for test in tests], args)
     comet = Comet(args.comet, int(torch.cuda.is_available())) if args.comet else None
-    subwords = segmentation_of(args)
+    subwords = args.subwords.open()
     torch.set_num_threads(args.threads)
     sentences = {test.name: [subwords.source.encode(line) for line in test.sources] for test in tests}
     opened: Dict[str, OpenedModel] = {}
@@ -153,17 +134,16 @@ def run(args: argparse.Namespace) -> int:
     write_json(output / JSON_NAME, evaluation)
     claim.finish()
     print(table)
-    return 0
 
 
 def _translations(output: Path, model: str, test: str) -> Path:
     return output / TRANSLATIONS / _file_name(model) / f"{_file_name(test)}.txt"
 
 
-def _check_output(output: Path, models: Iterable[str], tests: Iterable[str], args: argparse.Namespace) -> None:
+def _check_output(output: Path, models: Iterable[str], tests: Iterable[str], args: Comparison) -> None:
     """Refuse what cannot be written, or would write over anything."""
-    check_outputs(inputs_of(args), [("--output", args.output)])
-    _check_free(output, begun(output / LOCK, _job(args)))
+    check_outputs(args.inputs, [("--output", args.output)])
+    _check_free(output, begun(output / LOCK, args.job))
     for path in (_translations(output, model, test) for model in models for test in tests):
         check_possible("--output", path)
 
@@ -176,14 +156,9 @@ def _check_free(output: Path, begun_before: bool) -> None:
             raise KDPluginError(already_there("--output", output / name))
 
 
-def _claim(output: Path, args: argparse.Namespace) -> Claim:
+def _claim(output: Path, args: Comparison) -> Claim:
     make_folder(output, "--output")
-    return Claim(output / LOCK, f"--output {output}", _job(args), functools.partial(_check_free, output))
-
-
-def _job(args: argparse.Namespace) -> str:
-    """Of the command: the same one writes again what it had begun."""
-    return digest_of({name: value for name, value in vars(args).items() if name not in ("run", "output")})
+    return Claim(output / LOCK, f"--output {output}", args.job, functools.partial(_check_free, output))
 
 
 def _named(values: Sequence[str], flag: str, form: str) -> Dict[str, str]:
@@ -215,7 +190,7 @@ def _read_test(name: str, value: str) -> RawTest:
     return RawTest(name, sources, references)
 
 
-def _tokenizer(languages: Dict[str, Optional[List[str]]], tests: List[RawTest], args: argparse.Namespace) -> Tokenizer:
+def _tokenizer(languages: Dict[str, Optional[List[str]]], tests: List[RawTest], args: Comparison) -> Tokenizer:
     """How the target language is cut into words for BLEU; it is said where that is not sacreBLEU's usual way.
 
     Raises:
@@ -246,7 +221,7 @@ def _translate_all(
     sentences: Dict[str, List[Tokens]],
     subwords: Subwords,
     settings: Settings,
-    args: argparse.Namespace,
+    args: Comparison,
 ) -> Tuple[Dict[str, Any], Dict[str, List[str]]]:
     """A model's row without scores, and its translations of each test set."""
     first = next(iter(sentences))
@@ -293,7 +268,7 @@ def _note(answers: List[Translated]) -> str:
 
 
 def _open(
-    path: str, device: str, settings: Settings, args: argparse.Namespace, checkpoints: Optional[Checkpoints] = None
+    path: str, device: str, settings: Settings, args: Comparison, checkpoints: Optional[Checkpoints] = None
 ) -> OpenedModel:
     overrides = {} if args.dict_dir is None else {"data": args.dict_dir}
     languages = args.source_lang, args.target_lang
@@ -330,7 +305,7 @@ def _score(
     tests: List[RawTest],
     texts: Dict[str, Dict[str, List[str]]],
     comet: Optional[Comet],
-    args: argparse.Namespace,
+    args: Comparison,
     language: Tokenizer,
 ) -> None:
     for test in tests:

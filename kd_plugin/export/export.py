@@ -1,6 +1,5 @@
-"""`kd-plugin export`: a trained model in a form to use or to give away: CTranslate2, stock fairseq or safetensors."""
+"""A trained model in a form to use or to give away: CTranslate2, stock fairseq or safetensors."""
 
-import argparse
 import itertools
 import os
 import shutil
@@ -18,24 +17,21 @@ from kd_plugin.checkpoints.stock import write_stock_checkpoint
 from kd_plugin.corpus.languages import bleu_tokenizer, check_languages, family
 from kd_plugin.corpus.raw_text import numbered_lines
 from kd_plugin.corpus.subword_checks import Marks, check_known, check_text
-from kd_plugin.corpus.subwords import Segmentation, Subwords, add_subword_arguments, segmentation_of
+from kd_plugin.corpus.subwords import Segmentation, Subwords
 from kd_plugin.corpus.translations import Translations
 from kd_plugin.decoding.base import Settings, Tokens
 from kd_plugin.decoding.fairseq import Checkpoints
 from kd_plugin.decoding.models import Translated, open_model, share_identical, translate
 from kd_plugin.errors import KDPluginError
+from kd_plugin.export.forms import QUANTIZED_THRESHOLD, SUBWORDS, THRESHOLD, Export
 from kd_plugin.export.safetensors_model import write_safetensors
 from kd_plugin.export.vocabulary_map import write_vocabulary_map
 from kd_plugin.files.atomic import digest_of, make_folder, temporary_beside, write_json
 from kd_plugin.files.locks import Claim, lock_beside
-from kd_plugin.files.protection import check_outputs, inputs_of
+from kd_plugin.files.protection import check_outputs
 from kd_plugin.runners.progress import progress
 
 CHECKPOINT, VOCABULARY_MAP = "model.pt", "vmap.txt"
-SUBWORDS = {"": "spm.model", "source": "source.spm", "target": "target.spm"}  # by side; "": one for both
-# BLEU of the exported model's translations against fairseq's: an int8 model that is as good as its checkpoint differs
-# from it in one sentence of ten, by a word or two; one with a mistake in it is far below
-THRESHOLD, QUANTIZED_THRESHOLD = 98.0, 80.0
 SEARCH = Settings()
 
 
@@ -56,62 +52,21 @@ class Check(NamedTuple):
         return f"{identical}, BLEU {self.bleu:.1f} ({self.signature}){capped}"
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="of fairseq-train, with or without the plugin")
-    parser.add_argument("--output", required=True, metavar="DIR", help="folder to make")
-    parser.add_argument(
-        "--format",
-        required=True,
-        choices=list(FORMATS),
-        help="ctranslate2: for use, 2 to 4 times as fast on CPUs; fairseq: a checkpoint without optimizer state and "
-        "private paths, for anybody's fairseq; safetensors: weights and sizes for other programs",
-    )
-    parser.add_argument(
-        "--quantization", metavar="TYPE", help="of ctranslate2: int8, int8_float16, float16, float32, … (default: int8)"
-    )
-    parser.add_argument("--fp16", action="store_true", help="of fairseq and safetensors: half the size")
-    names = f"{SUBWORDS['']}, {SUBWORDS['source']} and {SUBWORDS['target']}"
-    add_subword_arguments(parser, f"of the training data: is put beside the model ({names})")
-    parser.add_argument("-s", "--source-lang", metavar="LANG", help="default: the checkpoint's")
-    parser.add_argument("-t", "--target-lang", metavar="LANG", help="default: the checkpoint's")
-    parser.add_argument("--dict-dir", metavar="DIR", help="folder with its dictionaries, where they are elsewhere")
-    parser.add_argument(
-        "--max-positions",
-        type=int,
-        metavar="N",
-        help="of ctranslate2: the longest sentence in tokens, with its end; fewer make a smaller file (default: the "
-        "checkpoint's)",
-    )
-    parser.add_argument(
-        "--vocabulary-map-from",
-        nargs="+",
-        metavar=("CORPUS.src CORPUS.tgt | TRANSLATIONS_DIR", "…"),
-        help="of ctranslate2: also a vocabulary map, from raw parallel text or from what kd-plugin decode wrote; the "
-        "model uses it where translate_batch is told use_vmap=True",
-    )
-    parser.add_argument(
-        "--check", metavar="FILE", help="translate this raw text with both models and compare; not for safetensors"
-    )
-    parser.add_argument(
-        "--check-threshold",
-        type=float,
-        metavar="BLEU",
-        help="of the exported model's translations against the checkpoint's; below it the exit status is 1 and nothing "
-        f"is written (default: {THRESHOLD:g}, and {QUANTIZED_THRESHOLD:g} for int8 and int16)",
-    )
+def export(args: Export) -> None:
+    """Write the folder, whole.
 
-
-def run(args: argparse.Namespace) -> int:
-    """Exit status 0, or a KDPluginError and no folder."""
+    Raises:
+        KDPluginError: names the flag or the file; there is no folder
+    """
     _check_flags(args)
     overrides = {} if args.dict_dir is None else {"data": args.dict_dir}
     output = Path(args.output)
-    check_outputs(inputs_of(args), [("--output", args.output)])
+    check_outputs(args.inputs, [("--output", args.output)])
     _refuse_existing(output)
-    subwords = segmentation_of(args, "none")  # text that is segmented already is compared as it is
+    subwords = args.subwords.open()
     opened = open_checkpoint(args.checkpoint, overrides, args.source_lang, args.target_lang)
     subwords.check(args.checkpoint, *(dictionary.symbols for dictionary in opened.dictionaries))
-    sentences = _check_sentences(opened, args, subwords) if args.check else []
+    sentences = _check_sentences(opened, args.check, subwords) if args.check else []
     if args.fp16 or "float16" in (args.quantization or "").split("_"):
         remedy = "without --fp16" if args.fp16 else "--quantization float32 or int8"
         check_range(opened.model, torch.float16, opened.path, remedy)
@@ -121,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         temporary.mkdir()
         folder = temporary / "export"
-        FORMATS[args.format](opened, folder, args, _work(temporary))
+        WRITERS[args.format](opened, folder, args, _work(temporary))
         digests: Dict[str, Any] = {}
         for side, one in subwords.models().items():
             shutil.copyfile(str(one.path), folder / SUBWORDS[side])
@@ -144,10 +99,9 @@ def run(args: argparse.Namespace) -> int:
         claim.finish()
     sizes = [path.stat().st_size for path in output.iterdir()]
     print(f"{output}: {args.format}, {opened.parameters:,} parameters, {sum(sizes):,} bytes in {len(sizes)} files")
-    return 0
 
 
-def _check_flags(args: argparse.Namespace) -> None:
+def _check_flags(args: Export) -> None:
     check_languages(args.source_lang, args.target_lang)
     if args.format != "ctranslate2":
         for flag in ("quantization", "max_positions", "vocabulary_map_from"):
@@ -188,7 +142,7 @@ def _work(folder: Path) -> Path:
     return work
 
 
-def _to_ctranslate2(opened: Checkpoint, folder: Path, args: argparse.Namespace, work: Path) -> None:
+def _to_ctranslate2(opened: Checkpoint, folder: Path, args: Export, work: Path) -> None:
     vocabulary_map: Optional[Path] = None
     if args.vocabulary_map_from:
         vocabulary_map = work / VOCABULARY_MAP
@@ -199,21 +153,21 @@ def _to_ctranslate2(opened: Checkpoint, folder: Path, args: argparse.Namespace, 
     convert(opened, folder, args.quantization or "int8", vocabulary_map, args.max_positions)
 
 
-def _to_fairseq(opened: Checkpoint, folder: Path, args: argparse.Namespace, work: Path) -> None:
+def _to_fairseq(opened: Checkpoint, folder: Path, args: Export, work: Path) -> None:
     folder.mkdir()
     write_stock_checkpoint(opened, folder / CHECKPOINT, args.fp16)
     _copy_dictionaries(opened, folder)
     write_json(folder / DESCRIPTION, description_of(opened, "fairseq", dtype="float16" if args.fp16 else "float32"))
 
 
-def _to_safetensors(opened: Checkpoint, folder: Path, args: argparse.Namespace, work: Path) -> None:
+def _to_safetensors(opened: Checkpoint, folder: Path, args: Export, work: Path) -> None:
     folder.mkdir()
     write_safetensors(opened, folder, args.fp16)
     _copy_dictionaries(opened, folder)
     write_json(folder / DESCRIPTION, description_of(opened, "safetensors", dtype="float16" if args.fp16 else "float32"))
 
 
-FORMATS: Dict[str, Callable[[Checkpoint, Path, argparse.Namespace, Path], None]] = {
+WRITERS: Dict[str, Callable[[Checkpoint, Path, Export, Path], None]] = {
     "ctranslate2": _to_ctranslate2,
     "fairseq": _to_fairseq,
     "safetensors": _to_safetensors,
@@ -228,13 +182,13 @@ def _copy_dictionaries(opened: Checkpoint, folder: Path) -> None:
         shutil.copyfile(path, folder / f"dict.{language}.txt")
 
 
-def _segmented(opened: Checkpoint, args: argparse.Namespace) -> Iterator[Tuple[Tokens, Tokens]]:
+def _segmented(opened: Checkpoint, args: Export) -> Iterator[Tuple[Tokens, Tokens]]:
     """Symbols of the pairs of --vocabulary-map-from.
 
     Raises:
         KDPluginError: at their end: most lines are segmented otherwise
     """
-    sides = segmentation_of(args)
+    sides = args.subwords.open()
     marks = Marks(), Marks()
     for pair in _corpus(args):
         for one, text in zip(marks, pair):
@@ -244,9 +198,9 @@ def _segmented(opened: Checkpoint, args: argparse.Namespace) -> Iterator[Tuple[T
         check_text(one, subwords.path is not None, dictionary.symbols, "--vocabulary-map-from")
 
 
-def _corpus(args: argparse.Namespace) -> Iterator[Tuple[str, str]]:
+def _corpus(args: Export) -> Iterator[Tuple[str, str]]:
     """Raw pairs of --vocabulary-map-from."""
-    flag, names = "--vocabulary-map-from", args.vocabulary_map_from
+    flag, names = "--vocabulary-map-from", args.vocabulary_map_from or []
     if len(names) == 1:
         for record in Translations(Path(names[0])).records():
             for hypothesis in record.hypotheses:
@@ -259,14 +213,14 @@ def _corpus(args: argparse.Namespace) -> Iterator[Tuple[str, str]]:
         yield source[1], target[1]
 
 
-def _check_sentences(opened: Checkpoint, args: argparse.Namespace, subwords: Segmentation) -> List[Tokens]:
+def _check_sentences(opened: Checkpoint, file: str, subwords: Segmentation) -> List[Tokens]:
     """Symbols of --check, after a look whether they are the checkpoint's."""
-    lines = [line for _, line in numbered_lines(Path(args.check), "--check")]
+    lines = [line for _, line in numbered_lines(Path(file), "--check")]
     if not any(map(str.strip, lines)):
-        raise KDPluginError(f"--check {args.check}: there is no sentence in it. Remedy: raw text, a sentence a line")
+        raise KDPluginError(f"--check {file}: there is no sentence in it. Remedy: raw text, a sentence a line")
     (symbols, others), has_model = (one.symbols for one in opened.dictionaries), subwords.source.path is not None
-    check_text(Marks(lines), has_model, symbols, f"--check {args.check}")
-    subwords.check_sides(lines, f"--check {args.check}", symbols == others)
+    check_text(Marks(lines), has_model, symbols, f"--check {file}")
+    subwords.check_sides(lines, f"--check {file}", symbols == others)
     sentences = [subwords.source.encode(line) for line in lines]
     check_known(sentences, opened.dictionaries[0].indices, has_model)
     return sentences
@@ -275,7 +229,7 @@ def _check_sentences(opened: Checkpoint, args: argparse.Namespace, subwords: Seg
 def _check(
     opened: Checkpoint,
     folder: Path,
-    args: argparse.Namespace,
+    args: Export,
     overrides: Dict[str, Any],
     sentences: List[Tokens],
     subwords: Subwords,
@@ -290,7 +244,7 @@ def _check(
         KDPluginError: the translations are further apart than --check-threshold
     """
     exported = folder if args.format == "ctranslate2" else folder / CHECKPOINT
-    languages = {"source_lang": args.source_lang, "target_lang": args.target_lang}
+    languages: Dict[str, Any] = {"source_lang": args.source_lang, "target_lang": args.target_lang}
     target = None if opened.languages is None else opened.languages[1]
     original = open_model(opened.path, SEARCH, checkpoints=Checkpoints(opened, [opened.path], overrides))
     decoder = open_model(str(exported), SEARCH, **languages).decoder

@@ -4,7 +4,6 @@ A verb names its inputs and outputs once, before any work: `check_outputs`. File
 how they are spelt: through links, `./`, relative paths, and where upper and lower case are the same.
 """
 
-import argparse
 import contextlib
 import json
 import os
@@ -19,21 +18,6 @@ from kd_plugin.files.atomic import NAME_BYTES, temporary_beside, write_atomicall
 PathLike = Union[str, Path]
 Named = Tuple[str, Any]  # a flag and the path or paths that it was given; None: it was left out
 
-# what the verbs' arguments and flags call files and folders to read; --…sentencepiece-model too
-POSITIONAL_INPUTS = ("data", "input_dir", "file", "checkpoint")
-INPUTS: Tuple[str, ...] = (
-    "input",
-    "path",
-    "teacher_path",
-    "dict_dir",
-    "source",
-    "reference",
-    "scores",
-    "model",
-    "test",
-    "comet",
-)
-INPUTS += ("check", "vocabulary_map_from", "evaluation", "log")
 ELSEWHERE = "Remedy: another name or folder"
 
 
@@ -157,17 +141,6 @@ def write_output(path: Path, content: bytes, flag: str, made: Callable[[Path], b
         raise KDPluginError(f"{flag} {path}: {error.strerror or error}. {ELSEWHERE}") from error
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def inputs_of(args: argparse.Namespace) -> List[Named]:
-    """All that a verb reads, by the flags and arguments that name it."""
-    named = []
-    for name, value in vars(args).items():
-        if name in POSITIONAL_INPUTS:
-            named.append((name.upper(), value))
-        elif name in INPUTS or name.endswith("sentencepiece_model"):
-            named.append((f"--{name.replace('_', '-')}", value))
-    return named
 
 
 def _paths(value: Any) -> Iterator[str]:

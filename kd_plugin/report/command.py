@@ -6,9 +6,10 @@ import sys
 from pathlib import Path
 from typing import Any, Dict, Sequence
 
+from kd_plugin.cli.options import inputs_of
 from kd_plugin.errors import KDPluginError
 from kd_plugin.files.atomic import digest_of
-from kd_plugin.files.protection import check_outputs, inputs_of, write_output
+from kd_plugin.files.protection import check_outputs, write_output
 from kd_plugin.report.charts import score_panels, side_by_side, speed_panels
 from kd_plugin.report.evaluation import FILE_NAME, Evaluation, read_evaluation
 from kd_plugin.report.learning import learning_figures, run_facts, run_table

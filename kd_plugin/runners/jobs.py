@@ -1,41 +1,52 @@
 """A long job in shards: shared among jobs, processes or machines, and gone on with after a kill."""
 
-import argparse
 import functools
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Callable, List, Sequence
+from typing import TYPE_CHECKING, Any, Callable, List, NamedTuple, Sequence
 
 from kd_plugin.errors import KDPluginError
 from kd_plugin.files.shards import remove_leftovers
-from kd_plugin.runners import places as engines
 from kd_plugin.runners.progress import progress_bar
+from kd_plugin.runners.shards import run
 
 if TYPE_CHECKING:  # not needed by the verbs without models, and slow to import
     import torch
 
 
-def add_job_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--num-shards", type=int, default=1, metavar="N", help="jobs that share the work (Slurm arrays)"
-    )
-    parser.add_argument("--shard-id", type=int, default=0, metavar="I", help="which of them this is, from 0")
-    parser.add_argument(
-        "--workers", type=int, default=0, metavar="N", help="processes of this job (default: one a GPU, else one)"
-    )
-    parser.add_argument("--runner", default="local", choices=engines.RUNNERS, help="(default: %(default)s)")
+class Job(NamedTuple):
+    """This job's share of the work, and where it runs: --num-shards, --shard-id, --workers (0: one a GPU), --runner."""
 
+    num_shards: int = 1
+    shard_id: int = 0
+    workers: int = 0
+    runner: str = "local"
 
-def check_job(args: argparse.Namespace) -> None:
-    """Refuse a shard that is none of the job's."""
-    if args.shard_id >= args.num_shards:
-        raise KDPluginError(
-            f"--shard-id {args.shard_id}: --num-shards {args.num_shards} has the shards 0 … {args.num_shards - 1}. "
-            "Remedy: one of these, or a larger --num-shards"
-        )
+    def check(self) -> None:
+        """Refuse a shard that is none of the job's."""
+        if self.shard_id >= self.num_shards:
+            raise KDPluginError(
+                f"--shard-id {self.shard_id}: --num-shards {self.num_shards} has the shards 0 … {self.num_shards - 1}. "
+                "Remedy: one of these, or a larger --num-shards"
+            )
+
+    @property
+    def processes(self) -> int:
+        import torch
+
+        return self.workers or max(1, torch.cuda.device_count())
+
+    @property
+    def is_here(self) -> bool:
+        """Whether `work` does the shards in this process, and not in others that it starts."""
+        return self.runner == "local" and self.processes == 1
+
+    def mine(self, shards: int) -> range:
+        """The numbers of this job's shards."""
+        return range(self.shard_id, shards, self.num_shards)
 
 
 def work(
-    args: argparse.Namespace,
+    job: Job,
     folder: Path,
     plans: Sequence[Any],
     finished: Callable[[Any], bool],
@@ -56,28 +67,16 @@ def work(
     Returns:
         the plans of this job's shards
     """
-    mine = list(plans[args.shard_id :: args.num_shards])
+    mine = [plans[number] for number in job.mine(len(plans))]
     remove_leftovers(folder, [plan.name for plan in mine])
     todo = [plan for plan in mine if not finished(plan)]
     total, left = sum(map(size, mine)), sum(map(size, todo))
-    workers = _workers(args)
     with progress_bar(name, total, unit, initial=total - left, unit_scale=True) as bar:
-        start = functools.partial(_here, session) if works_here(args) else make_session
-        for plan in engines.run(todo, start, bar.update, args.runner, workers):
-            if args.runner == "ray":
+        start = functools.partial(_here, session) if job.is_here else make_session
+        for plan in run(todo, start, bar.update, job.runner, job.processes):
+            if job.runner == "ray":
                 bar.update(size(plan))
     return mine
-
-
-def works_here(args: argparse.Namespace) -> bool:
-    """Whether `work` does the shards in this process, and not in others that it starts."""
-    return args.runner == "local" and _workers(args) == 1
-
-
-def _workers(args: argparse.Namespace) -> int:
-    import torch
-
-    return int(args.workers) or max(1, torch.cuda.device_count())
 
 
 def device_of(worker: int) -> "torch.device":

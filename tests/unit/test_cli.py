@@ -149,12 +149,12 @@ def test_they_work_without_torch_too(tmp_path):
 WORKER = """
 import sys
 sys.argv[1:] = [{verb!r}]
-from kd_plugin.runners import processes
+from kd_plugin.runners import local
 def make():
     return lambda module: module in sys.modules
 if __name__ == "__main__":
     sys.argv[0] = "kd-plugin"
-    print(list(processes.mapped([(0, "fairseq")], make, 2)))
+    print(list(local.mapped([(0, "fairseq")], make, 2)))
 """
 
 
@@ -177,11 +177,14 @@ def test_the_losses_without_fairseq_leave_torch_alone():
     subprocess.run([sys.executable, "-c", code], cwd=str(ROOT), check=True)
 
 
-@pytest.mark.parametrize("verb, status", [("path", 0), ("doctor", 1), ("cache", 1)])
-def test_without_fairseq_the_command_still_answers(verb, status):
+@pytest.mark.parametrize(
+    "verb, options, status",
+    [("path", [], 0), ("doctor", [], 1), ("cache", ["DATA", "--teacher-path", "T.pt", "--cache-dir", "CACHE"], 1)],
+)
+def test_without_fairseq_the_command_still_answers(verb, options, status):
     """None in sys.modules is how Python itself marks a module that cannot be imported."""
     code = "import sys; sys.modules['fairseq'] = None; from kd_plugin.cli import main; sys.exit(main(sys.argv[1:]))"
-    done = subprocess.run([sys.executable, "-c", code, verb], cwd=str(ROOT), capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code, verb, *options], cwd=str(ROOT), capture_output=True, text=True)
     assert done.returncode == status, done.stderr
     assert "Traceback" not in done.stderr
     if verb == "doctor":

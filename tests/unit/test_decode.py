@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from kd_plugin.cli import build_parser, main
+from kd_plugin.cli import decode as cli_decode
 from kd_plugin.corpus.translations import MANIFEST, Translations
 from kd_plugin.decoding import decode
 from kd_plugin.decoding.base import Settings
@@ -280,7 +281,7 @@ def test_each_worker_has_its_own_gpu(teacher, corpus, tmp_path, monkeypatch):
         *COMMON,
     ]
     args = build_parser("decode").parse_args(list(map(str, arguments)))
-    session = decode.Session(args, 5)
+    session = decode.Session(cli_decode.corpus(args), 5)
     session.prepare()
     assert session._decoder and opened[0][1] == "cuda" and opened[0][-1] == 5
 

@@ -10,20 +10,21 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
+from kd_plugin.cli import filter as cli_filter
 from kd_plugin.cli import main
 from kd_plugin.corpus.translations import Hypothesis, Record
 from kd_plugin.curate import filter as filtering
 from kd_plugin.curate.rules import RULES, Rule, has_loop
-from kd_plugin.runners import processes
+from kd_plugin.runners import local
 from tests.unit.translation_folders import counts_of, record, records_of, refusal, run_verb, texts_by_line, write_folder
 
 
 def verdict(source, hypothesis, *flags, languages=("en", "de")):
     """The first rule that drops the pair."""
     parser = argparse.ArgumentParser()
-    filtering.add_arguments(parser)
+    cli_filter.add_arguments(parser)
     args = parser.parse_args(["in", "--output", "out", *map(str, flags)])
-    filtering._check(args)
+    filtering.check(args)
     return filtering.Judge(args, languages)((source, [hypothesis]))[0]
 
 
@@ -310,7 +311,7 @@ def test_what_cannot_be_is_refused(flags, message, tmp_path, monkeypatch, capsys
 
 @pytest.mark.slow
 def test_two_processes_drop_what_one_does(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(processes, "CHUNK", 3)
+    monkeypatch.setattr(local, "CHUNK", 3)
     good, loop, copy = "Ein Hund läuft", "Hund Hund Hund Hund", "a dog runs"
     records = [
         record(i, f"a dog runs {i}", *[(good, loop, f"{copy} {i}")[(i + k) % 3] for k in range(2)]) for i in range(20)

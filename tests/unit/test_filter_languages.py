@@ -5,6 +5,7 @@ import argparse
 
 import pytest
 
+from kd_plugin.cli import filter as cli_filter
 from kd_plugin.corpus.translations import Hypothesis, Record, Writer
 from kd_plugin.curate import filter as filtering
 from tests.unit.translation_folders import record, refusal, run_verb, texts_by_line, write_folder
@@ -81,9 +82,9 @@ HONEST = {
 def verdicts(pairs, languages, *flags):
     """The rules that drop, with what they drop."""
     parser = argparse.ArgumentParser()
-    filtering.add_arguments(parser)
+    cli_filter.add_arguments(parser)
     args = parser.parse_args(["in", "--output", "out", *map(str, flags)])
-    filtering._check(args)
+    filtering.check(args)
     judge = filtering.Judge(args, languages)
     found = [(judge((source, [text]))[0], source, text) for source, text in pairs]
     return [row for row in found if row[0]]

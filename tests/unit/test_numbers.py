@@ -10,7 +10,7 @@ import torch
 
 from kd_plugin import cli
 from kd_plugin.cli.numbers import LIMITS, MANY, check_numbers
-from kd_plugin.curate.filter import SCORE_FLAGS, _rule_flags
+from kd_plugin.curate.filter import SCORE_FLAGS, rule_flags
 from kd_plugin.decoding.base import Settings
 from kd_plugin.decoding.ctranslate2 import CTranslate2Decoder
 from kd_plugin.decoding.fairseq import FairseqDecoder, open_checkpoints
@@ -18,7 +18,7 @@ from kd_plugin.errors import KDPluginError
 from tests.support import MODEL, make_checkpoint
 from tests.unit.conftest import WORDS, write_dictionaries
 
-FILTERS = {flag.dest for flag in (*_rule_flags(), *SCORE_FLAGS)}
+FILTERS = {flag.dest for flag in (*rule_flags(), *SCORE_FLAGS)}
 VOCABULARY = 4 + len(WORDS)
 REQUIRED = {
     "cache": ["DATA", "--teacher-path", "A", "--cache-dir", "DIR"],

@@ -110,8 +110,7 @@ def test_fairseq_s_logging_is_untouched_where_fairseq_came_first(monkeypatch):
 
 WORKERS = """
 import sys, time
-from kd_plugin.runners import places as engines
-from kd_plugin.runners import processes
+from kd_plugin.runners import local, shards
 from kd_plugin import quiet
 
 class Slow:
@@ -124,17 +123,17 @@ class Slow:
 if __name__ == "__main__":
     sys.argv[0] = "kd-plugin"
     try:
-        if sys.argv[1] == "engines":
-            list(engines.run([1, 2], Slow, print, workers=2))
+        if sys.argv[1] == "shards":
+            list(shards.run([1, 2], Slow, print, workers=2))
         else:
-            list(processes.mapped(((i, i) for i in range(300)), Slow, 2))
+            list(local.mapped(((i, i) for i in range(300)), Slow, 2))
     except KeyboardInterrupt:
         print("stopped")
 """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("module", ["engines", "processes"])
+@pytest.mark.parametrize("module", ["shards", "sentences"])
 def test_ctrl_c_ends_workers_at_once_and_without_tracebacks(module, tmp_path):
     """As a terminal does it: every process of the group gets SIGINT."""
     script = tmp_path / "work.py"

@@ -17,7 +17,7 @@ from kd_plugin.corpus.raw_text import TextLines
 from kd_plugin.corpus.translations import Hypothesis, Record, Translations
 from kd_plugin.curate.criteria import Candidates, Chooser, Settings, agreement
 from kd_plugin.errors import KDPluginError
-from kd_plugin.runners import processes
+from kd_plugin.runners import local
 from tests.unit.translation_folders import counts_of, record, records_of, refusal, run_verb, texts_by_line, write_folder
 
 sentences = st.lists(st.sampled_from(["ein", "Hund", "läuft", "schnell", "heim", "."]), max_size=7).map(" ".join)
@@ -167,8 +167,8 @@ class Threads:
 
 
 def test_answers_come_in_order_and_only_so_many_are_asked_ahead(monkeypatch):
-    monkeypatch.setattr(processes, "CHUNK", 2)
-    monkeypatch.setattr(processes.concurrent.futures, "ProcessPoolExecutor", Threads)
+    monkeypatch.setattr(local, "CHUNK", 2)
+    monkeypatch.setattr(local, "ProcessPoolExecutor", Threads)
     corpus = [
         (number, Candidates(["a b", "b c", "c d"], [f"{'abc'[number % 3]} {'bcd'[number % 3]}"]))
         for number in range(101)
@@ -184,11 +184,11 @@ def test_answers_come_in_order_and_only_so_many_are_asked_ahead(monkeypatch):
     for workers in (2, 3):
         Threads.largest = 0
         taken.clear()
-        answers = processes.mapped(sentences(), functools.partial(Chooser, settings), workers)
+        answers = local.mapped(sentences(), functools.partial(Chooser, settings), workers)
         next(answers)
-        assert len(taken) <= 2 * workers * processes.AHEAD
+        assert len(taken) <= 2 * workers * local.AHEAD
         assert [(0, [(0,)]), *answers] == [(number, [(number % 3,)]) for number in range(101)]
-        assert Threads.largest == workers * processes.AHEAD
+        assert Threads.largest == workers * local.AHEAD
 
 
 def test_a_worker_that_dies_is_an_error_with_a_remedy(monkeypatch):
@@ -198,14 +198,14 @@ def test_a_worker_that_dies_is_an_error_with_a_remedy(monkeypatch):
             future.set_exception(BrokenProcessPool("terminated abruptly"))
             return future
 
-    monkeypatch.setattr(processes.concurrent.futures, "ProcessPoolExecutor", Dying)
+    monkeypatch.setattr(local, "ProcessPoolExecutor", Dying)
     with pytest.raises(KDPluginError, match="a worker died.*Remedy: fewer --workers"):
-        list(processes.mapped([(0, Candidates(["a"], []))], functools.partial(Chooser, Settings("chrf", "de", 1)), 2))
+        list(local.mapped([(0, Candidates(["a"], []))], functools.partial(Chooser, Settings("chrf", "de", 1)), 2))
 
 
 @pytest.mark.slow
 def test_two_processes_choose_what_one_does(tmp_path, monkeypatch):
-    monkeypatch.setattr(processes, "CHUNK", 3)
+    monkeypatch.setattr(local, "CHUNK", 3)
     words = ["a", "bb", "ccc", "dd a", "a bb ccc", "bb"]
     records = [record(i, f"s{i}", *(words[(i * k) % 6] + " x" * (i % k) for k in range(1, 5))) for i in range(20)]
     write_folder(tmp_path / "in", records)

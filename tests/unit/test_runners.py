@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from kd_plugin.runners import places as engines
+from kd_plugin.runners import shards as runners
 
 
 class Waiting:
@@ -33,6 +33,6 @@ def test_progress_is_heard_before_a_shard_is_finished(shards, workers, tmp_path)
         (tmp_path / "heard").touch()
 
     make_worker = functools.partial(Waiting, tmp_path / "heard")
-    results = list(engines.run(list(range(shards)), make_worker, progress, workers=workers))
+    results = list(runners.run(list(range(shards)), make_worker, progress, workers=workers))
     assert sorted(results) == list(range(shards)) and steps == [1] * (2 * shards)
-    assert list(engines.run([], make_worker, progress, workers=workers)) == []
+    assert list(runners.run([], make_worker, progress, workers=workers)) == []

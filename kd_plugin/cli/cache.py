@@ -1,0 +1,60 @@
+"""`kd-plugin cache`: ask a teacher about every target token of a corpus once, and keep the answers."""
+
+import argparse
+
+from kd_plugin.cache.manifest import KINDS
+from kd_plugin.cli.options import add_job, add_languages, filled, inputs_of
+from kd_plugin.runners.jobs import Job
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("data", metavar="DATA", help="binarised data as fairseq-train takes them, also A:B:C")
+    parser.add_argument("--teacher-path", required=True, metavar="A.pt[:B.pt…]", help="the teacher, or an ensemble")
+    parser.add_argument("--teacher-weights", metavar="W[,W…]", help="of an ensemble, as in training")
+    parser.add_argument("--teacher-overrides", default="{}", metavar="JSON", help="as in training")
+    parser.add_argument("--teacher-sha256", metavar="HASH[:HASH…]", help="refuse any other file as teacher")
+    parser.add_argument(
+        "--teacher-dtype",
+        default="auto",
+        choices=["auto", "fp32", "fp16", "bf16"],
+        help="auto: fp16 on a GPU, fp32 on a CPU (default: %(default)s)",
+    )
+    parser.add_argument("--cache-dir", required=True, metavar="DIR", help="where --teacher-cache will find the answers")
+    parser.add_argument(
+        "--subset", default="train", help="splits, separated by commas: train,valid (default: %(default)s)"
+    )
+    add_languages(parser, "default: as the files in DATA are named")
+    parser.add_argument(
+        "--kind",
+        default="topk",
+        choices=KINDS,
+        help="topk: the k best entries and the mass of the rest; sampled: k draws from the teacher's distribution, "
+        "unbiased, forward_kl only (default: %(default)s)",
+    )
+    parser.add_argument("--k", type=int, default=16, help="entries or draws for each target token (default: 16)")
+    parser.add_argument(
+        "--temperature", type=float, default=1.0, help="the --kd-temperature of the trainings to come (default: 1.0)"
+    )
+    parser.add_argument("--seed", type=int, default=1, help="of the draws (default: %(default)s)")
+    parser.add_argument(
+        "--truncate-source", action="store_true", help="to --max-source-positions, for trainings with this flag"
+    )
+    parser.add_argument(
+        "--max-source-positions", type=int, metavar="N", help="of --truncate-source, as in training (default: 1024)"
+    )
+    parser.add_argument("--max-tokens", type=int, default=8000, help="in a batch, padded (default: %(default)s)")
+    parser.add_argument(
+        "--shard-tokens",
+        type=int,
+        default=1_000_000,
+        help="target tokens in a file: what a killed job loses at most (default: %(default)s)",
+    )
+    add_job(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Exit status 0."""
+    from kd_plugin.decoding.cache_answers import Questions, cache_answers
+
+    cache_answers(filled(Questions, args, job=filled(Job, args), inputs=inputs_of(args)))
+    return 0

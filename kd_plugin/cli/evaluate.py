@@ -1,0 +1,65 @@
+"""`kd-plugin evaluate`: models side by side on raw test sets: scores with significance, speed and size."""
+
+import argparse
+
+from sacrebleu.metrics import BLEU
+
+from kd_plugin.cli.options import add_languages, add_subwords, filled, inputs_of, subwords
+from kd_plugin.decoding.base import ENGINES, Settings
+from kd_plugin.files.atomic import digest_of
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model",
+        action="append",
+        required=True,
+        metavar="NAME=PATH",
+        help="a checkpoint, an ensemble A.pt:B.pt or a CTranslate2 folder; once for each model",
+    )
+    parser.add_argument(
+        "--test", action="append", required=True, metavar="NAME=SRC,REF", help="raw text; once for each test set"
+    )
+    parser.add_argument(
+        "--output", required=True, metavar="DIR", help="for evaluation.json, evaluation.md, translations"
+    )
+    parser.add_argument("--baseline", metavar="NAME", help="the model that the others are compared with")
+    parser.add_argument("--engine", default="auto", choices=("auto", *ENGINES), help="refuse models of another one")
+    add_subwords(parser, "for raw text, unless it is segmented already", remove_bpe=True)
+    add_languages(parser, "default: the checkpoint's")
+    parser.add_argument("--dict-dir", metavar="DIR", help="folder with the checkpoints' dictionaries, where elsewhere")
+    for name, text in (("beam", "beam size"), ("max_len_a", ""), ("max_len_b", ""), ("lenpen", "length penalty")):
+        default = getattr(Settings(), name)
+        text = f"{text or 'as fairseq-generate'} (default: {default})"
+        parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default, help=text)
+    parser.add_argument("--max-tokens", type=int, default=4000, help="source tokens in a batch (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=1, help="on the CPU (default: %(default)s)")
+    parser.add_argument(
+        "--cpu-sentences",
+        type=int,
+        default=200,
+        help="where a GPU translates: how many of the first test set the CPU translates too, for its speed "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--tokenize",
+        choices=BLEU.TOKENIZERS,
+        help="sacreBLEU's tokenizer; none: the text is tokenised already (default: the target language's: zh for "
+        "Chinese, mecab or characters for Japanese and Korean, characters for Thai, Khmer, …, 13a for all others)",
+    )
+    parser.add_argument("--lowercase", action="store_true", help="score without case")
+    parser.add_argument(
+        "--bootstrap", type=int, default=1000, metavar="N", help="resamples; 0: no confidence (default: %(default)s)"
+    )
+    parser.add_argument("--comet", metavar="MODEL", help="also COMET with this model: a name to download, or a path")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Exit status 0."""
+    from kd_plugin.evaluation.evaluate import Comparison, evaluate
+
+    # of the command: the same one writes again what it had begun
+    job = digest_of({name: value for name, value in vars(args).items() if name not in ("run", "output")})
+    groups = {"subwords": subwords(args), "search": filled(Settings, args), "inputs": inputs_of(args), "job": job}
+    evaluate(filled(Comparison, args, **groups))
+    return 0

@@ -1,0 +1,59 @@
+"""`kd-plugin export`: a trained model in a form to use or to give away: CTranslate2, stock fairseq or safetensors."""
+
+import argparse
+
+from kd_plugin.cli.options import add_languages, add_subwords, filled, inputs_of, subwords
+from kd_plugin.export.forms import FORMATS, QUANTIZED_THRESHOLD, SUBWORDS, THRESHOLD, Export
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="of fairseq-train, with or without the plugin")
+    parser.add_argument("--output", required=True, metavar="DIR", help="folder to make")
+    parser.add_argument(
+        "--format",
+        required=True,
+        choices=list(FORMATS),
+        help="ctranslate2: for use, 2 to 4 times as fast on CPUs; fairseq: a checkpoint without optimizer state and "
+        "private paths, for anybody's fairseq; safetensors: weights and sizes for other programs",
+    )
+    parser.add_argument(
+        "--quantization", metavar="TYPE", help="of ctranslate2: int8, int8_float16, float16, float32, … (default: int8)"
+    )
+    parser.add_argument("--fp16", action="store_true", help="of fairseq and safetensors: half the size")
+    names = f"{SUBWORDS['']}, {SUBWORDS['source']} and {SUBWORDS['target']}"
+    add_subwords(parser, f"of the training data: is put beside the model ({names})")
+    add_languages(parser, "default: the checkpoint's")
+    parser.add_argument("--dict-dir", metavar="DIR", help="folder with its dictionaries, where they are elsewhere")
+    parser.add_argument(
+        "--max-positions",
+        type=int,
+        metavar="N",
+        help="of ctranslate2: the longest sentence in tokens, with its end; fewer make a smaller file (default: the "
+        "checkpoint's)",
+    )
+    parser.add_argument(
+        "--vocabulary-map-from",
+        nargs="+",
+        metavar=("CORPUS.src CORPUS.tgt | TRANSLATIONS_DIR", "…"),
+        help="of ctranslate2: also a vocabulary map, from raw parallel text or from what kd-plugin decode wrote; the "
+        "model uses it where translate_batch is told use_vmap=True",
+    )
+    parser.add_argument(
+        "--check", metavar="FILE", help="translate this raw text with both models and compare; not for safetensors"
+    )
+    parser.add_argument(
+        "--check-threshold",
+        type=float,
+        metavar="BLEU",
+        help="of the exported model's translations against the checkpoint's; below it the exit status is 1 and nothing "
+        f"is written (default: {THRESHOLD:g}, and {QUANTIZED_THRESHOLD:g} for int8 and int16)",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Exit status 0."""
+    from kd_plugin.export.export import export
+
+    # text that is segmented already is compared as it is
+    export(filled(Export, args, subwords=subwords(args, remove_bpe="none"), inputs=inputs_of(args)))
+    return 0

@@ -1,0 +1,121 @@
+"""Groups of options that several verbs share, each declared once, and how a verb's room is told of them."""
+
+import argparse
+from typing import Any, Callable, List, TypeVar
+
+from kd_plugin.corpus.destination import Destination
+from kd_plugin.corpus.subwords import JOINT, SIDES, SYMBOLS, SubwordOptions
+from kd_plugin.decoding.base import Settings
+from kd_plugin.files.protection import Named
+from kd_plugin.runners.shards import RUNNERS
+
+Kind = TypeVar("Kind")
+
+# what the verbs' arguments and flags call files and folders to read; --…sentencepiece-model too
+POSITIONAL_INPUTS = ("data", "input_dir", "file", "checkpoint")
+INPUTS = (
+    "input path teacher_path dict_dir source reference scores model test comet check vocabulary_map_from evaluation log"
+).split()
+
+
+def filled(kind: Callable[..., Kind], args: argparse.Namespace, **others: Any) -> Kind:
+    """A NamedTuple of a room's: its fields are the options of the same names, and `others`."""
+    names = kind._fields  # type: ignore[attr-defined]
+    return kind(**{**{name: getattr(args, name) for name in names if hasattr(args, name)}, **others})
+
+
+def inputs_of(args: argparse.Namespace) -> List[Named]:
+    """All that a verb reads, by the flags and arguments that name it."""
+    named = []
+    for name, value in vars(args).items():
+        if name in POSITIONAL_INPUTS:
+            named.append((name.upper(), value))
+        elif name in INPUTS or name.endswith("sentencepiece_model"):
+            named.append((f"--{name.replace('_', '-')}", value))
+    return named
+
+
+def add_destination(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--output", required=True, metavar="DIR", help="folder for the translations and their manifest")
+    parser.add_argument(
+        "--text",
+        metavar="PREFIX",
+        help="also write PREFIX.SRC and PREFIX.TGT, line by line, as fairseq-preprocess takes them, and PREFIX.scores "
+        "(number of the line, from 0, and score)",
+    )
+
+
+def destination(args: argparse.Namespace) -> Destination:
+    """Of `add_destination`."""
+    return filled(Destination, args, inputs=inputs_of(args))
+
+
+def add_job(parser: argparse.ArgumentParser) -> None:
+    """The fields of runners.jobs.Job."""
+    parser.add_argument(
+        "--num-shards", type=int, default=1, metavar="N", help="jobs that share the work (Slurm arrays)"
+    )
+    parser.add_argument("--shard-id", type=int, default=0, metavar="I", help="which of them this is, from 0")
+    parser.add_argument(
+        "--workers", type=int, default=0, metavar="N", help="processes of this job (default: one a GPU, else one)"
+    )
+    parser.add_argument("--runner", default="local", choices=RUNNERS, help="(default: %(default)s)")
+
+
+def add_workers(parser: argparse.ArgumentParser, sentences: int) -> None:
+    """sentences: as runners.local.workers_for's"""
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=0,
+        metavar="N",
+        help=f"processes (default: one a core, and one for {sentences:,} sentences)",
+    )
+
+
+def add_languages(parser: argparse.ArgumentParser, text: str) -> None:
+    """text: the help"""
+    parser.add_argument("-s", "--source-lang", metavar="LANG", help=text)
+    parser.add_argument("-t", "--target-lang", metavar="LANG", help=text)
+
+
+def add_models(parser: argparse.ArgumentParser, help_of_path: str) -> None:
+    """The fields of decoding.base.ModelOptions."""
+    parser.add_argument("--path", required=True, metavar="A.pt[:B.pt…]", help=help_of_path)
+    parser.add_argument("--model-overrides", default="{}", metavar="JSON", help="as fairseq-generate's")
+    parser.add_argument("--dict-dir", metavar="DIR", help="folder with the models' dictionaries, where elsewhere")
+    add_languages(parser, "the models'; default: the checkpoint's")
+
+
+def add_subwords(parser: argparse.ArgumentParser, purpose: str, remove_bpe: bool = False) -> None:
+    """The fields of corpus.subwords.SubwordOptions.
+
+    Args:
+        purpose: what the model is for here, as a help text
+        remove_bpe: also text that is segmented already can be put together
+    """
+    parser.add_argument(JOINT, metavar="FILE", help=f"{purpose}; one for both languages")
+    for side in SIDES:
+        parser.add_argument(
+            f"--{side}-sentencepiece-model", metavar="FILE", help=f"the {side} side's, where each has its own"
+        )
+    if remove_bpe:
+        parser.add_argument(
+            "--remove-bpe", default=SYMBOLS[0], choices=SYMBOLS, help="of segmented text (default: %(default)s)"
+        )
+
+
+def subwords(args: argparse.Namespace, **others: Any) -> SubwordOptions:
+    """Of `add_subwords`."""
+    return filled(SubwordOptions, args, **others)
+
+
+def add_search(parser: argparse.ArgumentParser) -> None:
+    """The fields of decoding.base.Settings."""
+    for name, default in Settings()._asdict().items():
+        flag = f"--{name.replace('_', '-')}"
+        if name == "sampling":
+            parser.add_argument(flag, action="store_true", help="draw translations instead of searching for the best")
+        else:
+            text = f"as fairseq-generate's (default: {default})"
+            parser.add_argument(flag, type=type(default), default=default, help=text)
