@@ -6,6 +6,7 @@ import torch
 from kd_plugin.losses.definition import AGREE, Objective, terms_by_definition
 from kd_plugin.losses.engine import chunked, storage
 from kd_plugin.losses.engine import dispatch as engine
+from kd_plugin.losses.sparse import BUCKET_DIVERGENCES, SparseAnswer
 
 pytestmark = pytest.mark.gpu
 VOCAB = 32_000
@@ -77,6 +78,63 @@ def test_like_the_pytorch_engine(kernels, divergence):
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-4, atol=1e-5)
 
 
+def sparse_answer(teacher, k=16, temperature=1.0):
+    lprobs = torch.log_softmax(teacher.double() / temperature, dim=-1)
+    best, ids = lprobs.topk(k, dim=-1)
+    return SparseAnswer(ids, best.float(), lprobs.scatter(-1, ids, -float("inf")).logsumexp(dim=-1).float())
+
+
+@pytest.mark.parametrize("divergence", BUCKET_DIVERGENCES)
+@pytest.mark.parametrize("dtype,rounding", [(torch.float32, 1e-5), (torch.bfloat16, 2**-8), (torch.float16, 2**-11)])
+def test_stored_entries_in_place(kernels, divergence, dtype, rounding):
+    student, teacher, target = batch(rows=300, dtype=dtype)
+    answer, objective = sparse_answer(teacher, 16, 2.0), Objective(0.3, 2.0, 0.1, divergence)
+    scales = storage.new_scales(student)
+    expected_terms, expected = terms_by_definition(student.double(), answer, target, objective)
+    terms = kernels.one_pass(student, answer, target, objective, gradient=student, scales=scales)
+    torch.testing.assert_close(terms.double(), expected_terms, rtol=1e-5, atol=1e-5)
+    scale = 1.0 if scales is None else scales.unsqueeze(-1)
+    torch.testing.assert_close(student.double() / scale, expected, rtol=rounding, atol=2e-6)
+
+
+def test_adaptive_kl(kernels):
+    """Its weights jump by a word's share of the gap where its head's mass is within rounding of mu."""
+    student, teacher, target = batch(rows=100)
+    objective, gradient = Objective(0.3, 2.0, 0.1, "adaptive_kl"), torch.empty_like(student)
+    expected_terms, expected = terms_by_definition(student.double(), teacher.double(), target, objective)
+    terms = kernels.one_pass(student, teacher, target, objective, gradient=gradient)
+    torch.testing.assert_close(terms.double(), expected_terms, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(gradient.double(), expected, rtol=1e-2, atol=1e-4)
+
+
+@pytest.mark.parametrize("k", [1, 5, 50])
+@pytest.mark.parametrize("dtype,rounding", [(torch.float32, 1e-5), (torch.bfloat16, 2**-8), (torch.float16, 2**-11)])
+def test_ranking(kernels, k, dtype, rounding):
+    student, teacher, target = batch(rows=100, dtype=dtype)
+    objective, scales = Objective(0.3, 2.0, 0.1, top1_rank=k), storage.new_scales(student)
+    expected_terms, expected = terms_by_definition(student.double(), teacher.double(), target, objective)
+    terms = engine.row_losses(student, teacher, target, objective, gradient=student, scales=scales)
+    torch.testing.assert_close(terms.double(), expected_terms, rtol=1e-5, atol=1e-5)
+    scale = 1.0 if scales is None else scales.unsqueeze(-1)
+    torch.testing.assert_close(student.double() / scale, expected, rtol=rounding, atol=5e-6)
+
+
+@pytest.mark.parametrize("kind", ["stored entries", "ranking", "adaptive_kl"])
+def test_cache_ranking_and_adaptive_kl_wait_for_nothing(kernels, kind):
+    student, teacher, target = batch(dtype=torch.bfloat16)
+    answer = sparse_answer(teacher) if kind == "stored entries" else teacher
+    divergence = "adaptive_kl" if kind == "adaptive_kl" else "forward_kl"
+    objective = Objective(0.3, 1.0, 0.1, divergence, {}, 5 if kind == "ranking" else 0)
+    assert kernels.supports(student, answer, objective)
+    gradient = torch.empty_like(student)
+    for mode in ("default", "error"):  # the first round compiles
+        torch.cuda.set_sync_debug_mode(mode)
+        try:
+            engine.row_losses(student, answer, target, objective, gradient=gradient)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
 def test_engine_runs_the_kernels_and_waits_for_nothing(kernels, monkeypatch):
     calls = []
 
@@ -104,8 +162,7 @@ def test_engine_leaves_the_rest_to_pytorch(kernels, monkeypatch):
     student, teacher, target = batch(rows=4, vocab=1000)
     for logits, objective in (
         (student.double(), Objective(0.3)),
-        (student, Objective(0.3, divergence="adaptive_kl")),
-        (student, Objective(0.3, top1_rank=5)),
+        (student, Objective(0.3, top1_rank=100)),
     ):
         assert torch.isfinite(engine.row_losses(logits, teacher, target, objective)).all()
 

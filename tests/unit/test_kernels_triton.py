@@ -4,11 +4,15 @@ import sys
 
 import pytest
 import torch
+from hypothesis import given, settings
 
 from kd_plugin.losses import DIVERGENCES
-from kd_plugin.losses.definition import AGREE, CE, KD, N_TERMS, NLL, TEACHER_NLL, Objective, terms_by_definition
-from kd_plugin.losses.divergences import Divergence, forward_kl
+from kd_plugin.losses.definition import AGREE, CE, KD, N_TERMS, NLL, RANK, TEACHER_NLL, Objective, terms_by_definition
+from kd_plugin.losses.divergences import Divergence, forward_kl, head_weight
+from kd_plugin.losses.engine.ranked import ranking
 from kd_plugin.losses.engine.storage import new_scales
+from kd_plugin.losses.sparse import BUCKET_DIVERGENCES, SparseAnswer
+from tests.unit.test_gaps_and_masks import bucket64, compare, dense64, dense_cases, sparse_cases
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 if DEVICE == "cpu" and "triton" in sys.modules:
@@ -22,6 +26,8 @@ with pytest.MonkeyPatch.context() as patch:
 INF = float("inf")
 # blocks of 8 entries in fp32 and 16 in half precision in the interpreter, which takes its time over each
 BF16_ROUNDING = 2**-7 if DEVICE == "cpu" else 2**-8  # the interpreter cuts off
+# the kernels' dtypes that gradients are rounded to as everywhere
+EXACT = (torch.float32, torch.float16) if DEVICE == "cpu" else (torch.float32, torch.float16, torch.bfloat16)
 LANES, VOCAB, HALF_VOCAB = (2, 12, 24) if DEVICE == "cpu" else (32, 300, 600)
 
 
@@ -282,7 +288,7 @@ def test_supports_what_it_can_do_and_leaves_the_rest(monkeypatch):
     assert supports(student.bfloat16(), teacher.half())
     assert not supports(student.double()) and not supports(teacher=teacher.double())
     assert not supports(student.t()) and not supports(teacher=teacher[:, ::2])
-    assert not supports(top1_rank=5) and not supports(divergence="adaptive_kl")
+    assert supports(top1_rank=5) and not supports(top1_rank=100)
     assert supports(teacher=None, divergence="adaptive_kl", top1_rank=5)  # cross-entropy alone
     monkeypatch.setitem(DIVERGENCES, "new", Divergence(forward_kl))
     assert not supports(divergence="new")
@@ -312,3 +318,124 @@ def test_scale_by_one_changes_nothing():
     before = tensor.clone()
     kernels.scale_(tensor, torch.tensor(1.0, device=DEVICE))
     assert torch.equal(tensor[:, ::2], before[:, ::2]) and tensor[0, 1].isnan()
+
+
+def sparse_answer(teacher, k, temperature, kind="topk"):
+    lprobs = torch.log_softmax(teacher.double() / temperature, dim=-1)
+    if kind == "sampled":
+        ids = torch.multinomial(lprobs.exp(), k, replacement=True).sort(dim=-1).values
+        return SparseAnswer(ids, lprobs.gather(-1, ids).float(), torch.zeros(len(ids), device=DEVICE), sampled=True)
+    best, ids = lprobs.topk(k, dim=-1)
+    log_rest = lprobs.scatter(-1, ids, -INF).logsumexp(dim=-1)
+    return SparseAnswer(ids, best.float(), log_rest.float())
+
+
+def check_sparse(student, answer, target, objective, rtol=2e-6):
+    expected_terms, expected = terms_by_definition(student.double(), answer, target, objective)
+    terms, gradient = run(student, answer, target, objective)
+    torch.testing.assert_close(terms.double(), expected_terms.double(), rtol=5e-6, atol=5e-6)
+    torch.testing.assert_close(gradient, expected, rtol=rtol, atol=2e-6)
+
+
+@pytest.mark.parametrize("divergence", BUCKET_DIVERGENCES)
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+@pytest.mark.parametrize("k", [1, 4, VOCAB - 1, VOCAB])
+def test_stored_entries(divergence, temperature, k):
+    student, teacher, target = batch(rows=2)
+    k = min(k, kernels.MAX_ENTRIES)
+    check_sparse(student, sparse_answer(teacher, k, temperature), target, Objective(0.3, temperature, 0.1, divergence))
+
+
+@pytest.mark.parametrize("dtype,rounding", [(torch.float16, 2**-11), (torch.bfloat16, BF16_ROUNDING)])
+@pytest.mark.parametrize("divergence", BUCKET_DIVERGENCES)
+def test_stored_entries_in_low_precision(dtype, rounding, divergence):
+    student, teacher, target = batch(vocab=HALF_VOCAB, dtype=dtype)
+    check_sparse(student, sparse_answer(teacher, 5, 2.0), target, Objective(0.3, 2.0, 0.1, divergence), rounding)
+
+
+@pytest.mark.parametrize("alpha,temperature", [(0.0, 1.0), (0.3, 2.0)])
+def test_draws(alpha, temperature):
+    student, teacher, target = batch(rows=3)
+    answer = sparse_answer(teacher, 16, temperature, "sampled")
+    assert (answer.ids[:, 1:] == answer.ids[:, :-1]).any()
+    check_sparse(student, answer, target, Objective(alpha, temperature, 0.1))
+
+
+@pytest.mark.parametrize("divergence", BUCKET_DIVERGENCES)
+def test_an_unknown_answer_has_one_symbol_many_times(divergence):
+    student, _, target = batch(rows=1)
+    answer = SparseAnswer(
+        torch.full((1, 4), 3, device=DEVICE),
+        torch.tensor([[-1.0, -INF, -INF, -INF]], device=DEVICE),
+        torch.tensor([-1.0], device=DEVICE).exp().neg().log1p(),
+    )
+    check_sparse(student, answer, target, Objective(0.3, 2.0, 0.1, divergence))
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_stored_entries_for_chosen_rows(inplace):
+    student, teacher, target = batch(rows=5)
+    rows = torch.tensor([1, 4], device=DEVICE)
+    answer, objective = sparse_answer(teacher[rows], 3, 1.0), Objective(0.3, 1.0, 0.1, "js")
+    _, expected = terms_by_definition(student[rows].double(), answer, target[:2], objective)
+    gradient = student.clone() if inplace else torch.full_like(student, 7.0)
+    before = gradient.clone()
+    kernels.one_pass(gradient if inplace else student, answer, target[:2], objective, rows=rows, gradient=gradient)
+    torch.testing.assert_close(gradient[rows].double(), expected, rtol=2e-6, atol=1e-6)
+    assert torch.equal(gradient[[0, 2, 3]], before[[0, 2, 3]])
+
+
+@settings(max_examples=40, deadline=None)
+@given(case=sparse_cases().filter(lambda case: case[0].dtype in EXACT))
+def test_stored_entries_equal_float64_at_any_gap_and_mask(case):
+    compare_case(case, bucket64(*case))
+
+
+@settings(max_examples=40, deadline=None)
+@given(case=dense_cases().filter(lambda case: case[0].dtype in EXACT))
+def test_logits_equal_float64_at_any_gap_and_mask(case):
+    compare_case(case, dense64(*case))
+
+
+def compare_case(case, expected):
+    student, teacher, label, objective = case
+    student = student.unsqueeze(0).to(DEVICE)
+    if isinstance(teacher, SparseAnswer):
+        teacher = SparseAnswer(*(x.to(DEVICE) for x in (teacher.ids, teacher.lprobs, teacher.log_rest)))
+    else:
+        teacher = teacher.unsqueeze(0).to(DEVICE)
+    terms, gradient = run(student, teacher, torch.tensor([label], device=DEVICE), objective)
+    terms = terms[0].cpu()
+    compare((objective.total(terms), terms, gradient[0].cpu()), expected, student.dtype, objective)
+
+
+@pytest.mark.parametrize("divergence", ["forward_kl", "js", "reverse_kl"])
+@pytest.mark.parametrize("k", [1, 5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("inplace", [False, True])
+def test_ranking_beside_a_divergence(divergence, k, dtype, inplace):
+    student, teacher, target = batch(vocab=HALF_VOCAB, dtype=dtype)
+    objective = Objective(0.3, 2.0, 0.1, divergence, {}, k)
+    ranked = ranking(student, teacher, None, None, len(target), objective)
+    expected_terms, expected = definition(student, teacher, target, objective)
+    assert (expected_terms[:, RANK] > 0).any()
+    gradient = student if inplace else torch.empty_like(student)
+    scales = new_scales(gradient)
+    terms = kernels.one_pass(student, teacher, target, objective, gradient=gradient, scales=scales, ranked=ranked)
+    torch.testing.assert_close(terms.double(), expected_terms, rtol=5e-6, atol=5e-6)
+    gradient = gradient.double() / (1.0 if scales is None else scales.double().unsqueeze(-1))
+    rounding = {torch.float32: 5e-6, torch.float16: 2**-11, torch.bfloat16: BF16_ROUNDING}[dtype]
+    torch.testing.assert_close(gradient, expected, rtol=rounding, atol=2e-6)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+@pytest.mark.parametrize("mu", [0.01, 0.3, 0.5, 0.9, 0.999])
+def test_head_of_the_teacher(temperature, mu):
+    """Found without sorting: among ties all or none, the best entry always."""
+    student, teacher, target = batch(rows=3)
+    teacher[1] = teacher[1].round()  # ties
+    teacher[2, 4:] = -INF
+    objective = Objective(0.3, temperature, 0.0, "adaptive_kl", {"adaptive_mu": mu})
+    sides = [torch.softmax(x.double() / temperature, dim=-1) for x in (student, teacher)]
+    assert len(set(head_weight(*sides, mu).tolist())) == 3
+    check(student, teacher, target, objective, rtol=1e-5, atol=1e-5)

@@ -39,7 +39,9 @@ def gradient_bound(objective: Objective, kd: Union[Tensor, float]) -> Union[Tens
     weight = (1.0 - objective.alpha) * objective.temperature
     if weight == 0.0:  # a divergence that does not count may be infinite
         return torch.full_like(kd, objective.alpha) if isinstance(kd, Tensor) else objective.alpha
-    return objective.alpha + weight * steepest(kd, **objective.divergence_parameters())
+    # of the ranking term: h is p times a number from -2 k to 2 k, and sum h, the term, at most k + 1
+    rank = 3 * objective.top1_rank + 1 if objective.top1_rank > 0 else 0
+    return objective.alpha + weight * (steepest(kd, **objective.divergence_parameters()) + rank)
 
 
 def scaled_(gradient: Tensor) -> Tensor:

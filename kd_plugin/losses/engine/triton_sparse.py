@@ -1,0 +1,157 @@
+"""The GPU kernel of rows beside a teacher's few entries."""
+
+import triton
+import triton.language as tl
+
+from kd_plugin.losses.engine.triton_rows import (
+    AGREE,
+    CE,
+    KD,
+    LOWEST,
+    N_TERMS,
+    NLL,
+    argmax,
+    divergence,
+    exp,
+    extend,
+    load,
+    lprobs,
+    merge,
+    row_scale,
+)
+
+
+@triton.jit
+def sparse_kernel(  # type: ignore[no-untyped-def]
+    student,  # (all, vocab)
+    ids,  # (tokens, ENTRIES)
+    answer,  # (tokens, ENTRIES) the teacher's log-probabilities of them
+    log_rest,  # (tokens,)
+    target,  # and so on, as in triton_dense.row_kernel
+    rows,
+    gradient,
+    scales,
+    terms,
+    ce_weight,
+    kd_weight,
+    inverse_temperature,
+    nll_weight,
+    eps_i,
+    parameter,
+    bound,
+    VOCAB: tl.constexpr,
+    STUDENT_STRIDE: tl.constexpr,
+    GRADIENT_STRIDE: tl.constexpr,
+    DIVERGENCE: tl.constexpr,
+    SAMPLED: tl.constexpr,
+    TEMPERED: tl.constexpr,
+    SMOOTHED: tl.constexpr,
+    ENTRIES: tl.constexpr,
+    PADDED_ENTRIES: tl.constexpr,  # a power of two above ENTRIES: entry number ENTRIES is the bucket
+    LANES: tl.constexpr,
+    VECTOR: tl.constexpr,
+    BLOCKS: tl.constexpr,  # a power of two, of LANES * VECTOR
+):
+    """The bucket's mass is summed without the entries, as a difference a small one would be inexact: of lanes that hold
+    an entry, their symbols are read once more. A lane's sum is relative to its own best, so none underflows.
+
+    With h the slope in log p, d/d(logits / temperature) of an entry is h - p sum h, of a symbol in the bucket
+    p / p_rest h_rest - p sum h.
+    """
+    token = tl.program_id(0).to(tl.int64)
+    row = token
+    if rows is not None:
+        row = tl.load(rows + token).to(tl.int64)
+    label = tl.load(target + token).to(tl.int32)
+    offsets = tl.arange(0, LANES)[:, None] * VECTOR + tl.arange(0, VECTOR)[None, :]
+    zero, no_index = tl.zeros((LANES,), tl.float32), tl.zeros((LANES,), tl.int32)
+    z_row = student + row * STUDENT_STRIDE
+    z_label = tl.load(z_row + label).to(tl.float32)
+    origin = tl.where(z_label == -float("inf"), 0.0, z_label)
+    best, first, total, tempered, z_sum = zero + LOWEST, no_index, zero, zero, zero
+    for start in range(0, VOCAB, LANES * VECTOR):
+        z = load(z_row, start + offsets, VOCAB, "evict_last")
+        best, first, total, tempered = extend(z, start, best, first, total, tempered, inverse_temperature, TEMPERED)
+        if SMOOTHED:
+            z_sum += tl.sum(tl.where(start + offsets < VOCAB, z - origin, 0.0), axis=1)
+    out = terms + token * N_TERMS
+    top, log_total, log_tempered = merge(best, total, tempered, inverse_temperature, TEMPERED)
+    nll = log_total - (z_label - top)
+    ce = nll
+    if SMOOTHED:
+        ce = nll_weight * nll + eps_i * (VOCAB * (log_total - (origin - top)) - tl.sum(z_sum, axis=0))
+    tl.store(out + CE, ce)
+    tl.store(out + NLL, nll)
+    best_entry = argmax(z_row, top, best, first, VOCAB, LANES, VECTOR)
+    tl.store(out + AGREE, (best_entry == tl.load(ids + token * ENTRIES)).to(tl.float32))
+
+    entry = tl.arange(0, PADDED_ENTRIES)
+    is_entry = entry < ENTRIES
+    at_entries = tl.load(ids + token * ENTRIES + entry, mask=is_entry, other=-1).to(tl.int32)
+    z_entries = tl.load(z_row + at_entries, mask=is_entry, other=-float("inf")).to(tl.float32)
+    t_lprobs = tl.load(answer + token * ENTRIES + entry, mask=is_entry, other=-float("inf")).to(tl.float32)
+    z_lprobs = lprobs(z_entries, top, log_tempered, inverse_temperature, TEMPERED)
+    p_entries = exp(z_lprobs)
+    same = at_entries[:, None] == at_entries[None, :]
+    earlier = entry[None, :] < entry[:, None]
+    rest_top, of_rest = top, 0.0
+    if SAMPLED:
+        slope = tl.where(is_entry, -1.0 / ENTRIES, 0.0)
+        kd, slope_total = tl.sum(tl.where(is_entry, t_lprobs - z_lprobs, 0.0), axis=0) / ENTRIES, -1.0
+    else:
+        lanes = tl.arange(0, LANES)
+        lane = tl.where(is_entry, at_entries // VECTOR % LANES, -1)
+        lane_again = tl.max(((lane[:, None] == lane[None, :]) & earlier).to(tl.int32), axis=1) == 1
+        column = tl.arange(0, BLOCKS * VECTOR)
+        at = (column // VECTOR * (LANES * VECTOR) + column % VECTOR)[None, :] + (lane * VECTOR)[:, None]
+        wanted = (is_entry & (lane_again == 0))[:, None] & (at < VOCAB)
+        others = tl.load(z_row + at, mask=wanted, other=-float("inf")).to(tl.float32)
+        holds_entry = no_index
+        for i in range(ENTRIES):
+            at_entry = tl.load(ids + token * ENTRIES + i).to(tl.int32)
+            others = tl.where(at == at_entry, -float("inf"), others)
+            holds_entry = tl.where(lanes == at_entry // VECTOR % LANES, 1, holds_entry)
+        others_best = tl.maximum(tl.max(others, axis=1), LOWEST)
+        others_total = tl.sum(exp((others - others_best[:, None]) * inverse_temperature), axis=1)
+        lane_best = tl.where(holds_entry == 1, LOWEST, best)
+        lane_total = tl.where(holds_entry == 1, 0.0, tempered if TEMPERED else total)
+        rest_top = tl.maximum(tl.max(lane_best, axis=0), tl.max(others_best, axis=0))
+        rest = tl.sum(lane_total * exp((lane_best - rest_top) * inverse_temperature), axis=0)
+        rest += tl.sum(others_total * exp((others_best - rest_top) * inverse_temperature), axis=0)
+
+        log_p_rest = (rest_top - top) * inverse_temperature + tl.log(rest) - log_tempered
+        again = tl.max((same & earlier).to(tl.int32), axis=1) == 1  # cache.compress.unknown has one symbol k times
+        student_side = tl.where(again, -float("inf"), z_lprobs)
+        student_side = tl.where(entry == ENTRIES, log_p_rest, student_side)
+        teacher_side = tl.where(entry == ENTRIES, tl.load(log_rest + token).to(tl.float32), t_lprobs)
+        value, slope = divergence(student_side, teacher_side, parameter, DIVERGENCE)
+        kd, slope_total = tl.sum(value, axis=0), tl.sum(slope, axis=0)
+        rest_slope = tl.sum(tl.where(entry == ENTRIES, slope, 0.0), axis=0)
+        of_rest = tl.where(rest == 0.0, 0.0, rest_slope / rest)
+        kd = tl.where(kd < 0, 0.0, kd)  # a hair below 0 is rounding; NaN stays NaN
+    tl.store(out + KD, kd)
+
+    if gradient is not None:
+        tl.debug_barrier()  # above, threads read entries that in place others overwrite below
+        g_row = gradient + row * GRADIENT_STRIDE
+        if scales is not None:
+            scale = row_scale(bound, kd, kd_weight, DIVERGENCE)
+            tl.store(scales + row, scale)
+            ce_weight *= scale
+            kd_weight *= scale
+        shrink = tl.exp((rest_top - top) * inverse_temperature - log_tempered)
+        factor = kd_weight * (of_rest - slope_total * shrink)
+        for start in range(0, VOCAB, LANES * VECTOR):
+            at_block = start + offsets
+            z = load(z_row, at_block, VOCAB, "evict_first")
+            of_block = exp((z - rest_top) * inverse_temperature)  # infinite at an entry, perhaps: it is written below
+            p = exp(z - top - log_total) if TEMPERED else of_block * shrink
+            g = ce_weight * (p - tl.where(at_block == label, nll_weight + eps_i, eps_i)) + factor * of_block
+            tl.store(
+                g_row + at_block, g.to(gradient.dtype.element_ty), mask=at_block < VOCAB, eviction_policy="evict_first"
+            )
+        tl.debug_barrier()  # entries are written a second time
+        slopes = tl.sum(tl.where(same, slope[None, :], 0.0), axis=1)
+        g = ce_weight * (exp(z_entries - top - log_total) - tl.where(at_entries == label, nll_weight + eps_i, eps_i))
+        g += kd_weight * (slopes - p_entries * slope_total)
+        tl.store(g_row + at_entries, g.to(gradient.dtype.element_ty), mask=is_entry)
