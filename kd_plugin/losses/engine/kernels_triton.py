@@ -3,8 +3,8 @@
 One program takes one row and runs over the vocabulary two or three times: the statistics of both softmaxes; the
 divergence, where the gradient needs a sum of its slope; the gradient. Later visits should find the row in the L2
 cache, so that device memory sees two reads and a write. triton_rows.py has what all kernels do with a row,
-triton_dense.py those beside a teacher's logits, triton_sparse.py the one beside a cache's entries. The adaptive KL has a
-kernel of its own for its weights, which visits the teacher's row 17 times.
+triton_dense.py those beside a teacher's logits, triton_sparse.py the one beside a cache's entries. The adaptive
+KL has a kernel of its own for its weights, which visits the teacher's row 17 times.
 
 What was chosen, with an H100 in mind (speed: not measured; registers, spills and the width of loads: read off what
 Triton 3.9 compiles for it):
@@ -12,7 +12,8 @@ Triton 3.9 compiles for it):
   its own, merged when the row is through: no barrier between warps in the loops, one exponential in VECTOR + 1 spent
   on rescaling, and sums about as exact as pairwise ones.
 * Programs as large as they come, 16 warps with two lanes a thread, and 64 registers a thread, with which two fit on a
-  multiprocessor (from sm_100 on as `most` says): at V = 32k in bf16 the rows at work are 2 * 132 * 128 KB, 34 of the L2 cache's 50 MB.
+  multiprocessor (for sm_100 see `most`): at V = 32k in bf16 the rows at work are 2 * 132 * 128 KB, 34 of the L2
+  cache's 50 MB.
 * The vocabulary and strides are compile-time constants: else nobody would know that loads can be 16 bytes wide where
   the vocabulary is a multiple of 8 (fairseq pads it to that) and not of 16. The number of rows, alpha, temperature
   and parameters may change from batch to batch without a compilation; a temperature of 1 has kernels of its own.
