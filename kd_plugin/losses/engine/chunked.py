@@ -1,8 +1,9 @@
 """Terms and gradient by autograd of the definition, a few rows at a time: what runs where no kernel is compiled.
 
 That is on CPUs without Numba, on GPUs without Triton, and for divergences that the kernels do not know. On a CPU it
-takes 3 to 11 times as long as the kernels. Forms differentiated by hand in PyTorch took 2 to 5 times as long as they
-(V = 8k and 32k, fp32, bf16 and fp16, one thread): too little, for too few, to keep every divergence once more.
+takes 3 to 11 times as long as the kernels (adaptive_kl, which it sorts for, 20 times). Forms differentiated by hand in
+PyTorch took 2 to 5 times as long as they (V = 8k and 32k, fp32, bf16 and fp16, one thread): too little, for too few, to
+keep every divergence once more.
 torch.compile gained nothing here, at some ten seconds a divergence. docs/benchmarks/ways_of_the_loss.md has figures.
 """
 

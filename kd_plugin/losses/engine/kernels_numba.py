@@ -21,7 +21,7 @@ from kd_plugin.losses import definition
 from kd_plugin.losses.engine import compiled_rows
 from kd_plugin.losses.engine.memory import LinearHead, new_buffer
 from kd_plugin.losses.engine.ranked import Ranking
-from kd_plugin.losses.engine.storage import scaled_
+from kd_plugin.losses.engine.storage import gradient_bound, scale_for
 from kd_plugin.losses.sparse import BUCKET_DIVERGENCES, Knowledge, SparseAnswer
 
 logging.getLogger("numba").setLevel(logging.WARNING)  # it tells the compiler's steps to whoever logs at DEBUG
@@ -97,7 +97,12 @@ def one_pass(
                 ranked.chunk(part.start, part.stop).add_to(slope, of_student, weight)
             if slope is not None and slope is not gradient:
                 if scales is not None:
-                    scales[rows[part]] = scaled_(slope)
+                    # the bound is at hand; to look for the largest entry takes longer than all the rest
+                    kd = terms[part, definition.KD]
+                    bound = objective.alpha if teacher is None else gradient_bound(objective, kd)
+                    of_rows = scale_for(torch.as_tensor(bound, dtype=dtype).expand(len(everything)))
+                    slope.mul_(of_rows.unsqueeze(-1))
+                    scales[rows[part]] = of_rows.to(scales.dtype)
                 gradient[rows[part]] = slope.to(gradient.dtype)  # type: ignore[index,union-attr]
 
     threads = _threads(n_rows, vocab)
