@@ -49,7 +49,8 @@ setup(
         "sentencepiece",  # the subword models that teachers and students share
         "regex",  # letters with their marks, in any script; sacrebleu and fairseq bring it anyway
         "tqdm",  # progress bars, as fairseq's own
-        "sacrebleu>=2.0",  # the scores in every table, with a signature
+        # the scores in every table, with a signature; select counts n-grams once through methods that 2.x calls private
+        "sacrebleu>=2.0,<3",
     ],
     extras_require={
         # An extra, because a working fairseq is often a fork or a checkout that pip must not replace.

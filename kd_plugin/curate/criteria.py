@@ -3,7 +3,7 @@
 import math
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
-from sacrebleu.metrics import BLEU, CHRF
+from sacrebleu.metrics import BLEU, CHRF  # setup.py pins 2.x: its public sentence_score counts n-grams for each pair
 
 from kd_plugin.corpus.languages import bleu_tokenizer
 

@@ -29,6 +29,7 @@ from kd_plugin.decoding.models import (
     translate,
 )
 from kd_plugin.errors import KDPluginError
+from kd_plugin.evaluation.results import FORMAT, FORMAT_VERSION, JSON_NAME
 from kd_plugin.evaluation.scores import Comet, check_tokenizer, no_comet, sacrebleu_scores
 from kd_plugin.evaluation.table import markdown
 from kd_plugin.files.atomic import make_folder, write_atomically, write_json
@@ -36,8 +37,7 @@ from kd_plugin.files.locks import LOCK, Claim, begun
 from kd_plugin.files.protection import Named, already_there, check_outputs, check_possible
 from kd_plugin.version import __version__
 
-FORMAT, FORMAT_VERSION = "kd_plugin evaluation", 1
-JSON_NAME, TABLE_NAME, TRANSLATIONS = "evaluation.json", "evaluation.md", "translations"
+TABLE_NAME, TRANSLATIONS = "evaluation.md", "translations"
 WARM_UP = {"cpu": 4, "cuda": 200}  # sentences; a GPU is slow until it has seen a full batch
 
 

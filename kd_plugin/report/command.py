@@ -8,10 +8,11 @@ from typing import Any, Dict, Sequence
 
 from kd_plugin.cli.options import inputs_of
 from kd_plugin.errors import KDPluginError
+from kd_plugin.evaluation.results import JSON_NAME
 from kd_plugin.files.atomic import digest_of
 from kd_plugin.files.protection import check_outputs, write_output
 from kd_plugin.report.charts import score_panels, side_by_side, speed_panels
-from kd_plugin.report.evaluation import FILE_NAME, Evaluation, read_evaluation
+from kd_plugin.report.evaluation import Evaluation, read_evaluation
 from kd_plugin.report.learning import learning_figures, run_facts, run_table
 from kd_plugin.report.logs import Run, read_runs
 from kd_plugin.report.tables import flattened, score_table, size_table
@@ -51,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     output = Path(args.output)
     job = digest_of([args.title, args.evaluation, args.log])
     made = functools.partial(is_page_of, job)
-    inside = [str(Path(path) / FILE_NAME) for path in args.evaluation]
+    inside = [str(Path(path) / JSON_NAME) for path in args.evaluation]
     check_outputs([*inputs_of(args), ("--evaluation", inside)], files=[("--output", args.output)], made=made)
     evaluations = [read_evaluation(argument) for argument in args.evaluation]
     runs = read_runs(args.log)

@@ -5,11 +5,10 @@ from pathlib import Path
 from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Tuple
 
 from kd_plugin.errors import KDPluginError
+from kd_plugin.evaluation.results import FORMAT, FORMAT_VERSION, JSON_NAME
 from kd_plugin.evaluation.table import LOWER_IS_BETTER as LOWER_IS_BETTER
 from kd_plugin.files.atomic import read_json
 
-FORMAT, FORMAT_VERSION = "kd_plugin evaluation", 1
-FILE_NAME = "evaluation.json"
 REMEDY = "Remedy: the folder or the evaluation.json of kd-plugin evaluate"
 
 
@@ -173,7 +172,7 @@ def read_evaluation(argument: str) -> Evaluation:
         KDPluginError: it is not there, no such JSON, of another version, or holds no model
     """
     path = Path(argument)
-    path = path / FILE_NAME if path.is_dir() else path
+    path = path / JSON_NAME if path.is_dir() else path
     content = read_json(path, REMEDY)
     if content.get("format") != FORMAT:
         raise KDPluginError(f"{path}: its format is {content.get('format')!r}, not {FORMAT!r}. {REMEDY}")
