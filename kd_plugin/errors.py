@@ -16,3 +16,9 @@ class KDPluginError(RuntimeError):
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether Python, torch or CTranslate2 says so, of the machine's memory or a GPU's."""
     return isinstance(error, MemoryError) or OUT_OF_MEMORY.search(str(error)) is not None
+
+
+def shown(value: float) -> str:
+    """A number as a user would write it, however many digits it has."""
+    text = str(value) if isinstance(value, int) else f"{value:g}"
+    return text if len(text) <= 40 else f"{text[:20]}… ({len(text)} characters)"

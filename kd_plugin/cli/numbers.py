@@ -4,7 +4,7 @@ import argparse
 import math
 from typing import Dict, NamedTuple, Tuple
 
-from kd_plugin.errors import KDPluginError
+from kd_plugin.errors import KDPluginError, shown
 
 MANY = 2**31 - 1  # what NumPy, torch and CTranslate2 can count everywhere
 
@@ -61,12 +61,6 @@ LIMITS: Dict[str, Limits] = {
     "max_positions": Limits(2),
     "check_threshold": Limits(0, 100),
 }
-
-
-def shown(value: float) -> str:
-    """A number as a user would write it, however many digits it has."""
-    text = str(value) if isinstance(value, int) else f"{value:g}"
-    return text if len(text) <= 40 else f"{text[:20]}… ({len(text)} characters)"
 
 
 def check_numbers(args: argparse.Namespace) -> None:

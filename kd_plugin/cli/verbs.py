@@ -45,7 +45,7 @@ VERBS: Dict[str, Verb] = {
     "export": Verb(
         "a model for use or to give away: CTranslate2, fairseq, safetensors", "kd_plugin.cli.export", fairseq=True
     ),
-    "report": Verb("one HTML page of evaluations and learning curves", "kd_plugin.report.command"),
+    "report": Verb("one HTML page of evaluations and learning curves", "kd_plugin.cli.report"),
     "path": Verb('print the directory for --user-dir "$(kd-plugin path)"', "kd_plugin.cli.path", READS),
 }
 

@@ -12,7 +12,7 @@ import subprocess
 
 import pytest
 
-from kd_plugin.report import command as report
+from kd_plugin.cli import report
 from tests.unit.test_report import evaluation
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "chrome-headless-shell")

@@ -1,10 +1,14 @@
 """CONTRIBUTING's map of the house names every room, and nothing that is not there."""
 
+import ast
 import re
 
 from tests.support import ROOT
 
 PACKAGE = ROOT / "kd_plugin"
+# an arrow of imports runs from left to right, so that there is no circle; compat, errors, quiet are everybody's
+HOUSE = "cli tasks criterions distill report curate export evaluation decoding teachers checkpoints models corpus"
+HOUSE = [*HOUSE.split(), "runners", "cache", "losses", "files"]
 TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 
 
@@ -22,3 +26,26 @@ def test_answers_to_newcomers_are_where_they_are_said_to_be():
     section = TEXT[TEXT.index("### Where would you look?") : TEXT.index("## Add a divergence")]
     answers = re.findall(r"`([a-z_/]+\.py)`", section)
     assert len(answers) == 20 and all((PACKAGE / answer).is_file() for answer in answers)
+
+
+def imported(path):
+    """Modules of the package that a file names in its imports, inside functions too."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        yield from (name.split(".")[1] for name in names if name.startswith("kd_plugin."))
+
+
+def test_rooms_import_only_what_is_below_them():
+    rooms = {path.parent.relative_to(PACKAGE).parts[0] for path in PACKAGE.rglob("*/__init__.py")}
+    assert rooms == set(HOUSE)
+    for path in PACKAGE.rglob("*.py"):
+        room = path.relative_to(PACKAGE).parts[0]
+        for other in set(imported(path)) & rooms if room in rooms else ():
+            assert HOUSE.index(room) <= HOUSE.index(other), f"{path.relative_to(PACKAGE)} imports {other}/"
+
+
+def test_rooms_without_fairseq_do_not_import_it():
+    for room in ("losses", "cache", "files"):
+        for path in (PACKAGE / room).rglob("*.py"):
+            assert not re.search(r"^\s*(from|import) fairseq", path.read_text(encoding="utf-8"), re.MULTILINE), path

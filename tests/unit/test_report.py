@@ -16,8 +16,8 @@ import vl_convert
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kd_plugin.cli import report
 from kd_plugin.errors import KDPluginError
-from kd_plugin.report import command as report
 from kd_plugin.report.charts import curves_panel, is_skewed, pareto_front
 from kd_plugin.report.evaluation import Evaluation, Model, Score
 from kd_plugin.report.learning import groups, learning_figures, thinned

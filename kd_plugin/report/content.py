@@ -1,16 +1,13 @@
-"""`kd-plugin report`: evaluations and training logs as one HTML page that needs nothing but itself."""
+"""Evaluations and training logs as one HTML page that needs nothing but itself."""
 
-import argparse
 import functools
-import sys
 from pathlib import Path
 from typing import Any, Dict, Sequence
 
-from kd_plugin.cli.options import inputs_of
 from kd_plugin.errors import KDPluginError
 from kd_plugin.evaluation.results import JSON_NAME
 from kd_plugin.files.atomic import digest_of
-from kd_plugin.files.protection import check_outputs, write_output
+from kd_plugin.files.protection import Named, check_outputs, write_output
 from kd_plugin.report.charts import score_panels, side_by_side, speed_panels
 from kd_plugin.report.evaluation import Evaluation, read_evaluation
 from kd_plugin.report.learning import learning_figures, run_facts, run_table
@@ -18,53 +15,34 @@ from kd_plugin.report.logs import Run, read_runs
 from kd_plugin.report.tables import flattened, score_table, size_table
 from kd_plugin.version import __version__
 
-TITLE = "Distillation report"
 
+def write_report(
+    output: Path, title: str, evaluations: Sequence[str], logs: Sequence[str], inputs: Sequence[Named]
+) -> str:
+    """Write the page; all input is read before anything is written.
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--output", required=True, metavar="FILE", help="the page to write, report.html say")
-    parser.add_argument(
-        "--evaluation",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="PATH",
-        help="folders or JSON files of kd-plugin evaluate",
-    )
-    parser.add_argument(
-        "--log",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="NAME=FILE",
-        help="logs of fairseq-train (--log-format simple or json), each with the name of its run; a name that comes "
-        "again continues its run",
-    )
-    parser.add_argument("--title", default=TITLE, help=f"of the page (default: {TITLE})")
+    Args:
+        evaluations: folders or JSON files of kd-plugin evaluate
+        logs: NAME=FILE of fairseq-train
+        inputs: all that is read, by flag: never written over
 
-
-def run(args: argparse.Namespace) -> int:
-    """Exit status 0. All input is read before anything is written."""
-    if not args.evaluation and not args.log:
+    Returns:
+        what was written, in a line
+    """
+    if not evaluations and not logs:
         raise KDPluginError("report: nothing to report. Remedy: --evaluation PATH, --log NAME=FILE, or both")
     from kd_plugin.report.page import is_page_of, page  # an extra's libraries
 
-    output = Path(args.output)
-    job = digest_of([args.title, args.evaluation, args.log])
+    job = digest_of([title, list(evaluations), list(logs)])
     made = functools.partial(is_page_of, job)
-    inside = [str(Path(path) / JSON_NAME) for path in args.evaluation]
-    check_outputs([*inputs_of(args), ("--evaluation", inside)], files=[("--output", args.output)], made=made)
-    evaluations = [read_evaluation(argument) for argument in args.evaluation]
-    runs = read_runs(args.log)
+    inside = [str(Path(path) / JSON_NAME) for path in evaluations]
+    check_outputs([*inputs, ("--evaluation", inside)], files=[("--output", output)], made=made)
+    found, runs = [read_evaluation(argument) for argument in evaluations], read_runs(logs)
     if not output.absolute().parent.is_dir():
         raise KDPluginError(f"--output {output}: in no folder that exists. Remedy: FILE.html in a folder")
-    content = page(job, **report(args.title, evaluations, runs))
+    content = page(job, **report(title, found, runs))
     write_output(output, content, "--output", made)
-    print(
-        f"{output}: {len(evaluations)} evaluations, {len(runs)} runs, {len(content):,} bytes",
-        file=sys.stderr,
-    )
-    return 0
+    return f"{output}: {len(found)} evaluations, {len(runs)} runs, {len(content):,} bytes"
 
 
 def report(title: str, evaluations: Sequence[Evaluation], runs: Sequence[Run]) -> Dict[str, Any]:

@@ -1,0 +1,38 @@
+"""`kd-plugin report`: one HTML page of evaluations and learning curves."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from kd_plugin.cli.options import inputs_of
+from kd_plugin.report.content import write_report
+
+TITLE = "Distillation report"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--output", required=True, metavar="FILE", help="the page to write, report.html say")
+    parser.add_argument(
+        "--evaluation",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="PATH",
+        help="folders or JSON files of kd-plugin evaluate",
+    )
+    parser.add_argument(
+        "--log",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME=FILE",
+        help="logs of fairseq-train (--log-format simple or json), each with the name of its run; a name that comes "
+        "again continues its run",
+    )
+    parser.add_argument("--title", default=TITLE, help=f"of the page (default: {TITLE})")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Exit status 0."""
+    print(write_report(Path(args.output), args.title, args.evaluation, args.log, inputs_of(args)), file=sys.stderr)
+    return 0
