@@ -33,7 +33,7 @@ from kd_plugin.files.protection import Named, check_outputs
 from kd_plugin.files.shards import claim_folder
 from kd_plugin.runners.jobs import Job, device_of, missing, work
 from kd_plugin.teachers.base import Request
-from kd_plugin.teachers.flags import open_teacher
+from kd_plugin.teachers.opening import open_teacher
 
 
 class Questions(NamedTuple):

@@ -17,7 +17,7 @@ from kd_plugin.errors import KDPluginError
 from kd_plugin.losses.definition import Objective
 from kd_plugin.losses.sparse import BUCKET_DIVERGENCES, SAMPLED_DIVERGENCES, SparseAnswer
 from kd_plugin.teachers.base import Answer, Request, Teacher, short_name
-from kd_plugin.teachers.flags import parse_hashes
+from kd_plugin.teachers.opening import parse_hashes
 
 logger = logging.getLogger(__name__)
 

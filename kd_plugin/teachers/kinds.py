@@ -5,7 +5,7 @@ from typing import Any, Callable, NamedTuple, Optional, Tuple
 from fairseq.tasks.translation import TranslationTask
 
 from kd_plugin.errors import KDPluginError
-from kd_plugin.teachers import cached, flags
+from kd_plugin.teachers import cached, opening
 from kd_plugin.teachers.base import Teacher
 
 
@@ -25,7 +25,7 @@ class TeacherKind(NamedTuple):
 # the first that is asked for opens
 TEACHERS = {
     "cached": TeacherKind(lambda cfg: bool(cfg.teacher_cache), cached.open_cached),
-    "fairseq": TeacherKind(lambda cfg: bool(cfg.teacher_path), flags.open_fairseq),
+    "fairseq": TeacherKind(lambda cfg: bool(cfg.teacher_path), opening.open_fairseq),
 }
 
 

@@ -105,7 +105,7 @@ def test_training_gets_the_answers_to_its_own_tokens_in_every_format(implementat
     rows = sample["target"].ne(1).reshape(-1).nonzero(as_tuple=True)[0]
     answer = asked(task.teacher, sample, rows, torch.float32)
     # the teacher itself, about the same batch
-    from kd_plugin.teachers.flags import open_teacher
+    from kd_plugin.teachers.opening import open_teacher
 
     online = open_teacher(task, str(data / "teacher.pt"), None, overrides, None, "fp32")
     expected = asked(online, sample, rows, torch.float32).logits.log_softmax(dim=-1).topk(4)

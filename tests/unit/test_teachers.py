@@ -15,8 +15,8 @@ from kd_plugin.tasks.distillation_translation import (
     DistillationTranslationTask,
 )
 from kd_plugin.teachers.fairseq import OnlineTeacher
-from kd_plugin.teachers.flags import parse_weights
 from kd_plugin.teachers.member import load_teacher
+from kd_plugin.teachers.opening import parse_weights
 from tests.support import MODEL, asked, make_checkpoint
 from tests.unit.conftest import WORDS, write_dictionaries
 
