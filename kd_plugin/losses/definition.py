@@ -1,5 +1,5 @@
-"""The loss as a definition, row by row, differentiated by autograd: what runs where no kernel is compiled, and what the
-kernels are checked against."""
+"""The loss as a definition, row by row, differentiated by autograd: what the engine is checked against, and what it
+asks about rows with infinite logits."""
 
 from typing import Any, Dict, NamedTuple, Tuple
 

@@ -4,30 +4,52 @@ Notation: z student logits, t teacher logits, p = softmax(z / temperature), q = 
 A divergence takes log p and log q, both (tokens, vocab) in nats, and gives one value a token, (tokens,), >= 0 and
 0 only where p = q. Where q is 0 (a masked vocabulary entry, logit -inf) the limit q log q = 0 is taken.
 
-To add a divergence: write its definition and put it into DIVERGENCES; flag, checks and tests read that table. Autograd
-differentiates the definition, chunk by chunk; what engine/ compiles for CPUs and GPUs knows the divergences of today.
+Beside the definition may stand its one-pass form, which training runs: value and gradient from the probabilities that
+are at hand, without autograd. To add a divergence: write its definition and put it into DIVERGENCES; flag, checks and
+tests read that table. Without a one-pass form autograd differentiates the definition, chunk by chunk.
 """
 
 import math
-from typing import Any, Callable, Dict, NamedTuple, Optional
+from typing import Any, Callable, Dict, NamedTuple, Optional, Tuple, Union
 
 import torch
 from torch import Tensor
 
+from kd_plugin.losses.best import largest
+from kd_plugin.losses.engine.rows import Rows
+
 # the reverse KL's stand-in for log 0; e^-100 is below every normal fp32 number
 MASKED_LPROB = -100.0
+
+
+class Slope(NamedTuple):
+    """A divergence's derivative with respect to log p, every entry taken as free: `scale * values`.
+
+    A multiple of p (one factor a token) may be added or left out: log p is normalised, so it changes no gradient.
+
+    values: (tokens, vocab)
+    total:  (tokens, 1) or a number, the sum of scale * values over the vocabulary
+    scale:  (tokens, 1) or a number
+    """
+
+    values: Tensor
+    total: Union[Tensor, float]
+    scale: Union[Tensor, float] = 1.0
 
 
 class Divergence(NamedTuple):
     """A row of DIVERGENCES; calling it calls the definition.
 
     definition: (log p, log q, **parameters) -> (tokens,), differentiable in log p
+    one_pass:   (Rows, **parameters) -> ((tokens,), Slope); may overwrite the teacher's side, never the
+                student's but for asking it for probs(); None: autograd differentiates the definition
     parameters: the names and defaults of what shapes it beside the temperature
     steepest:   (its value, **parameters) -> what no entry of |h - p sum h| exceeds, h its derivative with respect to
-                log p; None: not known
+                log p; None: not known, and looked for in each gradient that is stored in fp16
     """
 
     definition: Callable[..., Tensor]
+    one_pass: Optional[Callable[..., Tuple[Tensor, Slope]]] = None
     parameters: Dict[str, float] = {}
     steepest: Optional[Callable[..., Any]] = None
 
@@ -63,6 +85,13 @@ def forward_kl(student_lprobs: Tensor, teacher_lprobs: Tensor) -> Tensor:
     return expectation(teacher_lprobs.exp(), teacher_lprobs - student_lprobs)
 
 
+def forward_kl_one_pass(rows: Rows) -> Tuple[Tensor, Slope]:
+    values, scale = rows.teacher.unscaled_probs()
+    log_ratio = torch.sub(rows.teacher.centred, rows.student.centred, out=rows.teacher.centred)
+    value = log_ratio.mul_(values).sum(dim=-1) * scale.squeeze(-1)
+    return value + (rows.student.log_total() - rows.teacher.log_total()), Slope(values, total=-1.0, scale=-scale)
+
+
 def reverse_kl(student_lprobs: Tensor, teacher_lprobs: Tensor) -> Tensor:
     """KL(p || q): the student is punished for mass where the teacher has none (MiniLLM, Gu et al. 2024).
 
@@ -73,6 +102,12 @@ def reverse_kl(student_lprobs: Tensor, teacher_lprobs: Tensor) -> Tensor:
     return expectation(student_lprobs.exp(), student_lprobs - teacher_lprobs)
 
 
+def reverse_kl_one_pass(rows: Rows) -> Tuple[Tensor, Slope]:
+    slope = torch.sub(rows.student.centred, rows.teacher.centred, out=rows.buffer()).mul_(rows.student.probs())
+    total = slope.sum(dim=-1, keepdim=True)
+    return total.squeeze(-1) + (rows.teacher.log_total() - rows.student.log_total()), Slope(slope, total)
+
+
 def js(student_lprobs: Tensor, teacher_lprobs: Tensor, js_beta: float = 0.5) -> Tensor:
     """beta KL(q || m) + (1 - beta) KL(p || m), m = beta q + (1 - beta) p: the generalised Jensen-Shannon divergence,
     symmetric at beta = 0.5 (GKD, Agarwal et al. 2024)."""
@@ -81,10 +116,29 @@ def js(student_lprobs: Tensor, teacher_lprobs: Tensor, js_beta: float = 0.5) -> 
     return js_beta * teacher_side + (1.0 - js_beta) * expectation(student_lprobs.exp(), student_lprobs - mixture)
 
 
+def js_one_pass(rows: Rows, js_beta: float = 0.5) -> Tuple[Tensor, Slope]:
+    log_m = rows.mixture(teacher_weight=js_beta).log_()
+    from_teacher = rows.teacher.centred.sub_(log_m).mul_(rows.teacher.probs()).sum(dim=-1) - rows.teacher.log_total()
+    slope = torch.sub(rows.student.centred, log_m, out=log_m).mul_(rows.student.probs())
+    total = slope.sum(dim=-1, keepdim=True)
+    from_student = total.squeeze(-1) - rows.student.log_total()
+    value = js_beta * from_teacher + (1.0 - js_beta) * from_student
+    return value, Slope(slope, (1.0 - js_beta) * total, scale=1.0 - js_beta)
+
+
 def skew_forward_kl(student_lprobs: Tensor, teacher_lprobs: Tensor, skew_lambda: float = 0.1) -> Tensor:
     """KL(q || lambda q + (1 - lambda) p): never infinite (DistiLLM, Ko et al. 2024)."""
     mixture = log_mixture(teacher_lprobs, student_lprobs, skew_lambda)
     return expectation(teacher_lprobs.exp(), teacher_lprobs - mixture)
+
+
+def skew_forward_kl_one_pass(rows: Rows, skew_lambda: float = 0.1) -> Tuple[Tensor, Slope]:
+    mixture = rows.mixture(teacher_weight=skew_lambda)
+    slope = torch.div(rows.student.probs(), mixture, out=rows.buffer()).mul_(rows.teacher.probs())
+    log_ratio = rows.teacher.centred.sub_(mixture.log_())
+    value = log_ratio.mul_(rows.teacher.probs()).sum(dim=-1) - rows.teacher.log_total()
+    scale = -(1.0 - skew_lambda)
+    return value, Slope(slope, scale * slope.sum(dim=-1, keepdim=True), scale)
 
 
 def skew_reverse_kl(student_lprobs: Tensor, teacher_lprobs: Tensor, skew_lambda: float = 0.1) -> Tensor:
@@ -93,9 +147,27 @@ def skew_reverse_kl(student_lprobs: Tensor, teacher_lprobs: Tensor, skew_lambda:
     return expectation(student_lprobs.exp(), student_lprobs - mixture)
 
 
+def skew_reverse_kl_one_pass(rows: Rows, skew_lambda: float = 0.1) -> Tuple[Tensor, Slope]:
+    # d/d log p = p (log p - log m - lambda p / m)
+    p = rows.student.probs()
+    mixture = rows.mixture(teacher_weight=1.0 - skew_lambda)
+    from_mixture = torch.div(p, mixture, out=rows.buffer()).mul_(p)
+    slope = torch.sub(rows.student.centred, mixture.log_(), out=mixture).mul_(p)
+    value = slope.sum(dim=-1) - rows.student.log_total()
+    slope.sub_(from_mixture, alpha=skew_lambda)
+    return value, Slope(slope, slope.sum(dim=-1, keepdim=True))
+
+
 def tvd(student_lprobs: Tensor, teacher_lprobs: Tensor) -> Tensor:
     """1/2 sum_v |q - p|: the total variation distance (f-DISTILL, Wen et al. 2023)."""
     return 0.5 * (teacher_lprobs.exp() - student_lprobs.exp()).abs().sum(dim=-1)
+
+
+def tvd_one_pass(rows: Rows) -> Tuple[Tensor, Slope]:
+    difference = torch.sub(rows.student.probs(), rows.teacher.probs(), out=rows.buffer())
+    value = 0.5 * torch.linalg.vector_norm(difference, ord=1, dim=-1)
+    slope = difference.sign_().mul_(rows.student.probs())
+    return value, Slope(slope, 0.5 * slope.sum(dim=-1, keepdim=True), scale=0.5)
 
 
 def adaptive_kl(student_lprobs: Tensor, teacher_lprobs: Tensor, adaptive_mu: float = 0.5) -> Tensor:
@@ -114,13 +186,33 @@ def adaptive_kl(student_lprobs: Tensor, teacher_lprobs: Tensor, adaptive_mu: flo
 
 def head_weight(student_probs: Tensor, teacher_probs: Tensor, adaptive_mu: float) -> Tensor:
     """(tokens,) the share of the gap |q - p| that lies in the teacher's head."""
-    ranked = teacher_probs.sort(dim=-1, descending=True).values
-    n_head = (ranked.cumsum(dim=-1) <= adaptive_mu).sum(dim=-1, keepdim=True).clamp(1, ranked.size(-1))
+    vocab = teacher_probs.size(-1)
+    for k in sorted({min(k, vocab) for k in (128, 2048, vocab)}):  # few words hold the head of a trained teacher
+        ranked = largest(teacher_probs, k)
+        mass = ranked.cumsum(dim=-1)
+        if bool((mass[:, -1] > adaptive_mu).all()):
+            break
+    n_head = (mass <= adaptive_mu).sum(dim=-1, keepdim=True).clamp_(1, ranked.size(-1))
     threshold = ranked.gather(-1, n_head - 1)
-    gap = (teacher_probs - student_probs).abs()
-    total, head = gap.sum(dim=-1), (gap * (teacher_probs >= threshold)).sum(dim=-1)
+    gap = (teacher_probs - student_probs).abs_()
+    total = gap.sum(dim=-1)
+    # 0 or 1 as a number: torch's masks cost more than all the rest
+    head = (teacher_probs - threshold).ge_(0).mul_(gap).sum(dim=-1)
     # equal distributions have no gap: both KL are 0 there, and any weight will do
     return torch.where(total == 0, torch.full_like(total, 0.5), head / total)
+
+
+def adaptive_kl_one_pass(rows: Rows, adaptive_mu: float = 0.5) -> Tuple[Tensor, Slope]:
+    p, q = rows.student.probs(), rows.teacher.probs()
+    weight = head_weight(p, q, adaptive_mu)
+    offset = rows.student.log_total() - rows.teacher.log_total()
+    log_ratio = torch.sub(rows.teacher.centred, rows.student.centred, out=rows.buffer())  # log q - log p - offset
+    forward = torch.mul(log_ratio, q, out=rows.buffer()).sum(dim=-1) + offset
+    reverse = log_ratio.mul_(p).sum(dim=-1, keepdim=True)
+    w = weight.unsqueeze(-1)
+    slope = log_ratio.mul_(w - 1.0).addcmul_(q, w, value=-1.0)
+    value = weight * forward - (1.0 - weight) * (reverse.squeeze(-1) + offset)
+    return value, Slope(slope, (w - 1.0) * reverse - w)
 
 
 # How large an entry of h - p sum h can be. x log x >= -1/e for every x in [0, 1] is all that is needed.
@@ -147,11 +239,13 @@ def reverse_steepest(value: Any, **_: float) -> Any:
 
 
 DIVERGENCES: Dict[str, Divergence] = {
-    "forward_kl": Divergence(forward_kl, steepest=at_most_one),
-    "reverse_kl": Divergence(reverse_kl, steepest=reverse_steepest),
-    "js": Divergence(js, {"js_beta": 0.5}, at_most_one),
-    "skew_forward_kl": Divergence(skew_forward_kl, {"skew_lambda": 0.1}, at_most_one),
-    "skew_reverse_kl": Divergence(skew_reverse_kl, {"skew_lambda": 0.1}, skew_reverse_steepest),
-    "tvd": Divergence(tvd, steepest=at_most_one),
-    "adaptive_kl": Divergence(adaptive_kl, {"adaptive_mu": 0.5}, reverse_steepest),
+    "forward_kl": Divergence(forward_kl, forward_kl_one_pass, steepest=at_most_one),
+    "reverse_kl": Divergence(reverse_kl, reverse_kl_one_pass, steepest=reverse_steepest),
+    "js": Divergence(js, js_one_pass, {"js_beta": 0.5}, at_most_one),
+    "skew_forward_kl": Divergence(skew_forward_kl, skew_forward_kl_one_pass, {"skew_lambda": 0.1}, at_most_one),
+    "skew_reverse_kl": Divergence(
+        skew_reverse_kl, skew_reverse_kl_one_pass, {"skew_lambda": 0.1}, skew_reverse_steepest
+    ),
+    "tvd": Divergence(tvd, tvd_one_pass, steepest=at_most_one),
+    "adaptive_kl": Divergence(adaptive_kl, adaptive_kl_one_pass, {"adaptive_mu": 0.5}, reverse_steepest),
 }

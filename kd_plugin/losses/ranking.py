@@ -9,7 +9,12 @@ most probable entries and v* the teacher's best,
 It is made of probabilities alone and reaches 0 where the student's top k are the teacher's, the best one first.
 """
 
+from typing import Tuple
+
+import torch
 from torch import Tensor
+
+from kd_plugin.losses.best import top_indices
 
 
 def top1_rank(student_lprobs: Tensor, teacher_lprobs: Tensor, k: int) -> Tensor:
@@ -32,3 +37,20 @@ def rank_of_probs(p_teachers: Tensor, p_students: Tensor, q_teachers: Tensor, q_
     ahead = (p_students.unsqueeze(-2) - p_teachers.unsqueeze(-1)).clamp(min=0)  # (tokens, teacher's k, student's k)
     wrongly = q_teachers.unsqueeze(-1) > q_students.unsqueeze(-2)
     return best_first + (ahead * wrongly).sum(dim=(-2, -1))
+
+
+def top1_rank_slope(student_probs: Tensor, teacher_probs: Tensor, k: int) -> Tuple[Tensor, Tensor, Tensor]:
+    """The term and its derivative with respect to log p, which only 2 k entries of a row have.
+
+    Returns: (tokens,) values; (tokens, 2 k) indices into the vocabulary; (tokens, 2 k) derivatives there, to be added
+    """
+    k = min(k, student_probs.size(-1))
+    of_teacher, of_student = top_indices(teacher_probs, k), top_indices(student_probs, k)
+    indices = torch.cat([of_teacher, of_student], dim=-1)
+    p = student_probs.gather(-1, indices)
+    q = teacher_probs.gather(-1, indices)
+    with torch.enable_grad():
+        leaf = p.detach().requires_grad_()
+        values = rank_of_probs(leaf[:, :k], leaf[:, k:], q[:, :k], q[:, k:])
+        (slope,) = torch.autograd.grad(values.sum(), leaf)
+    return values.detach(), indices, slope * p

@@ -9,7 +9,7 @@ of log q - log p is an unbiased estimate of the forward KL, and so is its gradie
 """
 
 import math
-from typing import Union
+from typing import NamedTuple, Tuple, Union
 
 import torch
 from torch import Tensor
@@ -54,6 +54,41 @@ class SparseAnswer(TeacherAnswer):
 
 # what an engine takes as a teacher: logits, a sparse answer, or None for rows that are not distilled
 Knowledge = Union[Tensor, SparseAnswer, None]
+
+
+class SparseSlope(NamedTuple):
+    """Derivatives with respect to log p of the k entries, (tokens, k), and of the bucket, (tokens, 1)."""
+
+    entries: Tensor
+    rest: Tensor
+
+    @property
+    def total(self) -> Tensor:
+        return self.entries.sum(dim=-1, keepdim=True) + self.rest
+
+
+def sparse_slope(
+    lprobs: Tensor, log_rest: Tensor, answer: SparseAnswer, divergence: str, **parameters: float
+) -> Tuple[Tensor, SparseSlope]:
+    """The divergence and its slope from the student's side of the entries.
+
+    Args:
+        lprobs: (tokens, k) log p of the answer's ids
+        log_rest: (tokens, 1) log p of all other symbols together, -inf where it is 0
+
+    Returns:
+        ((tokens,), its slope)
+    """
+    dtype = lprobs.dtype
+    if answer.sampled:
+        value = (answer.lprobs.to(dtype) - lprobs).mean(dim=-1)
+        return value, SparseSlope(torch.full_like(lprobs, -1.0 / lprobs.size(-1)), torch.zeros_like(log_rest))
+    teacher = torch.cat([answer.lprobs, answer.log_rest.unsqueeze(-1)], dim=-1).to(dtype)
+    student = torch.cat([lprobs, log_rest], dim=-1).detach().requires_grad_()
+    with torch.enable_grad():
+        value = DIVERGENCES[divergence].definition(student, teacher, **parameters)
+        (slope,) = torch.autograd.grad(value.sum(), student)
+    return value.detach(), SparseSlope(slope[:, :-1], slope[:, -1:])
 
 
 def sparse_divergence(student_lprobs: Tensor, answer: SparseAnswer, divergence: str, **parameters: float) -> Tensor:

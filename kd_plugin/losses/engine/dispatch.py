@@ -11,8 +11,8 @@ from torch import Tensor
 from kd_plugin.errors import KDPluginError
 from kd_plugin.losses.answer import TeacherAnswer
 from kd_plugin.losses.definition import N_TERMS, NLL, Objective
-from kd_plugin.losses.engine.chunked import one_pass, rows_per_chunk
 from kd_plugin.losses.engine.memory import new_buffer
+from kd_plugin.losses.engine.one_pass import one_pass, rows_per_chunk
 from kd_plugin.losses.engine.ranked import ranking
 from kd_plugin.losses.engine.storage import new_scales
 from kd_plugin.losses.sparse import Knowledge
@@ -31,7 +31,7 @@ def row_losses(
     gradient: Optional[Tensor] = None,
     scales: Optional[Tensor] = None,
 ) -> Tensor:
-    """`chunked.one_pass` by the fastest means for the device: the same arguments, the same results."""
+    """`one_pass` by the fastest means for the device: the same arguments, the same results."""
     vocab = student_logits.size(-1)
     # compiled code would read and write beyond the row; on a GPU asking would make the host wait
     if not target.is_cuda and target.numel() > 0 and not 0 <= int(target.min()) <= int(target.max()) < vocab:

@@ -57,7 +57,7 @@ def one_pass(
     scales: Optional[Tensor] = None,
     ranked: Optional[Ranking] = None,
 ) -> Tensor:
-    """As chunked.one_pass, for what `supports` agrees to.
+    """As engine.one_pass.one_pass, for what `supports` agrees to.
 
     Compiled code reads and writes fp32 or float64. Half precision is converted by PyTorch, some rows at a time that
     stay in the cache: that takes about a quarter longer than fp32 (docs/benchmarks/ways_of_the_loss.md).

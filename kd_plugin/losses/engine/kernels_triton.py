@@ -76,7 +76,7 @@ def one_pass(
     scales: Optional[Tensor] = None,
     ranked: Optional[Ranking] = None,
 ) -> Tensor:
-    """As chunked.one_pass, for what `supports` agrees to. Nothing waits for the device.
+    """As engine.one_pass.one_pass, for what `supports` agrees to. Nothing waits for the device.
 
     Args:
         gradient: its last dimension is contiguous too

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kd_plugin.losses.best import top_indices
 from kd_plugin.losses.definition import Objective, accumulation_dtype
-from kd_plugin.losses.engine.chunked import rows_per_chunk
+from kd_plugin.losses.engine.one_pass import rows_per_chunk
 from kd_plugin.losses.ranking import rank_of_probs
 
 

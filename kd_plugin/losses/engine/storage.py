@@ -1,12 +1,12 @@
 """How a gradient is kept in fp16, whose numbers end at 65,504 and lose digits below 6e-5.
 
-A row is stored multiplied by a power of two of its own, chosen from its largest entry or, where it is written before
-that is known, from a bound that no entry exceeds: nothing overflows, and entries down to a 2^26th of the bound keep
-their digits. Nothing waits for the device. Most rows have the same factor, STEP.
+A row is stored multiplied by a power of two of its own, which is chosen before it is written, from a bound that no
+entry of its gradient exceeds: nothing overflows, and entries down to a 2^26th of the bound keep their digits. Nothing
+waits for the device. Most rows have the same factor, STEP.
 """
 
 import math
-from typing import Union
+from typing import Optional, Union
 
 import torch
 from torch import Tensor
@@ -23,6 +23,11 @@ def new_scales(gradient: Tensor) -> Union[Tensor, None]:
     if gradient.dtype != torch.float16:
         return None
     return torch.ones(gradient.size(0), dtype=torch.float32, device=gradient.device)
+
+
+def bound_is_known(objective: Objective) -> bool:
+    """Whether `gradient_bound` has one for the objective: of new divergences it has not."""
+    return DIVERGENCES[objective.divergence].steepest is not None
 
 
 def gradient_bound(objective: Objective, kd: Union[Tensor, float]) -> Union[Tensor, float]:
@@ -44,11 +49,17 @@ def gradient_bound(objective: Objective, kd: Union[Tensor, float]) -> Union[Tens
     return objective.alpha + weight * (steepest(kd, **objective.divergence_parameters()) + rank)
 
 
-def scaled_(gradient: Tensor) -> Tensor:
-    """Multiplies the rows of a (rows, vocab) gradient by what their largest entries allow in fp16: (rows,) factors."""
-    scales = scale_for(torch.linalg.vector_norm(gradient, ord=math.inf, dim=-1, keepdim=True))
-    gradient.mul_(scales)
-    return scales.squeeze(-1)
+def scale_of_all(objective: Objective, distilled: bool) -> Optional[float]:
+    """The factor of every row where it does not depend on the row's divergence, else None.
+
+    distilled: there is a teacher; without one only the cross-entropy is left
+    """
+    if not distilled:
+        return STEP
+    if not bound_is_known(objective):
+        return None
+    bound = gradient_bound(objective, math.nan)
+    return None if math.isnan(bound) else scale_for(torch.tensor(bound)).item()
 
 
 def scale_for(bound: Tensor) -> Tensor:
