@@ -1,5 +1,6 @@
 """All package metadata; pyproject.toml only names the build system and configures the tools."""
 
+import os
 import re
 from pathlib import Path
 
@@ -12,6 +13,33 @@ VERSION = re.search(r'__version__ = "([^"]+)"', (HERE / "kd_plugin" / "version.p
     1
 )
 
+# The page of the repository that builds a release, which only its own workflow knows (GitHub Actions sets both).
+REPOSITORY = "/".join(filter(None, map(os.environ.get, ("GITHUB_SERVER_URL", "GITHUB_REPOSITORY"))))
+VIEW = f"{REPOSITORY}/blob/v{VERSION}"
+
+
+def project_urls() -> "dict[str, str]":
+    if not REPOSITORY:
+        return {}
+    owner, _, name = os.environ["GITHUB_REPOSITORY"].partition("/")
+    return {
+        "Documentation": os.environ.get("KD_SITE_URL") or f"https://{owner}.github.io/{name}/",
+        "Source": REPOSITORY,
+        "Issues": f"{REPOSITORY}/issues",
+        "Changelog": f"{VIEW}/CHANGELOG.md",
+    }
+
+
+def readme() -> str:
+    """With whole addresses where they are known: PyPI shows the page without the files that it links to."""
+    text = (HERE / "README.md").read_text(encoding="utf-8")
+    if not REPOSITORY:
+        return text
+    text = re.sub(r"(!\[[^\]]*\]\()(?!https?:|#)", rf"\g<1>{VIEW.replace('/blob/', '/raw/')}/", text)
+    text = re.sub(r"((?<!!)\[[^\]]*\]\()(?!https?:|#)", rf"\g<1>{VIEW}/", text)
+    return re.sub(r"(?m)^(\[[^\]]+\]: )(?!https?:)", rf"\g<1>{VIEW}/", text)
+
+
 REPORT = [
     "vl-convert-python>=1.8",  # kd-plugin report: Vega-Lite's charts, all JavaScript in one file, without a download
     "Jinja2>=3.0",  # the same: its page, with every name escaped
@@ -21,9 +49,10 @@ setup(
     name="kd-plugin",
     version=VERSION,
     description="Knowledge distillation of translation models in plain fairseq-train, as a --user-dir plugin",
-    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description=readme(),
     long_description_content_type="text/markdown",
     author="kd_plugin authors",
+    project_urls=project_urls(),
     license="MIT",
     license_files=["LICENSE"],
     keywords="fairseq knowledge distillation machine translation nmt",
@@ -81,6 +110,13 @@ setup(
         ],
         "bench": [
             "matplotlib>=3.5",  # the pictures of scripts/bench_*.py
+        ],
+        # the site; its tools want Python 3.9, and nothing that runs needs them
+        "docs": [
+            'mkdocs>=1.6,<2; python_version >= "3.9"',  # Markdown pages to a site, with checked links
+            'mkdocs-material>=9.5; python_version >= "3.9"',  # its theme: search from disk, light and dark
+            'mkdocstrings[python]>=0.25; python_version >= "3.9"',  # the Python API from docstrings
+            'latex2mathml>=3.77; python_version >= "3.9"',  # formulas that browsers draw without a script
         ],
         "dev": [
             "pytest>=7.4,<10",  # test runner

@@ -12,16 +12,20 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-SOURCE_DIRS = (".ci", "examples", "kd_plugin", "scripts", "tests")
+SOURCE_DIRS = (".ci", ".github", "docs", "examples", "kd_plugin", "scripts", "tests")
 TOP_FILES = (
     ".gitignore",
+    ".pre-commit-config.yaml",
     "CHANGELOG.md",
+    "CITATION.cff",
+    "CODE_OF_CONDUCT.md",
     "CONTRIBUTING.md",
     "LICENSE",
     "MANIFEST.in",
     "Makefile",
     "README.md",
     "SECURITY.md",
+    "mkdocs.yml",
     "pyproject.toml",
     "setup.py",
 )
@@ -117,7 +121,9 @@ def test_the_sdist_holds_every_source_file_and_nothing_left_behind(sdist):
     with tarfile.open(str(sdist)) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     expected = (
-        source_files(".py", ".sh", ".md", ".yaml", ".typed", ".html", ".css", ".js") | set(TOP_FILES) | {".ci/run"}
+        source_files(".py", ".sh", ".md", ".yaml", ".yml", ".typed", ".html", ".css", ".js", ".svg")
+        | set(TOP_FILES)
+        | {".ci/run"}
     )
     assert expected - names == set()
     assert [name for name in names if "left_behind" in name] == []

@@ -336,7 +336,9 @@ def test_evaluate_and_export_with_two_models(apart, tmp_path, capsys):
     settings = json.loads((tmp_path / "evaluation" / "evaluation.json").read_text())["settings"]
     assert set(settings["subwords"]) == {"source", "target"}
     (code,) = re.findall(
-        "```python\n(import ctranslate2.*?)```", (ROOT / "README.md").read_text("utf-8"), flags=re.DOTALL
+        "```python\n(import ctranslate2.*?)```",
+        (ROOT / "docs" / "how-to" / "export.md").read_text("utf-8"),
+        flags=re.DOTALL,
     )
     for ours, theirs in (('"student-int8"', repr(str(tmp_path / "m"))), ('("spm.model", "spm.model")', str(STORED))):
         assert code.count(ours) == 1
