@@ -124,7 +124,7 @@ def multi30k() -> str:
         for row, (x, y) in zip(rows, points):
             picture.circle(x, y, 6, color)
             above = y - 30 if label == "student, 2.57M" else y + 24
-            middle = max(x, left + 80)
+            middle = max(x, left + 92)
             picture.text(middle, above, f"{row['label']}, {row['engine']}", font_weight=600, font_size=12)
             picture.text(middle, above + 16, f"{row['bleu']}, {row['megabytes']:.1f} MB", font_size=12)
     return picture.svg()

@@ -20,7 +20,8 @@ def escape(text: str) -> str:
 
 
 def code(text: str) -> str:
-    return f"`{text}`" if text else ""
+    """A pipe would part the cells of a table."""
+    return f"`{text.replace(' | ', ' or ')}`" if text else ""
 
 
 def table(rows: Iterable[List[str]], *head: str) -> str:

@@ -60,7 +60,9 @@ def distillation_loss(
         label_smoothing: epsilon in [0, 1), spread as fairseq's label_smoothed_cross_entropy spreads it
         divergence: a name in `kd_plugin.losses.DIVERGENCES`
         padding_idx: rows with this target are dropped before any softmax; None keeps every row
-        js_beta, skew_lambda, adaptive_mu: parameters in (0, 1) of the divergences that bear them
+        js_beta: in (0, 1), of js: the teacher's weight; 0.5 is the symmetric one
+        skew_lambda: in (0, 1), of skew_forward_kl and skew_reverse_kl
+        adaptive_mu: in (0, 1), of adaptive_kl: the mass of the teacher's head
         top1_rank: k > 0 adds TIE-KD's ranking term over the k best entries of both sides to the divergence
         inplace: write the gradient over student_logits, whose values are lost; nothing else may need them. Without
             it the gradient takes one buffer of their size

@@ -66,6 +66,8 @@ def commands(block):
             skip = False
         elif set(word) <= set("<>"):
             skip = True
+        elif re.fullmatch(r"\$[A-Z_]+", word):
+            words.append("0")  # a number that a batch system gives
         elif word and set(word) <= set(";|&()\n"):
             while words and words[0] == "do":
                 del words[0]
