@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 GENERATED = re.compile(r"<!-- generated: ([a-z-]+) -->")
 INCLUDED = re.compile(r"<!-- include: (\w+\.md) -->")
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
+STYLE = re.compile(r"<style>.*?</style>", re.DOTALL)
 PICTURE = re.compile(r'<img alt="([^"]*)" src="([^"]*pictures/[\w-]+\.svg)"[^>]*/?>')
 
 
@@ -51,5 +52,5 @@ def mathml(formula: str, block: bool) -> str:
 
 
 def inline_picture(path: Path, text: str) -> str:
-    picture = path.resolve().read_text(encoding="utf-8")
+    picture = STYLE.sub("", path.resolve().read_text(encoding="utf-8"))  # it would be the whole page's
     return picture[picture.index("<svg") :].replace("<svg", f'<svg role="img" aria-label="{html.escape(text)}"', 1)

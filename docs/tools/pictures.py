@@ -197,9 +197,9 @@ def rooms() -> str:
     for row, (title, names) in enumerate(ROOMS):
         y = 14 + 68 * row
         picture.text(20, y + 28, title, anchor="start", font_size=12)
-        width = (590 - 10 * (len(names) - 1)) / len(names)
+        width = (590 - 6 * (len(names) - 1)) / len(names)
         for number, name in enumerate(names):
-            x = 150 + number * (width + 10)
+            x = 150 + number * (width + 6)
             color = (PLAIN, TEACHER, STUDENT, RESULT, PLAIN)[row]
             picture.box(round(x, 1), y, round(width, 1), 46, [f"{name}/"], color)
         if row:

@@ -128,7 +128,7 @@ def student_architectures() -> str:
         ]
         for name, sizes in STUDENT_ARCHITECTURES.items()
     ]
-    return table(rows, "`--arch`", "width", "feed-forward width", "heads", "layers, encoder + decoder")
+    return table(rows, "`--arch`", "width", "feed-forward", "heads", "layers")
 
 
 WRITERS: Dict[str, Callable[[], str]] = {

@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # What prepare-*.sh and mix-data.sh share; sourced, not run.
 #
 #   begin OUT SRC TGT  makes $tmp, a temporary folder beside OUT, with an empty $tmp/raw

@@ -56,7 +56,7 @@ def distillation_loss(
         teacher_logits: (tokens, vocab), unnormalised, of any of these dtypes; -inf masks a vocabulary entry
         target: (tokens,) int64 indices of the reference tokens
         alpha: weight of the cross-entropy, in [0, 1]
-        temperature: > 0, from 1e-6 to 1e6; divides both sides' logits in the divergence only
+        temperature: above 0, from 1e-6 to 1e6; divides both sides' logits in the divergence only
         label_smoothing: epsilon in [0, 1), spread as fairseq's label_smoothed_cross_entropy spreads it
         divergence: a name in `kd_plugin.losses.DIVERGENCES`
         padding_idx: rows with this target are dropped before any softmax; None keeps every row
