@@ -1,4 +1,4 @@
-.PHONY: setup test legacy lint bench quickstart dist clean
+.PHONY: setup test legacy lint bench docs quickstart dist clean
 
 VENV ?= $(or $(KD_VENV),.venv)
 export KD_VENV := $(VENV)
@@ -20,6 +20,9 @@ lint: setup
 bench: setup
 	for bench in scripts/bench_*.py; do "$(VENV)/bin/python" "$$bench" || exit 1; done
 
+docs: setup
+	"$(VENV)/bin/python" -m mkdocs build --strict
+
 quickstart:
 	bash scripts/quickstart.sh
 
@@ -27,5 +30,5 @@ dist: setup
 	"$(VENV)/bin/python" -m build
 
 clean:
-	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis quickstart
+	rm -rf build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis quickstart
 	find . -name __pycache__ -type d -not -path "./.venv*" -prune -exec rm -rf {} +

@@ -119,8 +119,8 @@ if ! has fairseq; then
   say "$fairseq is next. Where pip has no wheel of it yet it is compiled once: 4 to 5 minutes on two cores"
 fi
 run "$fairseq" pip_install "${keep[@]}" ${isolation[@]+"${isolation[@]}"} "$fairseq"
-run "kd_plugin, editable, with what its tests and the quickstart need" \
-  pip_install "${keep[@]}" --no-build-isolation -e '.[fairseq,dev,quickstart,tensorboard]'
+run "kd_plugin, editable, with what its tests, the quickstart and the documentation need" \
+  pip_install "${keep[@]}" --no-build-isolation -e '.[fairseq,dev,quickstart,tensorboard,docs]'
 run "a look at the result" "$python" -c 'import fairseq.data.data_utils_fast, kd_plugin, torch; print(torch.__version__)'
 
 recipe_hash >"$stamp.new"
