@@ -5,7 +5,6 @@ import sys
 from pathlib import Path
 
 from kd_plugin.cli.options import inputs_of
-from kd_plugin.report.content import write_report
 
 TITLE = "Distillation report"
 
@@ -34,5 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Exit status 0."""
+    from kd_plugin.report.page import write_report  # an extra's libraries
+
     print(write_report(Path(args.output), args.title, args.evaluation, args.log, inputs_of(args)), file=sys.stderr)
     return 0

@@ -1,12 +1,11 @@
 """The charts of a report: Vega-Lite specifications with their data in them; how they look is the page's affair."""
 
-from typing import Any, Dict, List, Optional, Sequence, Tuple
-
-from kd_plugin.report.evaluation import LOWER_IS_BETTER, Evaluation, Model
+from typing import Any, Dict, List, Sequence
 
 Spec = Dict[str, Any]
 Row = Dict[str, Any]
-DATA = {"content": "data"}  # a tooltip of all that is known of the mark
+TOLD = {"tooltip": {"content": "data"}}  # all that is known of the mark
+SHOWN = {"condition": {"param": "hidden", "empty": False, "value": 0}, "value": 1}
 
 
 def side_by_side(panels: List[Spec], description: str, margin: int, by: str = "") -> Spec:
@@ -27,18 +26,17 @@ def side_by_side(panels: List[Spec], description: str, margin: int, by: str = ""
     return spec
 
 
-def _unless_hidden(opacity: float = 1) -> Spec:
-    return {"condition": {"param": "hidden", "empty": False, "value": 0}, "value": opacity}
-
-
 def _panel(title: str, remark: str, rows: List[Row], layers: List[Spec], **encoding: Spec) -> Spec:
     title_lines = {"text": title, "subtitle": remark or " "}
     return {"title": title_lines, "data": {"values": rows}, "encoding": encoding, "layer": layers}
 
 
-def _series(field: str, names: Sequence[str], **more: Any) -> Spec:
-    """The same name looks the same in every chart."""
-    return {"field": field, "type": "nominal", "title": None, "scale": {"domain": list(names)}, **more}
+def _layer(mark: str, style: Spec, **encoding: Spec) -> Spec:
+    return {"mark": {"type": mark, **style}, "encoding": encoding}
+
+
+def _name(field: str, **more: Any) -> Spec:
+    return {"field": field, "type": "nominal", "title": None, **more}
 
 
 def _number(field: str, title: str = "", **more: Any) -> Spec:
@@ -52,18 +50,11 @@ def curves_panel(title: str, remark: str, rows: List[Row], names: Sequence[str])
     """
     skewed = is_skewed([row["value"] for row in rows if row["value"] is not None])
     scale = {"type": "log"} if skewed else {"zero": False}
-    dense = any("low" in row for row in rows)
-    run, shown = _series("run", names), _unless_hidden()
-    line = {
-        "mark": {"type": "line", "strokeWidth": 1.5, "point": {"size": 6 if dense else 22, "tooltip": DATA}},
-        "encoding": {"y": _number("value", scale=scale), "opacity": shown, "strokeDash": run, "shape": run},
-    }
-    band = {
-        "mark": {"type": "area", "fillOpacity": 0.2},
-        "encoding": {"y": _number("low", scale=scale), "y2": {"field": "high"}, "opacity": shown},
-    }
-    layers = [band, line] if dense else [line]
-    return _panel(title, remark, rows, layers, x=_number("update", "updates"), color=run)
+    dense, run = any("low" in row for row in rows), _name("run", scale={"domain": names})
+    band = _layer("area", {"fillOpacity": 0.2}, y=_number("low", scale=scale), y2={"field": "high"}, opacity=SHOWN)
+    points = {"point": {"size": 6 if dense else 22, **TOLD}}
+    line = _layer("line", points, y=_number("value", scale=scale), opacity=SHOWN, strokeDash=run, shape=run)
+    return _panel(title, remark, rows, [band, line] if dense else [line], x=_number("update", "updates"), color=run)
 
 
 def is_skewed(values: Sequence[float]) -> bool:
@@ -72,78 +63,31 @@ def is_skewed(values: Sequence[float]) -> bool:
     return low > 0 and high / low >= 30 and sorted(values)[len(values) // 2] <= high / 10
 
 
-def speed_panels(evaluation: Evaluation, device: str) -> List[Spec]:
-    """For each test set quality against speed, a mark a model, its area the model's size; and the Pareto front."""
-    engines = list(dict.fromkeys(model.engine for model in evaluation.models))
-    front, shown = [{"filter": "datum.front"}], _unless_hidden()
-    size = _number(
-        "bytes", scale={"domainMin": 0, "range": [0, 900]}, legend={"title": "bytes", "format": "~s", "tickCount": 3}
-    )
-    mark_encoding = {
-        "size": {"condition": {"test": "datum.bytes > 0", **size}, "value": 40},
-        "color": _series("model", evaluation.names()),
-        "shape": _series("engine", engines),
-        "opacity": shown,
-    }
-    label_encoding = {"text": {"field": "model"}, "opacity": shown}
-    interval = {"y": _number("low"), "y2": {"field": "high"}, "opacity": _unless_hidden(0.6)}
-    layers: List[Spec] = [
-        {"mark": {"type": "line", "interpolate": "step-before", "strokeDash": [1, 3]}, "transform": front},
-        {"mark": "rule", "encoding": interval},
-        {"mark": {"type": "text", "fontWeight": 600, "dy": -18}, "transform": front, "encoding": label_encoding},
-        {"mark": {"type": "point", "filled": True, "invalid": None, "tooltip": DATA}, "encoding": mark_encoding},
+def speed_panel(title: str, metric: str, rows: List[Row], models: Sequence[str]) -> Spec:
+    """Quality against speed, a mark a model, its area the model's size; and the Pareto front.
+
+    rows: model, engine, bytes, score, low, high, speed, front; models: of all panels
+    """
+    front = {"transform": [{"filter": "datum.front"}]}
+    legend = {"title": "bytes", "format": "~s", "tickCount": 3}
+    area = _number("bytes", scale={"domainMin": 0, "range": [0, 900]}, legend=legend)
+    point = _layer("point", {"filled": True, "invalid": None, **TOLD}, opacity=SHOWN)
+    point["encoding"]["size"] = {"condition": {"test": "datum.bytes > 0", **area}, "value": 40}
+    point["encoding"]["color"] = _name("model", scale={"domain": models})
+    point["encoding"]["shape"] = _name("engine")
+    layers = [
+        {**_layer("line", {"interpolate": "step-before", "strokeDash": [1, 3]}), **front},
+        _layer("rule", {}, y=_number("low"), y2={"field": "high"}, opacity={**SHOWN, "value": 0.6}),
+        {**_layer("text", {"fontWeight": 600, "dy": -18}, text={"field": "model"}, opacity=SHOWN), **front},
+        point,
     ]
     x = _number("speed", "tokens per second, log scale", scale={"type": "log", "padding": 25})
-    panels = []
-    for test, _ in evaluation.tests:
-        metric, rows = evaluation.main_metric(test), speed_rows(evaluation, device, test)
-        y = _number("score", metric, scale={"zero": False, "padding": 20})
-        if rows:
-            panels.append(_panel(test, f"{metric} against speed", rows, [dict(layer) for layer in layers], x=x, y=y))
-    return panels
+    y = _number("score", metric, scale={"zero": False, "padding": 20})
+    return _panel(title, f"{metric} against speed", rows, layers, x=x, y=y)
 
 
-def _score_row(model: Model, test: str, metric: str) -> Optional[Row]:
-    score = model.score(test, metric)
-    if score is None or score.value is None:
-        return None
-    low, high = score.interval or (None, None)
-    return {"model": model.name, "score": score.value, "low": low, "high": high}
-
-
-def speed_rows(evaluation: Evaluation, device: str, test: str) -> List[Row]:
-    """The models that have a speed and a score. front: no other equals it in both and exceeds it in one."""
-    metric, rows = evaluation.main_metric(test), []
-    for model in evaluation.models:
-        row, speed = _score_row(model, test, metric), model.speed(device).tokens
-        if row and speed and speed > 0:
-            rows.append({**row, "engine": model.engine, "speed": speed, "bytes": model.bytes})
-    sign = -1 if metric in LOWER_IS_BETTER else 1
-    front = pareto_front([(row["speed"], sign * row["score"]) for row in rows])
-    return [{**row, "front": index in front} for index, row in enumerate(rows)]
-
-
-def pareto_front(points: Sequence[Tuple[float, float]]) -> List[int]:
-    """Numbers of the (speed, quality) that no other equals or exceeds in both and exceeds in one."""
-    return [
-        index
-        for index, (speed, quality) in enumerate(points)
-        if not any(s >= speed and q >= quality and (s, q) != (speed, quality) for s, q in points)
-    ]
-
-
-def score_panels(evaluation: Evaluation) -> List[Spec]:
-    """For each test set and metric a bar a model, with its confidence interval."""
-    layers: List[Spec] = [
-        {
-            "mark": {"type": "bar", "tooltip": DATA},
-            "encoding": {"x": _number("score"), "color": _series("model", evaluation.names(), legend=None)},
-        },
-        {"mark": "rule", "encoding": {"x": _number("low"), "x2": {"field": "high"}}},
-    ]
-    y = {"field": "model", "type": "nominal", "title": None, "sort": None}
-    panels = []
-    for test, metric in ((name, metric) for name, _ in evaluation.tests for metric in evaluation.metrics(name)):
-        rows = list(filter(None, (_score_row(model, test, metric) for model in evaluation.models)))
-        panels.append(_panel(test, evaluation.metric_name(metric), rows, layers, y=y))
-    return panels
+def bars_panel(title: str, metric: str, rows: List[Row], models: Sequence[str]) -> Spec:
+    """A bar a model, with its confidence interval. rows: model, score, low, high; models: of all panels."""
+    bar = _layer("bar", TOLD, x=_number("score"), color=_name("model", scale={"domain": models}, legend=None))
+    interval = _layer("rule", {}, x=_number("low"), x2={"field": "high"})
+    return _panel(title, metric, rows, [bar, interval], y=_name("model", sort=None))

@@ -1,4 +1,4 @@
-"""The page of a report: templates, style and script in one file that asks nothing of any network."""
+"""Evaluations and training logs as one HTML page that asks nothing of any network."""
 
 import base64
 import contextlib
@@ -6,10 +6,20 @@ import functools
 import hashlib
 import json
 import re
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Dict
+from typing import Any, Dict, Sequence
 
 from kd_plugin.errors import KDPluginError
+from kd_plugin.evaluation.results import JSON_NAME, read_evaluation
+from kd_plugin.files.atomic import digest_of
+from kd_plugin.files.protection import Named, check_outputs, write_output
+from kd_plugin.files.user_cache import kept
+from kd_plugin.report.learning import learning_figures, run_table
+from kd_plugin.report.logs import read_runs
+from kd_plugin.report.quality import bars, pictures, score_table, size_table
+from kd_plugin.report.tables import NONE, Best
+from kd_plugin.version import __version__
 
 try:
     import jinja2
@@ -25,25 +35,60 @@ TEMPLATES = Path(__file__).parent / "templates"
 CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069\ufffe\uffff]")
 
 
-def is_page_of(job: str, path: Path) -> bool:
+def write_report(
+    output: Path, title: str, evaluations: Sequence[str], logs: Sequence[str], inputs: Sequence[Named]
+) -> str:
+    """Write the page; all input is read before anything is written, and the same input gives the same page.
+
+    Args:
+        evaluations: folders or JSON files of kd-plugin evaluate
+        logs: NAME=FILE of fairseq-train
+        inputs: all that is read, by flag: never written over
+
+    Returns:
+        what was written, in a line
+    """
+    if not evaluations and not logs:
+        raise KDPluginError("report: nothing to report. Remedy: --evaluation PATH, --log NAME=FILE, or both")
+    job = digest_of([title, list(evaluations), list(logs)])
+    made = functools.partial(_is_page_of, job)
+    inside = [str(Path(path) / JSON_NAME) for path in evaluations]
+    check_outputs([*inputs, ("--evaluation", inside)], files=[("--output", output)], made=made)
+    found, runs = [read_evaluation(argument) for argument in evaluations], read_runs(logs)
+    if not output.absolute().parent.is_dir():
+        raise KDPluginError(f"--output {output}: in no folder that exists. Remedy: FILE.html in a folder")
+    content = page(
+        job=job,
+        title=title,
+        version=__version__,
+        evaluations=found,
+        runs=runs,
+        curves=learning_figures(runs),
+        run_table=run_table(runs),
+    )
+    write_output(output, content, "--output", made)
+    return f"{output}: {len(found)} evaluations, {len(runs)} runs, {len(content):,} bytes"
+
+
+def _is_page_of(job: str, path: Path) -> bool:
     """Whether a file is a page that this job has written."""
     with contextlib.suppress(OSError), open(path, "rb") as file:
         return not path.is_symlink() and f'content="{job}"'.encode() in file.read(HEAD_BYTES)
     return False
 
 
-def page(job: str, **content: Any) -> bytes:
-    """The file's bytes. job: tells this page from others, when it is written again; content: see page.html.
+def page(**content: Any) -> bytes:
+    """The file's bytes. content: see page.html.
 
     The policy: a browser loads nothing, sends nothing, and runs and applies what has these two hashes, whatever the
     names in the page are. Vega would compile its expressions with `new Function`; its interpreter (`ast` in page.js)
     walks them instead, so that `unsafe-eval` stays forbidden. It styles through the DOM, which no policy restricts, so
     that `unsafe-inline` does too. The data of the charts are blocks of JSON, which no browser runs.
     """
-    style, script = (TEMPLATES / "style.css").read_text(encoding="utf-8"), _script()
-    policy = (
-        f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}; base-uri 'none'; form-action 'none'"
-    )
+    style, own = ((TEMPLATES / name).read_text(encoding="utf-8") for name in ("style.css", "page.js"))
+    # Vega, Vega-Lite and Vega-Embed with this page's own few lines, in one: some 900 kB
+    name = f"report-{digest_of([version('vl-convert-python'), own])[:16]}.js"
+    script = kept(name, lambda: vl_convert.javascript_bundle(own))
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(str(TEMPLATES)),
         autoescape=True,
@@ -52,26 +97,25 @@ def page(job: str, **content: Any) -> bytes:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters["json"] = _json
-    rendered = environment.get_template("page.html").render(
-        job=job, policy=Markup(policy), style=Markup(style), script=Markup(script), **content
-    )
+    environment.globals.update(pictures=pictures, bars=bars, score_table=score_table, size_table=size_table)
+    environment.filters.update(json=_json, hash=_hash, line=_in_a_line)
+    rendered = environment.get_template("page.html").render(style=Markup(style), script=Markup(script), **content)
     return rendered.encode("utf-8")
 
 
-@functools.lru_cache(maxsize=None)
-def _script() -> str:
-    """Vega, Vega-Lite and Vega-Embed with this page's own few lines, in one: some 900 kB."""
-    return vl_convert.javascript_bundle((TEMPLATES / "page.js").read_text(encoding="utf-8"))
+def _hash(content: str) -> Markup:
+    return Markup(f"'sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}'")
 
 
-def _hash(content: str) -> str:
-    return f"'sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}'"
+def _in_a_line(values: Dict[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in values.items() if value is not None)
 
 
 def _shown(value: Any) -> Any:
     """Text of files, without what cannot be shown; jinja2 escapes it."""
-    return value if isinstance(value, Markup) else CONTROL.sub("\ufffd", str(value))
+    if isinstance(value, Best):
+        return Markup("<b>{}</b>").format(value)
+    return value if isinstance(value, Markup) else NONE if value is None else CONTROL.sub("\ufffd", str(value))
 
 
 def _json(spec: Dict[str, Any]) -> Markup:

@@ -10,7 +10,7 @@ import sentencepiece
 import yaml
 
 from kd_plugin import cli
-from kd_plugin.report.evaluation import read_evaluation
+from kd_plugin.evaluation.results import read_evaluation
 from tests.support import MODEL, make_checkpoint
 from tests.unit.conftest import WORDS, write_dictionaries
 from tests.unit.test_teachers import LANGS
@@ -56,7 +56,7 @@ def test_values_are_those_of_comets_command(tmp_path):
     model = make_comet_model(tmp_path)
     command += ["--comet", str(model), "--baseline", "m1", "--bootstrap", "50", "--max-len-b", "12"]
     assert cli.main([*command, "--output", str(tmp_path / "out")]) == 0
-    scores = {m.name: m.score("t", "COMET") for m in read_evaluation(str(tmp_path / "out")).models}
+    scores = {m.name: m.scores["t", "COMET"] for m in read_evaluation(str(tmp_path / "out")).models}
     assert scores["m1"].value != scores["m2"].value and 0 < scores["m2"].p_value <= 1
     for name, score in scores.items():
         result = subprocess.run(

@@ -15,10 +15,10 @@ from sacrebleu.significance import PairedTest
 
 from kd_plugin import cli
 from kd_plugin.evaluation import scores as evaluation_scores
+from kd_plugin.evaluation.results import read_evaluation
 from kd_plugin.evaluation.scores import Comet, mean_score, sacrebleu_scores
 from kd_plugin.evaluation.table import markdown
 from kd_plugin.files.atomic import sha256_of
-from kd_plugin.report.evaluation import read_evaluation
 from tests.support import MODEL, make_checkpoint
 from tests.unit.conftest import WORDS, write_dictionaries
 from tests.unit.test_teachers import LANGS
@@ -121,8 +121,8 @@ def test_a_whole_evaluation(setting, tmp_path, capsys):
     assert "Search: beam 5, max len a 0.0, max len b 12" in table and "* TER: `nrefs:1|bs:50" in table
     # what kd-plugin report makes of it
     read = read_evaluation(str(tmp_path / "out"))
-    assert read.baseline == "one" and read.metrics("tiny")[:3] == ["BLEU", "chrF2", "TER"]
-    assert read.models[0].speeds["cpu"].tokens > 0
+    assert read.baseline == "one" and read.metrics()["tiny"][:3] == ["BLEU", "chrF2", "TER"]
+    assert read.models[0].speed["cpu"].tokens_per_second > 0
 
 
 def test_a_ctranslate2_folder_beside_its_checkpoint(setting, tmp_path):
@@ -203,7 +203,7 @@ def test_speed_counts_what_was_translated_alone(setting, tmp_path):
     )
     (model,) = json.loads((tmp_path / "o" / "evaluation.json").read_text())["models"]
     assert model["speed"]["cpu"]["note"] == "not measured: no sentence could be translated"
-    assert read_evaluation(str(tmp_path / "o")).models[0].speeds == {}
+    assert read_evaluation(str(tmp_path / "o")).devices() == []
 
 
 def test_a_tokenizer_that_cannot_be_used_is_found_before_decoding(setting, tmp_path, capsys, monkeypatch):
@@ -257,7 +257,7 @@ def fake_comet(monkeypatch):
 def test_comet_in_the_evaluation(fake_comet, setting, tmp_path, capsys):
     (tmp_path / "model.ckpt").write_bytes(b"weights")
     assert run(setting, tmp_path / "out", "--baseline", "one", "--comet", tmp_path / "model.ckpt") == 0
-    one, two = (model.score("tiny", "COMET") for model in read_evaluation(str(tmp_path / "out")).models)
+    one, two = (model.scores["tiny", "COMET"] for model in read_evaluation(str(tmp_path / "out")).models)
     name = hashlib.sha256(b"weights").hexdigest()[:7]
     assert one.signature == two.signature == f"model:model.ckpt:{name}|version:9"
     assert one.p_value is None and 0 < two.p_value <= 1

@@ -18,12 +18,14 @@ from hypothesis import strategies as st
 
 from kd_plugin.cli import report
 from kd_plugin.errors import KDPluginError
-from kd_plugin.report.charts import curves_panel, is_skewed, pareto_front
-from kd_plugin.report.evaluation import Evaluation, Model, Score
+from kd_plugin.evaluation.results import read_evaluation
+from kd_plugin.files.user_cache import kept
+from kd_plugin.report.charts import curves_panel, is_skewed
 from kd_plugin.report.learning import groups, learning_figures, thinned
 from kd_plugin.report.logs import Run, parse_line, read_runs
 from kd_plugin.report.page import TEMPLATES
-from kd_plugin.report.tables import exact, score_table
+from kd_plugin.report.quality import pareto_front, score_table
+from kd_plugin.report.tables import exact
 
 DATE = "2020-01-02 03:04:05 | INFO | "
 SIMPLE = f"""\
@@ -41,6 +43,14 @@ JSON = f"""\
 {DATE}train | {{"epoch": 1, "train_loss": "7.568", "train_nll_loss": "9.228", "train_wps": "1012.3", \
 "train_num_updates": "149", "train_train_wall": "508"}}
 """
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_cache(tmp_path_factory):
+    """Nothing is written to the home of who runs the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 def run_of(text, name="run"):
@@ -79,13 +89,13 @@ def test_logs_of_hydra_and_of_plain_logging(text, prefix):
     other = re.sub(r"^2020.*?\| INFO \| ([\w.]+) \| ", lambda match: prefix.format(match[1]), text, flags=re.MULTILINE)
     assert other != text and "| INFO |" not in other.split("subset")[0]
     assert run_of(other).series == run_of(text).series
-    assert run_of(other).first_date == ("2020-01-02 03:04:05" if prefix[0] == "[" else None)
+    assert run_of(other).dates == (["2020-01-02 03:04:05"] * 2 if prefix[0] == "[" else [])
 
 
 def test_signature_and_dates_are_kept():
     run = run_of(SIMPLE)
     assert run.signatures == ["kd|alpha:0.2|T:1.0|teacher:none"]
-    assert run.first_date == run.last_date == "2020-01-02 03:04:05"
+    assert run.dates == ["2020-01-02 03:04:05"] * 2
 
 
 def test_other_subsets_keep_their_names():
@@ -129,7 +139,7 @@ def test_values_that_are_no_numbers_are_left_out_and_infinite_ones_kept():
     assert run.series["train_inner", "loss"] == {1: math.inf, 2: 3.5}
     assert math.isnan(run.series["train_inner", "nll_loss"][1])
     assert {term for _, term in run.series} == {"loss", "nll_loss", "ppl"}
-    assert run.finite("train_inner", "loss") == [(2, 3.5)]
+    assert run.finite(("train_inner", "loss")) == [(2, 3.5)]
 
 
 def test_resumed_run_replaces_what_it_does_again():
@@ -220,21 +230,25 @@ def test_a_long_log_gives_a_small_page(make, tmp_path):
 
 def test_one_point_is_a_number_in_a_table_and_no_chart():
     (figure,) = learning_figures([run_of("train | epoch 001 | loss 7.5 | ppl 3 | num_updates 149\n", "a")])
-    assert figure.spec is None and figure.values == {"train loss": {149: {"a": "7.5"}}, "train ppl": {149: {"a": "3"}}}
+    assert figure.spec is None
+    cells = {
+        table.name: [{head: text for (_, head), text in row.items()} for row in table.rows()] for table in figure.tables
+    }
+    assert cells == {"train loss": [{"update": "149", "a": "7.5"}], "train ppl": [{"update": "149", "a": "3"}]}
 
 
 def test_machinery_is_folded_away():
     text = "".join(f"epoch 001: {n} / 9 loss={n}, wps={n}, gnorm={n}, wall={n}, num_updates={n}\n" for n in (1, 2))
-    opened = {key[1]: group.open for group in groups([run_of(text)]) for key in group.keys}
-    assert opened == {"loss": True, "wps": False, "gnorm": False, "wall": False}
+    opened = {table.name: figure.open for figure in learning_figures([run_of(text)]) for table in figure.tables}
+    assert opened == {f"train_inner {term}": term == "loss" for term in ("loss", "wps", "gnorm", "wall")}
 
 
 def test_main_terms_come_first_and_no_term_is_lost():
     text = SIMPLE + "epoch 001 | valid on 'valid' subset | bleu 30.1 | kd_loss 2 | odd_term 3 | num_updates 149\n"
     run = run_of(text)
-    found = groups([run])
-    assert found[0].keys == [("valid", "nll_loss"), ("valid", "bleu"), ("valid", "kd_loss"), ("valid", "agreement")]
-    assert sorted(key for group in found for key in group.keys) == sorted(run.series)
+    main, *others = groups([run]).values()
+    assert main == [("valid", "nll_loss"), ("valid", "bleu"), ("valid", "kd_loss"), ("valid", "agreement")]
+    assert sorted(key for keys in (main, *others) for key in keys) == sorted(run.series)
 
 
 def luminance(colour):
@@ -555,13 +569,47 @@ def test_what_one_run_alone_logs_is_not_said_of_all():
     assert "train_inner kd_alpha (distilled) 0.5" in constants and "train_inner lr 0.1" in constants
 
 
-def test_a_significantly_worse_score_has_another_mark_than_a_better_one():
-    def score(value, p_value):
-        return Score("t", "BLEU", value, "", p_value, None, None, "")
+def test_a_significantly_worse_score_has_another_mark_than_a_better_one(tmp_path):
+    scored = {"base": (30.0, None), "up": (31.0, 0.01), "down": (29.0, 0.01), "same": (30.0, 0.001)}
+    models = [
+        {"name": name, "scores": [{"test": "t", "metric": "BLEU", "value": value, "p_value": p_value}]}
+        for name, (value, p_value) in scored.items()
+    ]
+    (tmp_path / "evaluation.json").write_text(json.dumps(evaluation(baseline="base", models=models)))
+    table = score_table(read_evaluation(str(tmp_path)), "t")
+    assert [row["BLEU", "difference"] for row in table.rows()] == ["–", "+1.0*", "−1.0↓", "+0.0"]
 
-    def model(name, *values):
-        return Model(name, "fairseq", "", None, None, {}, [score(*values)], "", {})
 
-    models = [model("base", 30.0, None), model("up", 31.0, 0.01), model("down", 29.0, 0.01), model("same", 30.0, 0.001)]
-    table = score_table(Evaluation("", "", {}, {}, {}, "base", [("t", 5)], models), "t", 5)
-    assert [row[3][0] for row in table.rows] == ["–", "+1.0*", "−1.0↓", "+0.0"]
+def test_the_bundle_is_made_once_and_believed_only_where_nobody_else_can_write(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    made = []
+
+    def make():
+        made.append(1)
+        return f"text {len(made)} ä"
+
+    folder, file = tmp_path / "kd_plugin", tmp_path / "kd_plugin" / "a.js"
+    assert [kept("a.js", make), kept("a.js", make)] == ["text 1 ä"] * 2
+    file.write_bytes(file.read_bytes().replace(b"text 1", b"evil 1"))  # its hash is no longer its own
+    assert [kept("a.js", make), kept("a.js", make)] == ["text 2 ä"] * 2
+    folder.chmod(0o770)
+    assert [kept("a.js", make), kept("a.js", make)] == ["text 3 ä", "text 4 ä"]
+    folder.chmod(0o700)
+    folder.rename(tmp_path / "elsewhere")
+    folder.symlink_to(tmp_path / "elsewhere")
+    assert kept("a.js", make) == "text 5 ä"
+    folder.unlink()
+    folder.write_text("no folder")
+    assert kept("a.js", make) == "text 6 ä"
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
+    monkeypatch.chdir(tmp_path)
+    assert kept("a.js", make) == "text 7 ä" and not (tmp_path / "relative").exists()
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nowhere")
+    assert kept("a.js", make) == "text 8 ä"
+
+
+def test_a_file_of_another_user_is_not_believed(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert kept("a.js", lambda: "mine") == "mine"
+    monkeypatch.setattr("os.geteuid", lambda: 12345)
+    assert kept("a.js", lambda: "made again") == "made again"
