@@ -49,12 +49,13 @@ def curves_panel(title: str, remark: str, rows: List[Row], names: Sequence[str])
     rows: run, update, value (None leaves a gap), and low and high where it stands for several; names: of all runs
     """
     skewed = is_skewed([row["value"] for row in rows if row["value"] is not None])
-    scale = {"type": "log"} if skewed else {"zero": False}
+    scale = {"padding": 8, **({"type": "log"} if skewed else {"zero": False})}
     dense, run = any("low" in row for row in rows), _name("run", scale={"domain": names})
     band = _layer("area", {"fillOpacity": 0.2}, y=_number("low", scale=scale), y2={"field": "high"}, opacity=SHOWN)
     points = {"point": {"size": 6 if dense else 22, **TOLD}}
     line = _layer("line", points, y=_number("value", scale=scale), opacity=SHOWN, strokeDash=run, shape=run)
-    return _panel(title, remark, rows, [band, line] if dense else [line], x=_number("update", "updates"), color=run)
+    x = _number("update", "updates", scale={"padding": 8})
+    return _panel(title, remark, rows, [band, line] if dense else [line], x=x, color=run)
 
 
 def is_skewed(values: Sequence[float]) -> bool:
@@ -69,7 +70,9 @@ def speed_panel(title: str, metric: str, rows: List[Row], models: Sequence[str])
     rows: model, engine, bytes, score, low, high, speed, front; models: of all panels
     """
     front = {"transform": [{"filter": "datum.front"}]}
-    legend = {"title": "bytes", "format": "~s", "tickCount": 3}
+    # where no other mark of the front can be, unless a low score is the better one
+    label = {"fontWeight": 600, "align": "left", "dx": 8, "dy": -14}
+    legend = {"title": "bytes", "format": "~s", "tickCount": 3, "columns": 5}
     area = _number("bytes", scale={"domainMin": 0, "range": [0, 900]}, legend=legend)
     point = _layer("point", {"filled": True, "invalid": None, **TOLD}, opacity=SHOWN)
     point["encoding"]["size"] = {"condition": {"test": "datum.bytes > 0", **area}, "value": 40}
@@ -78,10 +81,12 @@ def speed_panel(title: str, metric: str, rows: List[Row], models: Sequence[str])
     layers = [
         {**_layer("line", {"interpolate": "step-before", "strokeDash": [1, 3]}), **front},
         _layer("rule", {}, y=_number("low"), y2={"field": "high"}, opacity={**SHOWN, "value": 0.6}),
-        {**_layer("text", {"fontWeight": 600, "dy": -18}, text={"field": "model"}, opacity=SHOWN), **front},
+        {**_layer("text", label, text={"field": "model"}, opacity=SHOWN), **front},
         point,
     ]
-    x = _number("speed", "tokens per second, log scale", scale={"type": "log", "padding": 25})
+    speeds = [row["speed"] for row in rows]  # the fastest model needs room for its name
+    room = {"padding": 25, "domainMax": max(speeds) * (max(speeds) / min(speeds)) ** 0.5}
+    x = _number("speed", "tokens per second, log scale", scale={"type": "log", **room})
     y = _number("score", metric, scale={"zero": False, "padding": 20})
     return _panel(title, f"{metric} against speed", rows, layers, x=x, y=y)
 

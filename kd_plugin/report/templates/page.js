@@ -23,6 +23,8 @@ for (const place of document.querySelectorAll(".chart")) {
     drawn = width;
     const plot = Math.min(420, Math.floor(width / columns) - spec.usermeta.margin);
     config.legend.columns = Math.floor(width / 200) || 1;
+    config.text.limit = plot * 0.35;
+    config.legend.layout = { top: { direction: width < 640 ? "vertical" : "horizontal", anchor: "start" } };
     const concat = spec.concat.map((panel) => ({ ...panel, width: plot, height: panel.height || 200 }));
     vegaEmbed(picture, { ...spec, columns, concat }, options);
   })).observe(place);
