@@ -1,11 +1,36 @@
-"""An evaluation as Markdown."""
+"""The tables of an evaluation: as Markdown, and as cells for other forms."""
 
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
+
+from kd_plugin.evaluation.results import Evaluation
+from kd_plugin.evaluation.scores import Score
 
 BASELINE, NONE = "baseline", "–"
 P_SIGNIFICANT = 0.05
 LOWER_IS_BETTER = {"TER"}
 WORSE = "↓"  # beside a score that is significantly worse than the baseline's
+
+Cells = Dict[str, str]  # by the head of their column
+
+
+class Best(str):
+    """A cell in bold."""
+
+
+class Table(NamedTuple):
+    """groups: of columns, each with its cells of all rows. The first cell of a row names it."""
+
+    name: str
+    caption: str
+    groups: Dict[str, List[Cells]]
+    notes: Sequence[str] = ()
+
+    def rows(self) -> List[Dict[Tuple[str, str], str]]:
+        """Their cells, by group and head."""
+        return [
+            {(group, head): text for group, part in zip(self.groups, row) for head, text in part.items()}
+            for row in zip(*self.groups.values())
+        ]
 
 
 def markdown(evaluation: Dict[str, Any]) -> str:
@@ -116,3 +141,89 @@ def _signatures(evaluation: Dict[str, Any]) -> str:
     scores = [score for model in evaluation["models"] for score in model["scores"] if score["signature"]]
     lines = dict.fromkeys(f"* {score['metric']}: `{score['signature']}`" for score in scores)
     return "\n".join(["## Signatures", "", *lines])
+
+
+def plain(value: Optional[float], decimals: int) -> str:
+    """With thousands separated and a true minus sign."""
+    return NONE if value is None else f"{value:,.{decimals}f}".replace("-", "−")
+
+
+def in_words(metric: str) -> str:
+    return metric + " (lower is better)" * (metric in LOWER_IS_BETTER)
+
+
+def _names(evaluation: Evaluation) -> List[Cells]:
+    return [{"model": name + f" ({BASELINE})" * (name == evaluation.baseline)} for name in evaluation.names()]
+
+
+def score_table(evaluation: Evaluation, test: str) -> Table:
+    """All metrics of a test set: value, confidence, difference to the baseline, p-value."""
+    groups, said = {"": _names(evaluation)}, []
+    for metric in evaluation.metrics()[test]:
+        groups[in_words(metric)] = _score_cells(evaluation, metric, evaluation.scores(test, metric))
+    for model in evaluation.models:
+        scores = [score for key, score in model.scores.items() if key[0] == test]
+        said += [(score.metric, text, model.name) for score in scores for text in (score.signature, score.note)]
+    lines = evaluation.tests[test]
+    caption = f"{f'{lines:,.0f} sentences. ' if lines else ''}Bold: the best value."
+    if any("p" in rows[0] for rows in groups.values()):
+        caption += (
+            f" Difference: to {evaluation.baseline}; p: of a paired test against it; where p\u00a0<\u00a0"
+            f"{P_SIGNIFICANT:g}, *\u00a0marks what is better and {WORSE}\u00a0what is worse."
+        )
+    return Table(test, caption, groups, _remarks(evaluation, said))
+
+
+def _score_cells(evaluation: Evaluation, metric: str, scores: Sequence[Score]) -> List[Cells]:
+    digits = 4 if metric.upper().startswith("COMET") else 1  # COMET's are between 0 and 1
+    known = [score.value for score in scores if score.value is not None]
+    best = (min if metric in LOWER_IS_BETTER else max)(known) if len(known) > 1 else None
+    base, rows = evaluation.of_baseline(scores) if len(scores) > 1 else None, []
+    for score in scores:
+        value, text = score.value, plain(score.value, digits)
+        row = {"value": Best(text) if value == best else text, "± 95 %": plain(score.confidence, digits)}
+        if base is not None and base.value is not None:
+            row.update(difference=NONE, p=NONE)
+            if value is not None and score is not base:
+                text = plain(value - base.value, digits)
+                sign = ("", "*", WORSE)[comparison(metric, value, base.value, score.p_value)]
+                row["difference"] = "+" * (text[0] != "−") + text + sign
+                row["p"] = "< 0.001" if (score.p_value or 1) < 0.001 else plain(score.p_value, 3)
+        rows.append(row)
+    return rows
+
+
+def size_table(evaluation: Evaluation) -> Table:
+    """Engine, parameters, bytes and speeds of each model; the speed of the baseline's too, as a factor."""
+    groups, said = {"": _names(evaluation)}, []
+    for row, model in zip(groups[""], evaluation.models):
+        row["engine"] = model.engine + (f" ({model.compute})" if model.compute else "") or NONE
+        row["parameters"] = plain(model.parameters, 0)
+        row["MB"] = plain(None if model.bytes is None else model.bytes / 1e6, 2)
+        said += [(evaluation.device_name(device), speed.note, model.name) for device, speed in model.speed.items()]
+    for device in evaluation.devices():
+        speeds = evaluation.speeds(device)
+        base = evaluation.of_baseline([speed.tokens_per_second for speed in speeds])
+        groups[evaluation.device_name(device)] = [_speed_cells(*speed[:2], base) for speed in speeds]
+    said += [(model.name, model.note, "") for model in evaluation.models]
+    caption = (
+        "Of the weights as they are stored, without optimizer state. Speed: one pass over the test sets, on a machine "
+        "that other work may have shared."
+    )
+    return Table("Size and speed", caption, groups, _remarks(evaluation, said))
+
+
+def _speed_cells(tokens: Optional[float], sentences: Optional[float], base: Optional[float]) -> Cells:
+    digits = [0 if value is not None and value >= 100 else 1 for value in (tokens, sentences)]
+    factor = {"× baseline": plain(tokens / base if tokens is not None else None, 2)} if base else {}
+    return {"tokens/s": plain(tokens, digits[0]), "sentences/s": plain(sentences, digits[1]), **factor}
+
+
+def _remarks(evaluation: Evaluation, said: Iterable[Tuple[str, str, str]]) -> List[str]:
+    """From (what about, text, model): each remark once, with the models it is about unless that is all of them."""
+    lines: Dict[Tuple[str, str], List[str]] = {}
+    for about, text, name in said:
+        lines.setdefault((about, text), []).append(name)
+    all_of_them = len(evaluation.models)
+    whose = [f" ({', '.join(names)})" if any(names) and len(names) < all_of_them else "" for names in lines.values()]
+    return [f"{about}{names}: {text}" for (about, text), names in zip(lines, whose) if text]

@@ -1,6 +1,9 @@
 """The charts of a report: Vega-Lite specifications with their data in them; how they look is the page's affair."""
 
-from typing import Any, Dict, List, Sequence
+from typing import Any, Dict, Iterator, List, Sequence, Tuple
+
+from kd_plugin.evaluation.results import Evaluation
+from kd_plugin.evaluation.table import LOWER_IS_BETTER, in_words
 
 Spec = Dict[str, Any]
 Row = Dict[str, Any]
@@ -8,12 +11,9 @@ TOLD = {"tooltip": {"content": "data"}}  # all that is known of the mark
 SHOWN = {"condition": {"param": "hidden", "empty": False, "value": 0}, "value": 1}
 
 
-def side_by_side(panels: List[Spec], description: str, margin: int, by: str = "") -> Spec:
-    """by: the field that the legend names; a click on a name hides it in all panels, another one shows it again.
-
-    margin: pixels that a panel needs beside its plot
-    """
-    spec: Spec = {"description": description, "usermeta": {"margin": margin}, "concat": panels}
+def side_by_side(panels: List[Spec], description: str, by: str = "") -> Spec:
+    """by: the field that the legend names; a click on a name hides it in all panels, another one shows it again."""
+    spec: Spec = {"description": description, "concat": panels}
     if by:
         views = [f"panel{number}" for number in range(len(panels))]
         for view, panel in zip(views, panels):
@@ -64,35 +64,81 @@ def is_skewed(values: Sequence[float]) -> bool:
     return low > 0 and high / low >= 30 and sorted(values)[len(values) // 2] <= high / 10
 
 
-def speed_panel(title: str, metric: str, rows: List[Row], models: Sequence[str]) -> Spec:
-    """Quality against speed, a mark a model, its area the model's size; and the Pareto front.
+def speed_figures(evaluation: Evaluation) -> Iterator[Tuple[str, Spec, str]]:
+    """For each device its name, the figure, and the models that have no mark in it."""
+    for device in evaluation.devices():
+        panels = [_speed_panel(evaluation, device, test, metrics) for test, metrics in evaluation.metrics().items()]
+        panels = [panel for panel in panels if panel["data"]["values"]]
+        shown = {row["model"] for panel in panels for row in panel["data"]["values"]}
+        if panels:
+            name, missing = evaluation.device_name(device), [name for name in evaluation.names() if name not in shown]
+            yield name, side_by_side(panels, f"Quality against speed: {name}", "model"), ", ".join(missing)
 
-    rows: model, engine, bytes, score, low, high, speed, front; models: of all panels
-    """
-    front = {"transform": [{"filter": "datum.front"}]}
-    # where no other mark of the front can be, unless a low score is the better one
-    label = {"fontWeight": 600, "align": "left", "dx": 8, "dy": -14}
+
+def _speed_panel(evaluation: Evaluation, device: str, test: str, metrics: Sequence[str]) -> Spec:
+    """A mark a model, its area the model's size; and the Pareto front."""
+    metric = "BLEU" if "BLEU" in metrics else metrics[0]
+    rows, front = speed_rows(evaluation, test, metric, device), {"transform": [{"filter": "datum.front"}]}
     legend = {"title": "bytes", "format": "~s", "tickCount": 3, "columns": 5}
     area = _number("bytes", scale={"domainMin": 0, "range": [0, 900]}, legend=legend)
-    point = _layer("point", {"filled": True, "invalid": None, **TOLD}, opacity=SHOWN)
-    point["encoding"]["size"] = {"condition": {"test": "datum.bytes > 0", **area}, "value": 40}
-    point["encoding"]["color"] = _name("model", scale={"domain": models})
-    point["encoding"]["shape"] = _name("engine")
+    look = {
+        "size": {"condition": {"test": "datum.bytes > 0", **area}, "value": 40},
+        "color": _name("model", scale={"domain": evaluation.names()}),
+        "shape": _name("engine"),
+    }
+    # where no other mark of the front can be, unless a low score is the better one
+    label = {"fontWeight": 600, "align": "left", "dx": 8, "dy": -14}
     layers = [
         {**_layer("line", {"interpolate": "step-before", "strokeDash": [1, 3]}), **front},
         _layer("rule", {}, y=_number("low"), y2={"field": "high"}, opacity={**SHOWN, "value": 0.6}),
         {**_layer("text", label, text={"field": "model"}, opacity=SHOWN), **front},
-        point,
+        _layer("point", {"filled": True, "invalid": None, **TOLD}, opacity=SHOWN, **look),
     ]
-    speeds = [row["speed"] for row in rows]  # the fastest model needs room for its name
-    room = {"padding": 25, "domainMax": max(speeds) * (max(speeds) / min(speeds)) ** 0.5}
-    x = _number("speed", "tokens per second, log scale", scale={"type": "log", **room})
+    slow, fast = (extreme((row["speed"] for row in rows), default=1) for extreme in (min, max))
+    scale = {"type": "log", "padding": 25, "domainMax": fast * (fast / slow) ** 0.5}  # room for the fastest one's name
+    x = _number("speed", "tokens per second, log scale", scale=scale)
     y = _number("score", metric, scale={"zero": False, "padding": 20})
-    return _panel(title, f"{metric} against speed", rows, layers, x=x, y=y)
+    return _panel(test, f"{metric} against speed", rows, layers, x=x, y=y)
 
 
-def bars_panel(title: str, metric: str, rows: List[Row], models: Sequence[str]) -> Spec:
-    """A bar a model, with its confidence interval. rows: model, score, low, high; models: of all panels."""
-    bar = _layer("bar", TOLD, x=_number("score"), color=_name("model", scale={"domain": models}, legend=None))
-    interval = _layer("rule", {}, x=_number("low"), x2={"field": "high"})
-    return _panel(title, metric, rows, [bar, interval], y=_name("model", sort=None))
+def score_rows(evaluation: Evaluation, test: str, metric: str, device: str = "") -> List[Row]:
+    """Of the models that have a score. speed: on the device; low, high: the ends of the score's 95 % interval."""
+    rows: List[Row] = []
+    for model, score, speed in zip(evaluation.models, evaluation.scores(test, metric), evaluation.speeds(device)):
+        row = {"model": model.name, "engine": model.engine, "bytes": model.bytes, "speed": speed.tokens_per_second}
+        if score.value is not None and score.confidence is not None:
+            middle = score.value if score.mean is None else score.mean
+            row.update(low=middle - score.confidence, high=middle + score.confidence)
+        known = {field: value for field, value in row.items() if value is not None}
+        rows += [] if score.value is None else [{**known, "score": score.value}]
+    return rows
+
+
+def speed_rows(evaluation: Evaluation, test: str, metric: str, device: str) -> List[Row]:
+    """Of those that have a speed too. front: no other equals it in both and exceeds it in one."""
+    rows = [row for row in score_rows(evaluation, test, metric, device) if row.get("speed", 0) > 0]
+    sign = -1 if metric in LOWER_IS_BETTER else 1
+    front = pareto_front([(row["speed"], sign * row["score"]) for row in rows])
+    return [{**row, "front": index in front} for index, row in enumerate(rows)]
+
+
+def pareto_front(points: Sequence[Tuple[float, float]]) -> List[int]:
+    """Numbers of the (speed, quality) that no other equals or exceeds in both and exceeds in one."""
+    return [
+        index
+        for index, (speed, quality) in enumerate(points)
+        if not any(s >= speed and q >= quality and (s, q) != (speed, quality) for s, q in points)
+    ]
+
+
+def score_figure(evaluation: Evaluation) -> Spec:
+    """For each test set and metric a bar a model, with its confidence interval."""
+    color = _name("model", scale={"domain": evaluation.names()}, legend=None)
+    bar = _layer("bar", TOLD, x=_number("score"), color=color)
+    layers = [bar, _layer("rule", {}, x=_number("low"), x2={"field": "high"})]
+    panels = [
+        _panel(test, in_words(metric), score_rows(evaluation, test, metric), layers, y=_name("model", sort=None))
+        for test, metrics in evaluation.metrics().items()
+        for metric in metrics
+    ]
+    return side_by_side(panels, "Scores, with their 95 % confidence intervals.")

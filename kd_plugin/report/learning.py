@@ -3,9 +3,9 @@
 import math
 from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 
+from kd_plugin.evaluation.table import NONE, Cells, Table
 from kd_plugin.report.charts import Row, Spec, curves_panel, side_by_side
 from kd_plugin.report.logs import EPOCH, INTERVAL, Key, Run, is_finite
-from kd_plugin.report.tables import NONE, Cells, Table, exact
 
 BITS, SHARE = "bits per token", "% of tokens"
 FOREMOST = {"nll_loss": BITS, "bleu": "BLEU", "kd_loss": BITS, "agreement": SHARE}
@@ -15,11 +15,10 @@ MACHINERY = {
     "wps": "words per second", "ups": "updates per second", "wpb": "words per batch", "bsz": "sentences per batch",
     "gb_free": "GB", "train_wall": "seconds", "wall": "seconds",
 }  # fmt: skip
-UNITS = {
+UNITS = {  # in the order of their charts
     **FOREMOST, "loss": BITS, "ce_loss": BITS, "ppl": "", "rank_loss": BITS, "teacher_nll_loss": BITS,
     "kd_selected": SHARE, "accuracy": SHARE, **MACHINERY,
 }  # fmt: skip
-ORDER = list(UNITS)
 HIGHER_IS_BETTER = ("bleu", "agreement", "accuracy")
 # Points a curve may have, the first with which the page stays small: beyond, each stands for several.
 LIMITS, POINTS_OF_A_PAGE = (300, 200, 100, 50, 20, 10, 5), 8000
@@ -46,17 +45,18 @@ def groups(runs: Sequence[Run]) -> Dict[str, List[Key]]:
     if not first:
         kinds = [kind for kind in (INTERVAL, EPOCH) if (kind, "nll_loss") in keys or (kind, "loss") in keys]
         first = [(kind, term) for kind in kinds[:1] for term in FOREMOST if (kind, term) in keys]
-    found: Dict[str, List[Key]] = {heading: [] for heading in (MAIN, VALIDATION, TRAINING, EPOCHS, FOLDED)}
-    found[MAIN] = first
-    for kind, term in sorted(keys.keys() - first, key=_rank):
+    found: Dict[str, List[Key]] = {MAIN: first, VALIDATION: [], TRAINING: [], EPOCHS: [], FOLDED: []}
+    ranks = {term: rank for rank, term in enumerate(UNITS)}
+    for kind, term in sorted(keys.keys() - first, key=lambda key: (key[0], ranks.get(key[1], len(ranks)), key[1])):
         heading = {INTERVAL: TRAINING, EPOCH: EPOCHS}.get(kind, VALIDATION)
         is_machinery = term in MACHINERY or term.startswith("best_")  # best_nll_loss repeats nll_loss
         found[FOLDED if is_machinery else heading].append((kind, term))
     return {heading: keys for heading, keys in found.items() if keys}
 
 
-def _rank(key: Key) -> Tuple[str, int, str]:
-    return key[0], ORDER.index(key[1]) if key[1] in ORDER else len(ORDER), key[1]
+def exact(value: float) -> str:
+    """With up to seven digits."""
+    return f"{value:,.7g}"
 
 
 def learning_figures(runs: Sequence[Run]) -> List[Figure]:
@@ -85,7 +85,7 @@ def _figure(heading: str, is_open: bool, keys: Sequence[Key], runs: Sequence[Run
             gaps = sum(not is_finite(value) for value in logged)
             remark = ", ".join(filter(None, [UNITS.get(key[1], ""), f"{gaps} not finite" if gaps else ""]))
             panels.append(curves_panel(name, remark, rows, names))
-    spec = side_by_side(panels, f"{heading}, by number of update", 75, "run") if panels else None
+    spec = side_by_side(panels, f"{heading}, by number of update", "run") if panels else None
     return Figure(heading, is_open, spec, constants, tables)
 
 
@@ -123,7 +123,7 @@ def run_table(runs: Sequence[Run]) -> Table:
     columns = {"": [{"run": run.name, "updates": f"{run.updates:,}"} for run in runs]}
     for key in groups(runs).get(MAIN, []):
         columns[" ".join(key)] = [_ends(run.finite(key), key[1]) for run in runs]
-    return Table("Runs", "and where their curves end.", columns)
+    return Table("Runs", "How far they got, and where their curves end.", columns)
 
 
 def _ends(points: Sequence[Tuple[int, float]], term: str) -> Cells:

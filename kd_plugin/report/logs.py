@@ -4,7 +4,7 @@ import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Dict, Iterable, Iterator, List, NamedTuple, Optional, Tuple
+from typing import Dict, Iterable, Iterator, List, Optional, Tuple
 
 from kd_plugin.errors import KDPluginError
 
@@ -27,16 +27,8 @@ DATE = re.compile(r"^\[?(\d{4}-\d\d-\d\d[ T]\d\d:\d\d(?::\d\d)?)")
 SIGNATURE = re.compile(r"\bkd\|\S+")
 
 
-class Line(NamedTuple):
-    """What one line reports. kind: train_inner, train, or the validation subset."""
-
-    kind: str
-    update: int
-    terms: Dict[str, float]
-
-
-def parse_line(text: str) -> Optional[Line]:
-    """The numbers of a line; None if it reports none.
+def parse_line(text: str) -> Optional[Tuple[str, int, Dict[str, float]]]:
+    """Kind (train_inner, train, or the validation subset), update and terms of a line; None if it reports none.
 
     Raises:
         ValueError, OverflowError, RecursionError: it begins as fairseq's do and is cut off or garbled
@@ -58,7 +50,7 @@ def parse_line(text: str) -> Optional[Line]:
     update = int(terms.pop(POSITION, -1))
     if update < 0:
         raise ValueError(f"no {POSITION}")
-    return Line(kind, update, {key: value for key, value in terms.items() if key not in ("epoch", "update")})
+    return kind, update, {key: value for key, value in terms.items() if key not in ("epoch", "update")}
 
 
 def is_finite(value: float) -> bool:
@@ -90,23 +82,22 @@ class Run:
         """
         found = 0
         for text in lines:
-            self.signatures += [found for found in SIGNATURE.findall(text)[:1] if found not in self.signatures]
+            self.signatures += [signature for signature in SIGNATURE.findall(text) if signature not in self.signatures]
             try:
-                line = parse_line(text)
+                kind, update, terms = parse_line(text) or ("", 0, {})
             except (ValueError, OverflowError, RecursionError):  # JSON of endless digits or brackets
                 self.malformed += 1
                 continue
-            if line is None:
-                continue
-            found += 1
-            if line.update < self.updates:
-                self.resumed += 1
-                for key, points in self.series.items():
-                    self.series[key] = {update: value for update, value in points.items() if update < line.update}
-            self.updates = line.update
-            self.dates[1:] = DATE.findall(text)[:1] or self.dates[1:]
-            for term, value in line.terms.items():
-                self.series.setdefault((line.kind, term), {})[line.update] = value
+            if kind:
+                found += 1
+                if update < self.updates:
+                    self.resumed += 1
+                    for key, points in self.series.items():
+                        self.series[key] = {before: points[before] for before in points if before < update}
+                self.updates = update
+                self.dates[1:] = DATE.findall(text)[:1] or self.dates[1:]
+                for term, value in terms.items():
+                    self.series.setdefault((kind, term), {})[update] = value
         return found
 
     def finite(self, key: Key) -> List[Tuple[int, float]]:
@@ -124,14 +115,6 @@ def _whole_lines(path: Path) -> Iterator[str]:
             yield line if line.endswith("\n") else re.sub(r"[^\s,|=}\]\"]+$", "", line)
 
 
-def _name_and_path(argument: str) -> Tuple[str, Path]:
-    """`k=4=train.log`: both names and files may hold the sign."""
-    splits = [(argument[:at], Path(argument[at + 1 :])) for at in range(1, len(argument) - 1) if argument[at] == "="]
-    if not splits:
-        raise KDPluginError(f"--log {argument}: not NAME=FILE. Remedy: --log baseline=train.log, say")
-    return next((split for split in splits if split[1].is_file()), splits[0])
-
-
 def read_runs(arguments: Iterable[str]) -> List[Run]:
     """The runs of `--log NAME=FILE …`; a name that comes again continues its run.
 
@@ -140,7 +123,13 @@ def read_runs(arguments: Iterable[str]) -> List[Run]:
     """
     runs: Dict[str, Run] = {}
     for argument in arguments:
-        name, path = _name_and_path(argument)
+        splits = [
+            (argument[:at], Path(argument[at + 1 :])) for at in range(1, len(argument) - 1) if argument[at] == "="
+        ]
+        if not splits:
+            raise KDPluginError(f"--log {argument}: not NAME=FILE. Remedy: --log baseline=train.log, say")
+        # `k=4=train.log`: both names and files may hold the sign
+        name, path = next((split for split in splits if split[1].is_file()), splits[0])
         run = runs.setdefault(name, Run(name))
         try:
             found = run.read(_whole_lines(path))

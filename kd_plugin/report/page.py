@@ -12,13 +12,13 @@ from typing import Any, Dict, Sequence
 
 from kd_plugin.errors import KDPluginError
 from kd_plugin.evaluation.results import JSON_NAME, read_evaluation
+from kd_plugin.evaluation.table import NONE, Best, score_table, size_table
 from kd_plugin.files.atomic import digest_of
 from kd_plugin.files.protection import Named, check_outputs, write_output
 from kd_plugin.files.user_cache import kept
+from kd_plugin.report.charts import score_figure, speed_figures
 from kd_plugin.report.learning import learning_figures, run_table
 from kd_plugin.report.logs import read_runs
-from kd_plugin.report.quality import bars, pictures, score_table, size_table
-from kd_plugin.report.tables import NONE, Best
 from kd_plugin.version import __version__
 
 try:
@@ -57,15 +57,7 @@ def write_report(
     found, runs = [read_evaluation(argument) for argument in evaluations], read_runs(logs)
     if not output.absolute().parent.is_dir():
         raise KDPluginError(f"--output {output}: in no folder that exists. Remedy: FILE.html in a folder")
-    content = page(
-        job=job,
-        title=title,
-        version=__version__,
-        evaluations=found,
-        runs=runs,
-        curves=learning_figures(runs),
-        run_table=run_table(runs),
-    )
+    content = page(job=job, title=title, version=__version__, evaluations=found, runs=runs)
     write_output(output, content, "--output", made)
     return f"{output}: {len(found)} evaluations, {len(runs)} runs, {len(content):,} bytes"
 
@@ -97,7 +89,8 @@ def page(**content: Any) -> bytes:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.globals.update(pictures=pictures, bars=bars, score_table=score_table, size_table=size_table)
+    for function in (speed_figures, score_figure, score_table, size_table, learning_figures, run_table):
+        environment.globals[function.__name__] = function
     environment.filters.update(json=_json, hash=_hash, line=_in_a_line)
     rendered = environment.get_template("page.html").render(style=Markup(style), script=Markup(script), **content)
     return rendered.encode("utf-8")

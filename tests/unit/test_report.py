@@ -5,6 +5,7 @@ import base64
 import hashlib
 import html
 import html.parser
+import io
 import json
 import math
 import re
@@ -15,17 +16,17 @@ import pytest
 import vl_convert
 from hypothesis import given
 from hypothesis import strategies as st
+from tqdm import tqdm
 
 from kd_plugin.cli import report
 from kd_plugin.errors import KDPluginError
 from kd_plugin.evaluation.results import read_evaluation
+from kd_plugin.evaluation.table import score_table
 from kd_plugin.files.user_cache import kept
-from kd_plugin.report.charts import curves_panel, is_skewed
-from kd_plugin.report.learning import groups, learning_figures, thinned
+from kd_plugin.report.charts import curves_panel, is_skewed, pareto_front
+from kd_plugin.report.learning import exact, groups, learning_figures, thinned
 from kd_plugin.report.logs import Run, parse_line, read_runs
 from kd_plugin.report.page import TEMPLATES
-from kd_plugin.report.quality import pareto_front, score_table
-from kd_plugin.report.tables import exact
 
 DATE = "2020-01-02 03:04:05 | INFO | "
 SIMPLE = f"""\
@@ -99,8 +100,24 @@ def test_signature_and_dates_are_kept():
 
 
 def test_other_subsets_keep_their_names():
-    assert parse_line("epoch 002 | valid on 'valid1' subset | nll_loss 5 | num_updates 7").kind == "valid1"
-    assert parse_line('{"epoch": 2, "valid1_nll_loss": "5", "valid1_num_updates": "7"}').kind == "valid1"
+    assert parse_line("epoch 002 | valid on 'valid1' subset | nll_loss 5 | num_updates 7")[0] == "valid1"
+    assert parse_line('{"epoch": 2, "valid1_nll_loss": "5", "valid1_num_updates": "7"}')[0] == "valid1"
+
+
+def test_progress_bars_are_read(tmp_path):
+    """Those of --log-format tqdm, each drawn over the last; the bar of a validation says nothing."""
+    stream = io.StringIO()
+    for prefix in ("epoch 001", "epoch 001 | valid on 'valid' subset"):
+        bar = tqdm(range(3), prefix, file=stream, ncols=200, mininterval=0, leave=False)
+        for update in bar:
+            stats = {"loss": f"{8.5 - update}", "kd_loss": "None", "lr": "1e-05", "num_updates": f"{update + 1}"}
+            bar.set_postfix(stats if prefix == "epoch 001" else {}, refresh=False)
+    path = tmp_path / "bars.log"
+    path.write_bytes(stream.getvalue().encode() + SIMPLE.splitlines(keepends=True)[-2].encode())
+    (run,) = read_runs([f"a={path}"])
+    assert run.series["train_inner", "loss"] == {1: 8.5, 2: 7.5, 3: 6.5} and run.malformed == 0
+    assert set(run.series["train_inner", "lr"].values()) == {1e-05} and ("train_inner", "kd_loss") not in run.series
+    assert run.series["valid", "nll_loss"] == {149: 5.2}
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ for (const place of document.querySelectorAll(".chart")) {
     const width = place.clientWidth, columns = Math.min(spec.concat.length, Math.floor(width / 320) || 1);
     if (!width || width === drawn) return;
     drawn = width;
-    const plot = Math.min(420, Math.floor(width / columns) - spec.usermeta.margin);
+    const plot = Math.min(420, Math.floor(width / columns) - (spec.params ? 75 : 200));  // bars have names beside them
     config.legend.columns = Math.floor(width / 200) || 1;
     config.text.limit = plot * 0.35;
     config.legend.layout = { top: { direction: width < 640 ? "vertical" : "horizontal", anchor: "start" } };
