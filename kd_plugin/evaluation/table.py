@@ -94,10 +94,14 @@ def comparison(metric: str, value: float, baseline: Optional[float], p_value: Op
     return 1 if (value < baseline) == (metric in LOWER_IS_BETTER) else -1
 
 
+def _digits(metric: str) -> int:
+    return 4 if metric.upper().startswith("COMET") else 1  # most of COMET's are between 0 and 1
+
+
 def _cell(score: Dict[str, Any], baseline: Optional[float]) -> str:
     if score["value"] is None:
         return NONE
-    digits = 4 if score["metric"] == "COMET" else 1  # most of COMET's are between 0 and 1
+    digits = _digits(score["metric"])
     text = f"{score['value']:.{digits}f}"
     if score["confidence"] is not None:
         text += f" ± {score['confidence']:.{digits}f}"
@@ -134,7 +138,11 @@ def _speed(evaluation: Dict[str, Any]) -> str:
 
 
 def _number(value: Optional[float]) -> str:
-    return "not measured" if value is None else f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
+    return "not measured" if value is None else _rate(value)
+
+
+def _rate(value: Optional[float]) -> str:
+    return plain(value, 0 if value is not None and value >= 100 else 1)
 
 
 def _signatures(evaluation: Dict[str, Any]) -> str:
@@ -175,7 +183,7 @@ def score_table(evaluation: Evaluation, test: str) -> Table:
 
 
 def _score_cells(evaluation: Evaluation, metric: str, scores: Sequence[Score]) -> List[Cells]:
-    digits = 4 if metric.upper().startswith("COMET") else 1  # COMET's are between 0 and 1
+    digits = _digits(metric)
     known = [score.value for score in scores if score.value is not None]
     best = (min if metric in LOWER_IS_BETTER else max)(known) if len(known) > 1 else None
     base, rows = evaluation.of_baseline(scores) if len(scores) > 1 else None, []
@@ -188,7 +196,7 @@ def _score_cells(evaluation: Evaluation, metric: str, scores: Sequence[Score]) -
                 text = plain(value - base.value, digits)
                 sign = ("", "*", WORSE)[comparison(metric, value, base.value, score.p_value)]
                 row["difference"] = "+" * (text[0] != "−") + text + sign
-                row["p"] = "< 0.001" if (score.p_value or 1) < 0.001 else plain(score.p_value, 3)
+                row["p"] = "< 0.001" if score.p_value is not None and score.p_value < 0.001 else plain(score.p_value, 3)
         rows.append(row)
     return rows
 
@@ -214,9 +222,8 @@ def size_table(evaluation: Evaluation) -> Table:
 
 
 def _speed_cells(tokens: Optional[float], sentences: Optional[float], base: Optional[float]) -> Cells:
-    digits = [0 if value is not None and value >= 100 else 1 for value in (tokens, sentences)]
     factor = {"× baseline": plain(tokens / base if tokens is not None else None, 2)} if base else {}
-    return {"tokens/s": plain(tokens, digits[0]), "sentences/s": plain(sentences, digits[1]), **factor}
+    return {"tokens/s": _rate(tokens), "sentences/s": _rate(sentences), **factor}
 
 
 def _remarks(evaluation: Evaluation, said: Iterable[Tuple[str, str, str]]) -> List[str]:

@@ -81,13 +81,10 @@ def _speed_panel(evaluation: Evaluation, device: str, test: str, metrics: Sequen
     rows, front = speed_rows(evaluation, test, metric, device), {"transform": [{"filter": "datum.front"}]}
     legend = {"title": "bytes", "format": "~s", "tickCount": 3, "columns": 5}
     area = _number("bytes", scale={"domainMin": 0, "range": [0, 900]}, legend=legend)
-    look = {
-        "size": {"condition": {"test": "datum.bytes > 0", **area}, "value": 40},
-        "color": _name("model", scale={"domain": evaluation.names()}),
-        "shape": _name("engine"),
-    }
+    size = {"condition": {"test": "datum.bytes > 0", **area}, "value": 40}
+    look = {"size": size, "color": _name("model", scale={"domain": evaluation.names()}), "shape": _name("engine")}
     # where no other mark of the front can be, unless a low score is the better one
-    label = {"fontWeight": 600, "align": "left", "dx": 8, "dy": -14}
+    label = {"fontWeight": 600, "align": "left", "dx": 4, "dy": -20}
     layers = [
         {**_layer("line", {"interpolate": "step-before", "strokeDash": [1, 3]}), **front},
         _layer("rule", {}, y=_number("low"), y2={"field": "high"}, opacity={**SHOWN, "value": 0.6}),
@@ -124,11 +121,11 @@ def speed_rows(evaluation: Evaluation, test: str, metric: str, device: str) -> L
 
 def pareto_front(points: Sequence[Tuple[float, float]]) -> List[int]:
     """Numbers of the (speed, quality) that no other equals or exceeds in both and exceeds in one."""
-    return [
-        index
-        for index, (speed, quality) in enumerate(points)
-        if not any(s >= speed and q >= quality and (s, q) != (speed, quality) for s, q in points)
-    ]
+
+    def dominated(speed: float, quality: float) -> bool:
+        return any(s >= speed and q >= quality and (s, q) != (speed, quality) for s, q in points)
+
+    return [index for index, point in enumerate(points) if not dominated(*point)]
 
 
 def score_figure(evaluation: Evaluation) -> Spec:

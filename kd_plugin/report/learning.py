@@ -23,6 +23,7 @@ HIGHER_IS_BETTER = ("bleu", "agreement", "accuracy")
 # Points a curve may have, the first with which the page stays small: beyond, each stands for several.
 LIMITS, POINTS_OF_A_PAGE = (300, 200, 100, 50, 20, 10, 5), 8000
 
+exact = "{:,.7g}".format  # a logged value, with up to seven digits
 MAIN, VALIDATION, TRAINING = "Main terms", "Validation, other terms", "Training, between two lines of the log"
 EPOCHS, FOLDED = "Training, averages of epochs", "Schedules, gradients, speed"
 
@@ -41,10 +42,9 @@ def groups(runs: Sequence[Run]) -> Dict[str, List[Key]]:
     """Every (kind, term) that some run logged a finite value of, by heading, the most telling first."""
     keys = dict.fromkeys(key for run in runs for key in run.series if run.finite(key))
     validations = sorted({kind for kind, _ in keys} - {INTERVAL, EPOCH}, key=lambda kind: (kind != "valid", kind))
-    first = [(kind, term) for kind in validations for term in FOREMOST if (kind, term) in keys]
-    if not first:
-        kinds = [kind for kind in (INTERVAL, EPOCH) if (kind, "nll_loss") in keys or (kind, "loss") in keys]
-        first = [(kind, term) for kind in kinds[:1] for term in FOREMOST if (kind, term) in keys]
+    kinds = [validations, [INTERVAL], [EPOCH]]
+    telling = ([(kind, term) for kind in some for term in FOREMOST if (kind, term) in keys] for some in kinds)
+    first = next(filter(None, telling), [])
     found: Dict[str, List[Key]] = {MAIN: first, VALIDATION: [], TRAINING: [], EPOCHS: [], FOLDED: []}
     ranks = {term: rank for rank, term in enumerate(UNITS)}
     for kind, term in sorted(keys.keys() - first, key=lambda key: (key[0], ranks.get(key[1], len(ranks)), key[1])):
@@ -52,11 +52,6 @@ def groups(runs: Sequence[Run]) -> Dict[str, List[Key]]:
         is_machinery = term in MACHINERY or term.startswith("best_")  # best_nll_loss repeats nll_loss
         found[FOLDED if is_machinery else heading].append((kind, term))
     return {heading: keys for heading, keys in found.items() if keys}
-
-
-def exact(value: float) -> str:
-    """With up to seven digits."""
-    return f"{value:,.7g}"
 
 
 def learning_figures(runs: Sequence[Run]) -> List[Figure]:

@@ -81,14 +81,9 @@ def page(**content: Any) -> bytes:
     # Vega, Vega-Lite and Vega-Embed with this page's own few lines, in one: some 900 kB
     name = f"report-{digest_of([version('vl-convert-python'), own])[:16]}.js"
     script = kept(name, lambda: vl_convert.javascript_bundle(own))
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(str(TEMPLATES)),
-        autoescape=True,
-        finalize=_shown,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
+    environment = jinja2.Environment(autoescape=True, finalize=_shown, undefined=jinja2.StrictUndefined)
+    environment.loader = jinja2.FileSystemLoader(str(TEMPLATES))
+    environment.trim_blocks = environment.lstrip_blocks = True
     for function in (speed_figures, score_figure, score_table, size_table, learning_figures, run_table):
         environment.globals[function.__name__] = function
     environment.filters.update(json=_json, hash=_hash, line=_in_a_line)

@@ -58,8 +58,18 @@ addEventListener("load", async () => {{
   press(points.at(-1), ["pointerover", "pointermove"]);
   await wait(300);
   const told = inner().getElementById("vg-tooltip-element");
+  const zoomed = [];
+  for (const chart of [inner().querySelector(".chart"), curves]) {{
+    const axes = () => [...chart.querySelectorAll(".role-axis-label text")].map((node) => node.textContent).join();
+    const mark = chart.querySelector(".mark-symbol:not(.role-legend-symbol) path"), old = axes();
+    const box = mark.getBoundingClientRect();
+    const turn = {{ bubbles: true, cancelable: true, clientX: box.left + 2, clientY: box.top + 2, deltaY: -400 }};
+    mark.dispatchEvent(new WheelEvent("wheel", turn));
+    await wait(300);
+    zoomed.push(axes() !== old);
+  }}
   result.textContent = JSON.stringify({{
-    wide, before, hidden, after: visible(), scroll: inner().documentElement.scrollWidth,
+    wide, zoomed, before, hidden, after: visible(), scroll: inner().documentElement.scrollWidth,
     charts: inner().querySelectorAll(".chart").length, drawn: inner().querySelectorAll(".chart svg").length,
     readout: told && told.textContent, shown: told && inner().defaultView.getComputedStyle(told).visibility,
     paper: inner().defaultView.getComputedStyle(inner().body).backgroundColor,
@@ -127,6 +137,7 @@ def test_charts_fit_can_be_asked_and_follow_the_reader(page, tmp_path, width, sc
     result = measured(page, tmp_path, width, scheme)
     assert result["wide"] == [] and result["scroll"] <= width
     assert result["drawn"] == result["charts"] >= 4
+    assert result["zoomed"] == [True, True]  # the picture of quality and speed, and the curves
     assert 0 < result["hidden"] < result["before"] == result["after"]  # a name in the legend was pressed, and again
     assert result["shown"] == "visible" and "<script>throw 1</script>" in result["readout"]
     assert "update" in result["readout"] and "value" in result["readout"]

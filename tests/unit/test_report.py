@@ -587,7 +587,7 @@ def test_what_one_run_alone_logs_is_not_said_of_all():
 
 
 def test_a_significantly_worse_score_has_another_mark_than_a_better_one(tmp_path):
-    scored = {"base": (30.0, None), "up": (31.0, 0.01), "down": (29.0, 0.01), "same": (30.0, 0.001)}
+    scored = {"base": (30.0, None), "up": (31.0, 0.0), "down": (29.0, 0.01), "same": (30.0, 0.001)}
     models = [
         {"name": name, "scores": [{"test": "t", "metric": "BLEU", "value": value, "p_value": p_value}]}
         for name, (value, p_value) in scored.items()
@@ -595,6 +595,7 @@ def test_a_significantly_worse_score_has_another_mark_than_a_better_one(tmp_path
     (tmp_path / "evaluation.json").write_text(json.dumps(evaluation(baseline="base", models=models)))
     table = score_table(read_evaluation(str(tmp_path)), "t")
     assert [row["BLEU", "difference"] for row in table.rows()] == ["–", "+1.0*", "−1.0↓", "+0.0"]
+    assert [row["BLEU", "p"] for row in table.rows()] == ["–", "< 0.001", "0.010", "0.001"]
 
 
 def test_the_bundle_is_made_once_and_believed_only_where_nobody_else_can_write(tmp_path, monkeypatch):

@@ -5,7 +5,7 @@ const config = {
   background: "transparent", font: "system-ui, sans-serif", view: { stroke: null },
   title: { anchor: "start", color: ink, subtitleColor: muted },
   axis: { labelColor: muted, titleColor: muted, gridColor: "var(--grid)", domainColor: rule, tickColor: rule,
-    labelLimit: 150, titleFontWeight: "normal" },
+    labelLimit: 150, labelSeparation: 6, titleFontWeight: "normal" },
   legend: { orient: "top", labelColor: ink, titleColor: muted, symbolBaseStrokeColor: muted, symbolBaseFillColor: muted, symbolOpacity: 1, labelLimit: 240 },
   range: { category: [0, 1, 2, 3, 4, 5, 6].map((number) => `var(--c${number})`) },
   line: { color: ink }, rule: { color: ink }, text: { color: ink },
