@@ -28,7 +28,6 @@ try:
 except ImportError as error:
     raise KDPluginError(f"report: {error}. Remedy: pip install 'kd-plugin[report]'") from error
 
-HEAD_BYTES = 1000  # of a page, with its mark
 TEMPLATES = Path(__file__).parent / "templates"
 
 # What HTML forbids, and what would let a name reorder the text around it
@@ -63,9 +62,9 @@ def write_report(
 
 
 def _is_page_of(job: str, path: Path) -> bool:
-    """Whether a file is a page that this job has written."""
+    """Whether a file is a page that this job has written: its head says so."""
     with contextlib.suppress(OSError), open(path, "rb") as file:
-        return not path.is_symlink() and f'content="{job}"'.encode() in file.read(HEAD_BYTES)
+        return not path.is_symlink() and f'content="{job}"'.encode() in file.read(1000)
     return False
 
 
@@ -78,9 +77,9 @@ def page(**content: Any) -> bytes:
     that `unsafe-inline` does too. The data of the charts are blocks of JSON, which no browser runs.
     """
     style, own = ((TEMPLATES / name).read_text(encoding="utf-8") for name in ("style.css", "page.js"))
-    # Vega, Vega-Lite and Vega-Embed with this page's own few lines, in one: some 900 kB
-    name = f"report-{digest_of([version('vl-convert-python'), own])[:16]}.js"
-    script = kept(name, lambda: vl_convert.javascript_bundle(own))
+    # Vega, Vega-Lite and Vega-Embed in one, some 900 kB, then this page's own few lines
+    name, entry = f"vega-embed-{version('vl-convert-python')}.js", "window.vegaEmbed = vegaEmbed;"
+    script = kept(name, lambda: vl_convert.javascript_bundle(entry)) + own
     environment = jinja2.Environment(autoescape=True, finalize=_shown, undefined=jinja2.StrictUndefined)
     environment.loader = jinja2.FileSystemLoader(str(TEMPLATES))
     environment.trim_blocks = environment.lstrip_blocks = True

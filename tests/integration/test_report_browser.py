@@ -99,7 +99,9 @@ def page(tmp_path_factory):
     (folder / "evaluation.json").write_text(json.dumps(evaluation(NAMES)))
     logs = [f"plain={log(folder / 'a.log', 1.0)}", f"<script>throw 1</script>={log(folder / 'b.log', 0.8)}"]
     output = folder / "report.html"
-    report.run(argparse.Namespace(evaluation=[str(folder)], log=logs, output=str(output), title="A report"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+        report.run(argparse.Namespace(evaluation=[str(folder)], log=logs, output=str(output), title="A report"))
     return output
 
 

@@ -1,4 +1,4 @@
-"use strict";
+{ // a block, since the libraries before it have taken most short names
 // Colours are the style sheet's variables: the charts follow the reader's light or dark, and paper is white.
 const ink = "var(--ink)", muted = "var(--muted)", rule = "var(--rule)";
 const config = {
@@ -30,3 +30,4 @@ for (const place of document.querySelectorAll(".chart")) {
   })).observe(place);
 }
 addEventListener("beforeprint", () => { for (const part of document.querySelectorAll("details")) part.open = true; });
+}
