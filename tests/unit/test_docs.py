@@ -48,7 +48,7 @@ def name(path):
 
 
 def blocks(path):
-    """(marker, commands) of each shell block; the marker is the line before it."""
+    """(marker, commands) of each shell block; the marker is the line before it: what tests it, or what it needs."""
     text = path.read_text(encoding="utf-8")
     for found in BLOCK.finditer(text):
         before = text[: found.start()].rstrip("\n").rpartition("\n")[2].strip()
@@ -91,7 +91,7 @@ def test_every_shell_block_is_run_by_a_test_or_says_what_it_needs(marker, block)
     found = MARKER.match(marker)
     assert found, f"before this block stands neither what tests it nor what it needs: {block}"
     if found.group(1) == "tested":
-        path, _, test = found.group(2).partition("::")
+        path, _, test = found.group(2).partition(";")[0].partition("::")
         text = (ROOT / path).read_text(encoding="utf-8")
         assert not test or f"def {test}(" in text, marker
 
@@ -207,6 +207,13 @@ def test_the_first_pages_are_short(path, longest):
 def test_a_page_opens_with_what_its_reader_can_do_after_it(path):
     title, empty, lead = path.read_text(encoding="utf-8").split("\n")[:3]
     assert title.startswith("# ") and not empty and re.match(r"\*\*After this page you (can|know)\*\* ", lead)
+
+
+def test_the_recipes_readme_has_the_commands_of_the_recipe_pages():
+    """Which tests/integration/test_recipes.py, test_examples.py and test_pipeline.py run."""
+    pages = (RECIPES_README, *(ROOT / "docs" / "recipes" / f"{name}.md" for name in ("multi30k", "iwslt14")))
+    short, *whole = ({shlex.join(words) for _, block in blocks(path) for _, words in commands(block)} for path in pages)
+    assert len(short) > 10 and short - set().union(*whole) == set()
 
 
 def anchors(text):

@@ -1,0 +1,48 @@
+"""docs/recipes/multi30k.md: its commands, with smaller models, on a tiny corpus in the place of Multi30k."""
+
+import os
+import shutil
+import subprocess
+
+import pytest
+
+from tests import warm_start
+from tests.integration.test_examples import REPO, multi30k, prepared  # noqa: F401
+from tests.unit.test_docs import blocks
+
+PAGE = REPO / "docs" / "recipes" / "multi30k.md"
+TINY = {
+    "MAX_EPOCH": "1", "AVERAGE": "1", "WARMUP": "2", "ENCODER_LAYERS": "1", "DECODER_LAYERS": "1", "DIM": "16",
+    "FFN": "16", "HEADS": "2", "BEAM": "1", "OMP_NUM_THREADS": "1",
+}  # fmt: skip
+# these have tests of their own (test_examples.py, test_pipeline.py)
+ELSEWHERE = ("prepare-multi30k.sh", "distill_pipeline.sh", "kd-plugin")
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_page_run_one_after_the_other(prepared, tmp_path):  # noqa: F811
+    work = tmp_path / "work"
+    work.mkdir()
+    for name in ("examples", "kd_plugin"):
+        (work / name).symlink_to(REPO / name)
+    shutil.copytree(str(prepared), str(work / "multi30k.en-de"))
+    env = {**os.environ, **TINY, "PATH": warm_start.path_of_commands() + os.pathsep + os.environ["PATH"]}
+    chosen = [block for _, block in blocks(PAGE) if not any(command in block for command in ELSEWHERE)]
+    assert len(chosen) == 5
+    for block in chosen:
+        if "hydra" in block:
+            shutil.rmtree(str(work / "student-kd"))  # another way to the same student
+            block = block.replace(
+                "checkpoint.save_dir=student-kd", "checkpoint.save_dir=student-kd optimization.max_epoch=8"
+            )
+        with open(tmp_path / "log", "w+", encoding="utf-8") as log:
+            command = ["bash", "-euo", "pipefail", "-c", block]
+            done = subprocess.run(command, cwd=str(work), env=env, stdout=log, stderr=log, timeout=600)
+            log.seek(0)
+            said = log.read()
+        assert done.returncode == 0, block + said
+        if "interactive" in block:
+            assert "\nD-0\t" in said
+    assert all((work / student / "averaged.pt").is_file() for student in ("student-plain", "student-kd"))
+    rows = (work / "results.md").read_text(encoding="utf-8")
+    assert all(f"| {name} |" in rows for name in ("teacher", "student, plain", "student, distilled")), rows
