@@ -45,7 +45,7 @@ from kd_plugin.cache.data import dictionary_sha256
 from kd_plugin.cache.manifest import Identity
 from kd_plugin.cache.records import Records
 from kd_plugin.cache.store import Store
-from kd_plugin.cache.writer import ShardWriter, merge, plan_shards
+from kd_plugin.cache.writer import ShardWriter, StoreFolder, plan_shards
 from kd_plugin.teachers import Request
 from kd_plugin.teachers.cached import RECORDS
 
@@ -86,14 +86,14 @@ class Corpus:
     def write(self) -> Store:
         folder = self.folder / "train"
         folder.mkdir(parents=True)
-        plans = plan_shards(self.sizes, SHARD_TOKENS)
+        store, plans = StoreFolder(folder, self.identity), plan_shards(self.sizes, SHARD_TOKENS)
         generator = np.random.default_rng(2)
         for plan in plans:
-            writer = ShardWriter(folder, self.identity, plan, self.sizes)
-            for sentences in np.array_split(np.arange(plan.first, plan.last), max(1, plan.tokens // 8000)):
+            writer = ShardWriter(store, plan, self.sizes)
+            for sentences in np.array_split(np.arange(plan.first, plan.last), max(1, plan.size // 8000)):
                 writer.add(sentences, random_records(generator, int(self.sizes[sentences].sum()), self.vocab))
             writer.finish()
-        merge(folder, self.identity, plans)
+        store.conclude(store.all_finished(plans))
         return Store(folder)
 
 

@@ -9,6 +9,7 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 import numpy as np
 
 from kd_plugin.errors import KDPluginError
+from kd_plugin.files.atomic import pieces_of
 
 TRUNCATED = "source_truncated_to"
 COUNTS = ("sentences", "tokens")  # what describe_data adds to a fingerprint
@@ -61,9 +62,8 @@ def _sha256(paths: Sequence[Path]) -> str:
     digest = hashlib.sha256()
     for path in paths:
         digest.update(f"{path.suffix}:{path.stat().st_size}:".encode())
-        with open(path, "rb") as file:
-            for piece in iter(lambda: file.read(1 << 22), b""):
-                digest.update(piece)
+        for piece in pieces_of(path):
+            digest.update(piece)
     return digest.hexdigest()
 
 

@@ -1,20 +1,18 @@
 """The manifest of a store: whose answers to which data it holds, and which bytes that is, in JSON."""
 
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple
+from typing import Any, Dict, List, NamedTuple, Tuple
 
 from kd_plugin.cache.records import Layout
-from kd_plugin.errors import KDPluginError
-from kd_plugin.files.atomic import digest_of, read_json, write_json
+from kd_plugin.files.atomic import digest_of
 from kd_plugin.files.json_text import typed
-from kd_plugin.files.shards import shard_name
+from kd_plugin.files.sharded_folder import Format, shard_name
 
-FORMAT_VERSION = 2
-MANIFEST = "manifest.json"
 KINDS = ("topk", "sampled")
 BLOCK_TOKENS = 1024  # records under one checksum: what is read once more when one of them is asked for first
 AGAIN = "run the same kd-plugin cache command again, or fetch an undamaged copy"
 REMEDY = f"Remedy: {AGAIN}"
+FORMAT = Format("kd_plugin teacher cache", 2, "a teacher cache", "answers", REMEDY)
 
 
 class Shard(NamedTuple):
@@ -90,8 +88,6 @@ class Manifest(NamedTuple):
 
     def write(self, folder: Path) -> None:
         content = {
-            "format": "kd_plugin teacher cache",
-            "version": FORMAT_VERSION,
             "identity": self.identity._asdict(),
             "identity_sha256": self.identity.digest(),
             "bytes_per_token": self.identity.layout.width,
@@ -100,29 +96,19 @@ class Manifest(NamedTuple):
             "captured_mass_histogram": [sum(counts) for counts in zip(*(s.histogram for s in self.shards))],
             "shards": [shard._asdict() for shard in self.shards],
         }
-        write_json(folder / MANIFEST, content)
+        FORMAT.write(folder, content)
 
     @classmethod
     def read(cls, folder: Path) -> "Manifest":
-        path = folder / MANIFEST
-        content = read_json(path, REMEDY)
-        if content.get("version") != FORMAT_VERSION:
-            raise KDPluginError(
-                f"{path}: format version {content.get('version')}, this kd_plugin reads {FORMAT_VERSION}. {REMEDY}"
-            )
-        try:
-            identity = typed(Identity, content["identity"])
-            manifest = cls(identity, [typed(Shard, shard) for shard in content["shards"]])
-            if min(identity.k, identity.vocab, *(1 + shard.tokens for shard in manifest.shards)) < 1:
-                raise TypeError("k, vocab or tokens below 0")
-            names = [shard_name(number) for number in range(len(manifest.shards))]
-            whole = (
-                manifest.identity.digest() == content["identity_sha256"]
-                and manifest.tokens == content["tokens"]
-                and [shard.name for shard in manifest.shards] == names
-            )
-        except (KeyError, TypeError) as error:
-            raise KDPluginError(f"{path}: no manifest of a teacher cache ({error}). {REMEDY}") from error
-        if not whole:
-            raise KDPluginError(f"{path} was changed after it was written. {REMEDY}")
-        return manifest
+        return FORMAT.read(folder, cls._parse)
+
+    @classmethod
+    def _parse(cls, content: Dict[str, Any]) -> Tuple["Manifest", bool]:
+        manifest = cls(typed(Identity, content["identity"]), [typed(Shard, shard) for shard in content["shards"]])
+        if min(manifest.identity.k, manifest.identity.vocab, *(1 + shard.tokens for shard in manifest.shards)) < 1:
+            raise TypeError("k, vocab or tokens below 0")
+        return manifest, (
+            manifest.identity.digest() == content["identity_sha256"]
+            and manifest.tokens == content["tokens"]
+            and [shard.name for shard in manifest.shards] == list(map(shard_name, range(len(manifest.shards))))
+        )

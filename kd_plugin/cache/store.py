@@ -1,7 +1,6 @@
 """Reading a store: records by the position of their target token in the split."""
 
 import errno
-import hashlib
 import mmap
 import zlib
 from pathlib import Path
@@ -14,9 +13,11 @@ try:
 except ImportError:  # not on Windows
     resource = None  # type: ignore[assignment]
 
-from kd_plugin.cache.manifest import BLOCK_TOKENS, MANIFEST, REMEDY, Identity, Manifest, Shard
+from kd_plugin.cache.manifest import BLOCK_TOKENS, REMEDY, Identity, Manifest, Shard
 from kd_plugin.cache.records import Records
 from kd_plugin.errors import KDPluginError
+from kd_plugin.files.atomic import digest_of_bytes
+from kd_plugin.files.sharded_folder import MANIFEST, check_sha256
 
 CHECKSUM = np.dtype("<u4")
 
@@ -62,7 +63,7 @@ class _OpenShard:
                 remedy = "Remedy: more open files (ulimit -n), or larger shards (kd-plugin cache --shard-tokens)"
             path = error.filename or self.path
             raise KDPluginError(f"teacher cache: {path}: {error.strerror}. {remedy}") from error
-        if hashlib.sha256(stored).hexdigest() != shard.checksums_sha256:
+        if digest_of_bytes(stored) != shard.checksums_sha256:
             raise KDPluginError(
                 f"{shard.checksums_path(folder)} is damaged: another sha256 than written. {shard.remedy}"
             )
@@ -145,15 +146,7 @@ class Store:
             progress: called with the number of bytes of each piece that is done
         """
         for shard in self.manifest.shards:
-            path = shard.records_path(self.folder)
-            digest = hashlib.sha256()
-            with open(path, "rb") as file:
-                for piece in iter(lambda: file.read(1 << 22), b""):
-                    digest.update(piece)
-                    if progress is not None:
-                        progress(len(piece))
-            if digest.hexdigest() != shard.sha256:
-                raise KDPluginError(f"{path} is damaged: another sha256 than written. {shard.remedy}")
+            check_sha256(shard.records_path(self.folder), shard.sha256, shard.remedy, progress)
 
 
 def open_stores(folder: Path, flag: str = "--teacher-cache") -> List[Store]:

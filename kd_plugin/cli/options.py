@@ -7,7 +7,7 @@ from kd_plugin.corpus.destination import Destination
 from kd_plugin.corpus.subwords import JOINT, SIDES, SYMBOLS, SubwordOptions
 from kd_plugin.decoding.base import Settings
 from kd_plugin.files.protection import Named
-from kd_plugin.runners.shards import RUNNERS
+from kd_plugin.runners.jobs import RUNNERS
 
 Kind = TypeVar("Kind")
 

@@ -4,12 +4,11 @@ from pathlib import Path
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence
 
 from kd_plugin.corpus.parallel_text import check_text, write_text
-from kd_plugin.corpus.translations import Manifest, finished_shard
+from kd_plugin.corpus.translations import Manifest, Shard, TranslationsFolder
 from kd_plugin.errors import KDPluginError
 from kd_plugin.files.atomic import digest_of
 from kd_plugin.files.protection import Named, check_outputs
-from kd_plugin.files.shards import claim_folder
-from kd_plugin.runners.jobs import Job, missing, work
+from kd_plugin.runners.jobs import Job, Session, fill
 
 
 class Destination(NamedTuple):
@@ -35,7 +34,7 @@ class Destination(NamedTuple):
         """The text, where --text asks for it, and the summary."""
         if self.text:
             write_text(Path(self.output), self.text)
-        counts = ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in manifest.counts.items() if count)
+        counts = _counted(manifest)
         print(
             f"{self.output}: {manifest.lines:,} of {manifest.input_lines:,} lines; {manifest.hypotheses:,} "
             f"translations of {manifest.records:,} different sources"
@@ -44,42 +43,52 @@ class Destination(NamedTuple):
         )
 
 
-def run_session(to: Destination, job: Job, name: str, make_session: Callable[[int], Any]) -> None:
+class TranslationSession(Session):
+    """A session that writes translations.
+
+    identity, languages, input_lines: as Manifest's. lines: how many have to come out. output: the folder.
+    """
+
+    output: Path
+    identity: Dict[str, Any]
+    languages: List[str]
+    input_lines: int
+    lines: int
+
+    @property
+    def folder(self) -> TranslationsFolder:
+        return TranslationsFolder(self.output, digest_of(self.identity))
+
+
+def run_session(to: Destination, job: Job, name: str, make_session: Callable[[int], TranslationSession]) -> None:
     """Write this job's shards of a folder of translations; whoever writes the last one writes the manifest too.
 
     Args:
         name: for the progress bar
-        make_session: of a worker's number; can be pickled. A session has `identity`, `languages`, `input_lines` (as
-            Manifest's), `lines` (how many have to come out), `plans` (of all shards, each with `name` and `size`) and
-            `progress`, writes a shard when it is called with its plan, and `prepare`s the folder for all workers.
+        make_session: of a worker's number; can be pickled
     """
-    folder = Path(to.output)
     to.check()
     session = make_session(0)
-    identity_sha256 = digest_of(session.identity)
     to.check(session.languages, session.identity)
+    folder = session.folder
 
-    def done(plan: Any) -> bool:
-        return finished_shard(folder, plan.name, identity_sha256) is not None
-
-    mine = job.mine(len(session.plans))
-    with claim_folder(folder, "--output", identity_sha256, mine) as claim:
-        session.prepare()
-        plans = work(job, folder, session.plans, done, lambda plan: plan.size, session, make_session, name, "sent")
-        shards = [finished_shard(folder, plan.name, identity_sha256) for plan in session.plans]
-        if None in shards:
-            print(missing(folder, plans, session.plans, done))
-            return
-        whole = [shard for shard in shards if shard is not None]
-        manifest = Manifest(session.identity, session.languages, session.input_lines, whole)
+    def conclude(shards: List[Shard]) -> Manifest:
+        manifest = Manifest(session.identity, session.languages, session.input_lines, shards)
         if manifest.lines != session.lines:
-            raise KDPluginError(f"{folder}: {manifest.lines} lines were written instead of {session.lines}")
+            raise KDPluginError(f"{folder.path}: {manifest.lines} lines were written instead of {session.lines}")
         if not manifest.hypotheses:
-            found = [f"{name.replace('_', ' ')} {count:,}" for name, count in manifest.counts.items() if count]
+            found = _counted(manifest) or "nothing was counted"
             raise KDPluginError(
-                f"{folder}: not one translation of {manifest.lines:,} lines "
-                f"({', '.join(found) or 'nothing was counted'}). Remedy: sentences that the model can take"
+                f"{folder.path}: not one translation of {manifest.lines:,} lines ({found}). Remedy: sentences that the "
+                "model can take"
             )
-        manifest.write(folder)
-        claim.finish()
-    to.finish(manifest)
+        manifest.write(folder.path)
+        return manifest
+
+    manifest = fill(folder, "--output", job, session, make_session, conclude, name, "sent")
+    if manifest is not None:
+        to.finish(manifest)
+
+
+def _counted(manifest: Manifest) -> str:
+    return ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in manifest.counts.items() if count)

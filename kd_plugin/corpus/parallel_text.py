@@ -14,7 +14,7 @@ from kd_plugin.errors import KDPluginError
 from kd_plugin.files.atomic import digest_of, read_json, sha256_of, temporary_beside, write_json
 from kd_plugin.files.locks import LOCK
 from kd_plugin.files.protection import ELSEWHERE, Named, check_outputs, check_possible, place, same_place
-from kd_plugin.files.shards import OWN_NAMES
+from kd_plugin.files.sharded_folder import OWN_NAMES
 from kd_plugin.runners.progress import progress
 
 FORMAT, RECEIPT = "kd_plugin text", ".text.json"

@@ -2,7 +2,7 @@
 
 import hashlib
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, NamedTuple, Sequence, Tuple, Union
+from typing import Any, Dict, Iterator, List, NamedTuple, Sequence, Union
 
 import numpy as np
 from fairseq import utils
@@ -15,6 +15,7 @@ from kd_plugin.corpus.raw_text import TextLines
 from kd_plugin.corpus.subword_checks import Marks
 from kd_plugin.corpus.subwords import Subwords
 from kd_plugin.errors import KDPluginError
+from kd_plugin.files.sharded_folder import Plan
 from kd_plugin.runners.progress import progress
 
 HASH_BYTES = 16  # of a line: among 10^9 lines two of the same hash have a probability of 10^-21
@@ -205,6 +206,8 @@ def group_equal(hashes: np.ndarray) -> Groups:
     return Groups(order[np.repeat(begins, counts) + within].astype(np.int64), starts)
 
 
-def shares(groups: Groups, shard_sentences: int) -> List[Tuple[int, int]]:
-    """[first, last) group of each shard."""
-    return [(at, min(at + shard_sentences, len(groups))) for at in range(0, len(groups), shard_sentences)]
+def shares(groups: Groups, shard_sentences: int) -> List[Plan]:
+    """Shards of so many groups each."""
+    firsts = range(0, len(groups), shard_sentences)
+    ends = [min(first + shard_sentences, len(groups)) for first in firsts]
+    return [Plan(number, first, end, end - first) for number, (first, end) in enumerate(zip(firsts, ends))]

@@ -17,15 +17,14 @@ from typing import Any, Dict, Iterable, Iterator, List, NamedTuple, Optional, Tu
 
 from kd_plugin.corpus.languages import check_languages
 from kd_plugin.errors import KDPluginError
-from kd_plugin.files.atomic import digest_of, digest_of_bytes, read_json, sha256_of, write_atomically, write_json
+from kd_plugin.files.atomic import digest_of, digest_of_bytes
 from kd_plugin.files.json_text import SURROGATE, is_number, typed
-from kd_plugin.files.shards import claim_folder, read_part, remove_leftovers, shard_name, write_part
+from kd_plugin.files.sharded_folder import MANIFEST, Format, Plan, ShardedFolder, check_sha256, shard_name
 
-FORMAT, FORMAT_VERSION = "kd_plugin translations", 1
-MANIFEST = "manifest.json"
 SHARD_NAME = re.compile(r"shard-\d{5,}")
 AGAIN = "run the same command again, or fetch an undamaged copy"
 REMEDY, DAMAGED = f"Remedy: {AGAIN}", f"Remedy: delete it and {AGAIN}"
+FORMAT = Format("kd_plugin translations", 1, "translations", "translations", REMEDY)
 
 
 class Hypothesis(NamedTuple):
@@ -167,8 +166,7 @@ class Manifest(NamedTuple):
 
     def content(self) -> Dict[str, Any]:
         return {
-            "format": FORMAT,
-            "version": FORMAT_VERSION,
+            **FORMAT.header(),
             "identity": self.identity,
             "languages": self.languages,
             "input_lines": self.input_lines,
@@ -184,7 +182,7 @@ class Manifest(NamedTuple):
         return digest_of(self.content())
 
     def write(self, folder: Path) -> None:
-        write_json(Path(folder) / MANIFEST, {**self.content(), "sha256": self.digest()})
+        FORMAT.write(folder, {**self.content(), "sha256": self.digest()})
 
     @classmethod
     def read(cls, folder: Path) -> "Manifest":
@@ -195,33 +193,18 @@ class Manifest(NamedTuple):
                 f"{folder}: no {MANIFEST} there: the folder {state}. Remedy: kd-plugin decode (the same command goes "
                 "on with what is missing) or kd-plugin import"
             )
-        content = read_json(path, REMEDY)
-        if content.get("format") != FORMAT or content.get("version") != FORMAT_VERSION:
-            raise KDPluginError(
-                f"{path}: format {content.get('format')!r} {content.get('version')}, this kd_plugin reads "
-                f"{FORMAT!r} {FORMAT_VERSION}. {REMEDY}"
-            )
-        try:
-            shards = [typed(Shard, shard) for shard in content["shards"]]
-            manifest = typed(
-                cls, {**{name: content[name] for name in ("identity", "languages", "input_lines")}, "shards": []}
-            )
-            manifest = manifest._replace(shards=shards)
-            if len(manifest.languages) != 2 or not all(SHARD_NAME.fullmatch(shard.name) for shard in shards):
-                raise TypeError("languages or names of shards")
-            whole = manifest.digest() == content["sha256"]
-        except (KeyError, TypeError) as error:
-            raise KDPluginError(f"{path}: no manifest of translations ({error}). {REMEDY}") from error
-        if not whole:
-            raise KDPluginError(f"{path} was changed after it was written. {REMEDY}")
-        if not _are_languages(manifest.languages):
-            raise KDPluginError(f"{path}: languages {manifest.languages!r}. {REMEDY}")
+        manifest = FORMAT.read(folder, cls._parse)
         check_languages(*manifest.languages, where=str(path))
         return manifest
 
-
-def _are_languages(languages: Any) -> bool:
-    return isinstance(languages, list) and len(languages) == 2 and all(isinstance(code, str) for code in languages)
+    @classmethod
+    def _parse(cls, content: Dict[str, Any]) -> Tuple["Manifest", bool]:
+        fields = {name: content[name] for name in ("identity", "languages", "input_lines")}
+        shards = [typed(Shard, shard) for shard in content["shards"]]
+        manifest = typed(cls, {**fields, "shards": []})._replace(shards=shards)
+        if len(manifest.languages) != 2 or not all(SHARD_NAME.fullmatch(shard.name) for shard in shards):
+            raise TypeError("languages or names of shards")
+        return manifest, manifest.digest() == content["sha256"]
 
 
 class Translations:
@@ -270,12 +253,7 @@ class Translations:
         path = shard.path(self.folder)
         if not path.is_file():
             raise KDPluginError(f"{path} is missing. {REMEDY}")
-        try:
-            found = sha256_of(path)
-        except OSError as error:
-            raise KDPluginError(f"{path} cannot be read: {error.strerror or error}. {DAMAGED}") from error
-        if found != shard.sha256:
-            raise KDPluginError(f"{path} is damaged: another sha256 than written. {DAMAGED}")
+        check_sha256(path, shard.sha256, DAMAGED)
         with open(path, "rb") as file:
             for number, line in enumerate(file, 1):
                 try:
@@ -321,33 +299,27 @@ class Translations:
         return line, record
 
 
-def write_shard(
-    folder: Path, name: str, records: Iterable[Record], identity_sha256: str, counts: Optional[Dict[str, int]] = None
-) -> Shard:
-    """Write some records at once, and last the part that says that they are there (kd_plugin.files.shards)."""
-    kept = list(records)
-    content = "".join(record.encode() + "\n" for record in kept).encode("utf-8")
-    shard = Shard(
-        name,
-        sha256=digest_of_bytes(content),
-        records=len(kept),
-        lines=sum(len(record.ids) for record in kept),
-        hypotheses=sum(len(record.hypotheses) for record in kept),
-        counts=dict(counts or {}),
-    )
-    write_atomically(shard.path(folder), content)
-    write_part(folder, name, identity_sha256, shard._asdict())
-    return shard
+class TranslationsFolder(ShardedFolder[Shard]):
+    """Translations that are being written."""
 
+    format, kind = FORMAT, Shard
 
-def finished_shard(folder: Path, name: str, identity_sha256: str) -> Optional[Shard]:
-    """A shard that an earlier run has finished."""
-    part = read_part(folder, name, identity_sha256)
-    try:
-        shard = None if part is None else typed(Shard, part)
-    except TypeError:  # somebody has changed it: it is done again
-        return None
-    return shard if shard is not None and shard.path(folder).is_file() else None
+    def is_whole(self, shard: Shard, plan: Plan) -> bool:
+        return shard.path(self.path).is_file()
+
+    def write_records(self, name: str, records: Iterable[Record], counts: Optional[Dict[str, int]] = None) -> Shard:
+        """Write a shard."""
+        kept = list(records)
+        content = "".join(record.encode() + "\n" for record in kept).encode("utf-8")
+        shard = Shard(
+            name,
+            sha256=digest_of_bytes(content),
+            records=len(kept),
+            lines=sum(len(record.ids) for record in kept),
+            hypotheses=sum(len(record.hypotheses) for record in kept),
+            counts=dict(counts or {}),
+        )
+        return self.write(shard, {"jsonl": content})
 
 
 class Writer:
@@ -367,12 +339,11 @@ class Writer:
         flag: str = "--output",
         shard_records: int = 50_000,
     ):
-        self._folder, self._shard_records = Path(folder), shard_records
+        self._folder, self._shard_records = TranslationsFolder(folder, digest_of(identity)), shard_records
         self._manifest = Manifest(identity, languages, input_lines, [])
-        self._identity_sha256 = digest_of(identity)
         self._waiting: List[Record] = []
-        self._claim = claim_folder(self._folder, flag, self._identity_sha256)
-        (self._folder / MANIFEST).unlink(missing_ok=True)  # until all of it is there again
+        self._claim = self._folder.claim(flag)
+        (self._folder.path / MANIFEST).unlink(missing_ok=True)  # until all of it is there again
 
     def add(self, record: Record) -> None:
         self._waiting.append(record)
@@ -382,15 +353,15 @@ class Writer:
     def finish(self, counts: Optional[Dict[str, int]] = None) -> Manifest:
         """counts: of the whole run, such as what a filter dropped and why."""
         self._flush(counts or {})
-        self._manifest.write(self._folder)
+        self._manifest.write(self._folder.path)
         self._claim.finish()
         return self._manifest
 
     def _flush(self, counts: Dict[str, int]) -> None:
         name = shard_name(len(self._manifest.shards))
-        remove_leftovers(self._folder, [name])
+        self._folder.remove_leftovers([name])
         try:
-            shard = write_shard(self._folder, name, self._waiting, self._identity_sha256, counts)
+            shard = self._folder.write_records(name, self._waiting, counts)
         except KDPluginError:
             if not self._manifest.shards:
                 self._claim.finish()  # nothing was written: the folder is as free as before

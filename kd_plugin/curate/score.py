@@ -8,7 +8,7 @@ translation: what a translation has left out or made up costs there.
 import functools
 import math
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Tuple
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
 import numpy as np
 import torch
@@ -17,16 +17,16 @@ from fairseq.data.language_pair_dataset import collate
 from fairseq.sequence_scorer import SequenceScorer
 
 from kd_plugin.corpus.batches import by_length
-from kd_plugin.corpus.destination import Destination, run_session
+from kd_plugin.corpus.destination import Destination, TranslationSession, run_session
 from kd_plugin.corpus.languages import check_languages
 from kd_plugin.corpus.subword_checks import Marks, check_known, check_text
 from kd_plugin.corpus.subwords import SubwordOptions
-from kd_plugin.corpus.translations import Record, Shard, Translations, write_shard
+from kd_plugin.corpus.translations import Record, Translations
 from kd_plugin.decoding.base import ModelOptions, not_a_number
 from kd_plugin.decoding.decoders import checkpoints_of, default_dtype
 from kd_plugin.decoding.fairseq import DTYPES, Checkpoints, load_ensemble
 from kd_plugin.errors import KDPluginError
-from kd_plugin.files.atomic import digest_of
+from kd_plugin.files.sharded_folder import Plan
 from kd_plugin.runners.jobs import Job, device_of
 
 TOO_LONG = "dropped_too_long"
@@ -46,20 +46,6 @@ class Scoring(NamedTuple):
     to: Destination
 
 
-class Plan(NamedTuple):
-    """A shard of the input, which becomes one of the output."""
-
-    shard: Shard
-
-    @property
-    def name(self) -> str:
-        return self.shard.name
-
-    @property
-    def size(self) -> int:
-        return self.shard.hypotheses
-
-
 def score(args: Scoring) -> None:
     """Write this job's share of the translations again, with scores.
 
@@ -72,7 +58,7 @@ def score(args: Scoring) -> None:
     run_session(args.to, args.job, "score", functools.partial(Session, args))
 
 
-class Session:
+class Session(TranslationSession):
     """Translations and a model, ready to score any shard.
 
     Args:
@@ -80,11 +66,12 @@ class Session:
     """
 
     def __init__(self, args: Scoring, number: int):
-        self._folder, self._max_tokens = Path(args.to.output), args.max_tokens
+        self.output, self._max_tokens = Path(args.to.output), args.max_tokens
         self._translations = Translations(Path(args.input_dir))
         manifest = self._translations.manifest
         self.languages, self.input_lines, self.lines = manifest.languages, manifest.input_lines, manifest.lines
-        self.plans = [Plan(shard) for shard in manifest.shards]
+        # a shard of the input becomes one of the output
+        self.plans = [Plan(at, at, at + 1, shard.hypotheses) for at, shard in enumerate(manifest.shards)]
         self._args = args
         checkpoints = self._checkpoints = checkpoints_of(args.models)
         self._backward = self._is_backward(checkpoints)
@@ -93,7 +80,7 @@ class Session:
         self._subwords.check(args.models.path, *dictionaries)
         device = device_of(number)
         dtype = args.compute_type if args.compute_type != "auto" else default_dtype(device)
-        self.identity: Dict[str, Any] = {
+        self.identity = {
             "verb": "score",
             "backward": self._backward,
             "compute_type": dtype,
@@ -104,7 +91,6 @@ class Session:
             "input": manifest.digest(),
         }
         self._open = functools.partial(Scorer, checkpoints, device, DTYPES[dtype])
-        self.progress: Callable[[int], Any] = lambda translations: None
 
     @functools.cached_property
     def _scorer(self) -> "Scorer":
@@ -112,7 +98,7 @@ class Session:
         return self._open()
 
     def prepare(self) -> None:
-        """Its folder needs nothing but the shards."""
+        """Workers of their own open the model again."""
         if not self._args.job.is_here:
             self._checkpoints.let_go()
 
@@ -129,7 +115,7 @@ class Session:
 
     def __call__(self, plan: Plan) -> Plan:
         """Score a shard's translations and write them again, in the same order."""
-        records = list(self._translations.records_of(plan.shard))
+        records = list(self._translations.records_of(self._translations.manifest.shards[plan.number]))
         texts = [pair for record in records for pair in self._texts(record)]
         for side, (subwords, dictionary) in enumerate(zip(self._subwords, self._scorer.dictionaries)):
             marks = Marks(text[side] for text in texts)
@@ -146,7 +132,7 @@ class Session:
             left = [hypothesis._replace(score=score) for hypothesis, score in with_scores if score is not None]
             dropped += len(record.hypotheses) - len(left)
             scored.append(record._replace(hypotheses=left))
-        write_shard(self._folder, plan.name, scored, digest_of(self.identity), {TOO_LONG: dropped})
+        self.folder.write_records(plan.name, scored, {TOO_LONG: dropped})
         return plan
 
     def _texts(self, record: Record) -> Iterator[Tuple[str, str]]:

@@ -2,7 +2,7 @@
 
 import functools
 from pathlib import Path
-from typing import Any, Callable, Dict, Hashable, Iterator, List, NamedTuple, Optional, Sequence
+from typing import Any, Dict, Hashable, Iterator, List, NamedTuple, Optional, Sequence
 
 import numpy as np
 import torch
@@ -14,13 +14,7 @@ from kd_plugin.cache.compress import compress_answer, unknown
 from kd_plugin.cache.data import describe_data, dictionary_sha256, fingerprint, split_prefixes
 from kd_plugin.cache.manifest import Identity
 from kd_plugin.cache.records import Records
-from kd_plugin.cache.writer import (
-    Plan,
-    ShardWriter,
-    finished,
-    merge,
-    plan_shards,
-)
+from kd_plugin.cache.writer import ShardWriter, StoreFolder, plan_shards
 from kd_plugin.checkpoints.open import Checkpoint
 from kd_plugin.checkpoints.overrides import parse_overrides
 from kd_plugin.corpus.batches import by_length
@@ -30,8 +24,9 @@ from kd_plugin.corpus.sources import data_folders
 from kd_plugin.errors import KDPluginError
 from kd_plugin.files.atomic import digest_of
 from kd_plugin.files.protection import Named, check_outputs
-from kd_plugin.files.shards import claim_folder
-from kd_plugin.runners.jobs import Job, device_of, missing, work
+from kd_plugin.files.sharded_folder import Plan
+from kd_plugin.runners import jobs
+from kd_plugin.runners.jobs import Job, device_of, fill
 from kd_plugin.teachers.base import Request
 from kd_plugin.teachers.opening import open_teacher
 
@@ -106,33 +101,19 @@ def _splits(options: Questions) -> Iterator[Split]:
 
 def _write_store(split: Split, opened: Dict[Hashable, Checkpoint]) -> None:
     options, session = split.options, Session(split, 0, opened)
-    folder, identity = session.folder, session.identity
-    plans = plan_shards(session.sizes, options.shard_tokens)
-
-    def done(plan: Plan) -> bool:
-        return finished(folder, identity, plan) is not None
-
+    store, identity, plans = session.store, session.store.identity, session.plans
     make_session = functools.partial(Session, split)
-    mine = options.job.mine(len(plans))
-    with claim_folder(folder, "--cache-dir", identity.digest(), mine) as claim:
-        finished_plans = work(options.job, folder, plans, done, _tokens, session, make_session, split.split, "tok")
-        manifest = merge(folder, identity, plans)
-        if manifest is None:
-            print(missing(folder, finished_plans, plans, done))
-            return
-        claim.finish()
+    manifest = fill(store, "--cache-dir", options.job, session, make_session, store.conclude, split.split, "tok")
+    if manifest is None:
+        return
     print(
-        f"{folder}: {manifest.tokens:,} target tokens, {identity.layout.width} bytes each, "
+        f"{store.path}: {manifest.tokens:,} target tokens, {identity.layout.width} bytes each, "
         f"{manifest.tokens * identity.layout.width / 1e6:,.1f} MB in {len(plans)} shards; {identity.kind} {identity.k} "
         f"captures {manifest.captured:.1%} of the teacher's mass. Train with --teacher-cache {options.cache_dir}"
     )
 
 
-def _tokens(plan: Plan) -> int:
-    return plan.tokens
-
-
-class Session:
+class Session(jobs.Session):
     """A teacher and a split of data, ready to write any shard of its store.
 
     Args:
@@ -185,7 +166,7 @@ class Session:
             )
         self._pad = task.target_dictionary.pad()
         texts = fingerprint(split.data, split.split, split.source_lang, split.target_lang, truncated_to)
-        self.identity = Identity(
+        identity = Identity(
             kind=options.kind,
             k=options.k,
             temperature=options.temperature,
@@ -211,14 +192,15 @@ class Session:
             ],
             overrides={name: value for name, value in overrides.items() if name != "data"},
         )
-        self.folder = Path(options.cache_dir) / f"{split.split}-{digest_of(list(texts.values()))[:8]}"
-        self.progress: Callable[[int], Any] = lambda tokens: None
+        name = f"{split.split}-{digest_of(list(texts.values()))[:8]}"
+        self.store = StoreFolder(Path(options.cache_dir) / name, identity)
+        self.plans = plan_shards(self.sizes, options.shard_tokens)
 
     def __call__(self, plan: Plan) -> Plan:
         """Write a shard."""
-        writer = ShardWriter(self.folder, self.identity, plan, self.sizes)
+        writer = ShardWriter(self.store, plan, self.sizes)
         # by the shard's number, so that draws depend neither on other shards nor on a restart
-        generator = torch.Generator().manual_seed(self.identity.seed * 1_000_003 + int(plan.name.split("-")[1]))
+        generator = torch.Generator().manual_seed(self.store.identity.seed * 1_000_003 + plan.number)
         for sentences in self._batches(plan):
             writer.add(sentences, self._answers(sentences, generator))
             self.progress(int(self.sizes[sentences].sum()))
@@ -235,8 +217,9 @@ class Session:
 
     def _answers(self, sentences: np.ndarray, generator: torch.Generator) -> Records:
         """Records of a batch's target tokens, sentence by sentence in the order given."""
-        k, kind, temperature = self.identity.k, self.identity.kind, self.identity.temperature
-        source_limit, target_limit = self.identity.max_positions
+        identity = self.store.identity
+        k, kind, temperature = identity.k, identity.kind, identity.temperature
+        source_limit, target_limit = identity.max_positions
         readable = (self._dataset.src_sizes[sentences] <= source_limit) & (self.sizes[sentences] <= target_limit)
         if not readable.all():
             parts = [
@@ -255,7 +238,7 @@ class Session:
         rows = target.ne(self._pad).nonzero(as_tuple=True)[0]
         answer = self._teacher.answer(sample, Request(rows, torch.float32)).distribution
         assert answer is not None
-        records = compress_answer(answer, rows.numel(), self.identity.vocab, kind, k, temperature, generator)
+        records = compress_answer(answer, rows.numel(), identity.vocab, kind, k, temperature, generator)
         lengths = self.sizes[sample["id"].cpu().numpy()]
         starts = np.cumsum(lengths) - lengths
         wanted = np.concatenate([np.arange(starts[i], starts[i] + lengths[i]) for i in order])

@@ -6,19 +6,19 @@ none, and both are counted, as are the lines with a translation that ends at the
 
 import functools
 from pathlib import Path
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
+from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
 import numpy as np
 from fairseq.data.data_utils import infer_language_pair
 
 from kd_plugin.checkpoints.language_tokens import check_source_token
 from kd_plugin.corpus.batches import by_length
-from kd_plugin.corpus.destination import Destination, run_session
+from kd_plugin.corpus.destination import Destination, TranslationSession, run_session
 from kd_plugin.corpus.languages import check_languages
 from kd_plugin.corpus.sources import Sentence, TextSource, data_folders, group_equal, open_binarised, shares
 from kd_plugin.corpus.subword_checks import check_known, check_text
 from kd_plugin.corpus.subwords import SubwordOptions
-from kd_plugin.corpus.translations import MANIFEST, Hypothesis, Manifest, Record, write_shard
+from kd_plugin.corpus.translations import Hypothesis, Manifest, Record
 from kd_plugin.decoding.base import ModelOptions, Scored, Settings
 from kd_plugin.decoding.ctranslate2 import CTranslate2Decoder
 from kd_plugin.decoding.decoders import checkpoints_of, default_dtype
@@ -27,7 +27,7 @@ from kd_plugin.decoding.length_limit import is_capped
 from kd_plugin.decoding.models import UNKNOWN
 from kd_plugin.errors import KDPluginError
 from kd_plugin.files.atomic import digest_of
-from kd_plugin.files.shards import shard_name
+from kd_plugin.files.sharded_folder import MANIFEST, Plan
 from kd_plugin.runners.jobs import Job, device_of
 
 EMPTY, TOO_LONG, CAPPED = "empty_lines", "too_long_lines", "capped_lines"
@@ -51,18 +51,6 @@ class Corpus(NamedTuple):
     shard_sentences: int
     job: Job
     to: Destination
-
-
-class Plan(NamedTuple):
-    """A shard to write: the groups [first, last) of equal lines."""
-
-    name: str
-    first: int
-    last: int
-
-    @property
-    def size(self) -> int:
-        return self.last - self.first
 
 
 def decode(args: Corpus) -> None:
@@ -102,7 +90,7 @@ def _say_unknown(args: Corpus) -> None:
         )
 
 
-class Session:
+class Session(TranslationSession):
     """A corpus and a teacher, ready to write any shard.
 
     Args:
@@ -111,7 +99,7 @@ class Session:
 
     def __init__(self, args: Corpus, number: int):
         self._args, self.settings, path = args, args.search, args.models.path
-        self._folder = Path(args.to.output)
+        self.output = Path(args.to.output)
         folder = None if args.data is None else data_folders(args.data, args.gen_subset)[0]
         inferred = infer_language_pair(folder) if folder is not None and Path(folder).is_dir() else (None, None)
         # fairseq-preprocess --only-source calls the target None
@@ -141,8 +129,7 @@ class Session:
         self.input_lines = self.lines = len(self.source)
         self._groups = group_equal(self.source.hashes)
         self._check_any(args)
-        bounds = shares(self._groups, args.shard_sentences)
-        self.plans = [Plan(shard_name(at), first, last) for at, (first, last) in enumerate(bounds)]
+        self.plans = shares(self._groups, args.shard_sentences)
         self._device = device_of(number)
         self._compute_type = args.compute_type
         if self._compute_type == "auto":
@@ -150,7 +137,7 @@ class Session:
         search: Dict[str, Any] = self.settings._asdict()
         if self.settings.sampling:
             search["seed"] = args.seed
-        self.identity: Dict[str, Any] = {
+        self.identity = {
             "verb": "decode",
             "engine": args.engine,
             "compute_type": self._compute_type,
@@ -165,7 +152,6 @@ class Session:
         if subwords.target.identity() != subwords.source.identity():
             self.identity["target_subwords"] = subwords.target.identity()
         self._model_folder = self._converted(checkpoints) if args.engine == "ctranslate2" else None
-        self.progress: Callable[[int], Any] = lambda sentences: None
 
     def _check_any(self, args: Corpus) -> None:
         """A corpus of nothing, or of some kinds of blank lines, is a mistake."""
@@ -180,7 +166,7 @@ class Session:
             raise KDPluginError("--engine ctranslate2 runs one model. Remedy: --engine fairseq for an ensemble")
         # by all that decides how it is converted: a folder is used again by the same job alone
         name = f"model-ctranslate2-{digest_of([checkpoints.identity(), checkpoints.overrides, self.languages])[:16]}"
-        return self._folder / name
+        return self.output / name
 
     def prepare(self) -> None:
         """Convert the model: once for all workers and for later runs."""
@@ -210,7 +196,7 @@ class Session:
         check_source_token(self._checkpoints.source_token, (one.tokens for one in sentences), self._args.models.path)
         has_model = self._subwords.source.path is not None
         check_known((sentence.tokens for sentence in sentences), source.indices, has_model)
-        answers, capped = self._translate(sentences, int(plan.name.split("-")[1]))
+        answers, capped = self._translate(sentences, plan.number)
         counts = {
             EMPTY: 0,
             TOO_LONG: 0,
@@ -230,7 +216,7 @@ class Session:
             counts[UNKNOWN_TARGET] += sum(UNKNOWN in tokens for tokens, _ in answer)
             hypotheses = [Hypothesis(self._subwords.target.decode(tokens), score) for tokens, score in answer]
             records.append(Record(ids, sentence.text, hypotheses))
-        write_shard(self._folder, plan.name, records, digest_of(self.identity), counts)
+        self.folder.write_records(plan.name, records, counts)
         return plan
 
     def _translate(self, sentences: List[Sentence], shard: int) -> Tuple[List[Optional[List[Scored]]], List[int]]:

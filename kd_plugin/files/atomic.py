@@ -5,7 +5,7 @@ import json
 import os
 import uuid
 from pathlib import Path
-from typing import Any, Dict, Union
+from typing import Any, Callable, Dict, Iterator, Optional, Union
 
 from kd_plugin.errors import KDPluginError
 from kd_plugin.files.json_text import parse_json
@@ -13,12 +13,19 @@ from kd_plugin.files.json_text import parse_json
 NAME_BYTES = 255  # what a file's name may have nearly everywhere
 
 
-def sha256_of(path: Union[str, Path]) -> str:
-    """Hexadecimal sha256 of a file, read in pieces."""
-    digest = hashlib.sha256()
+def pieces_of(path: Union[str, Path]) -> Iterator[bytes]:
+    """A file's bytes, of which no more than needed are in memory."""
     with open(path, "rb") as file:
-        for piece in iter(lambda: file.read(1 << 20), b""):
-            digest.update(piece)
+        yield from iter(lambda: file.read(1 << 20), b"")
+
+
+def sha256_of(path: Union[str, Path], progress: Optional[Callable[[int], Any]] = None) -> str:
+    """Hexadecimal sha256 of a file. progress: called with the number of bytes of each piece that is done."""
+    digest = hashlib.sha256()
+    for piece in pieces_of(path):
+        digest.update(piece)
+        if progress is not None:
+            progress(len(piece))
     return digest.hexdigest()
 
 

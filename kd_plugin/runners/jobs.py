@@ -1,16 +1,19 @@
 """A long job in shards: shared among jobs, processes or machines, and gone on with after a kill."""
 
 import functools
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Callable, List, NamedTuple, Sequence
+from typing import TYPE_CHECKING, Any, Callable, Iterator, List, NamedTuple, Optional, Sequence, TypeVar
 
 from kd_plugin.errors import KDPluginError
-from kd_plugin.files.shards import remove_leftovers
+from kd_plugin.files.sharded_folder import Plan, ShardedFolder, ShardKind
+from kd_plugin.runners.local import MakeWorker, Progress, run_here, run_processes
 from kd_plugin.runners.progress import progress_bar
-from kd_plugin.runners.shards import run
+from kd_plugin.runners.ray_cluster import run_ray
 
 if TYPE_CHECKING:  # not needed by the verbs without models, and slow to import
     import torch
+
+RUNNERS = ("local", "ray")
+Whole = TypeVar("Whole")
 
 
 class Job(NamedTuple):
@@ -45,38 +48,85 @@ class Job(NamedTuple):
         return range(self.shard_id, shards, self.num_shards)
 
 
-def work(
+class Session:
+    """What does shards, loaded once a process: called with a shard's plan it writes it, and tells how far it is.
+
+    plans: of all shards of the job
+    """
+
+    plans: Sequence[Plan]
+
+    def progress(self, size: int) -> Any:
+        """Told of each step; whoever runs the session puts a function of its own here."""
+
+    def prepare(self) -> None:
+        """What all workers need, before the first one begins."""
+
+    def __call__(self, plan: Plan) -> Plan:
+        raise NotImplementedError
+
+
+def fill(
+    folder: ShardedFolder[ShardKind],
+    flag: str,
     job: Job,
-    folder: Path,
-    plans: Sequence[Any],
-    finished: Callable[[Any], bool],
-    size: Callable[[Any], int],
-    session: Any,
-    make_session: Callable[[int], Any],
+    session: Session,
+    make_session: Callable[[int], Session],
+    conclude: Callable[[List[ShardKind]], Whole],
     name: str,
     unit: str,
-) -> List[Any]:
-    """Do those of this job's shards that are not finished.
+) -> Optional[Whole]:
+    """Do those of this job's shards that are not finished; whoever does the last one concludes the folder.
 
     Args:
-        plans: of all shards, each with a `name`
-        size: of a shard, in the progress bar's unit
-        session: does a shard when called with its plan, in this process; tells its `progress(size)` how far it is
-        make_session: the same in another process, of the worker's number; can be pickled
+        flag: that names the folder
+        make_session: the session in another process, of the worker's number; can be pickled
+        conclude: writes the manifest of all shards
+        name, unit: of the progress bar
 
     Returns:
-        the plans of this job's shards
+        what `conclude` does; None: other jobs have not finished yet, which is said
     """
-    mine = [plans[number] for number in job.mine(len(plans))]
-    remove_leftovers(folder, [plan.name for plan in mine])
-    todo = [plan for plan in mine if not finished(plan)]
-    total, left = sum(map(size, mine)), sum(map(size, todo))
-    with progress_bar(name, total, unit, initial=total - left, unit_scale=True) as bar:
-        start = functools.partial(_here, session) if job.is_here else make_session
-        for plan in run(todo, start, bar.update, job.runner, job.processes):
-            if job.runner == "ray":
-                bar.update(size(plan))
-    return mine
+    plans, numbers = session.plans, job.mine(len(session.plans))
+    mine = [plans[number] for number in numbers]
+    with folder.claim(flag, numbers) as claim:
+        session.prepare()
+        folder.remove_leftovers(plan.name for plan in mine)
+        todo = [plan for plan in mine if folder.finished(plan) is None]
+        total, left = (sum(plan.size for plan in some) for some in (mine, todo))
+        with progress_bar(name, total, unit, initial=total - left, unit_scale=True) as bar:
+            start = functools.partial(_here, session) if job.is_here else make_session
+            for plan in run(todo, start, bar.update, job.runner, job.processes):
+                if job.runner == "ray":
+                    bar.update(plan.size)
+        shards = folder.all_finished(plans)
+        missing = len(plans) - len(shards)
+        if missing:
+            print(f"{folder.path}: this job's {len(mine)} shards are finished, {missing} of other jobs are missing")
+            return None
+        whole = conclude(shards)
+        claim.finish()
+    return whole
+
+
+def run(
+    shards: Sequence[Any], make_worker: MakeWorker, progress: Progress, runner: str = "local", workers: int = 1
+) -> Iterator[Any]:
+    """Results of all shards, in the order in which they are finished.
+
+    Args:
+        shards: what workers are called with; they and make_worker can be pickled
+        progress: told in this process what workers tell theirs; of those on a Ray cluster nothing is heard
+        workers: how many work at the same time
+    """
+    workers = max(1, min(workers, len(shards)))
+    if not shards:
+        return iter(())
+    if runner == "ray":
+        return run_ray(shards, make_worker, workers)
+    if workers == 1:
+        return run_here(shards, make_worker, progress)
+    return run_processes(shards, make_worker, progress, workers)
 
 
 def device_of(worker: int) -> "torch.device":
@@ -86,12 +136,6 @@ def device_of(worker: int) -> "torch.device":
     return (
         torch.device("cuda", worker % torch.cuda.device_count()) if torch.cuda.is_available() else torch.device("cpu")
     )
-
-
-def missing(folder: Path, mine: Sequence[Any], plans: Sequence[Any], finished: Callable[[Any], bool]) -> str:
-    """What to say where other jobs have not finished yet."""
-    left = sum(not finished(plan) for plan in plans)
-    return f"{folder}: this job's {len(mine)} shards are finished, {left} of other jobs are missing"
 
 
 def _here(session: Any, number: int) -> Any:

@@ -8,11 +8,11 @@ import pytest
 from kd_plugin.cache.manifest import Manifest as CacheManifest
 from kd_plugin.checkpoints.exported import read_description
 from kd_plugin.checkpoints.overrides import parse_overrides
-from kd_plugin.corpus.translations import MANIFEST, Manifest, Shard, Translations, finished_shard, write_shard
+from kd_plugin.corpus.translations import Manifest, Shard, Translations, TranslationsFolder
 from kd_plugin.errors import KDPluginError
 from kd_plugin.files.atomic import digest_of, read_json
 from kd_plugin.files.json_text import parse_json
-from kd_plugin.files.shards import read_part, write_part
+from kd_plugin.files.sharded_folder import MANIFEST, Plan
 from tests.unit.translation_folders import record, refusal, write_folder
 
 DEEP = "[" * 100_000
@@ -42,7 +42,7 @@ def test_hostile_json_is_refused_by_every_reader(text, tmp_path, capsys):
         with pytest.raises(KDPluginError, match="manifest.json.*Remedy"):
             reader.read(tmp_path)
     (tmp_path / "shard-00000.json").write_text(text)
-    assert read_part(tmp_path, "shard-00000", "x") is None  # as if a crash had left half of it
+    assert TranslationsFolder(tmp_path, "x").read_part("shard-00000") is None  # as if a crash had left half of it
     (tmp_path / "kd_plugin.json").write_text(text)
     assert read_description(tmp_path) == {}  # as of a model that something else has made
     if text:  # nothing is no overrides
@@ -142,11 +142,12 @@ def test_a_manifest_with_the_right_digest_and_wrong_types_is_refused(change, tmp
 
 
 def test_a_changed_part_is_as_good_as_none(tmp_path):
-    shard = write_shard(tmp_path, "shard-00000", [record(0, "A dog", "Ein Hund")], "id")
-    assert finished_shard(tmp_path, "shard-00000", "id") == shard
+    folder, plan = TranslationsFolder(tmp_path, "id"), Plan(0, 0, 1, 1)
+    shard = folder.write_records(plan.name, [record(0, "A dog", "Ein Hund")])
+    assert folder.finished(plan) == shard
     for change in ({"records": "1"}, {"counts": None}, {"name": 5}, {"more": 1}):
-        write_part(tmp_path, "shard-00000", "id", {**shard._asdict(), **change})
-        assert finished_shard(tmp_path, "shard-00000", "id") is None
+        folder.write_part(plan.name, {**shard._asdict(), **change})
+        assert folder.finished(plan) is None
 
 
 def test_a_description_with_wrong_types_is_refused_by_name(tmp_path):

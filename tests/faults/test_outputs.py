@@ -11,11 +11,10 @@ import pytest
 
 from kd_plugin import cli
 from kd_plugin.corpus.parallel_text import check_text
-from kd_plugin.corpus.translations import Translations
+from kd_plugin.corpus.translations import Translations, TranslationsFolder
 from kd_plugin.errors import KDPluginError
 from kd_plugin.files import locks as claims
 from kd_plugin.files import protection as outputs
-from kd_plugin.files.shards import claim_folder
 from tests.support import MODEL, make_checkpoint
 from tests.unit.conftest import WORDS, write_dictionaries
 from tests.unit.translation_folders import record, write_folder
@@ -246,10 +245,10 @@ def test_an_evaluation_writes_over_nothing_but_what_it_had_begun_itself(place, c
 
 def test_a_shard_of_a_killed_run_is_its_own_and_nobody_else_s(place, capsys):
     """Killed between a shard's records and the part that says that they are whole."""
-    with claim_folder(Path("out"), "--output", "this job"):
+    with TranslationsFolder(Path("out"), "this job").claim("--output"):
         Path("out/shard-00000.jsonl").write_text("half\n")
     refused(capsys, place, [*SELECT, "--output", "out"], "--output out", "shard-00000.jsonl is there already")
-    with claim_folder(Path("out"), "--output", "this job") as claim:
+    with TranslationsFolder(Path("out"), "this job").claim("--output") as claim:
         claim.finish()
 
 
@@ -264,7 +263,7 @@ FORK = multiprocessing.get_context("fork")  # locks are a process' own, and the 
 
 def begin(job, shards, connection):
     try:
-        with claim_folder(Path("shared"), "--output", job, shards):
+        with TranslationsFolder(Path("shared"), job).claim("--output", shards):
             connection.send("begun")
             connection.recv()
     except KDPluginError as error:
@@ -296,9 +295,9 @@ def test_who_is_at_work_in_a_folder_is_told_until_he_is_gone_or_killed(place):
                 third.said
             )
         with pytest.raises(KDPluginError, match=r"at work there, on other data.*process \d+ on .* since .*, `"):
-            claim_folder(Path("shared"), "--output", "b", [7])
+            TranslationsFolder(Path("shared"), "b").claim("--output", [7])
         with pytest.raises(KDPluginError, match="--output shared: another run is at work there: process"):
-            claim_folder(Path("shared"), "--output", "a")
+            TranslationsFolder(Path("shared"), "a").claim("--output")
     with Beginner("b", None) as alone, Beginner("b", None) as late:
         assert alone.said == "begun"
         assert f"another run is at work there: process {alone.process.pid} on " in late.said

@@ -10,7 +10,8 @@ import time
 
 import pytest
 
-from kd_plugin.corpus.translations import MANIFEST, Translations
+from kd_plugin.corpus.translations import Translations
+from kd_plugin.files.sharded_folder import MANIFEST
 from tests.support import run, run_together
 
 SEARCH = ["--beam", 3, "--nbest", 2]

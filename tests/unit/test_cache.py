@@ -17,14 +17,14 @@ from hypothesis import given, settings
 
 from kd_plugin.cache.compress import compress, compress_answer, unknown
 from kd_plugin.cache.data import dictionary_sha256
-from kd_plugin.cache.manifest import BLOCK_TOKENS, MANIFEST, Identity
+from kd_plugin.cache.manifest import BLOCK_TOKENS, Identity
 from kd_plugin.cache.records import Layout, Records, mass_histogram
 from kd_plugin.cache.store import Store, open_stores
-from kd_plugin.cache.writer import ShardWriter, finished, merge, plan_shards
+from kd_plugin.cache.writer import ShardWriter, StoreFolder, plan_shards
 from kd_plugin.cli import main
 from kd_plugin.errors import KDPluginError
 from kd_plugin.files import atomic as files
-from kd_plugin.files.shards import remove_leftovers
+from kd_plugin.files.sharded_folder import MANIFEST
 from kd_plugin.losses.answer import ProjectedAnswer, TeacherAnswer
 from kd_plugin.losses.definition import Objective
 from kd_plugin.losses.engine import dispatch as engine
@@ -68,7 +68,7 @@ def write(folder, identity, sizes, records, order=None, only=None):
     starts = np.cumsum(sizes) - sizes
     plans = plan_shards(sizes, identity.shard_tokens)
     for plan in plans if only is None else only:
-        writer = ShardWriter(folder, identity, plan, sizes)
+        writer = ShardWriter(StoreFolder(folder, identity), plan, sizes)
         sentences = np.arange(plan.first, plan.last)
         if order is not None:
             order.shuffle(sentences)
@@ -77,6 +77,13 @@ def write(folder, identity, sizes, records, order=None, only=None):
             writer.add(batch, Records(*(values[at] for values in records)))
         writer.finish()
     return merge(folder, identity, plans)
+
+
+def merge(folder, identity, plans):
+    """The manifest, once every shard is there."""
+    store = StoreFolder(folder, identity)
+    shards = store.all_finished(plans)
+    return store.conclude(shards) if len(shards) == len(plans) else None
 
 
 @pytest.fixture
@@ -182,11 +189,11 @@ def test_killed_at_twenty_random_moments_the_store_is_the_same(tmp_path, monkeyp
                 done += 1
         calls["left"] = 10**9
         if not (folder / MANIFEST).exists():
-            kept = [plan for plan in plans if finished(folder, identity, plan)]
+            kept = [plan for plan in plans if StoreFolder(folder, identity).finished(plan)]
             assert len(kept) >= done and merge(folder, identity, plans) is None or len(kept) == len(plans)
         (folder / ".shard-00001.bin.77.tmp").write_bytes(b"half")
-        remove_leftovers(folder, [plan.name for plan in plans])
-        todo = [plan for plan in plans if finished(folder, identity, plan) is None]
+        StoreFolder(folder, identity).remove_leftovers([plan.name for plan in plans])
+        todo = [plan for plan in plans if StoreFolder(folder, identity).finished(plan) is None]
         write(folder, identity, sizes, records, only=todo)
         assert {k: v for k, v in tree(folder).items() if not k.startswith(".manifest")} == tree(tmp_path / "whole")
 
@@ -225,7 +232,7 @@ def test_the_remedy_for_a_damaged_shard_mends_it(written, suffix, damage):
     for path in folder.glob("shard-00001.*"):
         path.unlink()
     plans = plan_shards(sizes, identity.shard_tokens)
-    todo = [plan for plan in plans if finished(folder, identity, plan) is None]
+    todo = [plan for plan in plans if StoreFolder(folder, identity).finished(plan) is None]
     assert [plan.name for plan in todo] == ["shard-00001"]
     write(folder, identity, sizes, records, only=todo)
     assert tree(folder) == before
@@ -237,7 +244,7 @@ def test_shard_whose_files_have_lost_something_is_not_finished(written, suffix):
     path = folder / f"shard-00001.{suffix}"
     path.write_bytes(path.read_bytes()[:-4])
     plans = plan_shards(sizes, identity.shard_tokens)
-    assert [plan.name for plan in plans if finished(folder, identity, plan) is None] == ["shard-00001"]
+    assert [plan.name for plan in plans if StoreFolder(folder, identity).finished(plan) is None] == ["shard-00001"]
 
 
 def test_manifest_with_its_shards_in_another_order_is_refused(written):
@@ -341,7 +348,7 @@ def test_somebody_elses_shards_are_refused(written):
     folder, identity, sizes, _ = written
     plan = plan_shards(sizes, identity.shard_tokens)[0]
     with pytest.raises(KDPluginError, match="another teacher, from other data or with other options"):
-        finished(folder, identity._replace(temperature=2.0), plan)
+        StoreFolder(folder, identity._replace(temperature=2.0)).finished(plan)
 
 
 def test_unfinished_cache_says_so(tmp_path):
@@ -360,7 +367,7 @@ def test_unfinished_cache_says_so(tmp_path):
 def test_a_writer_refuses_records_that_do_not_fit(tmp_path):
     sizes, records = sizes_and_records()
     plan = plan_shards(sizes, 2500)[0]
-    writer = ShardWriter(tmp_path, identity_of(), plan, sizes)
+    writer = ShardWriter(StoreFolder(tmp_path, identity_of()), plan, sizes)
     with pytest.raises(KDPluginError, match="do not fit"):
         writer.add(np.array([0, 1]), Records(*(values[: sizes[0]] for values in records)))
     with pytest.raises(KDPluginError, match="sentences have no records"):
@@ -373,7 +380,7 @@ def test_a_teacher_that_answers_nan_is_refused_and_its_sentences_named(tmp_path,
     logits = torch.randn(9, 500, generator=torch.Generator().manual_seed(0))
     logits[5, 77] = torch.nan
     sizes = np.array([4, 3, 2])
-    writer = ShardWriter(tmp_path, identity_of(kind=kind), plan_shards(sizes, 100)[0], sizes)
+    writer = ShardWriter(StoreFolder(tmp_path, identity_of(kind=kind)), plan_shards(sizes, 100)[0], sizes)
     with pytest.raises(KDPluginError, match=r"the sentences \[1\] are NaN"):
         writer.add(np.arange(3), compress(logits, kind, 3, 1.0, torch.Generator().manual_seed(1)))
     assert not list(tmp_path.iterdir())
@@ -382,7 +389,7 @@ def test_a_teacher_that_answers_nan_is_refused_and_its_sentences_named(tmp_path,
 def test_shards_are_whole_sentences_and_no_token_is_lost():
     sizes = np.array([5, 5, 5, 100, 1, 1, 1])
     plans = plan_shards(sizes, 10)
-    assert [(plan.first, plan.last, plan.tokens) for plan in plans] == [(0, 2, 10), (2, 3, 5), (3, 4, 100), (4, 7, 3)]
+    assert [(plan.first, plan.last, plan.size) for plan in plans] == [(0, 2, 10), (2, 3, 5), (3, 4, 100), (4, 7, 3)]
     assert plan_shards(np.array([], dtype=int), 10) == []
 
 

@@ -11,11 +11,12 @@ import torch
 
 from kd_plugin.cli import build_parser, main
 from kd_plugin.cli import decode as cli_decode
-from kd_plugin.corpus.translations import MANIFEST, Translations
+from kd_plugin.corpus.translations import Translations, TranslationsFolder
 from kd_plugin.decoding import decode
 from kd_plugin.decoding.base import Settings
 from kd_plugin.decoding.fairseq import FairseqDecoder, open_checkpoints
 from kd_plugin.files import atomic as files
+from kd_plugin.files.sharded_folder import MANIFEST
 from tests.support import MODEL, make_checkpoint
 from tests.unit.conftest import WORDS, write_dictionaries
 from tests.unit.translation_folders import counts_of
@@ -113,8 +114,8 @@ def test_killed_at_twenty_random_moments_the_output_is_the_same(teacher, tmp_pat
 
         return call
 
-    real_shard = decode.write_shard
-    monkeypatch.setattr(decode, "write_shard", counted(real_shard))
+    real_shard = TranslationsFolder.write_records
+    monkeypatch.setattr(TranslationsFolder, "write_records", counted(real_shard))
     monkeypatch.setattr(files.os, "fsync", counted(os.fsync))
     monkeypatch.setattr(files.os, "replace", counted(os.replace))
     run(teacher, corpus, tmp_path / "whole", *quick)

@@ -110,7 +110,7 @@ def test_fairseq_s_logging_is_untouched_where_fairseq_came_first(monkeypatch):
 
 WORKERS = """
 import sys, time
-from kd_plugin.runners import local, shards
+from kd_plugin.runners import jobs, local
 from kd_plugin import quiet
 
 class Slow:
@@ -124,7 +124,7 @@ if __name__ == "__main__":
     sys.argv[0] = "kd-plugin"
     try:
         if sys.argv[1] == "shards":
-            list(shards.run([1, 2], Slow, print, workers=2))
+            list(jobs.run([1, 2], Slow, print, workers=2))
         else:
             list(local.mapped(((i, i) for i in range(300)), Slow, 2))
     except KeyboardInterrupt:

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from kd_plugin.runners import shards as runners
+from kd_plugin.runners import jobs as runners
 
 
 class Waiting:

@@ -5,8 +5,8 @@ import random
 import pytest
 import torch
 
-from kd_plugin.corpus.translations import MANIFEST, Translations
-from kd_plugin.curate import score
+from kd_plugin.corpus.translations import Translations, TranslationsFolder
+from kd_plugin.files.sharded_folder import MANIFEST
 from tests.support import MODEL, make_checkpoint
 from tests.unit.conftest import WORDS, write_dictionaries
 from tests.unit.translation_folders import counts_of, record, records_of, refusal, run_verb, texts_by_line, write_folder
@@ -99,7 +99,7 @@ def test_jobs_and_a_restart_write_the_same(models, folder, tmp_path, monkeypatch
         run_score(folder, path, tmp_path / "jobs", "--num-shards", 2, "--shard-id", job)
         assert (tmp_path / "jobs" / MANIFEST).exists() == (job == 0)
     written = []
-    real = score.write_shard
+    real = TranslationsFolder.write_records
 
     def dies(target, name, *rest):
         if len(written) == 2:
@@ -108,11 +108,11 @@ def test_jobs_and_a_restart_write_the_same(models, folder, tmp_path, monkeypatch
         return real(target, name, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(score, "write_shard", dies)
+        patch.setattr(TranslationsFolder, "write_records", dies)
         with pytest.raises(Killed):
             run_score(folder, path, tmp_path / "killed")
         written[:] = []
-        patch.setattr(score, "write_shard", lambda *arguments: written.append(arguments[1]) or real(*arguments))
+        patch.setattr(TranslationsFolder, "write_records", lambda *all: written.append(all[1]) or real(*all))
         run_score(folder, path, tmp_path / "killed")
     assert written == ["shard-00002", "shard-00003"]
 

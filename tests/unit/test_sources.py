@@ -28,7 +28,7 @@ def test_groups_hold_every_line_once_and_shards_every_group(tmp_path_factory, li
     assert [one[0] for one in ids] == sorted(one[0] for one in ids)
     assert all({lines[i] for i in one} == {lines[one[0]]} and one == sorted(one) for one in ids)
     assert len(ids) == len(set(lines))
-    bounds = shares(groups, size)
+    bounds = [(plan.first, plan.last) for plan in shares(groups, size)]
     assert [group for first, last in bounds for group in range(first, last)] == list(range(len(groups)))
     assert all(0 < last - first <= size for first, last in bounds)
 

@@ -15,8 +15,8 @@ from kd_plugin import cli
 from kd_plugin.corpus.raw_text import numbered_lines
 from kd_plugin.corpus.subword_checks import Marks, check_known, check_model, check_size, check_text, kind_of
 from kd_plugin.corpus.subwords import Segmentation, Subwords
-from kd_plugin.corpus.translations import MANIFEST
 from kd_plugin.errors import KDPluginError
+from kd_plugin.files.sharded_folder import MANIFEST
 from tests.support import MODEL, ROOT, load, make_checkpoint
 from tests.unit.conftest import WORDS, write_dictionaries
 from tests.unit.sentencepiece_models import Pair, encoded, sentences, symbols, train

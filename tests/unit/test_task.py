@@ -14,7 +14,7 @@ from fairseq.tasks.translation import TranslationTask
 from kd_plugin.cache.data import describe_data, dictionary_sha256, fingerprint
 from kd_plugin.cache.manifest import Identity
 from kd_plugin.cache.records import Records
-from kd_plugin.cache.writer import ShardWriter, merge, plan_shards
+from kd_plugin.cache.writer import ShardWriter, StoreFolder, plan_shards
 from kd_plugin.criterions import KDLabelSmoothedCrossEntropyCriterion
 from kd_plugin.errors import KDPluginError
 from kd_plugin.files.atomic import sha256_of
@@ -58,17 +58,17 @@ def write_store(cache, data, split, pairs, offset=0, **changes):
     identity = Identity(**{**fields, **changes})
     folder = cache / f"{split}-{offset}"
     folder.mkdir(parents=True)
-    plans, ends = plan_shards(sizes, 6), np.cumsum(sizes)
+    store, plans, ends = StoreFolder(folder, identity), plan_shards(sizes, 6), np.cumsum(sizes)
     for plan in plans:
-        writer = ShardWriter(folder, identity, plan, sizes)
-        tokens = np.arange(ends[plan.last - 1] - plan.tokens, ends[plan.last - 1])
+        writer = ShardWriter(store, plan, sizes)
+        tokens = np.arange(ends[plan.last - 1] - plan.size, ends[plan.last - 1])
         ids = np.stack([tokens % VOCAB, (tokens + 1) % VOCAB], axis=1)
         writer.add(
             np.arange(plan.first, plan.last),
             Records(ids, np.full((len(tokens), K), -1.0, "f4"), (-(offset + tokens) / 8).astype("f4")),
         )
         writer.finish()
-    assert merge(folder, identity, plans) is not None
+    store.conclude(store.all_finished(plans))
 
 
 def token_numbers(task, sample):

@@ -16,12 +16,12 @@ from kd_plugin.corpus.translations import (
     Manifest,
     Record,
     Translations,
+    TranslationsFolder,
     Writer,
-    finished_shard,
-    write_shard,
 )
 from kd_plugin.errors import KDPluginError
 from kd_plugin.files import atomic as files
+from kd_plugin.files.sharded_folder import Plan
 from tests.unit.translation_folders import record, records_of, write_folder
 
 AWKWARD = "a\u2028b\u2029c\x85d\x00e\x0bf\x0cg\x1ch\ti 🙂👩‍👧 \ufeff \u200b \\n \" '"
@@ -154,7 +154,7 @@ def test_a_line_that_two_records_claim_is_refused(tmp_path):
 
 
 def test_a_manifest_that_counts_other_lines_than_there_are_is_refused(tmp_path):
-    shard = write_shard(tmp_path, "shard-00000", RECORDS, "identity")
+    shard = TranslationsFolder(tmp_path, "identity").write_records("shard-00000", RECORDS)
     Manifest({}, ["en", "de"], 7, [shard._replace(lines=9)]).write(tmp_path)
     with pytest.raises(KDPluginError, match="7 lines instead of 9"):
         records_of(tmp_path)
@@ -168,10 +168,11 @@ def test_other_translations_are_not_written_over(tmp_path):
 
 
 def test_neither_are_those_of_a_job_that_is_not_finished(tmp_path):
-    write_shard(tmp_path, "shard-00000", RECORDS, "another identity")
+    another = TranslationsFolder(tmp_path, "another identity")
+    another.write_records("shard-00000", RECORDS)
     with pytest.raises(KDPluginError, match="shard-00000.json was written .* with other options"):
         Writer(tmp_path, {"a": 2}, ["en", "de"], 7)
-    assert finished_shard(tmp_path, "shard-00000", "another identity").records == 4
+    assert another.finished(Plan(0, 0, 4, 4)).records == 4
 
 
 def test_the_same_command_writes_the_same_again(tmp_path):
