@@ -4,7 +4,7 @@ import hashlib
 import os
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -13,49 +13,52 @@ from kd_plugin.files.atomic import pieces_of
 
 TRUNCATED = "source_truncated_to"
 COUNTS = ("sentences", "tokens")  # what describe_data adds to a fingerprint
-
-
 ENDS = (".bin", ".idx", "")  # without an ending: --dataset-impl raw
 
 
-def split_prefixes(data: str, split: str, source_lang: str, target_lang: str) -> Tuple[str, str]:
-    """How the source's and the target's files of a split begin, as fairseq-preprocess names them."""
-    for pair in (f"{source_lang}-{target_lang}", f"{target_lang}-{source_lang}"):
-        source, target = (os.path.join(data, f"{split}.{pair}.{lang}") for lang in (source_lang, target_lang))
-        if _files(source) and _files(target):
-            return source, target
-    raise KDPluginError(
-        f"{data}: no binarised split {split!r} of {source_lang}-{target_lang}. Remedy: fairseq-preprocess, or the "
-        "right folder, name of the split, -s and -t"
-    )
+class Split(NamedTuple):
+    """A binarised split, in files as fairseq-preprocess names them.
 
+    truncated_to: tokens of a source that --truncate-source leaves, end of sentence included; None: all
+    """
 
-def split_files(data: str, split: str, source_lang: str, target_lang: str) -> Tuple[List[Path], List[Path]]:
-    """The source's and the target's files of a split."""
-    source, target = split_prefixes(data, split, source_lang, target_lang)
-    return _files(source), _files(target)
+    data: str
+    name: str
+    source_lang: str
+    target_lang: str
+    truncated_to: Optional[int] = None
+
+    def prefixes(self) -> Tuple[str, str]:
+        """How the source's and the target's files begin."""
+        languages = self.source_lang, self.target_lang
+        for pair in ("-".join(languages), "-".join(languages[::-1])):
+            source, target = (os.path.join(self.data, f"{self.name}.{pair}.{lang}") for lang in languages)
+            if _files(source) and _files(target):
+                return source, target
+        raise KDPluginError(
+            f"{self.data}: no binarised split {self.name!r} of {'-'.join(languages)}. Remedy: fairseq-preprocess, or "
+            "the right folder, name of the split, -s and -t"
+        )
+
+    def files(self) -> Tuple[List[Path], List[Path]]:
+        """The source's and the target's."""
+        source, target = self.prefixes()
+        return _files(source), _files(target)
+
+    def fingerprint(self) -> Dict[str, Any]:
+        """What tells the texts that a teacher reads: the sha256 of either side, and where sources are cut."""
+        source, target = _hashes(self._replace(truncated_to=None))
+        cut = {} if self.truncated_to is None else {TRUNCATED: self.truncated_to}
+        return {"source_sha256": source, "target_sha256": target, **cut}
 
 
 def _files(prefix: str) -> List[Path]:
     return [Path(prefix + end) for end in ENDS if os.path.isfile(prefix + end)]
 
 
-def fingerprint(
-    data: str, split: str, source_lang: str, target_lang: str, truncated_to: Optional[int] = None
-) -> Dict[str, Any]:
-    """What tells the texts that a teacher reads: the sha256 of either side of a split, and where sources are cut.
-
-    Args:
-        truncated_to: tokens of a source that --truncate-source leaves, end of sentence included; None: all
-    """
-    source, target = _hashes(data, split, source_lang, target_lang)
-    cut = {} if truncated_to is None else {TRUNCATED: truncated_to}
-    return {"source_sha256": source, "target_sha256": target, **cut}
-
-
 @lru_cache(maxsize=None)
-def _hashes(data: str, split: str, source_lang: str, target_lang: str) -> Tuple[str, ...]:
-    return tuple(_sha256(paths) for paths in split_files(data, split, source_lang, target_lang))
+def _hashes(split: Split) -> Tuple[str, ...]:
+    return tuple(map(_sha256, split.files()))
 
 
 def _sha256(paths: Sequence[Path]) -> str:

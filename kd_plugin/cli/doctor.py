@@ -1,36 +1,10 @@
-"""`kd-plugin doctor`: is everything here that distillation needs? Teacher files are doctor_teacher's part."""
-
-from __future__ import annotations
+"""`kd-plugin doctor`: is everything here that distillation needs, and can these teachers be used?"""
 
 import argparse
-import importlib.util
 import json
-import os
-import platform
-from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
-from typing import List, Optional
+from dataclasses import asdict
 
-from kd_plugin.errors import KDPluginError
-from kd_plugin.version import __version__
-
-OK, WARN, FAIL = "ok", "warn", "FAIL"
-
-# The distributions and versions this package is tested with.
-TESTED_FAIRSEQ = ("fairseq:0.12.2", "fairseq-fixed:0.12.3.1")
-REQUIRED_PACKAGES = ("numpy", "sentencepiece", "sacrebleu", "omegaconf", "hydra-core")
-OPTIONAL_PACKAGES = "numba triton ctranslate2 safetensors ray unbabel-comet tensorboard num2words Babel".split()
-
-
-@dataclass
-class Check:
-    """One line of the report; `remedy` says what to do where the status is not ok."""
-
-    section: str
-    name: str
-    value: str
-    status: str = OK
-    remedy: str = ""
+from kd_plugin import environment
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,143 +25,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Exit status 1 when a line of the report is FAIL, else 0."""
-    checks = environment_checks()
-    command = None
-    if args.teacher and importlib.util.find_spec("fairseq") is not None:
-        from kd_plugin.checkpoints.paths import split_model_paths
-        from kd_plugin.cli.doctor_teacher import teacher_checks, training_command
+    from kd_plugin.compat import has_fairseq
 
-        paths = split_model_paths(args.teacher)
-        found = {path: teacher_checks(path, args) for path in dict.fromkeys(paths)}
-        checks += [check for path in paths for check in found[path]]
-        if not any(check.status == FAIL for check in checks):
-            command = training_command(checks, paths, args.dict)
-    ok = not any(check.status == FAIL for check in checks)
+    checks, command = environment.environment_checks(), None
+    if args.teacher and has_fairseq():
+        from kd_plugin.checkpoints.examine import examine
+
+        found, command = examine(args.teacher, args.dict, [args.source_lang, args.target_lang])
+        checks += found
+    ok = not any(check.status == environment.FAIL for check in checks)
+    command = command if ok else None
     if args.json:
         print(json.dumps({"ok": ok, "checks": [asdict(check) for check in checks], "command": command}, indent=2))
     else:
-        print(table(checks))
-        if command is not None:
-            print(f"\nto distil from it:\n  {command}")
+        print(environment.table(checks) + (f"\n\nto distil from it:\n  {command}" if command else ""))
     return 0 if ok else 1
-
-
-def table(checks: List[Check]) -> str:
-    """The report for a terminal, one check a line, grouped by section."""
-    width = max(len(check.name) for check in checks)
-    lines: List[str] = []
-    section = None
-    for check in checks:
-        if check.section != section:
-            section = check.section
-            lines += ["", section] if lines else [section]
-        lines.append(f"  {check.status:4}  {check.name:{width}}  {check.value}")
-        if check.remedy:
-            lines.append(f"  {'':4}  {'':{width}}  → {check.remedy}")
-    return "\n".join(lines)
-
-
-def environment_checks() -> List[Check]:
-    """Interpreter, packages, devices, and whether fairseq's names lead to this package."""
-    return [
-        Check("system", "Python", platform.python_version()),
-        Check("system", "OS", platform.platform()),
-        *package_checks(),
-        *device_checks(),
-        *registration_checks(),
-    ]
-
-
-def package_checks() -> List[Check]:
-    import torch
-
-    built_for = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
-    return [
-        Check("packages", "kd_plugin", f"{__version__} ({os.path.dirname(os.path.abspath(__file__))})"),
-        Check("packages", "torch", f"{torch.__version__} ({built_for})"),
-        weights_only_check(),
-        fairseq_check(),
-        *[package_check("packages", name, required=True) for name in REQUIRED_PACKAGES],
-        *[package_check("optional packages", name, required=False) for name in OPTIONAL_PACKAGES],
-    ]
-
-
-def weights_only_check() -> Check:
-    from kd_plugin.compat import TORCH_VERSION, TRUSTED_TORCH
-
-    if TORCH_VERSION >= TRUSTED_TORCH:
-        return Check("packages", "weights_only", "trustworthy: no code of a checkpoint is run")
-    value = f"not trustworthy below torch {'.'.join(map(str, TRUSTED_TORCH))} (CVE-2025-32434, CVE-2026-24747)"
-    remedy = "upgrade torch; until then read only checkpoints that you made yourself or whose hash you pin"
-    return Check("packages", "weights_only", value, WARN, remedy)
-
-
-def installed_version(distribution: str) -> Optional[str]:
-    try:
-        return version(distribution)
-    except PackageNotFoundError:
-        return None
-
-
-def package_check(section: str, name: str, required: bool) -> Check:
-    found = installed_version(name)
-    if found is not None or not required:
-        return Check(section, name, found or "not installed")
-    return Check(section, name, "not installed", FAIL, f"pip install {name}")
-
-
-def fairseq_check() -> Check:
-    from kd_plugin.compat import fairseq_distribution, require_fairseq
-
-    try:
-        require_fairseq()
-    except KDPluginError as error:
-        return Check("packages", "fairseq", "not installed", FAIL, str(error))
-    import fairseq
-
-    value = f"{fairseq_distribution()} ({os.path.dirname(os.path.abspath(fairseq.__file__))})"
-    if installed_version("fairseq") and installed_version("fairseq-fixed"):
-        remedy = "each has overwritten files of the other: uninstall both, then install one"
-        return Check("packages", "fairseq", "both fairseq and fairseq-fixed are installed", FAIL, remedy)
-    if fairseq_distribution() not in TESTED_FAIRSEQ:
-        remedy = f"not among the tested ones ({', '.join(TESTED_FAIRSEQ)}): run scripts/test.sh on it"
-        return Check("packages", "fairseq", value, WARN, remedy)
-    return Check("packages", "fairseq", value)
-
-
-def device_checks() -> List[Check]:
-    import torch
-
-    section = "devices"
-    if not torch.cuda.is_available():
-        return [Check(section, "GPU", "none"), Check(section, "bf16", "no GPU; on a CPU it is slow, stay with fp32")]
-    checks = []
-    for index in range(torch.cuda.device_count()):
-        gpu = torch.cuda.get_device_properties(index)
-        memory = f"{gpu.total_memory / 2**30:.0f} GiB"
-        checks.append(Check(section, f"GPU {index}", f"{gpu.name}, {memory}, capability {gpu.major}.{gpu.minor}"))
-    checks.append(Check(section, "bf16", "supported" if torch.cuda.is_bf16_supported() else "not supported"))
-    return checks
-
-
-def registration_checks() -> List[Check]:
-    """A duplicate task name is silently ignored by fairseq, and forks own our criterion's name: look who has them."""
-    if importlib.util.find_spec("fairseq") is None:
-        return []
-    from fairseq.criterions import CRITERION_REGISTRY
-    from fairseq.tasks import TASK_REGISTRY
-
-    import kd_plugin  # noqa: F401  registers
-
-    checks = []
-    for kind, name, registry in (
-        ("task", "distillation_translation", TASK_REGISTRY),
-        ("criterion", "kd_label_smoothed_cross_entropy", CRITERION_REGISTRY),
-    ):
-        owner = getattr(registry.get(name), "__module__", None)
-        if owner is not None and owner.split(".")[0] == "kd_plugin":
-            checks.append(Check("registered names", kind, name))
-        else:
-            remedy = "another package or fairseq fork registers this name first: take it out of this environment"
-            checks.append(Check("registered names", kind, f"{name} belongs to {owner}", FAIL, remedy))
-    return checks

@@ -8,7 +8,7 @@ import numpy as np
 from fairseq import utils
 from fairseq.data import Dictionary
 
-from kd_plugin.cache.data import split_files
+from kd_plugin.cache.data import Split
 from kd_plugin.corpus.binarised import check_ids, open_indexed
 from kd_plugin.corpus.dictionaries import load_dictionary
 from kd_plugin.corpus.raw_text import TextLines
@@ -28,7 +28,30 @@ class Sentence(NamedTuple):
     tokens: List[str]
 
 
-class TextSource:
+class Source:
+    """Numbered lines.
+
+    Args:
+        hashes: of all lines, HASH_BYTES each
+        description: what tells this source from others, without its number of lines
+    """
+
+    def __init__(self, hashes: Union[bytes, bytearray], description: Dict[str, Any]):
+        self.hashes = np.frombuffer(hashes, dtype=f"V{HASH_BYTES}")
+        self._description = description
+
+    def __len__(self) -> int:
+        return len(self.hashes)
+
+    def identity(self) -> Dict[str, Any]:
+        return {**self._description, "lines": len(self)}
+
+    def read(self, lines: Sequence[int]) -> Iterator[Sentence]:
+        """Sentences by their number, from 0."""
+        raise NotImplementedError
+
+
+class TextSource(Source):
     """A UTF-8 file with a sentence a line; lines end in LF or CR LF, and in nothing else.
 
     Only the lines' positions and hashes are held in memory, 24 bytes a line, and as much again while they are grouped.
@@ -48,17 +71,9 @@ class TextSource:
             self.marks.add(text)
 
         self._lines = TextLines(Path(path), "--input", seen)
-        self.hashes = np.frombuffer(hashes, dtype=f"V{HASH_BYTES}")
-        self._description = {"text_sha256": self._lines.sha256, "subwords": subwords.identity()}
-
-    def __len__(self) -> int:
-        return len(self.hashes)
-
-    def identity(self) -> Dict[str, Any]:
-        return {**self._description, "lines": len(self)}
+        super().__init__(hashes, {"text_sha256": self._lines.sha256, "subwords": subwords.identity()})
 
     def read(self, lines: Sequence[int]) -> Iterator[Sentence]:
-        """Sentences by their number, from 0."""
         for line in lines:
             text = self._lines[line].replace("\r", " ")
             tokens = self._subwords.encode(text)
@@ -66,7 +81,7 @@ class TextSource:
             yield Sentence(self._subwords.decode(tokens) if self._subwords.joins else text, tokens)
 
 
-class BinarisedSource:
+class BinarisedSource(Source):
     """The source side of a split in fairseq's format."""
 
     def __init__(self, data: str, split: str, languages: Sequence[str], dictionary: Dictionary, subwords: Subwords):
@@ -90,39 +105,26 @@ class BinarisedSource:
             content = sentence.numpy().tobytes()
             digest.update(len(content).to_bytes(8, "little") + content)
             hashes += _hash(content)
-        self.hashes = np.frombuffer(hashes, dtype=f"V{HASH_BYTES}")
-        self._description = {"tokens_sha256": digest.hexdigest(), "subwords": subwords.identity()}
-
-    def __len__(self) -> int:
-        return len(self.hashes)
-
-    def identity(self) -> Dict[str, Any]:
-        return {**self._description, "lines": len(self)}
+        super().__init__(hashes, {"tokens_sha256": digest.hexdigest(), "subwords": subwords.identity()})
 
     def read(self, lines: Sequence[int]) -> Iterator[Sentence]:
-        """As TextSource.read; symbols that the dictionary did not have when it was binarised are <unk>."""
+        """Symbols that the dictionary did not have when the lines were binarised are <unk>."""
         for line in lines:
             indices = self._dataset[int(line)].tolist()
             tokens = [self._dictionary[index] for index in indices if index != self._dictionary.eos()]
             yield Sentence(self._subwords.decode(tokens), tokens)
 
 
-class JoinedSource:
+class JoinedSource(Source):
     """Several sources one after the other, as if their lines were in one."""
 
-    def __init__(self, sources: Sequence[BinarisedSource]):
+    def __init__(self, sources: Sequence[Source]):
         self._sources = list(sources)
         self._starts = np.cumsum([0, *map(len, self._sources)])
-        self.hashes = np.concatenate([source.hashes for source in self._sources])
-
-    def __len__(self) -> int:
-        return len(self.hashes)
-
-    def identity(self) -> Dict[str, Any]:
-        return {"parts": [source.identity() for source in self._sources], "lines": len(self)}
+        hashes = b"".join(source.hashes.tobytes() for source in self._sources)
+        super().__init__(hashes, {"parts": [source.identity() for source in self._sources]})
 
     def read(self, lines: Sequence[int]) -> Iterator[Sentence]:
-        """As TextSource.read."""
         for line in lines:
             part = int(np.searchsorted(self._starts, line, side="right")) - 1
             yield from self._sources[part].read([line - int(self._starts[part])])
@@ -139,10 +141,9 @@ def data_folders(data: str, split: str) -> List[str]:
 
 def open_binarised(
     data: str, split: str, languages: Sequence[str], dictionary: Dictionary, subwords: Subwords
-) -> Union[BinarisedSource, JoinedSource]:
+) -> Source:
     """The source side of a split in one or several folders, A:B:C."""
-    folders = data_folders(data, split)
-    sources = [BinarisedSource(folder, split, languages, dictionary, subwords) for folder in folders]
+    sources = [BinarisedSource(each, split, languages, dictionary, subwords) for each in data_folders(data, split)]
     return sources[0] if len(sources) == 1 else JoinedSource(sources)
 
 
@@ -152,7 +153,7 @@ def source_prefix(data: str, split: str, source_lang: str, target_lang: str) -> 
         prefix = str(Path(data) / f"{split}.{pair}.{source_lang}")
         if any(Path(f"{prefix}{end}").is_file() for end in (".idx", ".bin", "")):
             return prefix
-    files = split_files(data, split, source_lang, target_lang)[0]  # says what is missing
+    files = Split(data, split, source_lang, target_lang).files()[0]  # says what is missing
     return str(files[0])
 
 

@@ -11,7 +11,7 @@ from fairseq.data import data_utils
 from fairseq.tasks.translation import TranslationConfig, TranslationTask, load_langpair_dataset
 
 from kd_plugin.cache.compress import compress_answer, unknown
-from kd_plugin.cache.data import describe_data, dictionary_sha256, fingerprint, split_prefixes
+from kd_plugin.cache.data import Split, describe_data, dictionary_sha256
 from kd_plugin.cache.manifest import Identity
 from kd_plugin.cache.records import Records
 from kd_plugin.cache.writer import ShardWriter, StoreFolder, plan_shards
@@ -56,16 +56,6 @@ class Questions(NamedTuple):
     inputs: List[Named]
 
 
-class Split(NamedTuple):
-    """What a worker has to know; it can be pickled."""
-
-    data: str
-    split: str
-    source_lang: str
-    target_lang: str
-    options: Questions
-
-
 def cache_answers(options: Questions) -> None:
     """Write this job's share of the stores, one for each split and folder of data.
 
@@ -79,10 +69,11 @@ def cache_answers(options: Questions) -> None:
     check_outputs(options.inputs, [("--cache-dir", options.cache_dir)])
     opened: Dict[Hashable, Checkpoint] = {}  # the teacher of all splits
     for split in _splits(options):
-        _write_store(split, opened)
+        _write_store(split, options, opened)
 
 
 def _splits(options: Questions) -> Iterator[Split]:
+    truncated_to = (options.max_source_positions or 1024) if options.truncate_source else None
     for split in options.subset.split(","):
         for path in data_folders(options.data, split):
             source, target = options.source_lang, options.target_lang
@@ -96,14 +87,14 @@ def _splits(options: Questions) -> Iterator[Split]:
             if source is None or target is None:
                 raise KDPluginError(f"{path}: its languages cannot be told. Remedy: -s LANG -t LANG")
             check_languages(source, target, where=path)
-            yield Split(path, split, source, target, options)
+            yield Split(path, split, source, target, truncated_to)
 
 
-def _write_store(split: Split, opened: Dict[Hashable, Checkpoint]) -> None:
-    options, session = split.options, Session(split, 0, opened)
+def _write_store(split: Split, options: Questions, opened: Dict[Hashable, Checkpoint]) -> None:
+    session = Session(split, options, 0, opened)
     store, identity, plans = session.store, session.store.identity, session.plans
-    make_session = functools.partial(Session, split)
-    manifest = fill(store, "--cache-dir", options.job, session, make_session, store.conclude, split.split, "tok")
+    make_session = functools.partial(Session, split, options)
+    manifest = fill(store, "--cache-dir", options.job, session, make_session, store.conclude, split.name, "tok")
     if manifest is None:
         return
     print(
@@ -121,19 +112,19 @@ class Session(jobs.Session):
         opened: as for `open_teacher`
     """
 
-    def __init__(self, split: Split, number: int, opened: Optional[Dict[Hashable, Checkpoint]] = None):
-        options = split.options
+    def __init__(
+        self, split: Split, options: Questions, number: int, opened: Optional[Dict[Hashable, Checkpoint]] = None
+    ):
         self._options = options
-        prefixes = split_prefixes(split.data, split.split, split.source_lang, split.target_lang)
+        prefixes = split.prefixes()
         implementation = format_of_pair(*prefixes)  # their errors are clearer than fairseq's
         cfg = TranslationConfig(data=split.data, source_lang=split.source_lang, target_lang=split.target_lang)
         task = TranslationTask.setup_task(cfg)
         self._prefixes = prefixes
-        truncated_to = (options.max_source_positions or 1024) if options.truncate_source else None
         with readable(prefixes[0]):
             self._dataset = load_langpair_dataset(
                 split.data,
-                split.split,
+                split.name,
                 split.source_lang,
                 task.source_dictionary,
                 split.target_lang,
@@ -143,7 +134,7 @@ class Session(jobs.Session):
                 upsample_primary=1,
                 left_pad_source=True,
                 left_pad_target=False,
-                max_source_positions=truncated_to or 2**31,
+                max_source_positions=split.truncated_to or 2**31,
                 max_target_positions=2**31,
                 truncate_source=options.truncate_source,
             )
@@ -165,7 +156,7 @@ class Session(jobs.Session):
                 f"--k {options.k}: the target dictionary has {vocab:,} symbols. Remedy: at most {vocab:,}"
             )
         self._pad = task.target_dictionary.pad()
-        texts = fingerprint(split.data, split.split, split.source_lang, split.target_lang, truncated_to)
+        texts = split.fingerprint()
         identity = Identity(
             kind=options.kind,
             k=options.k,
@@ -174,7 +165,7 @@ class Session(jobs.Session):
             seed=options.seed if options.kind == "sampled" else 0,
             dtype=self._teacher.dtype,
             shard_tokens=options.shard_tokens,
-            split=split.split,
+            split=split.name,
             dictionary_sha256=dictionary_sha256(task.target_dictionary.symbols),
             max_positions=_smallest(self._teacher.max_positions()),
             data=describe_data(texts, self.sizes),
@@ -192,7 +183,7 @@ class Session(jobs.Session):
             ],
             overrides={name: value for name, value in overrides.items() if name != "data"},
         )
-        name = f"{split.split}-{digest_of(list(texts.values()))[:8]}"
+        name = f"{split.name}-{digest_of(list(texts.values()))[:8]}"
         self.store = StoreFolder(Path(options.cache_dir) / name, identity)
         self.plans = plan_shards(self.sizes, options.shard_tokens)
 

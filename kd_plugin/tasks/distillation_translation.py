@@ -7,6 +7,7 @@ from fairseq import utils
 from fairseq.tasks import TASK_REGISTRY, register_task
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
 
+from kd_plugin.cache.data import Split
 from kd_plugin.checkpoints.student import TRANSLATION
 from kd_plugin.errors import KDPluginError
 from kd_plugin.tasks.distillation import DistillationMixin, TeacherFlags, private_fields
@@ -38,8 +39,8 @@ class DistillationTranslationTask(DistillationMixin, TranslationTask):
         paths = utils.split_paths(cfg.data)
         data = paths[(epoch - 1) % len(paths)] if training else paths[0]
         truncated_to = cfg.max_source_positions if cfg.truncate_source else None
-        languages = cfg.source_lang, cfg.target_lang
-        self.teacher.attach(self.datasets[split], data, split, *languages, training, truncated_to)
+        texts = Split(data, split, cfg.source_lang, cfg.target_lang, truncated_to)
+        self.teacher.attach(self.datasets[split], texts, training)
 
 
 # a second task of this name would be ignored by fairseq without a word

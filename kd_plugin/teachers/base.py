@@ -10,6 +10,7 @@ from typing import Any, Dict, FrozenSet, List, NamedTuple, Optional, Sequence
 import torch
 from torch import Tensor
 
+from kd_plugin.cache.data import Split
 from kd_plugin.losses.answer import TeacherAnswer
 from kd_plugin.losses.definition import Objective
 
@@ -82,23 +83,12 @@ class Teacher(abc.ABC):
             objectives: the first and the last that the run will have
         """
 
-    def attach(  # noqa: B027
-        self,
-        dataset: Any,
-        data: str,
-        split: str,
-        source_lang: str,
-        target_lang: str,
-        required: bool,
-        truncated_to: Optional[int] = None,
-    ) -> None:
+    def attach(self, dataset: Any, split: Split, required: bool) -> None:  # noqa: B027
         """Let the batches of a dataset bring what it needs beside fairseq's; most need nothing.
 
         Args:
             dataset: fairseq's LanguagePairDataset of the split; may be changed
-            data: the folder of binarised data that it was read from
             required: the split is trained on
-            truncated_to: the --max-source-positions of --truncate-source
         """
 
     def covers(self, batch: Dict[str, Any]) -> bool:

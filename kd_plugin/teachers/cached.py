@@ -9,7 +9,7 @@ import torch
 from fairseq.data import Dictionary
 from torch import Tensor
 
-from kd_plugin.cache.data import COUNTS, TRUNCATED, dictionary_sha256, fingerprint, split_files
+from kd_plugin.cache.data import COUNTS, Split, dictionary_sha256
 from kd_plugin.cache.manifest import Identity
 from kd_plugin.cache.records import Layout, Records
 from kd_plugin.cache.store import Store, open_stores
@@ -98,61 +98,48 @@ class CachedTeacher(Teacher):
                 "schedule, or kd-plugin cache --temperature"
             )
 
-    def attach(
-        self,
-        dataset: Any,
-        data: str,
-        split: str,
-        source_lang: str,
-        target_lang: str,
-        required: bool,
-        truncated_to: Optional[int] = None,
-    ) -> None:
-        """Let every batch of a dataset bring its records.
-
-        Args:
-            dataset: fairseq's LanguagePairDataset of the split; changed
-            data: the folder of binarised data that it was read from
-            required: the split is trained on
-            truncated_to: the --max-source-positions of --truncate-source
-        """
+    def attach(self, dataset: Any, split: Split, required: bool) -> None:
+        """Let every batch of a dataset bring its records."""
         parts, start = [], 0
         for number, part in enumerate(_parts(dataset.tgt)):
-            name = split + (str(number) if number else "")
-            texts = fingerprint(data, name, source_lang, target_lang, truncated_to)
-            store = self._find(texts, data, name, split_files(data, name, source_lang, target_lang)[1][0], required)
+            each = split._replace(name=split.name + (str(number) if number else ""))
+            store = self._find(each, required)
             if store is None:
                 return
             sizes = np.asarray(part.dataset.sizes, dtype=np.int64)
             if int(sizes.sum()) != store.manifest.tokens:
                 raise KDPluginError(
-                    f"{store.folder} holds {store.manifest.tokens} target tokens, {data} has {int(sizes.sum())} in "
-                    f"{name}. Remedy: write the cache with the same options of the task"
+                    f"{store.folder} holds {store.manifest.tokens} target tokens, {each.data} has {int(sizes.sum())} "
+                    f"in {each.name}. Remedy: write the cache with the same options of the task"
                 )
             starts = np.cumsum(sizes) - sizes
             parts.append(_Part(start, len(sizes), starts, sizes, store))
             start += len(sizes) * part.times
         dataset.collater = _Collater(dataset.collater, parts, self._pad)
-        logger.info(f"{split}: {start:,} sentences with answers from {', '.join(str(p.store.folder) for p in parts)}")
+        folders = ", ".join(str(part.store.folder) for part in parts)
+        logger.info(f"{split.name}: {start:,} sentences with answers from {folders}")
 
-    def _find(self, texts: Dict[str, Any], data: str, split: str, file: Path, required: bool) -> Optional[Store]:
+    def _find(self, split: Split, required: bool) -> Optional[Store]:
+        texts = split.fingerprint()
         for store in self._stores:
             if {name: value for name, value in store.identity.data.items() if name not in COUNTS} == texts:
                 return store
-        same_split = [str(store.folder) for store in self._stores if store.identity.split == split]
-        if required:
-            other = f"{', '.join(same_split)} is of other data, or of sources truncated otherwise"
-            reason = other if same_split else f"it has no {split}"
-            flags = f" --truncate-source --max-source-positions {texts[TRUNCATED]}" if TRUNCATED in texts else ""
-            raise KDPluginError(
-                f"--teacher-cache {self.folder}: no answers for {file} ({reason}). Remedy: kd-plugin cache {data} "
-                f"--subset {split} --cache-dir {self.folder}{flags} with the teacher's other options"
+        if not required:
+            logger.info(
+                f"{split.name}: no answers in --teacher-cache {self.folder}, so only the cross-entropy is reported. "
+                f"kd-plugin cache --subset {split.name} adds them"
             )
-        logger.info(
-            f"{split}: no answers in --teacher-cache {self.folder}, so only the cross-entropy is reported. kd-plugin "
-            f"cache --subset {split} adds them"
+            return None
+        same_split = [str(store.folder) for store in self._stores if store.identity.split == split.name]
+        other = f"{', '.join(same_split)} is of other data, or of sources truncated otherwise"
+        reason = other if same_split else f"it has no {split.name}"
+        command = f"kd-plugin cache {split.data} --subset {split.name} --cache-dir {self.folder}"
+        if split.truncated_to is not None:
+            command += f" --truncate-source --max-source-positions {split.truncated_to}"
+        raise KDPluginError(
+            f"--teacher-cache {self.folder}: no answers for {split.files()[1][0]} ({reason}). Remedy: {command} with "
+            "the teacher's other options"
         )
-        return None
 
     def covers(self, batch: Dict[str, Any]) -> bool:
         """Whether a batch has brought its answers."""

@@ -158,11 +158,11 @@ def test_a_description_with_wrong_types_is_refused_by_name(tmp_path):
 
 
 def test_what_verbs_share_names_a_flag_of_all_of_them_or_says_whose_it_is(tmp_path):
-    from kd_plugin.cache.data import split_prefixes
+    from kd_plugin.cache.data import Split
     from kd_plugin.checkpoints.read import check_file
 
     with pytest.raises(KDPluginError) as refused:
-        split_prefixes(str(tmp_path), "train", "en", "de")
+        Split(str(tmp_path), "train", "en", "de").prefixes()
     assert "--" not in str(refused.value)
     with pytest.raises(KDPluginError) as refused:
         check_file(str(tmp_path / "none.pt"))

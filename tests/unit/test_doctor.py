@@ -10,8 +10,8 @@ from fairseq import options
 from fairseq.criterions import CRITERION_REGISTRY
 from fairseq.tasks import TASK_REGISTRY
 
-from kd_plugin import cli, compat
-from kd_plugin.cli import doctor
+from kd_plugin import cli, compat, environment
+from kd_plugin.environment import FAIL, OK, WARN
 from tests.support import load, make_checkpoint
 
 TINY = [
@@ -48,7 +48,7 @@ def report(capsys, *arguments):
 
 
 def failures(answer):
-    return [check for check in answer["checks"] if check["status"] == doctor.FAIL]
+    return [check for check in answer["checks"] if check["status"] == FAIL]
 
 
 def test_this_environment_is_healthy(capsys):
@@ -70,37 +70,37 @@ def test_the_table_says_what_the_json_says(capsys):
         assert check["section"] in lines
 
 
-@pytest.mark.parametrize("worst, status", [(doctor.OK, 0), (doctor.WARN, 0), (doctor.FAIL, 1)])
+@pytest.mark.parametrize("worst, status", [(OK, 0), (WARN, 0), (FAIL, 1)])
 def test_the_exit_status_is_1_only_for_a_failure(worst, status, monkeypatch, capsys):
-    checks = [doctor.Check("section", "fine", "1"), doctor.Check("section", "thing", "2", worst, "do this")]
-    monkeypatch.setattr(doctor, "environment_checks", lambda: checks)
+    checks = [environment.Check("section", "fine", "1"), environment.Check("section", "thing", "2", worst, "do this")]
+    monkeypatch.setattr(environment, "environment_checks", lambda: checks)
     assert cli.main(["doctor"]) == status
     assert "→ do this" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("version, status", [((2, 9), doctor.WARN), ((2, 10), doctor.OK), ((3, 0), doctor.OK)])
+@pytest.mark.parametrize("version, status", [((2, 9), WARN), ((2, 10), OK), ((3, 0), OK)])
 def test_weights_only_is_trusted_from_torch_2_10_on(version, status, monkeypatch, capsys):
     monkeypatch.setattr(compat, "TORCH_VERSION", version)
     check = report(capsys)[2]["weights_only"]
     assert check["status"] == status
-    assert ("CVE-2025-32434" in check["value"]) == (status == doctor.WARN)
+    assert ("CVE-2025-32434" in check["value"]) == (status == WARN)
 
 
 def test_a_missing_package_fails_only_where_it_is_needed():
-    needed = doctor.package_check("packages", "no-such-distribution", required=True)
-    assert needed.status == doctor.FAIL and needed.remedy == "pip install no-such-distribution"
-    assert doctor.package_check("packages", "no-such-distribution", required=False).status == doctor.OK
+    needed = environment.package_check("packages", "no-such-distribution", required=True)
+    assert needed.status == FAIL and needed.remedy == "pip install no-such-distribution"
+    assert environment.package_check("packages", "no-such-distribution", required=False).status == OK
 
 
 def test_both_fairseq_distributions_at_once_fail(monkeypatch):
-    monkeypatch.setattr(doctor, "installed_version", lambda name: "1.0")
-    assert doctor.fairseq_check().status == doctor.FAIL
+    monkeypatch.setattr(environment, "installed_version", lambda name: "1.0")
+    assert environment.fairseq_check().status == FAIL
 
 
 def test_an_untested_fairseq_is_a_warning(monkeypatch):
     monkeypatch.setattr(compat, "fairseq_distribution", lambda: "fairseq:1.0.0a0")
-    check = doctor.fairseq_check()
-    assert check.status == doctor.WARN and "fairseq:1.0.0a0" in check.value
+    check = environment.fairseq_check()
+    assert check.status == WARN and "fairseq:1.0.0a0" in check.value
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_gpus_are_listed_with_memory_and_capability(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: gpu)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
-    values = [(check.name, check.value) for check in doctor.device_checks()]
+    values = [(check.name, check.value) for check in environment.device_checks()]
     assert values == [
         ("GPU 0", "NVIDIA Test, 80 GiB, capability 9.0"),
         ("GPU 1", "NVIDIA Test, 80 GiB, capability 9.0"),

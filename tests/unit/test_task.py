@@ -11,7 +11,7 @@ from fairseq.data import BaseWrapperDataset
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.tasks.translation import TranslationTask
 
-from kd_plugin.cache.data import describe_data, dictionary_sha256, fingerprint
+from kd_plugin.cache.data import Split, describe_data, dictionary_sha256
 from kd_plugin.cache.manifest import Identity
 from kd_plugin.cache.records import Records
 from kd_plugin.cache.writer import ShardWriter, StoreFolder, plan_shards
@@ -49,7 +49,7 @@ def sizes_of(pairs):
 def write_store(cache, data, split, pairs, offset=0, **changes):
     """A store whose records say whose they are: token number n of the split has log_rest -(offset + n) / 8."""
     sizes, dictionary = sizes_of(pairs), task_of(data).target_dictionary
-    texts = fingerprint(str(data), split, "en", "de", changes.pop("truncated_to", None))
+    texts = Split(str(data), split, "en", "de", changes.pop("truncated_to", None)).fingerprint()
     fields = dict(
         kind="topk", k=K, temperature=1.0, vocab=VOCAB, seed=0, dtype="fp32", shard_tokens=6, split=split,
         dictionary_sha256=dictionary_sha256(dictionary.symbols), max_positions=[9, 7],
@@ -393,7 +393,7 @@ def test_wrappers_around_the_target_are_looked_through(data, tmp_path):
     dataset = task.datasets["train"]
     dataset.tgt = BaseWrapperDataset(dataset.tgt)
     assert isinstance(task.teacher, CachedTeacher)
-    task.teacher.attach(dataset, str(data), "train", "en", "de", True)
+    task.teacher.attach(dataset, Split(str(data), "train", "en", "de"), True)
     sample = dataset.collater([dataset[3]])
     assert token_numbers(task, sample) == [[9, 10, 11, 12, 13]]
 

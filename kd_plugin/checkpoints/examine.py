@@ -1,42 +1,56 @@
-"""`kd-plugin doctor --teacher`: what is this checkpoint, and can it be used as a teacher?"""
+"""What is this checkpoint, and can it be used as a teacher? What `kd-plugin doctor --teacher` reports."""
 
-from __future__ import annotations
-
-import argparse
 import json
 import os
 import shlex
-from typing import Any, List, Optional
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from kd_plugin.checkpoints.describe import dictionary_directories, find_dictionary
 from kd_plugin.checkpoints.language_tokens import VOCABULARY_WEIGHTS, languages_of, missing_symbols, vocabulary_rows
 from kd_plugin.checkpoints.open import beside
-from kd_plugin.checkpoints.paths import join_model_paths
+from kd_plugin.checkpoints.paths import join_model_paths, split_model_paths
 from kd_plugin.checkpoints.read import CheckpointFile, no_checkpoint, read_file
-from kd_plugin.cli.doctor import FAIL, Check
+from kd_plugin.environment import FAIL, Check
 from kd_plugin.errors import KDPluginError
 
 
-def teacher_checks(path: str, args: argparse.Namespace) -> List[Check]:
+def examine(
+    teacher: str, dict_dir: Optional[str], languages: Sequence[Optional[str]]
+) -> Tuple[List[Check], Optional[str]]:
+    """What teachers are, and the command to distil from them; None where something is wrong with one.
+
+    Args:
+        teacher: as --teacher-path
+        dict_dir: with their dictionaries
+        languages: source and target, where a checkpoint does not say
+    """
+    paths = split_model_paths(teacher)
+    found = {path: teacher_checks(path, dict_dir, languages) for path in dict.fromkeys(paths)}
+    checks = [check for path in paths for check in found[path]]
+    wrong = any(check.status == FAIL for check in checks)
+    return checks, None if wrong else training_command(checks, paths, dict_dir)
+
+
+def teacher_checks(path: str, dict_dir: Optional[str], languages: Sequence[Optional[str]]) -> List[Check]:
     """What one teacher file is, up to building the model that it describes."""
-    section = f"teacher {path}"
+    section, overrides = f"teacher {path}", {"data": dict_dir} if dict_dir else {}
     if not os.path.isfile(path):
         return [Check(section, "file", "not found", FAIL, str(no_checkpoint(path, "check the path")))]
     try:
-        file = read_file(path, overrides={"data": args.dict} if args.dict else {})
+        file = read_file(path, overrides=overrides)
     except KDPluginError as error:
         return [Check(section, "safe to read", "no", FAIL, str(error))]
     # Where neither says it, training takes the student's.
-    langs = [said or given for said, given in zip(languages_of(file.cfg.task), (args.source_lang, args.target_lang))]
+    langs = [said or given for said, given in zip(languages_of(file.cfg.task), languages)]
     checks = [
         Check(section, "safe to read", "yes, as tensors and fairseq's configuration alone"),
         Check(section, "size", f"{os.path.getsize(path):,} bytes"),
         Check(section, "sha256", file.sha256),
         Check(section, "architecture", architecture(file.cfg.model)),
         Check(section, "parameters", f"{file.parameters:,}"),
-        Check(section, "languages", "-".join(langs) if all(langs) else "not in the checkpoint"),
+        Check(section, "languages", "-".join(map(str, langs)) if all(langs) else "not in the checkpoint"),
     ]
-    return checks + fitting_checks(section, file, langs, args.dict)
+    return checks + fitting_checks(section, file, langs, overrides)
 
 
 def architecture(model_cfg: Any) -> str:
@@ -53,10 +67,9 @@ def architecture(model_cfg: Any) -> str:
     return text
 
 
-def fitting_checks(section: str, file: CheckpointFile, langs: List[Any], dict_dir: Optional[str]) -> List[Check]:
+def fitting_checks(section: str, file: CheckpointFile, langs: List[Any], overrides: Dict[str, str]) -> List[Check]:
     """Do the dictionaries that training would find fit the embeddings, and can the model be built with them?"""
     checks: List[Check] = []
-    overrides = {"data": dict_dir} if dict_dir else {}
     for side, lang in zip(VOCABULARY_WEIGHTS, langs):
         rows = vocabulary_rows(file.weights, side)
         checks.append(Check(section, f"{side} vocabulary", "not found" if rows is None else f"{rows:,}"))

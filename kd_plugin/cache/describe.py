@@ -1,0 +1,31 @@
+"""What a store holds, in words: whose answers to which data, and how much of the teacher's mass they capture."""
+
+from kd_plugin.cache.store import Store
+
+
+def describe(store: Store) -> str:
+    """A paragraph with a histogram."""
+    identity, manifest = store.identity, store.manifest
+    width, data = identity.layout.width, identity.data
+    teachers = ", ".join(
+        f"sha256 {teacher['sha256']} ({teacher['parameters']:,} parameters, weight {teacher['weight']:g})"
+        for teacher in identity.teachers
+    )
+    counts = [sum(column) for column in zip(*(shard.histogram for shard in manifest.shards))]
+    lines = [
+        f"{store.folder}",
+        f"  split        {identity.split}: {data['sentences']:,} sentences, {data['tokens']:,} target tokens",
+        f"  entries      {identity.kind}, k {identity.k}, temperature {identity.temperature:g}, vocabulary "
+        f"{identity.vocab:,}",
+        f"  teacher      {teachers}, {identity.dtype}",
+        f"  data         source {data['source_sha256'][:16]}, target {data['target_sha256'][:16]}, "
+        f"dictionary {identity.dictionary_sha256[:16]}",
+        f"  size         {width} bytes a token, {manifest.tokens * width:,} bytes in {len(manifest.shards)} shards",
+        f"  captured     {manifest.captured:.2%} of the teacher's mass in the mean; tokens by what is captured:",
+    ]
+    largest = max([1, *counts])
+    for step, count in enumerate(counts):
+        if count:
+            bar = "#" * max(1, round(40 * count / largest))
+            lines.append(f"    {step * 5:3d}-{step * 5 + 5:3d} %  {count / max(1, manifest.tokens):6.1%}  {bar}")
+    return "\n".join(lines)
