@@ -3,7 +3,6 @@
 import argparse
 import os
 import shutil
-import uuid
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, Dict, FrozenSet, List, Optional
@@ -14,7 +13,7 @@ from kd_plugin.checkpoints.converter_reads import Reads
 from kd_plugin.checkpoints.exported import DESCRIPTION, description_of
 from kd_plugin.checkpoints.open import Checkpoint
 from kd_plugin.errors import KDPluginError
-from kd_plugin.files.atomic import write_json
+from kd_plugin.files.atomic import temporary_beside, write_json
 from kd_plugin.files.json_text import parse_json
 
 INSTALL = "pip install 'kd-plugin[export]'"
@@ -78,7 +77,7 @@ def convert(
     import ctranslate2
 
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp")
+    temporary = temporary_beside(folder)
     try:
         vmap = str(vocabulary_map) if vocabulary_map else None
         _converter(checkpoint, options).convert(str(temporary), vmap=vmap, quantization=quantization)
@@ -138,9 +137,6 @@ def vocabulary(folder: Path, side: str) -> FrozenSet[str]:
 
     Args:
         side: source or target
-
-    Raises:
-        KDPluginError: the folder has no readable vocabulary
     """
     for name in (f"{side}_vocabulary", "shared_vocabulary"):
         for path in (folder / f"{name}.json", folder / f"{name}.txt"):

@@ -19,9 +19,6 @@ def check_weights(folder: Path) -> None:
 
     Args:
         folder: a model that CTranslate2 has accepted
-
-    Raises:
-        KDPluginError: names the first such tensor, and how many there are
     """
     bad = []
     total = 0

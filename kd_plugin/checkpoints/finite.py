@@ -1,6 +1,6 @@
 """Are a model's weights numbers, and do they stay so in the dtype that it is to compute in?"""
 
-from typing import Any, Dict, Iterator, Mapping, Tuple
+from typing import Any, Dict, Mapping, Tuple
 
 import torch
 from torch import Tensor
@@ -19,11 +19,8 @@ def check_finite(state: Mapping[str, Any], path: str) -> None:
     Args:
         state: a model's state_dict, or the `model` of a checkpoint
         path: what to name
-
-    Raises:
-        KDPluginError: names the first such tensor, and how many there are
     """
-    weights = dict(_weights(state))
+    weights = _weights(state)
     bad = [name for name, weight in weights.items() if not _is_finite(name, weight)]
     if not bad:
         return
@@ -43,11 +40,8 @@ def check_range(model: Any, dtype: torch.dtype, path: str, remedy: str) -> None:
         model: with finite weights
         dtype: what it is to be turned to
         path, remedy: for the message
-
-    Raises:
-        KDPluginError: names the first tensor that does not fit, and how many there are
     """
-    largest = {name: _magnitude(weight) for name, weight in _weights(model.state_dict())}
+    largest = {name: _magnitude(weight) for name, weight in _weights(model.state_dict()).items()}
     limit = torch.finfo(dtype).max
     # a value a little above the limit is rounded down to it
     beyond = [name for name, size in largest.items() if size > limit and torch.tensor(size).to(dtype).isinf()]
@@ -62,16 +56,17 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).replace("torch.", "")
 
 
-def _weights(state: Mapping[str, Any]) -> Iterator[Tuple[str, Tensor]]:
-    """Tied ones once."""
-    seen: Dict[Tuple[int, Tuple[int, ...]], str] = {}
+def own_tensors(state: Mapping[str, Any]) -> Dict[str, Tensor]:
+    """Those of a state_dict that a model computes with; tied ones, which share their memory, once."""
+    found: Dict[Tuple[int, int], Tuple[str, Tensor]] = {}
     for name, tensor in state.items():
-        if not torch.is_tensor(tensor) or not tensor.is_floating_point():
-            continue
-        if name.endswith(MARKERS) or BETTER_TRANSFORMER_COPY.search(name):
-            continue
-        if tensor.numel() and seen.setdefault((tensor.data_ptr(), tuple(tensor.shape)), name) == name:
-            yield name, tensor.detach()
+        if torch.is_tensor(tensor) and not name.endswith(MARKERS) and not BETTER_TRANSFORMER_COPY.search(name):
+            found.setdefault((tensor.data_ptr(), tensor.numel()), (name, tensor.detach()))
+    return dict(found.values())
+
+
+def _weights(state: Mapping[str, Any]) -> Dict[str, Tensor]:
+    return {name: t for name, t in own_tensors(state).items() if t.is_floating_point() and t.numel()}
 
 
 def _magnitude(weight: Tensor) -> float:

@@ -22,6 +22,16 @@ class Foreign(NamedTuple):
     remedy: str
 
 
+class Looked(NamedTuple):
+    """A file: its first HEAD bytes, its last 8, and its size."""
+
+    path: str
+    head: bytes
+    tail: bytes
+    size: int
+
+
+Test = Callable[[Looked], bool]
 WANTED = "give the .pt file that fairseq-train saved"
 ORIGINAL = "give a .pt file that fairseq-train saved; models of another program are not read"
 CONVERTED = "give the .pt file that it was made from"
@@ -32,40 +42,6 @@ def _packed(name: str, command: str) -> Foreign:
     return Foreign(f"packed with {name}", f"{command}, then {WANTED}")
 
 
-# how a file begins
-BEGINNINGS: Tuple[Tuple[bytes, Foreign], ...] = (
-    (b"version https://git-lfs.github.com/spec/", Foreign("a pointer of Git LFS, not the file itself", "git lfs pull")),
-    (b"GGUF", Foreign("a model in the format GGUF (llama.cpp)", ORIGINAL)),
-    (b"lmgg", Foreign("a model in the format GGML (llama.cpp)", ORIGINAL)),
-    (b"tjgg", Foreign("a model in the format GGML (llama.cpp)", ORIGINAL)),
-    (b"\x89HDF\r\n\x1a\n", Foreign("an HDF5 file (Keras, TensorFlow)", ORIGINAL)),
-    (b"\x93NUMPY", Foreign("an array of NumPy (.npy)", ORIGINAL)),
-    (b"\x1f\x8b", _packed("gzip", "gunzip it, or tar -xzf")),
-    (b"\xfd7zXZ\x00", _packed("xz", "unxz it, or tar -xJf")),
-    (b"BZh", _packed("bzip2", "bunzip2 it, or tar -xjf")),
-    (b"\x28\xb5\x2f\xfd", _packed("zstd", "unzstd it")),
-    (b"\x04\x22\x4d\x18", _packed("lz4", "unlz4 it")),
-    (b"7z\xbc\xaf\x27\x1c", _packed("7-Zip", "7z x")),
-    (b"Rar!", _packed("RAR", "unrar it")),
-    (b"MMIDIDX\x00\x00", Foreign("an index of binarised text, not a model", WANTED)),
-    (b"TNTIDX\x00\x00", Foreign("an index of binarised text, not a model", WANTED)),
-    (b"PAR1", Foreign("a Parquet table", WANTED)),
-    (b"ARROW1", Foreign("an Arrow table", WANTED)),
-    (b"SQLite format 3\x00", Foreign("an SQLite database", WANTED)),
-    (b"%PDF", Foreign("a PDF document", WANTED)),
-    (b"\x89PNG", Foreign("a picture", WANTED)),
-    (b"\xff\xd8\xff", Foreign("a picture", WANTED)),
-    (b"\x7fELF", Foreign("a program or library", WANTED)),
-    (struct.pack("<i", 793712314), Foreign("a model of fastText", ORIGINAL)),
-)
-# where the content does not tell
-NAMES: Tuple[Tuple[str, Foreign], ...] = (
-    (r"\.onnx$", Foreign("a model in the format ONNX", ORIGINAL)),
-    (r"\.(data-\d+-of-\d+|ckpt\.(index|meta)|pb)$", Foreign("a part of a TensorFlow model", ORIGINAL)),
-    (r"\.msgpack$", Foreign("weights of Flax (JAX)", ORIGINAL)),
-    (r"\.nemo$", Foreign("a model of NVIDIA NeMo", ORIGINAL)),
-    (r"\.(mlmodel|mar|engine|plan|params)$", Foreign("a model of another program", ORIGINAL)),
-)
 MARIAN = Foreign("a model of Marian (.npz)", ORIGINAL)
 TORCHSCRIPT = Foreign("a TorchScript archive, which holds a program", CONVERTED)
 CTRANSLATE2_FILE = Foreign("the weights of a CTranslate2 model", f"{CONVERTED}; kd-plugin evaluate takes its folder")
@@ -76,41 +52,6 @@ SAFETENSORS = Foreign(
     "a file of safetensors: weights without fairseq's configuration", "give the .pt file that they were taken from"
 )
 NO_CONFIGURATION = "fairseq's configuration (cfg or args) is missing"
-
-
-def foreign_file(path: str) -> Optional[Foreign]:
-    """What a file is that torch.load is not to be given; None: perhaps a checkpoint."""
-    size = os.path.getsize(path)
-    if size == 0:
-        return Foreign("an empty file: truncated, damaged or never written", AGAIN)
-    with open(path, "rb") as file:
-        head = file.read(HEAD)
-        file.seek(max(0, size - 8))
-        tail = file.read(8)
-    if head.startswith(TORCH_PICKLE):
-        return None
-    if head.startswith(b"PK"):
-        return _archive(path)
-    if _is_safetensors(head, size):  # before all others: it begins with a length, which can look like anything
-        return SAFETENSORS
-    for beginning, foreign in BEGINNINGS:
-        if head.startswith(beginning):
-            return foreign
-    for test, foreign in TESTS:
-        if test(head, tail, size):
-            return foreign
-    for pattern, foreign in NAMES:
-        if re.search(pattern, path):
-            return foreign
-    if not head.strip(b"\x00"):
-        return Foreign("nothing but zero bytes: a download or copy that was broken off", AGAIN)
-    if tarfile.is_tarfile(path):
-        # torch < 0.4 saved such files; torch's reader of them has been attacked (CVE-2025-32434)
-        return Foreign(
-            "a tar archive",
-            f"unpack it, then {WANTED}; the old tar format of torch < 0.4 has to be saved again by a newer torch",
-        )
-    return _text(head)
 
 
 def _archive(path: str) -> Optional[Foreign]:
@@ -133,11 +74,12 @@ def _archive(path: str) -> Optional[Foreign]:
     return Foreign("a zip archive, and not one of torch.save", f"unzip it, then {WANTED}")
 
 
-def _is_safetensors(head: bytes, size: int) -> bool:
-    return len(head) > 8 and head[8:9] == b"{" and 2 <= struct.unpack("<Q", head[:8])[0] <= size - 8
+def _is_safetensors(file: Looked) -> bool:
+    head = file.head
+    return len(head) > 8 and head[8:9] == b"{" and 2 <= struct.unpack("<Q", head[:8])[0] <= file.size - 8
 
 
-def is_ctranslate2(head: bytes, tail: bytes = b"", size: int = 0) -> bool:
+def is_ctranslate2(head: bytes) -> bool:
     """Whether a file begins as CTranslate2's model.bin: its version, and the name of what follows."""
     if len(head) < 8:
         return False
@@ -146,34 +88,101 @@ def is_ctranslate2(head: bytes, tail: bytes = b"", size: int = 0) -> bool:
     return 1 <= version < 100 and re.match(rb"\w+Spec\x00$", name) is not None
 
 
-def _is_marian_binary(head: bytes, tail: bytes, size: int) -> bool:
-    if len(head) < 48:
+def _is_marian_binary(file: Looked) -> bool:
+    if len(file.head) < 48:
         return False
-    version, tensors = struct.unpack("<QQ", head[:16])
-    return version == 1 and 0 < tensors < 10_000 and b"_Wemb" in head + tail or b"encoder_l1" in head
+    version, tensors = struct.unpack("<QQ", file.head[:16])
+    return version == 1 and 0 < tensors < 10_000 and b"_Wemb" in file.head + file.tail or b"encoder_l1" in file.head
 
 
-TESTS: Tuple[Tuple[Callable[[bytes, bytes, int], bool], Foreign], ...] = (
-    (is_ctranslate2, CTRANSLATE2_FILE),
-    (_is_marian_binary, MARIAN._replace(what="a model of Marian (.bin)")),
-    (lambda head, tail, size: head[4:8] == b"TFL3", Foreign("a model of TensorFlow Lite", ORIGINAL)),
+def _begins(*beginnings: bytes) -> Test:
+    return lambda file: file.head.startswith(beginnings)
+
+
+def _fits(pattern: bytes) -> Test:
+    return lambda file: re.match(pattern, file.head) is not None
+
+
+def _is_named(pattern: str) -> Test:
+    """Where the content does not tell."""
+    return lambda file: re.search(pattern, file.path) is not None
+
+
+# the first that fits
+FILES: Tuple[Tuple[Test, Foreign], ...] = (
+    (_is_safetensors, SAFETENSORS),  # before all others: it begins with a length, which can look like anything
     (
-        lambda head, tail, size: tail == struct.pack("<Q", 0xDB4775248B80FB57),
+        _begins(b"version https://git-lfs.github.com/spec/"),
+        Foreign("a pointer of Git LFS, not the file itself", "git lfs pull"),
+    ),
+    (_begins(b"GGUF"), Foreign("a model in the format GGUF (llama.cpp)", ORIGINAL)),
+    (_begins(b"lmgg", b"tjgg"), Foreign("a model in the format GGML (llama.cpp)", ORIGINAL)),
+    (_begins(b"\x89HDF\r\n\x1a\n"), Foreign("an HDF5 file (Keras, TensorFlow)", ORIGINAL)),
+    (_begins(b"\x93NUMPY"), Foreign("an array of NumPy (.npy)", ORIGINAL)),
+    (_begins(b"\x1f\x8b"), _packed("gzip", "gunzip it, or tar -xzf")),
+    (_begins(b"\xfd7zXZ\x00"), _packed("xz", "unxz it, or tar -xJf")),
+    (_begins(b"BZh"), _packed("bzip2", "bunzip2 it, or tar -xjf")),
+    (_begins(b"\x28\xb5\x2f\xfd"), _packed("zstd", "unzstd it")),
+    (_begins(b"\x04\x22\x4d\x18"), _packed("lz4", "unlz4 it")),
+    (_begins(b"7z\xbc\xaf\x27\x1c"), _packed("7-Zip", "7z x")),
+    (_begins(b"Rar!"), _packed("RAR", "unrar it")),
+    (_begins(b"MMIDIDX\x00\x00", b"TNTIDX\x00\x00"), Foreign("an index of binarised text, not a model", WANTED)),
+    (_begins(b"PAR1"), Foreign("a Parquet table", WANTED)),
+    (_begins(b"ARROW1"), Foreign("an Arrow table", WANTED)),
+    (_begins(b"SQLite format 3\x00"), Foreign("an SQLite database", WANTED)),
+    (_begins(b"%PDF"), Foreign("a PDF document", WANTED)),
+    (_begins(b"\x89PNG", b"\xff\xd8\xff"), Foreign("a picture", WANTED)),
+    (_begins(b"\x7fELF"), Foreign("a program or library", WANTED)),
+    (_begins(struct.pack("<i", 793712314)), Foreign("a model of fastText", ORIGINAL)),
+    (lambda file: is_ctranslate2(file.head), CTRANSLATE2_FILE),
+    (_is_marian_binary, MARIAN._replace(what="a model of Marian (.bin)")),
+    (_fits(rb"(?s)....TFL3"), Foreign("a model of TensorFlow Lite", ORIGINAL)),
+    (
+        lambda file: file.tail == struct.pack("<Q", 0xDB4775248B80FB57),
         Foreign("the index of a TensorFlow checkpoint", ORIGINAL),
     ),
     (
-        lambda head, tail, size: head[:1] == b"\n" and re.search(rb"<(unk|pad|s)>", head[:64]) is not None,
+        _fits(rb"(?s)\n.{0,63}<(unk|pad|s)>"),
         Foreign("a model of SentencePiece, which segments text", f"{WANTED}; --sentencepiece-model takes this one"),
     ),
+    (_fits(rb"\x08[\x01-\x1f][\x12\x1a:B]"), Foreign("a model in the format ONNX", ORIGINAL)),
     (
-        lambda head, tail, size: re.match(rb"\x08[\x01-\x1f][\x12\x1a:B]", head) is not None,
-        Foreign("a model in the format ONNX", ORIGINAL),
-    ),
-    (
-        lambda head, tail, size: re.match(rb"\x80[\x02-\x05]", head) is not None and size > len(TORCH_PICKLE),
+        lambda file: file.size > len(TORCH_PICKLE) and re.match(rb"\x80[\x02-\x05]", file.head) is not None,
         Foreign("a pickle of Python that torch.save did not write", WANTED),
     ),
+    (_is_named(r"\.onnx$"), Foreign("a model in the format ONNX", ORIGINAL)),
+    (_is_named(r"\.(data-\d+-of-\d+|ckpt\.(index|meta)|pb)$"), Foreign("a part of a TensorFlow model", ORIGINAL)),
+    (_is_named(r"\.msgpack$"), Foreign("weights of Flax (JAX)", ORIGINAL)),
+    (_is_named(r"\.nemo$"), Foreign("a model of NVIDIA NeMo", ORIGINAL)),
+    (_is_named(r"\.(mlmodel|mar|engine|plan|params)$"), Foreign("a model of another program", ORIGINAL)),
+    (
+        lambda file: not file.head.strip(b"\x00"),
+        Foreign("nothing but zero bytes: a download or copy that was broken off", AGAIN),
+    ),
+    (  # torch < 0.4 saved such files; torch's reader of them has been attacked (CVE-2025-32434)
+        lambda file: tarfile.is_tarfile(file.path),
+        Foreign(
+            "a tar archive",
+            f"unpack it, then {WANTED}; the old tar format of torch < 0.4 has to be saved again by a newer torch",
+        ),
+    ),
 )
+
+
+def foreign_file(path: str) -> Optional[Foreign]:
+    """What a file is that torch.load is not to be given; None: perhaps a checkpoint."""
+    size = os.path.getsize(path)
+    if size == 0:
+        return Foreign("an empty file: truncated, damaged or never written", AGAIN)
+    with open(path, "rb") as file:
+        head = file.read(HEAD)
+        file.seek(max(0, size - 8))
+        looked = Looked(path, head, file.read(8), size)
+    if head.startswith(TORCH_PICKLE):
+        return None
+    if head.startswith(b"PK"):
+        return _archive(path)
+    return next((foreign for test, foreign in FILES if test(looked)), None) or _text(head)
 
 
 def _text(head: bytes) -> Optional[Foreign]:

@@ -5,14 +5,13 @@ import logging
 import os
 import pickle
 import re
-from typing import Any, Collection, Dict, Mapping, NamedTuple, Optional, Tuple, Union
+from typing import Any, Dict, Mapping, NamedTuple, Optional, Tuple, Union
 
 import torch
-from torch import Tensor
 
-from kd_plugin.checkpoints.finite import MARKERS
+from kd_plugin.checkpoints.finite import own_tensors
 from kd_plugin.checkpoints.formats import foreign_file, foreign_folder, foreign_state, origin
-from kd_plugin.compat import BETTER_TRANSFORMER_COPY, WEIGHTS_ONLY_IS_WEAK, bring_up_to_date, load_safely
+from kd_plugin.compat import WEIGHTS_ONLY_IS_WEAK, bring_up_to_date, load_safely
 from kd_plugin.errors import KDPluginError
 from kd_plugin.files.atomic import sha256_of
 
@@ -38,23 +37,12 @@ class CheckpointFile(NamedTuple):
     @property
     def weight_bytes(self) -> int:
         """As the file stores them, without optimizer state."""
-        return sum(weight.numel() * weight.element_size() for weight in _parameters(self.weights))
-
-
-def _parameters(weights: Mapping[str, Any]) -> Collection[Tensor]:
-    """Tied ones (the same memory) once."""
-    parameters = {
-        (tensor.data_ptr(), tensor.numel()): tensor
-        for name, tensor in weights.items()
-        if torch.is_tensor(tensor) and not name.endswith(MARKERS)
-        if not BETTER_TRANSFORMER_COPY.search(name)
-    }
-    return parameters.values()
+        return sum(weight.numel() * weight.element_size() for weight in own_tensors(self.weights).values())
 
 
 def count_parameters(weights: Mapping[str, Any]) -> int:
     """Number of parameters in a checkpoint's `model`, tied ones counted once."""
-    return sum(weight.numel() for weight in _parameters(weights))
+    return sum(weight.numel() for weight in own_tensors(weights).values())
 
 
 def no_checkpoint(path: str, remedy: str) -> KDPluginError:

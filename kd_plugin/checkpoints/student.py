@@ -56,11 +56,7 @@ def describe_as_stock(cfg: DictConfig, private_fields: Any, stock: Stock = TRANS
 
 
 def refuse_to_replace(teachers: Sequence[str], save_dir: str) -> None:
-    """fairseq-train writes checkpoint*.pt into its folder, over whatever has such a name there, and through links.
-
-    Raises:
-        KDPluginError: that would be a teacher
-    """
+    """Refuse teachers that a training would write over: its checkpoint*.pt replace all that is called so."""
     for written in glob.glob(os.path.join(glob.escape(save_dir), "checkpoint*.pt")):
         for teacher in teachers:
             if os.path.exists(teacher) and os.path.exists(written) and os.path.samefile(teacher, written):

@@ -64,11 +64,7 @@ LIMITS: Dict[str, Limits] = {
 
 
 def check_numbers(args: argparse.Namespace) -> None:
-    """Compare the flags of any verb with LIMITS.
-
-    Raises:
-        KDPluginError: names the first that is outside of them
-    """
+    """Refuse numbers, of any verb's flags, outside of LIMITS."""
     for name, value in vars(args).items():
         limits = LIMITS.get(name)
         if limits is None or isinstance(value, bool) or not isinstance(value, (int, float)):

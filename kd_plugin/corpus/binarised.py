@@ -75,13 +75,10 @@ def readable(prefix: str) -> Iterator[None]:
 
 
 def check_ids(tokens: Tensor, dictionary: Dictionary, data: str) -> None:
-    """Refuse symbols that were numbered by a larger dictionary.
+    """Refuse symbols of a larger dictionary, which would be read as unknown, or end in an index error.
 
     Args:
         tokens: int64, of any shape
-
-    Raises:
-        KDPluginError: one is beyond the dictionary; it would be read as unknown, or end in an index error
     """
     if tokens.numel() and int(tokens.max()) >= len(dictionary):
         raise KDPluginError(

@@ -183,11 +183,7 @@ class Looks:
             self._systems[system] += 1
 
     def check(self) -> None:
-        """After the last row.
-
-        Raises:
-            KDPluginError: a column looks like something else
-        """
+        """After the last row: refuse columns that look like something else."""
         for side, what in enumerate(SIDES):
             if 2 * self._numbers[side] > self._rows >= self._fewest:
                 raise self._error(f"{self._numbers[side]:,} of {self._rows:,} {what} are numbers", tatoeba=not side)
@@ -299,11 +295,7 @@ class Table:
         return KDPluginError(f"{self._where}: its fields are {what}. Remedy: {remedy}")
 
     def check(self) -> None:
-        """After the last row.
-
-        Raises:
-            KDPluginError: it looks like another table than source, hypothesis, score and system
-        """
+        """After the last row: refuse columns that look like something else."""
         for mark in self._quotes:
             of_one = max(self._quoted[mark, SOURCE], self._quoted[mark, HYPOTHESIS])
             if 2 * self._quoted[mark, "both"] > self._rows or of_one == self._rows > 1:

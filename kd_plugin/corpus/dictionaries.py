@@ -6,11 +6,7 @@ from kd_plugin.errors import KDPluginError
 
 
 def load_dictionary(path: str) -> Dictionary:
-    """fairseq's dictionary in a file.
-
-    Raises:
-        KDPluginError: it is damaged
-    """
+    """fairseq's dictionary in a file; a damaged one is refused."""
     try:
         return Dictionary.load(path)
     except Exception as error:  # fairseq raises ValueError, RuntimeError and, for what is no UTF-8, Exception itself

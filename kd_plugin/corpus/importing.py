@@ -38,11 +38,7 @@ class Entry(NamedTuple):
 
 
 def take_in(table: Table) -> None:
-    """Write the translations of a table as a folder.
-
-    Raises:
-        KDPluginError: names the flag, or the file and the line
-    """
+    """Write the translations of a table as a folder."""
     check_languages(table.source_lang, table.target_lang)
     path, languages = Path(table.file), [table.source_lang, table.target_lang]
     format_name = table.format or _format_of(path)

@@ -187,9 +187,6 @@ def check_languages(
         source, target: None: not said
         where: the file that says so; None: the flags do
         distinct: whether text of both sides is written, or read, by the names of the languages
-
-    Raises:
-        KDPluginError: names the flag or the file
     """
     for side, language in (("source", source), ("target", target)):
         if language is None:

@@ -38,9 +38,6 @@ def check_text(
     Args:
         folder, identity_sha256: of the translations
         languages: None: not known yet
-
-    Raises:
-        KDPluginError: names the file
     """
     if not prefix or prefix.endswith(("/", os.sep)) or os.path.basename(prefix) in (".", ".."):
         raise KDPluginError(f"--text {prefix!r}: names no files. Remedy: a prefix such as pseudo/train")

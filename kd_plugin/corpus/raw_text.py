@@ -64,11 +64,7 @@ def decode_line(line: bytes, number: int, path: Path, flag: str) -> str:
 
 
 def checked_sha256(path: Path, flag: str) -> str:
-    """Of a file that a user has named.
-
-    Raises:
-        KDPluginError: it cannot be read
-    """
+    """Of a file that a user has named, which is refused if it cannot be read."""
     try:
         return sha256_of(path)
     except OSError as error:

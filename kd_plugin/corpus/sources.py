@@ -58,9 +58,6 @@ class TextSource(Source):
 
     Args:
         subwords: of the source language
-
-    Raises:
-        KDPluginError: as TextLines
     """
 
     def __init__(self, path: str, subwords: Subwords):

@@ -132,9 +132,6 @@ def check_joining(symbol: str, symbols: Collection[str], what: str) -> None:
         symbol: --remove-bpe
         symbols: of the dictionary
         what: the dictionary, for errors
-
-    Raises:
-        KDPluginError: the words would stay in pieces, or all become one
     """
     kind = kind_of(symbols)
     if symbol == "sentencepiece" and (kind == "subword_nmt" or not any(SPACE in one for one in symbols)):
@@ -157,9 +154,6 @@ def check_text(marks: Marks, has_model: bool, symbols: Collection[str], name: st
         has_model: whether a sentencepiece model segments it
         symbols: of its language's dictionary
         name: of the text, for errors
-
-    Raises:
-        KDPluginError: it looks like the other kind
     """
     if has_model:
         found = max(marks.spaced, marks.joined)

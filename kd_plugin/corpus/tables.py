@@ -55,9 +55,6 @@ def read_rows(
         columns: of a table, as `columns.parse_columns` gives them; None: USUAL, or as its first line says
         quotes: marks that fields of a table are refused in
         said: is told of a first line that names the columns
-
-    Raises:
-        KDPluginError: names the file, the line, the cause and a remedy
     """
     where = f"import {path}"
     if format_name == "jsonl":

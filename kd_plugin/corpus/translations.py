@@ -9,8 +9,8 @@ Records come in the order of their first id; no id occurs twice. Text is raw (no
 """
 
 import heapq
+import itertools
 import json
-import math
 import re
 from pathlib import Path
 from typing import Any, Dict, Iterable, Iterator, List, NamedTuple, Optional, Tuple
@@ -46,23 +46,15 @@ class Record(NamedTuple):
     system: Optional[str] = None
 
     def encode(self) -> str:
-        """A line of JSON.
-
-        Raises:
-            KDPluginError: a text holds a line break or cannot be UTF-8, or a score is no number
-        """
-        for text in (self.source, *(h.text for h in self.hypotheses)):
-            if "\n" in text or "\r" in text:
-                raise KDPluginError(f"sentence {self.ids[0]}: a line break inside {text!r}")
-        if any(h.score is not None and math.isnan(h.score) for h in self.hypotheses):
-            raise KDPluginError(f"sentence {self.ids[0]}: the score of a translation is NaN")
+        """A line of JSON; what could not be read again is refused."""
+        try:
+            self._check_values()
+        except ValueError as error:
+            raise KDPluginError(f"sentence {self.ids[0]}: {error}") from error
         content = {"ids": self.ids, "source": self.source, "hypotheses": [h._asdict() for h in self.hypotheses]}
         if self.system is not None:
             content["system"] = self.system
-        line = json.dumps(content, ensure_ascii=False)
-        if SURROGATE.search(line):
-            raise KDPluginError(f"sentence {self.ids[0]}: half of a surrogate pair inside {line!r}")
-        return line
+        return json.dumps(content, ensure_ascii=False)
 
     @classmethod
     def decode(cls, line: str) -> "Record":
@@ -79,13 +71,13 @@ class Record(NamedTuple):
             raise ValueError("too many brackets inside each other") from error
         except (AttributeError, KeyError, TypeError) as error:
             raise ValueError(f"no record ({error!r})") from error
-        record.check()
+        if type(record.ids) is not list or not record.ids or not all(type(number) is int for number in record.ids):
+            raise ValueError("ids is no list of numbers")
+        record._check_values()
         return record
 
-    def check(self) -> None:
-        """Raise ValueError where a field is of another type than it should be, or a text cannot be a line."""
-        if type(self.ids) is not list or not self.ids or not all(type(number) is int for number in self.ids):
-            raise ValueError("ids is no list of numbers")
+    def _check_values(self) -> None:
+        """Raise ValueError where a text is none or cannot be a line, or a score is no number."""
         for text in (self.source, *(hypothesis.text for hypothesis in self.hypotheses), self.system or ""):
             if type(text) is not str:
                 raise ValueError(f"{text!r} is no text")
@@ -93,9 +85,9 @@ class Record(NamedTuple):
                 raise ValueError(f"a line break inside {text!r}")
             if not text.isascii() and SURROGATE.search(text):
                 raise ValueError(f"half of a surrogate pair inside {text!r}")
-        for hypothesis in self.hypotheses:
-            if hypothesis.score is not None and not is_number(hypothesis.score):
-                raise ValueError(f"score {hypothesis.score!r} is no number")
+        for score in (hypothesis.score for hypothesis in self.hypotheses):
+            if score is not None and not is_number(score):
+                raise ValueError(f"score {'NaN' if score != score else repr(score)} is no number")
 
 
 def scores_of(record: Record, folder: Path, remedy: str) -> List[float]:
@@ -270,33 +262,19 @@ class Translations:
 
         What it holds in memory are the records whose source occurs again.
         """
-        waiting: List[Tuple[int, int, Record]] = []  # by their next id
+        waiting: List[Tuple[int, int, Record]] = []  # its next line, and which one of its lines that is
         last = -1
-        for record in self.records():
-            while waiting and waiting[0][0] < record.ids[0]:
-                last = self._after(last, waiting[0][0])
-                yield self._next(waiting)
-            last = self._after(last, record.ids[0])
-            yield record.ids[0], record
-            if len(record.ids) > 1:
-                heapq.heappush(waiting, (record.ids[1], 1, record))
-        while waiting:
-            last = self._after(last, waiting[0][0])
-            yield self._next(waiting)
-
-    def _after(self, last: int, line: int) -> int:
-        if line <= last:
-            raise KDPluginError(f"{self.folder}: two translations of line {line}. {REMEDY}")
-        return line
-
-    @staticmethod
-    def _next(waiting: List[Tuple[int, int, Record]]) -> Tuple[int, Record]:
-        line, at, record = waiting[0]
-        if at + 1 < len(record.ids):
-            heapq.heapreplace(waiting, (record.ids[at + 1], at + 1, record))
-        else:
-            heapq.heappop(waiting)
-        return line, record
+        for record in itertools.chain(self.records(), [None]):
+            while waiting and (record is None or waiting[0][0] < record.ids[0]):
+                line, at, known = heapq.heappop(waiting)
+                if line <= last:
+                    raise KDPluginError(f"{self.folder}: two translations of line {line}. {REMEDY}")
+                yield line, known
+                last = line
+                if at + 1 < len(known.ids):
+                    heapq.heappush(waiting, (known.ids[at + 1], at + 1, known))
+            if record is not None:
+                heapq.heappush(waiting, (record.ids[0], 0, record))
 
 
 class TranslationsFolder(ShardedFolder[Shard]):

@@ -63,9 +63,6 @@ def filter_translations(input_dir: str, options: Any, workers: int, to: Destinat
     Args:
         options: the flags of RULES and SCORE_FLAGS and --scores, each an attribute
         workers: 0: as many as are worth it
-
-    Raises:
-        KDPluginError: names the flag or the file
     """
     check(options)
     translations = Translations(Path(input_dir))

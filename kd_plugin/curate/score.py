@@ -47,11 +47,7 @@ class Scoring(NamedTuple):
 
 
 def score(args: Scoring) -> None:
-    """Write this job's share of the translations again, with scores.
-
-    Raises:
-        KDPluginError: names the flag or the file
-    """
+    """Write this job's share of the translations again, with scores."""
     check_languages(args.models.source_lang, args.models.target_lang)
     args.job.check()
     Translations(Path(args.input_dir)).check_any()

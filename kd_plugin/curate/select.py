@@ -40,11 +40,7 @@ class Selection(NamedTuple):
 
 
 def select(args: Selection) -> None:
-    """Write a folder with the translations chosen.
-
-    Raises:
-        KDPluginError: names the flag or the file
-    """
+    """Write a folder with the translations chosen."""
     _check(args)
     translations = Translations(Path(args.input_dir))
     translations.check_any()

@@ -36,11 +36,7 @@ class Settings(NamedTuple):
     temperature: float = 1.0
 
     def check(self) -> None:
-        """Whether the numbers, each within kd_plugin.cli.numbers' limits, go together.
-
-        Raises:
-            KDPluginError: names the flags
-        """
+        """Refuse numbers that do not go together, each within kd_plugin.cli.numbers' limits."""
         if self.nbest > self.beam:
             raise KDPluginError(
                 f"--nbest {self.nbest}, --beam {self.beam}: a search gives no more than --beam translations. Remedy: a "
@@ -59,13 +55,10 @@ class Settings(NamedTuple):
             raise KDPluginError(f"{flags}: only one of them can be. Remedy: leave one out")
 
     def check_vocabulary(self, symbols: int) -> None:
-        """Whether a model can search like this.
+        """Refuse what a model cannot do.
 
         Args:
             symbols: in its target dictionary
-
-        Raises:
-            KDPluginError: names the flag
         """
         # padding is never written: fairseq would make the beam smaller without a word
         for name, value, most in (("beam", self.beam, symbols - 1), ("sampling-topk", self.sampling_topk, symbols)):

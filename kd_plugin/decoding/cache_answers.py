@@ -57,11 +57,7 @@ class Questions(NamedTuple):
 
 
 def cache_answers(options: Questions) -> None:
-    """Write this job's share of the stores, one for each split and folder of data.
-
-    Raises:
-        KDPluginError: names the flag or the file
-    """
+    """Write this job's share of the stores, one for each split and folder of data."""
     check_languages(options.source_lang, options.target_lang)
     options.job.check()
     if options.max_source_positions is not None and not options.truncate_source:

@@ -8,11 +8,9 @@ import functools
 from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
-import numpy as np
 from fairseq.data.data_utils import infer_language_pair
 
 from kd_plugin.checkpoints.language_tokens import check_source_token
-from kd_plugin.corpus.batches import by_length
 from kd_plugin.corpus.destination import Destination, TranslationSession, run_session
 from kd_plugin.corpus.languages import check_languages
 from kd_plugin.corpus.sources import Sentence, TextSource, data_folders, group_equal, open_binarised, shares
@@ -24,7 +22,7 @@ from kd_plugin.decoding.ctranslate2 import CTranslate2Decoder
 from kd_plugin.decoding.decoders import checkpoints_of, default_dtype
 from kd_plugin.decoding.fairseq import DTYPES, Checkpoints, FairseqDecoder
 from kd_plugin.decoding.length_limit import is_capped
-from kd_plugin.decoding.models import UNKNOWN
+from kd_plugin.decoding.models import UNKNOWN, in_batches
 from kd_plugin.errors import KDPluginError
 from kd_plugin.files.atomic import digest_of
 from kd_plugin.files.sharded_folder import MANIFEST, Plan
@@ -54,11 +52,7 @@ class Corpus(NamedTuple):
 
 
 def decode(args: Corpus) -> None:
-    """Write this job's share of a folder of translations.
-
-    Raises:
-        KDPluginError: names the flag or the file
-    """
+    """Write this job's share of a folder of translations."""
     check_languages(args.models.source_lang, args.models.target_lang)
     args.job.check()
     args.search.check()
@@ -197,13 +191,8 @@ class Session(TranslationSession):
         has_model = self._subwords.source.path is not None
         check_known((sentence.tokens for sentence in sentences), source.indices, has_model)
         answers, capped = self._translate(sentences, plan.number)
-        counts = {
-            EMPTY: 0,
-            TOO_LONG: 0,
-            CAPPED: sum(len(groups[at]) for at in capped),
-            UNKNOWN_SOURCE: 0,
-            UNKNOWN_TARGET: 0,
-        }
+        counts = dict.fromkeys((EMPTY, TOO_LONG, CAPPED, UNKNOWN_SOURCE, UNKNOWN_TARGET), 0)
+        counts[CAPPED] = sum(len(groups[at]) for at in capped)
         records = []
         for ids, sentence, answer in zip(groups, sentences, answers):
             if not sentence.tokens:
@@ -221,20 +210,16 @@ class Session(TranslationSession):
 
     def _translate(self, sentences: List[Sentence], shard: int) -> Tuple[List[Optional[List[Scored]]], List[int]]:
         """The translations of each sentence, None where it is empty or too long; and which ones the limit has ended."""
-        lengths = np.array([len(sentence.tokens) for sentence in sentences], dtype=np.int64)
-        decodable = np.flatnonzero((lengths > 0) & (lengths <= self._decoder.max_source_tokens))
         answers: List[Optional[List[Scored]]] = [None] * len(sentences)
         capped: List[int] = []
-        self.progress(len(sentences) - len(decodable))
         # by shard, so that draws depend neither on other shards nor on a restart
         self._decoder.start_draws((self._args.seed * 1_000_003 + shard) % 2**32)
-        for positions in by_length(lengths[decodable] + 1, self._args.max_tokens):
-            batch = decodable[positions]
-            translated = self._decoder([sentences[at].tokens for at in batch])
-            limit = self._decoder.length_limit(int(lengths[batch].max()))
-            for at, answer in zip(batch, translated):
-                answers[at] = answer
+        tokens = [sentence.tokens for sentence in sentences]
+        for places, translated, limit in in_batches(self._decoder, tokens, self._args.max_tokens):
+            for place, answer in zip(places, translated):
+                answers[place] = answer
                 if is_capped(answer, limit):
-                    capped.append(int(at))
-            self.progress(len(batch))
+                    capped.append(place)
+            self.progress(len(places))
+        self.progress(answers.count(None))
         return answers, capped

@@ -17,9 +17,6 @@ def length_limit(max_len_a: float, max_len_b: int, longest: int, max_target_toke
         longest: symbols of the longest sentence of the batch, without end of sentence: the limit is the same for all
             sentences of a batch, as in fairseq
         max_target_tokens: what the model can write
-
-    Raises:
-        KDPluginError: not even one symbol
     """
     limit = min(int(max_len_a * (longest + 1) + max_len_b), max_target_tokens)
     if limit < 1:

@@ -2,7 +2,7 @@
 
 import time
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from kd_plugin.checkpoints.formats import holds_ctranslate2
 from kd_plugin.checkpoints.paths import split_model_paths
 from kd_plugin.checkpoints.read import model_sha256, no_checkpoint
 from kd_plugin.corpus.batches import by_length
-from kd_plugin.decoding.base import Decoder, Settings, Tokens
+from kd_plugin.decoding.base import Decoder, Scored, Settings, Tokens
 from kd_plugin.decoding.ctranslate2 import CTranslate2Decoder
 from kd_plugin.decoding.fairseq import Checkpoints, FairseqDecoder, open_checkpoints
 from kd_plugin.decoding.length_limit import is_capped
@@ -118,34 +118,46 @@ def open_model(
     )
 
 
+def in_batches(
+    decoder: Decoder, sentences: Sequence[Tokens], max_tokens: int
+) -> Iterator[Tuple[List[int], List[List[Scored]], int]]:
+    """(places, their translations, the length limit) of each batch; nothing of sentences that cannot be translated.
+
+    Args:
+        sentences: symbols without end of sentence; some may be empty, or longer than the model can take
+        max_tokens: of a batch, ends of sentence and padding included
+    """
+    lengths = np.array([len(tokens) for tokens in sentences], dtype=np.int64)
+    possible = np.flatnonzero((lengths > 0) & (lengths <= decoder.max_source_tokens))
+    for batch in by_length(lengths[possible] + 1, max_tokens):
+        places = possible[batch].tolist()
+        limit = decoder.length_limit(int(lengths[places].max()))
+        yield places, decoder([sentences[place] for place in places]), limit
+
+
 def translate(
     decoder: Decoder, sentences: Sequence[Tokens], max_tokens: int = 4000, name: Optional[str] = None
 ) -> Translated:
     """The best translation of each sentence; nothing for one that is empty or longer than the model can take.
 
     Args:
-        sentences: symbols without end of sentence
-        max_tokens: of a batch, ends of sentence and padding included
+        sentences, max_tokens: as in_batches
         name: of a progress bar; None: there is none
     """
-    lengths = np.array([len(tokens) for tokens in sentences], dtype=np.int64)
-    possible = np.flatnonzero((lengths > 0) & (lengths <= decoder.max_source_tokens))
     hypotheses: List[Tokens] = [[] for _ in sentences]
     capped: Dict[int, int] = {}
+    too_long = sum(len(tokens) > decoder.max_source_tokens for tokens in sentences)
+    possible = sum(map(bool, sentences)) - too_long
     start = time.perf_counter()
-    with progress_bar(name or "", len(possible), disable=name is None) as bar:
-        for batch in by_length(lengths[possible] + 1, max_tokens):
-            places = possible[batch]
-            limit = decoder.length_limit(int(lengths[places].max()))
-            for place, answer in zip(places, decoder([sentences[place] for place in places])):
+    with progress_bar(name or "", possible, disable=name is None) as bar:
+        for places, answers, limit in in_batches(decoder, sentences, max_tokens):
+            for place, answer in zip(places, answers):
                 hypotheses[place] = list(answer[0][0])
                 if is_capped(answer[:1], limit):
-                    capped[int(place)] = limit
+                    capped[place] = limit
             bar.update(len(places))
     seconds = time.perf_counter() - start
-    tokens = sum(len(hypotheses[place]) + 1 for place in possible)
-    too_long = int((lengths > decoder.max_source_tokens).sum())
-    return Translated(hypotheses, seconds, too_long, len(possible), tokens, capped)
+    return Translated(hypotheses, seconds, too_long, possible, sum(map(len, hypotheses)) + possible, capped)
 
 
 def capped_note(answers: Sequence[Translated]) -> str:

@@ -72,11 +72,7 @@ class Comparison(NamedTuple):
 
 
 def evaluate(args: Comparison) -> None:
-    """Write evaluation.json, the table and the translations, and print the table.
-
-    Raises:
-        KDPluginError: names the flag or the file
-    """
+    """Write evaluation.json, the table and the translations, and print the table."""
     check_languages(args.source_lang, args.target_lang)
     models = _named(args.model, "--model", "PATH")
     tests = [_read_test(name, value) for name, value in _named(args.test, "--test", "SRC,REF").items()]

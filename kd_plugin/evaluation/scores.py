@@ -40,11 +40,7 @@ class Score(NamedTuple):
 
 
 def check_tokenizer(tokenize: Optional[str]) -> None:
-    """Before anything is decoded: some of sacreBLEU's need further packages, or a download.
-
-    Raises:
-        KDPluginError: it cannot be used here
-    """
+    """Refuse one that cannot be used here: some of sacreBLEU's need further packages, or a download."""
     try:
         BLEU(tokenize=tokenize).corpus_score(["a b"], [["a b"]])
     except Exception as error:  # a missing package, a download that failed, anything

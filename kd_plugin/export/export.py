@@ -4,7 +4,7 @@ import itertools
 import os
 import shutil
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 from sacrebleu.metrics import BLEU
@@ -76,7 +76,8 @@ def export(args: Export) -> None:
     try:
         temporary.mkdir()
         folder = temporary / "export"
-        WRITERS[args.format](opened, folder, args, _work(temporary))
+        write = _to_ctranslate2 if args.format == "ctranslate2" else _with_dictionaries
+        write(opened, folder, args)
         digests: Dict[str, Any] = {}
         for side, one in subwords.models().items():
             shutil.copyfile(str(one.path), folder / SUBWORDS[side])
@@ -136,16 +137,10 @@ def _umask() -> int:
     return mask
 
 
-def _work(folder: Path) -> Path:
-    work = folder / "work"
-    work.mkdir()
-    return work
-
-
-def _to_ctranslate2(opened: Checkpoint, folder: Path, args: Export, work: Path) -> None:
+def _to_ctranslate2(opened: Checkpoint, folder: Path, args: Export) -> None:
     vocabulary_map: Optional[Path] = None
     if args.vocabulary_map_from:
-        vocabulary_map = work / VOCABULARY_MAP
+        vocabulary_map = folder.with_name(VOCABULARY_MAP)
         symbols = [dictionary.symbols for dictionary in opened.dictionaries]
         pairs = progress(_segmented(opened, args), None, "vocabulary map", "pair")
         number = write_vocabulary_map(vocabulary_map, pairs, *symbols)
@@ -153,25 +148,15 @@ def _to_ctranslate2(opened: Checkpoint, folder: Path, args: Export, work: Path) 
     convert(opened, folder, args.quantization or "int8", vocabulary_map, args.max_positions)
 
 
-def _to_fairseq(opened: Checkpoint, folder: Path, args: Export, work: Path) -> None:
+def _with_dictionaries(opened: Checkpoint, folder: Path, args: Export) -> None:
+    """The formats that keep fairseq's dictionaries: fairseq, safetensors."""
     folder.mkdir()
-    write_stock_checkpoint(opened, folder / CHECKPOINT, args.fp16)
+    if args.format == "fairseq":
+        write_stock_checkpoint(opened, folder / CHECKPOINT, args.fp16)
+    else:
+        write_safetensors(opened, folder, args.fp16)
     _copy_dictionaries(opened, folder)
-    write_json(folder / DESCRIPTION, description_of(opened, "fairseq", dtype="float16" if args.fp16 else "float32"))
-
-
-def _to_safetensors(opened: Checkpoint, folder: Path, args: Export, work: Path) -> None:
-    folder.mkdir()
-    write_safetensors(opened, folder, args.fp16)
-    _copy_dictionaries(opened, folder)
-    write_json(folder / DESCRIPTION, description_of(opened, "safetensors", dtype="float16" if args.fp16 else "float32"))
-
-
-WRITERS: Dict[str, Callable[[Checkpoint, Path, Export, Path], None]] = {
-    "ctranslate2": _to_ctranslate2,
-    "fairseq": _to_fairseq,
-    "safetensors": _to_safetensors,
-}
+    write_json(folder / DESCRIPTION, description_of(opened, args.format, dtype="float16" if args.fp16 else "float32"))
 
 
 def _copy_dictionaries(opened: Checkpoint, folder: Path) -> None:

@@ -86,11 +86,7 @@ def read_json(path: Path, remedy: str) -> Dict[str, Any]:
 
 
 def make_folder(folder: Path, flag: str) -> None:
-    """Make a folder for output.
-
-    Raises:
-        KDPluginError: it cannot be written to; names the flag
-    """
+    """Make a folder for output, or refuse it by its flag."""
     remedy = "Remedy: a folder that can be written"
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)

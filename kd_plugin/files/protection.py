@@ -34,9 +34,6 @@ def check_outputs(
         folders: for output, each this run's own. What lies there already is for `kd_plugin.files.locks` to judge
         files: for output
         made: whether a file that exists was made by this same job and may be replaced
-
-    Raises:
-        KDPluginError: names the flag and the path
     """
     read: List[Tuple[str, PathLike]] = [(flag, path) for flag, value in inputs for path in _paths(value)]
     written: List[Tuple[str, PathLike]] = []
