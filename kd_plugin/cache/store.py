@@ -140,11 +140,7 @@ class Store:
         return encoded
 
     def verify(self, progress: Optional[Callable[[int], None]] = None) -> None:
-        """Hash every byte.
-
-        Args:
-            progress: called with the number of bytes of each piece that is done
-        """
+        """Hash every byte. progress: called with the number of bytes of each piece that is done"""
         for shard in self.manifest.shards:
             check_sha256(shard.records_path(self.folder), shard.sha256, shard.remedy, progress)
 

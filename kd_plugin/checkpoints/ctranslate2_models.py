@@ -133,11 +133,7 @@ def _converter(checkpoint: Checkpoint, options: argparse.Namespace) -> Any:
 
 
 def vocabulary(folder: Path, side: str) -> FrozenSet[str]:
-    """The symbols that a CTranslate2 model knows.
-
-    Args:
-        side: source or target
-    """
+    """The symbols that a CTranslate2 model knows. side: source or target"""
     for name in (f"{side}_vocabulary", "shared_vocabulary"):
         for path in (folder / f"{name}.json", folder / f"{name}.txt"):
             if path.is_file():

@@ -15,11 +15,7 @@ FIRST_VERSION = 4  # which says the type of each tensor; older ones are years ol
 
 
 def check_weights(folder: Path) -> None:
-    """Refuse a model with NaN or infinite weights.
-
-    Args:
-        folder: a model that CTranslate2 has accepted
-    """
+    """Refuse a model with NaN or infinite weights. folder: a model that CTranslate2 has accepted"""
     bad = []
     total = 0
     with open(folder / "model.bin", "rb") as file:

@@ -52,13 +52,13 @@ def describe(
     check_languages(*given, where=None if given == [source_lang, target_lang] else path, distinct=False)
     found = []
     for name in (given[0] or "source", given[1] or "target"):
-        try:
-            found.append(find_dictionary(directories, name, path))
-        except KDPluginError as error:
+        file_of_it = next(filter(os.path.isfile, _candidates(directories, name)), None)
+        if file_of_it is None:
             raise KDPluginError(
                 f"{path}: there is no dict.{name}.txt or dict.txt in {' or '.join(directories)}. Remedy: --dict-dir "
                 "with the folder of the data that it was trained on"
-            ) from error
+            )
+        found.append((load_dictionary(file_of_it), file_of_it))
     return _described(file, None if None in given else [str(language) for language in given], found)
 
 
@@ -120,8 +120,7 @@ def find_dictionary(directories: Iterable[str], lang: Optional[str], path: str) 
     A fairseq checkpoint does not hold its dictionary, only the path of the data it was trained on. Where nobody says
     its language, None, only a joined one can be found.
     """
-    names = ["dict.txt"] if lang is None else [f"dict.{lang}.txt", "dict.txt"]
-    tried = [os.path.join(folder, name) for folder in directories for name in names]
+    tried = _candidates(directories, lang)
     for file in tried:
         if os.path.isfile(file):
             return load_dictionary(file), file
@@ -137,6 +136,11 @@ def find_dictionary(directories: Iterable[str], lang: Optional[str], path: str) 
         'the folder it was trained on: --teacher-overrides \'{"data": "DATA_BIN"}\' (fairseq-train, kd-plugin cache), '
         "--dict DATA_BIN (doctor) or --dict-dir DATA_BIN (all others)"
     )
+
+
+def _candidates(directories: Iterable[str], lang: Optional[str]) -> List[str]:
+    names = ["dict.txt"] if lang is None else [f"dict.{lang}.txt", "dict.txt"]
+    return [os.path.join(folder, name) for folder in directories for name in names]
 
 
 def _languages_of_data(directories: List[str]) -> Sequence[Optional[str]]:

@@ -38,11 +38,7 @@ READ_BY_FAIRSEQ = {
 
 
 def own_weights(model: Any, half: bool = False) -> Dict[str, Tensor]:
-    """The model's state, in memory of its own: tied tensors once, and no bytes beside them.
-
-    Args:
-        half: float32 as float16
-    """
+    """The model's state, in memory of its own: tied tensors once, and no bytes beside them. half: float32 as float16"""
     copies: Dict[Tuple[int, Tuple[int, ...], Tuple[int, ...]], Tensor] = {}
     weights = {}
     for name, tensor in model.state_dict().items():

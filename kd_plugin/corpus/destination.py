@@ -60,12 +60,17 @@ class TranslationSession(Session):
         return TranslationsFolder(self.output, digest_of(self.identity))
 
 
-def run_session(to: Destination, job: Job, name: str, make_session: Callable[[int], TranslationSession]) -> None:
+def run_session(
+    to: Destination, job: Job, name: str, make_session: Callable[[int], TranslationSession]
+) -> Optional[Manifest]:
     """Write this job's shards of a folder of translations; whoever writes the last one writes the manifest too.
 
     Args:
         name: for the progress bar
         make_session: of a worker's number; can be pickled
+
+    Returns:
+        the manifest; None: other jobs have not finished yet
     """
     to.check()
     session = make_session(0)
@@ -88,6 +93,7 @@ def run_session(to: Destination, job: Job, name: str, make_session: Callable[[in
     manifest = fill(folder, "--output", job, session, make_session, conclude, name, "sent")
     if manifest is not None:
         to.finish(manifest)
+    return manifest
 
 
 def _counted(manifest: Manifest) -> str:

@@ -184,11 +184,7 @@ class Groups(NamedTuple):
 
 
 def group_equal(hashes: np.ndarray) -> Groups:
-    """Groups of lines with equal hashes, ordered by their first line.
-
-    Args:
-        hashes: (lines,) of a void dtype
-    """
+    """Groups of lines with equal hashes, ordered by their first line. hashes: (lines,) of a void dtype"""
     if len(hashes) == 0:
         return Groups(np.zeros(0, np.int64), np.zeros(1, np.int64))
     words = hashes.view(np.uint64).reshape(len(hashes), -1)

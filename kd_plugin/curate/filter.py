@@ -74,29 +74,33 @@ def filter_translations(input_dir: str, options: Any, workers: int, to: Destinat
         identity["scores_sha256"] = checked_sha256(options.scores, "--scores")
     to.check(manifest.languages, identity)
     thresholds = _thresholds(translations, options)
-    counts = {f"dropped_{name}": 0 for name in (*RULES, LOW_SCORE, OTHER_SCORE)}
-    counts.update(lines_untranslated_before=0, lines_without_translation=0)
-    records = kept(translations, thresholds, options, workers, counts)
+    dropped = dict.fromkeys((*RULES, LOW_SCORE, OTHER_SCORE), 0)
+    lost = {"lines_untranslated_before": 0, "lines_without_translation": 0}
+    records = kept(translations, thresholds, options, workers, dropped, lost)
     first = next(records, None)  # before the folder is made
     if first is None:
-        raise _nothing_left(counts, manifest.hypotheses, input_dir)
+        raise _nothing_left(dropped, manifest.hypotheses, input_dir)
     writer = Writer(Path(to.output), identity, manifest.languages, manifest.input_lines)
     for record in itertools.chain([first], records):
         writer.add(record)
-    result = writer.finish(counts)
-    dropped = sum(count for name, count in counts.items() if name.startswith("dropped_"))
-    lost = counts["lines_untranslated_before"] + counts["lines_without_translation"]
-    assert result.hypotheses + dropped == manifest.hypotheses, "a translation was neither kept nor dropped"
-    assert result.lines + lost == manifest.lines, "a line was neither kept nor dropped"
-    print(_table(counts, result.hypotheses, manifest.hypotheses))
-    _warn(counts, manifest.hypotheses)
+    result = writer.finish({**{f"dropped_{name}": count for name, count in dropped.items()}, **lost})
+    of = manifest.hypotheses
+    assert result.hypotheses + sum(dropped.values()) == of, "a translation was neither kept nor dropped"
+    assert result.lines + sum(lost.values()) == manifest.lines, "a line was neither kept nor dropped"
+    print(_table(dropped, result.hypotheses, of))
+    _warn(dropped, of)
     to.finish(result)
 
 
 def kept(
-    translations: Translations, thresholds: Thresholds, options: Any, workers: int, counts: Dict[str, int]
+    translations: Translations,
+    thresholds: Thresholds,
+    options: Any,
+    workers: int,
+    dropped: Dict[str, int],
+    lost: Dict[str, int],
 ) -> Iterator[Record]:
-    """Records with what is left of their translations; those without any are left out. counts: is added to"""
+    """Records with what is left of their translations; those without any are left out. dropped, lost: are added to"""
     number, languages = 0, translations.manifest.languages
     records = progress(translations.records(), len(translations), "filter")
     works = ((record, (record.source, [h.text for h in record.hypotheses])) for record in records)
@@ -106,7 +110,7 @@ def kept(
         for hypothesis, rule in zip(record.hypotheses, rules):
             rule = rule or _low_score(hypothesis, number, thresholds)
             if rule:
-                counts[f"dropped_{rule}"] += 1
+                dropped[rule] += 1
             else:
                 left.append(hypothesis)
             number += 1
@@ -114,7 +118,7 @@ def kept(
             yield record._replace(hypotheses=left)
         else:
             name = "lines_without_translation" if record.hypotheses else "lines_untranslated_before"
-            counts[name] += len(record.ids)
+            lost[name] += len(record.ids)
 
 
 class Judge:
@@ -231,10 +235,9 @@ def _remedy(name: str) -> str:
     return RULES[name].remedy() if name in RULES else "a lower --min-score, or a larger share"
 
 
-def _nothing_left(counts: Dict[str, int], all_of_them: int, input_dir: str) -> KDPluginError:
+def _nothing_left(dropped: Dict[str, int], all_of_them: int, input_dir: str) -> KDPluginError:
     """The error, after the table."""
-    print(_table(counts, 0, all_of_them))
-    dropped = {name[len("dropped_") :]: count for name, count in counts.items() if name.startswith("dropped_")}
+    print(_table(dropped, 0, all_of_them))
     worst = max(dropped, key=lambda name: dropped[name])
     return KDPluginError(
         f"{input_dir}: no translation is left, and nothing was written: {worst} took {dropped[worst]:,} of "
@@ -242,10 +245,10 @@ def _nothing_left(counts: Dict[str, int], all_of_them: int, input_dir: str) -> K
     )
 
 
-def _warn(counts: Dict[str, int], all_of_them: int) -> None:
+def _warn(dropped: Dict[str, int], all_of_them: int) -> None:
     """Of rules that take more than half; what --min-score and the shares take was asked for."""
     for name in RULES:
-        count = counts[f"dropped_{name}"]
+        count = dropped[name]
         if 2 * count > all_of_them:
             print(
                 f"kd-plugin filter: warning: {name} took {count:,} of {all_of_them:,} translations "
@@ -254,9 +257,8 @@ def _warn(counts: Dict[str, int], all_of_them: int) -> None:
             )
 
 
-def _table(counts: Dict[str, int], left: int, all_of_them: int) -> str:
-    rows = [(name[len("dropped_") :], count) for name, count in counts.items() if name.startswith("dropped_")]
-    rows.append(("kept", left))
+def _table(dropped: Dict[str, int], left: int, all_of_them: int) -> str:
     return "\n".join(
-        f"{name.replace('_', ' '):18} {count:12,} {count / max(1, all_of_them):8.2%}" for name, count in rows
+        f"{name.replace('_', ' '):18} {count:12,} {count / max(1, all_of_them):8.2%}"
+        for name, count in {**dropped, "kept": left}.items()
     )

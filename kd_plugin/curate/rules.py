@@ -42,11 +42,7 @@ SHORTEST_AMOUNT = 2.0  # words: of less, characters tell too little (恭喜! is 
 
 
 class Side:
-    """A sentence, looked at once for all rules.
-
-    Args:
-        spaced: whether spaces part the words of its language
-    """
+    """A sentence, looked at once for all rules. spaced: whether spaces part the words of its language"""
 
     def __init__(self, text: str, spaced: bool = True):
         self.text, self.spaced = text, spaced

@@ -23,8 +23,7 @@ from kd_plugin.corpus.subword_checks import Marks, check_known, check_text
 from kd_plugin.corpus.subwords import SubwordOptions
 from kd_plugin.corpus.translations import Record, Translations
 from kd_plugin.decoding.base import ModelOptions, not_a_number
-from kd_plugin.decoding.decoders import checkpoints_of, default_dtype
-from kd_plugin.decoding.fairseq import DTYPES, Checkpoints, load_ensemble
+from kd_plugin.decoding.fairseq import DTYPES, Checkpoints, checkpoints_of, default_dtype, load_ensemble
 from kd_plugin.errors import KDPluginError
 from kd_plugin.files.sharded_folder import Plan
 from kd_plugin.runners.jobs import Job, device_of
@@ -55,11 +54,7 @@ def score(args: Scoring) -> None:
 
 
 class Session(TranslationSession):
-    """Translations and a model, ready to score any shard.
-
-    Args:
-        number: of the worker
-    """
+    """Translations and a model, ready to score any shard. number: of the worker"""
 
     def __init__(self, args: Scoring, number: int):
         self.output, self._max_tokens = Path(args.to.output), args.max_tokens

@@ -55,11 +55,7 @@ class Settings(NamedTuple):
             raise KDPluginError(f"{flags}: only one of them can be. Remedy: leave one out")
 
     def check_vocabulary(self, symbols: int) -> None:
-        """Refuse what a model cannot do.
-
-        Args:
-            symbols: in its target dictionary
-        """
+        """Refuse what a model cannot do. symbols: in its target dictionary"""
         # padding is never written: fairseq would make the beam smaller without a word
         for name, value, most in (("beam", self.beam, symbols - 1), ("sampling-topk", self.sampling_topk, symbols)):
             if value > most:

@@ -16,16 +16,15 @@ from kd_plugin.corpus.languages import check_languages
 from kd_plugin.corpus.sources import Sentence, TextSource, data_folders, group_equal, open_binarised, shares
 from kd_plugin.corpus.subword_checks import check_known, check_text
 from kd_plugin.corpus.subwords import SubwordOptions
-from kd_plugin.corpus.translations import Hypothesis, Manifest, Record
+from kd_plugin.corpus.translations import Hypothesis, Record
 from kd_plugin.decoding.base import ModelOptions, Scored, Settings
 from kd_plugin.decoding.ctranslate2 import CTranslate2Decoder
-from kd_plugin.decoding.decoders import checkpoints_of, default_dtype
-from kd_plugin.decoding.fairseq import DTYPES, Checkpoints, FairseqDecoder
+from kd_plugin.decoding.fairseq import DTYPES, Checkpoints, FairseqDecoder, checkpoints_of, default_dtype
 from kd_plugin.decoding.length_limit import is_capped
 from kd_plugin.decoding.models import UNKNOWN, in_batches
 from kd_plugin.errors import KDPluginError
 from kd_plugin.files.atomic import digest_of
-from kd_plugin.files.sharded_folder import MANIFEST, Plan
+from kd_plugin.files.sharded_folder import Plan
 from kd_plugin.runners.jobs import Job, device_of
 
 EMPTY, TOO_LONG, CAPPED = "empty_lines", "too_long_lines", "capped_lines"
@@ -60,16 +59,14 @@ def decode(args: Corpus) -> None:
         raise KDPluginError("kd-plugin decode: needs either DATA (binarised) or --input FILE (raw text)")
     if args.engine == "fairseq" and args.compute_type not in ("auto", *DTYPES):
         raise KDPluginError(f"--compute-type {args.compute_type}: --engine fairseq computes in {', '.join(DTYPES)}")
-    run_session(args.to, args.job, "decode", functools.partial(Session, args))
-    _say_unknown(args)
+    manifest = run_session(args.to, args.job, "decode", functools.partial(Session, args))
+    if manifest is not None:
+        _say_unknown(args, manifest.counts)
 
 
-def _say_unknown(args: Corpus) -> None:
+def _say_unknown(args: Corpus, counts: Dict[str, int]) -> None:
     """What can be done about unknown symbols in what was written."""
-    folder = Path(args.to.output)
-    if not (folder / MANIFEST).is_file():
-        return
-    counts = Manifest.read(folder).counts
+    # shards of an earlier version may not have counted them
     lines, translations = counts.get(UNKNOWN_SOURCE, 0), counts.get(UNKNOWN_TARGET, 0)
     if translations:
         print(
@@ -85,11 +82,7 @@ def _say_unknown(args: Corpus) -> None:
 
 
 class Session(TranslationSession):
-    """A corpus and a teacher, ready to write any shard.
-
-    Args:
-        number: of the worker
-    """
+    """A corpus and a teacher, ready to write any shard. number: of the worker"""
 
     def __init__(self, args: Corpus, number: int):
         self._args, self.settings, path = args, args.search, args.models.path
@@ -112,9 +105,9 @@ class Session(TranslationSession):
         self.source: Any
         if args.input is not None:
             self.source = TextSource(args.input, subwords.source)
+            texts = (sentence.text for sentence in self.source.read(range(len(self.source))))
             has_model = subwords.source.path is not None
             check_text(self.source.marks, has_model, dictionary.symbols, f"--input {args.input}")
-            texts = (sentence.text for sentence in self.source.read(range(len(self.source))))
             joined = dictionary.symbols == checkpoints.target_dictionary.symbols
             subwords.check_sides(texts, f"--input {args.input}", joined)
         else:

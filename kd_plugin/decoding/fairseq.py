@@ -12,9 +12,10 @@ from kd_plugin.cache.data import dictionary_sha256
 from kd_plugin.checkpoints.finite import check_range
 from kd_plugin.checkpoints.language_tokens import source_token
 from kd_plugin.checkpoints.open import Checkpoint, key_of, open_beside, open_checkpoint
+from kd_plugin.checkpoints.overrides import parse_overrides
 from kd_plugin.checkpoints.paths import split_model_paths
 from kd_plugin.checkpoints.read import check_format, model_sha256
-from kd_plugin.decoding.base import Scored, Settings, Tokens, not_a_number
+from kd_plugin.decoding.base import ModelOptions, Scored, Settings, Tokens, not_a_number
 from kd_plugin.decoding.length_limit import length_limit
 from kd_plugin.errors import KDPluginError
 from kd_plugin.teachers.member import fit
@@ -75,6 +76,23 @@ def open_checkpoints(
     for member in paths[1:]:
         check_format(member, "the path of a .pt file of fairseq-train")
     return Checkpoints(open_checkpoint(paths[0], overrides, source_lang, target_lang), paths, overrides or {})
+
+
+def default_dtype(device: torch.device) -> str:
+    return "float16" if device.type == "cuda" else "float32"
+
+
+def checkpoints_of(options: ModelOptions, languages: Sequence[Optional[str]] = (None, None)) -> Checkpoints:
+    """The models that the flags name.
+
+    Args:
+        languages: source and target, where the flags do not say; None: the checkpoint's
+    """
+    overrides = parse_overrides(options.model_overrides, "--model-overrides")
+    if options.dict_dir is not None:
+        overrides["data"] = options.dict_dir
+    source_lang, target_lang = options.source_lang or languages[0], options.target_lang or languages[1]
+    return open_checkpoints(options.path, overrides, source_lang, target_lang)
 
 
 class Ensemble(NamedTuple):

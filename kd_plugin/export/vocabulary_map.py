@@ -21,11 +21,7 @@ CHUNK = 4_000_000  # pairs of symbols that are counted at once: 64 MB
 
 
 class PairCounts:
-    """c(s), c(t) and c(s, t).
-
-    Args:
-        source_symbols, target_symbols: sizes of the vocabularies
-    """
+    """c(s), c(t) and c(s, t). source_symbols, target_symbols: sizes of the vocabularies"""
 
     def __init__(self, source_symbols: int, target_symbols: int):
         self.source = np.zeros(source_symbols, np.int64)

@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import itertools
 import multiprocessing
 import os
 import queue
@@ -88,31 +89,17 @@ def mapped(
         return f"a worker died ({error}). Remedy: fewer --workers, they may lack memory"
 
     waiting: Deque[Tuple[List[Any], Any]] = collections.deque()
+    pairs = iter(pairs)
     with _pool(workers, _start_function, (make,), died) as submit:
-        for items, chunk in _chunks(pairs):
-            waiting.append((items, submit(chunk)))
-            if len(waiting) >= workers * AHEAD:
-                yield from _answer(waiting)
-        while waiting:
-            yield from _answer(waiting)
-
-
-def _answer(waiting: Deque[Tuple[List[Any], Any]]) -> Iterator[Tuple[Any, Any]]:
-    items, future = waiting.popleft()
-    return zip(items, future.result())
-
-
-def _chunks(pairs: Iterable[Tuple[Any, Any]]) -> Iterator[Tuple[List[Any], List[Any]]]:
-    items: List[Any] = []
-    chunk: List[Any] = []
-    for item, work in pairs:
-        items.append(item)
-        chunk.append(work)
-        if len(chunk) == CHUNK:
-            yield items, chunk
-            items, chunk = [], []
-    if chunk:
-        yield items, chunk
+        while True:
+            chunk = list(itertools.islice(pairs, CHUNK))
+            if chunk:
+                waiting.append(([item for item, _ in chunk], submit([work for _, work in chunk])))
+            if len(waiting) >= workers * AHEAD or not chunk and waiting:
+                items, future = waiting.popleft()
+                yield from zip(items, future.result())
+            elif not chunk:
+                return
 
 
 @contextlib.contextmanager

@@ -326,7 +326,8 @@ def test_every_flipped_bit_is_seen_before_its_records_are_given_away(written):
         ("{", "cannot be read"),
         ("[1]", "no JSON object"),
         ("{}", "version None"),
-        ('{"version": 2}', "no manifest"),
+        ('{"version": 2}', "format None version 2"),
+        ('{"format": "kd_plugin teacher cache", "version": 2}', "no manifest"),
     ],
 )
 def test_manifest_that_is_none(written, content, message):
