@@ -7,7 +7,8 @@ import re
 from collections import Counter
 from typing import List, NamedTuple, Optional, Sequence, Tuple
 
-from kd_plugin.corpus.languages import amount, may_be_the_same
+from kd_plugin.corpus.column_languages import NAMED, language_of
+from kd_plugin.corpus.column_looks import NUMBER, SAY, Looks
 from kd_plugin.errors import KDPluginError
 
 SOURCE, HYPOTHESIS, SCORE, SYSTEM = "source", "hypothesis", "score", "system"
@@ -29,30 +30,9 @@ WORDS = frozenset(
     + [word for name in MEANING for word in name.split("_")]
 )
 NO_TEXT = frozenset(("lang", "language", "n", "num", "doc", "domain"))
-# the commonest languages: codes of ISO 639, then names
-_LANGUAGES = """
-ar ara arabic|bg bul bulgarian|bn ben bengali bangla|ca cat catalan català|cs ces cze czech čeština
-da dan danish dansk|de deu ger german deutsch|el ell gre greek ελληνικά|en eng english|es spa spanish español
-et est estonian eesti|fa fas per persian farsi|fi fin finnish suomi|fr fra fre french français
-gu guj gujarati|ha hau hausa|he heb hebrew|hi hin hindi|hr hrv croatian hrvatski|hu hun hungarian magyar
-id ind indonesian|is isl ice icelandic|it ita italian italiano|ja jpn japanese 日本語|ko kor korean 한국어
-lt lit lithuanian|lv lav latvian|mr mar marathi|ms msa may malay|nl nld dut dutch nederlands
-no nor nb nob norwegian norsk|pl pol polish polski|pt por portuguese português|ro ron rum romanian română
-ru rus russian русский|sk slk slo slovak|sl slv slovenian slovene|sr srp serbian|sv swe swedish svenska
-sw swa swahili|ta tam tamil|te tel telugu|th tha thai|tr tur turkish türkçe|uk ukr ukrainian українська
-ur urd urdu|vi vie vietnamese|zh zho chi cmn chinese 中文
-"""
-_NAMED = {name: names.split()[0] for names in re.split("[|\n]", _LANGUAGES) for name in names.split()}
 COUNTRY = re.compile(r"(?i)\b([a-z]{2,3})[-_](?:[a-z]{4}[-_])?(?:[a-z]{2}|latn|cyrl|arab|deva|hans|hant)\b")
-NUMBER = re.compile(r"\s*[-+]?\d+(?:[.,]\d+)*\s*")
 QUOTED = {'"': re.compile(r'"(?:[^"]|"")*"'), "'": re.compile(r"'.*\S.*'", re.DOTALL)}
 QUOTATION_MARKS = "\"'„“”«»‹›‚‘’「『"
-ENDS_SENTENCE = re.compile(r"[.!?…。！？]['\"”“»]?\s*$")
-SAY = "say which column is what: --columns source,hypothesis,score (in the file's order, _ for one to leave out)"
-SIDES = ("sources", "translations")
-FEWEST_SYSTEMS = 4
-FEWEST_OF_A_LABEL = 4
-FEWEST_WORDS = 4  # of a text that ends without a full stop
 
 
 class Cells(NamedTuple):
@@ -84,20 +64,6 @@ def parse_columns(value: Optional[str]) -> Optional[List[str]]:
     return found
 
 
-def language_of(name: str) -> str:
-    """One spelling for all of a common language's: its code of two letters; any other one's first part."""
-    first = re.split(r"[\W_]", name.strip().lower())[0]
-    return _NAMED.get(first, first)
-
-
-def other_language(said: str, expected: str) -> bool:
-    """Whether a code or an English name cannot mean the language of this code."""
-    one, other = language_of(said), language_of(expected)
-    if one in _NAMED and other in _NAMED:
-        return one != other
-    return bool(one) and not may_be_the_same(said.strip(), expected)
-
-
 def usual_meaning(name: str, languages: Sequence[str]) -> Optional[str]:
     """The role of a column or key of this name, which may be the language's code; None for any other text."""
     name = re.sub(r"[\s-]+", "_", _bare(name).lower())
@@ -127,7 +93,7 @@ def meaning(name: str, languages: Sequence[str]) -> Optional[str]:
         language = language_of(word)
         if language in known:
             found.add((SOURCE, HYPOTHESIS)[known.index(language)])
-        elif word not in WORDS and not (word in _NAMED and len(word) > 3):
+        elif word not in WORDS and not (word in NAMED and len(word) > 3):
             return None
     roles = {MEANING[word] for word in words if word in MEANING and language_of(word) not in known}
     if not words or NO_TEXT & set(words) or not roles <= {SOURCE, HYPOTHESIS} or len(found | roles) != 1:
@@ -148,66 +114,9 @@ def names_columns(names: Sequence[str], roles: Sequence[Optional[str]]) -> bool:
     texts = [name.strip().lower() for name in names]
     if None in roles or len(set(texts)) < 2:
         return False
-    if all(text in _NAMED for text in texts) and len(set(map(language_of, texts))) < 2:
+    if all(text in NAMED for text in texts) and len(set(map(language_of, texts))) < 2:
         return False
     return "in" not in texts or "out" in texts  # a word like any other
-
-
-class Looks:
-    """What the rows look like together; nothing is wrong with any one of them.
-
-    Args:
-        where: for errors
-        remedy: what to do where they look like something else
-        fewest: rows from which on numbers are too many
-    """
-
-    def __init__(self, where: str, remedy: str, fewest: int = 1):
-        self._where, self._remedy, self._fewest = where, remedy, fewest
-        self._rows = 0
-        self._labels, self._numbers = [0, 0], [0, 0]
-        self._first: List[str] = []
-        self._same, self._amounts = [True, True], [0.0, 0.0]
-        self._systems: Counter[str] = Counter()
-
-    def add(self, source: str, hypothesis: str, system: str) -> None:
-        self._rows += 1
-        pair = (source, hypothesis)
-        self._first = self._first or list(pair)
-        for side, (one, other) in enumerate((pair, pair[::-1])):
-            self._numbers[side] += _is_number_for_text(one, other)
-            self._labels[side] += _is_number_for_text(one, other) or _is_identifier_for_text(one, other)
-            self._same[side] &= one == self._first[side]
-            self._amounts[side] += amount("".join(one.split()))
-        if system:
-            self._systems[system] += 1
-
-    def check(self) -> None:
-        """After the last row: refuse columns that look like something else."""
-        for side, what in enumerate(SIDES):
-            if 2 * self._numbers[side] > self._rows >= self._fewest:
-                raise self._error(f"{self._numbers[side]:,} of {self._rows:,} {what} are numbers", tatoeba=not side)
-        named, different = sum(self._systems.values()), len(self._systems)
-        sentences = sum(map(_is_sentence, self._systems))
-        if 2 * different > named and (named >= FEWEST_SYSTEMS or different > 1 and 2 * sentences > different):
-            raise self._error(f"{different:,} different systems in {named:,} rows: what names them is something else")
-        for side, what in enumerate(SIDES):
-            if 2 * self._labels[side] > self._rows >= max(2, self._fewest):
-                raise self._error(f"{self._labels[side]:,} of {self._rows:,} {what} are numbers or identifiers")
-            if self._rows >= FEWEST_OF_A_LABEL and self._same[side] and self._is_label(side):
-                raise self._error(f"all {self._rows:,} {what} are {self._first[side]!r}")
-
-    def _is_label(self, side: int) -> bool:
-        """Whether what is the same in all rows is far too short for what stands beside it."""
-        label = self._first[side]
-        each = self._amounts[1 - side] / self._rows
-        return len(label.split()) == 1 and not self._same[1 - side] and each > max(2.5, 2 * amount(label))
-
-    def _error(self, what: str, tatoeba: bool = False) -> KDPluginError:
-        like, remedy = "", self._remedy
-        if tatoeba and remedy == SAY:
-            like, remedy = ", as in Tatoeba's exports", f"{SAY}; for Tatoeba's pairs --columns _,source,_,hypothesis"
-        return KDPluginError(f"{self._where}: {what}{like}. Remedy: {remedy}")
 
 
 class Table:
@@ -301,21 +210,3 @@ class Table:
             if 2 * self._quoted[mark, "both"] > self._rows or of_one == self._rows > 1:
                 raise self._in_quotes(mark)
         self._looks.check()
-
-
-def _is_number_for_text(one: str, other: str) -> bool:
-    return NUMBER.fullmatch(one) is not None and any(map(str.isalpha, other))
-
-
-def _is_identifier_for_text(one: str, other: str) -> bool:
-    """sent_0001, #7, 7., a UUID."""
-    is_one = one.isascii() and len(one.split()) == 1 and any(map(str.isdigit, one))
-    return is_one and any(map(str.isalpha, other)) and (len(other.split()) > 1 or not other.isascii())
-
-
-def _is_sentence(name: str) -> bool:
-    """Whether what should name a system is a text: not nllb 600M, opus-mt or GPT 4."""
-    words = name.split()
-    if len(words) < 2:
-        return ENDS_SENTENCE.search(name) is not None and not name.isascii()
-    return ENDS_SENTENCE.search(name) is not None or len(words) >= FEWEST_WORDS and not any(map(str.isdigit, name))

@@ -9,10 +9,11 @@ from typing import Dict, List, NamedTuple, Optional, Set
 
 from kd_plugin.corpus.columns import parse_columns
 from kd_plugin.corpus.destination import Destination
+from kd_plugin.corpus.hypotheses import Hypothesis, Record
 from kd_plugin.corpus.languages import check_languages, family, family_of_text
 from kd_plugin.corpus.raw_text import checked_sha256, numbered_lines
 from kd_plugin.corpus.tables import COLUMNS, FORMATS, OBJECT, Row, join_lines, read_rows
-from kd_plugin.corpus.translations import Hypothesis, Record, Writer
+from kd_plugin.corpus.translations import Writer
 from kd_plugin.errors import KDPluginError
 from kd_plugin.runners.progress import progress
 

@@ -7,9 +7,11 @@ import re
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
-from kd_plugin.corpus.columns import HYPOTHESIS, SAY, SCORE, SOURCE, Looks, Table, other_language, usual_meaning
+from kd_plugin.corpus.column_languages import other_language
+from kd_plugin.corpus.column_looks import SAY, Looks
+from kd_plugin.corpus.columns import HYPOTHESIS, SCORE, SOURCE, Table, usual_meaning
+from kd_plugin.corpus.hypotheses import Hypothesis
 from kd_plugin.corpus.raw_text import numbered_lines
-from kd_plugin.corpus.translations import Hypothesis
 from kd_plugin.errors import KDPluginError
 from kd_plugin.files.json_text import RefusedJson, parse_json
 

@@ -10,101 +10,21 @@ Records come in the order of their first id; no id occurs twice. Text is raw (no
 
 import heapq
 import itertools
-import json
 import re
 from pathlib import Path
 from typing import Any, Dict, Iterable, Iterator, List, NamedTuple, Optional, Tuple
 
+from kd_plugin.corpus.hypotheses import Record
 from kd_plugin.corpus.languages import check_languages
 from kd_plugin.errors import KDPluginError
 from kd_plugin.files.atomic import digest_of, digest_of_bytes
-from kd_plugin.files.json_text import SURROGATE, is_number, typed
+from kd_plugin.files.json_text import typed
 from kd_plugin.files.sharded_folder import MANIFEST, Format, Plan, ShardedFolder, check_sha256, shard_name
 
 SHARD_NAME = re.compile(r"shard-\d{5,}")
 AGAIN = "run the same command again, or fetch an undamaged copy"
 REMEDY, DAMAGED = f"Remedy: {AGAIN}", f"Remedy: delete it and {AGAIN}"
 FORMAT = Format("kd_plugin translations", 1, "translations", "translations", REMEDY)
-
-
-class Hypothesis(NamedTuple):
-    """A translation. score: what its system says of it, higher is better (fairseq: log-probability a token)."""
-
-    text: str
-    score: Optional[float] = None
-
-
-class Record(NamedTuple):
-    """A source sentence, its translations, best first, and which lines of the corpus (from 0, ascending) have it.
-
-    system: which system translated, where several may have
-    """
-
-    ids: List[int]
-    source: str
-    hypotheses: List[Hypothesis]
-    system: Optional[str] = None
-
-    def encode(self) -> str:
-        """A line of JSON; what could not be read again is refused."""
-        try:
-            self._check_values()
-        except ValueError as error:
-            raise KDPluginError(f"sentence {self.ids[0]}: {error}") from error
-        content = {"ids": self.ids, "source": self.source, "hypotheses": [h._asdict() for h in self.hypotheses]}
-        if self.system is not None:
-            content["system"] = self.system
-        return json.dumps(content, ensure_ascii=False)
-
-    @classmethod
-    def decode(cls, line: str) -> "Record":
-        """The record in a line of JSON.
-
-        Raises:
-            ValueError: there is none; says why
-        """
-        try:
-            content = json.loads(line)
-            hypotheses = [Hypothesis(h["text"], h["score"]) for h in content["hypotheses"]]
-            record = cls(content["ids"], content["source"], hypotheses, content.get("system"))
-        except RecursionError as error:
-            raise ValueError("too many brackets inside each other") from error
-        except (AttributeError, KeyError, TypeError) as error:
-            raise ValueError(f"no record ({error!r})") from error
-        if type(record.ids) is not list or not record.ids or not all(type(number) is int for number in record.ids):
-            raise ValueError("ids is no list of numbers")
-        record._check_values()
-        return record
-
-    def _check_values(self) -> None:
-        """Raise ValueError where a text is none or cannot be a line, or a score is no number."""
-        for text in (self.source, *(hypothesis.text for hypothesis in self.hypotheses), self.system or ""):
-            if type(text) is not str:
-                raise ValueError(f"{text!r} is no text")
-            if "\n" in text or "\r" in text:
-                raise ValueError(f"a line break inside {text!r}")
-            if not text.isascii() and SURROGATE.search(text):
-                raise ValueError(f"half of a surrogate pair inside {text!r}")
-        for score in (hypothesis.score for hypothesis in self.hypotheses):
-            if score is not None and not is_number(score):
-                raise ValueError(f"score {'NaN' if score != score else repr(score)} is no number")
-
-
-def scores_of(record: Record, folder: Path, remedy: str) -> List[float]:
-    """The scores of all its translations.
-
-    Raises:
-        KDPluginError: one has none
-    """
-    scores = []
-    for hypothesis in record.hypotheses:
-        if hypothesis.score is None:
-            raise KDPluginError(
-                f"{folder}: line {record.ids[0]} (from 0) has a translation without a score: {hypothesis.text!r}. "
-                f"Remedy: {remedy}, or import with scores"
-            )
-        scores.append(hypothesis.score)
-    return scores
 
 
 class Shard(NamedTuple):

@@ -12,10 +12,12 @@ from typing import Any, Dict, FrozenSet, Iterator, List, NamedTuple, Optional, S
 import numpy as np
 
 from kd_plugin.corpus.destination import Destination
+from kd_plugin.corpus.hypotheses import Hypothesis, Record, scores_of
 from kd_plugin.corpus.languages import has_spaces
 from kd_plugin.corpus.raw_text import checked_sha256, numbered_lines
-from kd_plugin.corpus.translations import Hypothesis, Record, Translations, Writer, scores_of
-from kd_plugin.curate.rules import RULES, Flag, Pair, Side, script_of
+from kd_plugin.corpus.translations import Translations, Writer
+from kd_plugin.curate.rules import RULES, Flag, script_of
+from kd_plugin.curate.sentences import Pair, Side
 from kd_plugin.errors import KDPluginError, shown
 from kd_plugin.runners.local import mapped, workers_for
 from kd_plugin.runners.progress import progress

@@ -18,10 +18,11 @@ from fairseq.sequence_scorer import SequenceScorer
 
 from kd_plugin.corpus.batches import by_length
 from kd_plugin.corpus.destination import Destination, TranslationSession, run_session
+from kd_plugin.corpus.hypotheses import Record
 from kd_plugin.corpus.languages import check_languages
 from kd_plugin.corpus.subword_checks import Marks, check_known, check_text
 from kd_plugin.corpus.subwords import SubwordOptions
-from kd_plugin.corpus.translations import Record, Translations
+from kd_plugin.corpus.translations import Translations
 from kd_plugin.decoding.base import ModelOptions, not_a_number
 from kd_plugin.decoding.fairseq import DTYPES, Checkpoints, checkpoints_of, default_dtype, load_ensemble
 from kd_plugin.errors import KDPluginError

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
 from kd_plugin.corpus.destination import Destination
+from kd_plugin.corpus.hypotheses import Record, scores_of
 from kd_plugin.corpus.languages import bleu_tokenizer
 from kd_plugin.corpus.raw_text import TextLines
-from kd_plugin.corpus.translations import Record, Translations, Writer, scores_of
+from kd_plugin.corpus.translations import Translations, Writer
 from kd_plugin.curate.criteria import Candidates, Chooser, Settings, best, signature
 from kd_plugin.errors import KDPluginError
 from kd_plugin.evaluation.scores import check_tokenizer

@@ -12,11 +12,11 @@ from fairseq.data.data_utils import infer_language_pair
 
 from kd_plugin.checkpoints.language_tokens import check_source_token
 from kd_plugin.corpus.destination import Destination, TranslationSession, run_session
+from kd_plugin.corpus.hypotheses import Hypothesis, Record
 from kd_plugin.corpus.languages import check_languages
 from kd_plugin.corpus.sources import Sentence, TextSource, data_folders, group_equal, open_binarised, shares
 from kd_plugin.corpus.subword_checks import check_known, check_text
 from kd_plugin.corpus.subwords import SubwordOptions
-from kd_plugin.corpus.translations import Hypothesis, Record
 from kd_plugin.decoding.base import ModelOptions, Scored, Settings
 from kd_plugin.decoding.ctranslate2 import CTranslate2Decoder
 from kd_plugin.decoding.fairseq import DTYPES, Checkpoints, FairseqDecoder, checkpoints_of, default_dtype

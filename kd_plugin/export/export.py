@@ -4,26 +4,23 @@ import itertools
 import os
 import shutil
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterator, Optional, Tuple
 
 import torch
-from sacrebleu.metrics import BLEU
 
 from kd_plugin.checkpoints.ctranslate2_models import convert
 from kd_plugin.checkpoints.exported import DESCRIPTION, description_of, read_description
 from kd_plugin.checkpoints.finite import check_range
 from kd_plugin.checkpoints.open import Checkpoint, open_checkpoint
 from kd_plugin.checkpoints.stock import write_stock_checkpoint
-from kd_plugin.corpus.languages import bleu_tokenizer, check_languages, family
+from kd_plugin.corpus.languages import check_languages
 from kd_plugin.corpus.raw_text import numbered_lines
-from kd_plugin.corpus.subword_checks import Marks, check_known, check_text
-from kd_plugin.corpus.subwords import Segmentation, Subwords
+from kd_plugin.corpus.subword_checks import Marks, check_text
 from kd_plugin.corpus.translations import Translations
-from kd_plugin.decoding.base import Settings, Tokens
-from kd_plugin.decoding.fairseq import Checkpoints
-from kd_plugin.decoding.models import Translated, open_model, share_identical, translate
+from kd_plugin.decoding.base import Tokens
 from kd_plugin.errors import KDPluginError
-from kd_plugin.export.forms import QUANTIZED_THRESHOLD, SUBWORDS, THRESHOLD, Export
+from kd_plugin.export.check import CHECKPOINT, SEARCH, check_sentences, compare
+from kd_plugin.export.forms import SUBWORDS, Export
 from kd_plugin.export.safetensors_model import write_safetensors
 from kd_plugin.export.vocabulary_map import write_vocabulary_map
 from kd_plugin.files.atomic import digest_of, make_folder, temporary_beside, write_json
@@ -31,25 +28,7 @@ from kd_plugin.files.locks import Claim, lock_beside
 from kd_plugin.files.protection import check_outputs
 from kd_plugin.runners.progress import progress
 
-CHECKPOINT, VOCABULARY_MAP = "model.pt", "vmap.txt"
-SEARCH = Settings()
-
-
-class Check(NamedTuple):
-    """identical: share of the sentences, 0 to 1. bleu: of the exported model's translations against the original's.
-    signature: sacreBLEU's. capped: sentences that one of the two models does not end within the length limit.
-    """
-
-    sentences: int
-    identical: float
-    bleu: float
-    signature: str = ""
-    capped: int = 0
-
-    def __str__(self) -> str:
-        identical = f"{self.identical:.1%} of {self.sentences:,} translations identical"
-        capped = f"; {self.capped:,} cut off at the length limit" if self.capped else ""
-        return f"{identical}, BLEU {self.bleu:.1f} ({self.signature}){capped}"
+VOCABULARY_MAP = "vmap.txt"
 
 
 def export(args: Export) -> None:
@@ -66,7 +45,7 @@ def export(args: Export) -> None:
     subwords = args.subwords.open()
     opened = open_checkpoint(args.checkpoint, overrides, args.source_lang, args.target_lang)
     subwords.check(args.checkpoint, *(dictionary.symbols for dictionary in opened.dictionaries))
-    sentences = _check_sentences(opened, args.check, subwords) if args.check else []
+    sentences = check_sentences(opened, args.check, subwords) if args.check else []
     if args.fp16 or "float16" in (args.quantization or "").split("_"):
         remedy = "without --fp16" if args.fp16 else "--quantization float32 or int8"
         check_range(opened.model, torch.float16, opened.path, remedy)
@@ -86,7 +65,7 @@ def export(args: Export) -> None:
         search = {name: getattr(SEARCH, name) for name in ("beam", "max_len_a", "max_len_b", "lenpen")}
         description = {**read_description(folder), **digests, "search": search}
         if args.check:
-            checks = _check(opened, folder, args, overrides, sentences, subwords.target)
+            checks = compare(opened, folder, args, overrides, sentences, subwords.target)
             description.update({name: check._asdict() for name, check in checks.items()})
         write_json(folder / DESCRIPTION, description)
         for path in folder.iterdir():
@@ -196,103 +175,3 @@ def _corpus(args: Export) -> Iterator[Tuple[str, str]]:
         if source is None or target is None:
             raise KDPluginError(f"{flag}: {names[0]} and {names[1]} differ in number of lines. Remedy: parallel text")
         yield source[1], target[1]
-
-
-def _check_sentences(opened: Checkpoint, file: str, subwords: Segmentation) -> List[Tokens]:
-    """Symbols of --check, after a look whether they are the checkpoint's."""
-    lines = [line for _, line in numbered_lines(Path(file), "--check")]
-    if not any(map(str.strip, lines)):
-        raise KDPluginError(f"--check {file}: there is no sentence in it. Remedy: raw text, a sentence a line")
-    (symbols, others), has_model = (one.symbols for one in opened.dictionaries), subwords.source.path is not None
-    check_text(Marks(lines), has_model, symbols, f"--check {file}")
-    subwords.check_sides(lines, f"--check {file}", symbols == others)
-    sentences = [subwords.source.encode(line) for line in lines]
-    check_known(sentences, opened.dictionaries[0].indices, has_model)
-    return sentences
-
-
-def _check(
-    opened: Checkpoint,
-    folder: Path,
-    args: Export,
-    overrides: Dict[str, Any],
-    sentences: List[Tokens],
-    subwords: Subwords,
-) -> Dict[str, Check]:
-    """Translate --check with both models, and with the vocabulary map too where there is one.
-
-    Args:
-        sentences: symbols of --check
-        subwords: of the target language
-
-    Raises:
-        KDPluginError: the translations are further apart than --check-threshold
-    """
-    exported = folder if args.format == "ctranslate2" else folder / CHECKPOINT
-    languages: Dict[str, Any] = {"source_lang": args.source_lang, "target_lang": args.target_lang}
-    target = None if opened.languages is None else opened.languages[1]
-    original = open_model(opened.path, SEARCH, checkpoints=Checkpoints(opened, [opened.path], overrides))
-    decoder = open_model(str(exported), SEARCH, **languages).decoder
-    theirs = translate(original.decoder, sentences, name="checkpoint")
-    ours = translate(decoder, sentences, name="exported")
-    check = _compare(ours, theirs, subwords, target)
-    checks = {"check": check}
-    print(f"check: {check} against fairseq's")
-    quantized = (args.quantization or "int8").startswith("int") and args.format == "ctranslate2"
-    threshold = args.check_threshold
-    if threshold is None:
-        threshold = QUANTIZED_THRESHOLD if quantized else THRESHOLD
-    judged = _compare(ours, theirs, subwords, target, [at for at in range(len(sentences)) if at not in theirs.capped])
-    if check.bleu < threshold and judged.bleu < threshold:
-        raise KDPluginError(
-            f"--check {args.check}: the exported model's translations have BLEU {check.bleu:.1f} against the "
-            f"checkpoint's, below --check-threshold {threshold:g}; nothing was written. "
-            f"{_cause(ours, theirs, len(sentences), quantized)} Or a lower threshold after a look at kd-plugin "
-            "evaluate of both"
-        )
-    if check.bleu < threshold:
-        print(f"below {threshold:g} because of what the checkpoint does not end itself: without that {judged}")
-    if args.vocabulary_map_from:
-        # reported, not refused: how much a map may change is for the user of use_vmap to say
-        decoder.use_vocabulary_map = True
-        checks["check_with_vocabulary_map"] = mapped = _compare(
-            translate(decoder, sentences, name="with the map"), theirs, subwords, target
-        )
-        print(f"with the vocabulary map: {mapped}")
-    return checks
-
-
-def _cause(ours: Translated, theirs: Translated, sentences: int, quantized: bool) -> str:
-    """What has most likely parted the two models, and the remedy."""
-    if 2 * len(theirs.capped) >= sentences:
-        return (
-            f"The checkpoint does not end {len(theirs.capped):,} of {sentences:,} translations itself, and repeats "
-            "itself up to the length limit, where rounding decides. Remedy: a checkpoint that was trained for longer."
-        )
-    lost = len(set(ours.capped) - set(theirs.capped))
-    if quantized:
-        more = f" ({lost:,} translations no longer end)" if lost else ""
-        return f"The weights' coarser numbers have done it{more}. Remedy: a finer --quantization."
-    return (
-        "Its numbers are not coarse, so no finer --quantization will help. Remedy: --format fairseq, and please report "
-        "the architecture."
-    )
-
-
-def _compare(
-    ours: Translated,
-    theirs: Translated,
-    subwords: Subwords,
-    target: Optional[str],
-    places: Optional[Sequence[int]] = None,
-) -> Check:
-    """places: of the sentences that count; none or None: all."""
-    chosen = places or range(len(ours.hypotheses))
-    tokens = [[answer.hypotheses[at] for at in chosen] for answer in (ours, theirs)]
-    texts = [[subwords.decode(symbols) for symbols in hypotheses] for hypotheses in tokens]
-    capped = len({*ours.capped, *theirs.capped} & set(chosen))
-    # sentences of three words have no 4-grams, and are equal all the same
-    known = target if family(target) else None  # else the letters decide: what is compared is of one language anyway
-    metric = BLEU(tokenize=bleu_tokenizer(known, texts[1]).name, effective_order=True)
-    score = metric.corpus_score(texts[0], [texts[1]]).score
-    return Check(len(chosen), share_identical(*tokens), score, str(metric.get_signature()), capped)

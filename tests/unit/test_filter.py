@@ -12,7 +12,7 @@ from hypothesis import given, settings
 
 from kd_plugin.cli import filter as cli_filter
 from kd_plugin.cli import main
-from kd_plugin.corpus.translations import Hypothesis, Record
+from kd_plugin.corpus.hypotheses import Hypothesis, Record
 from kd_plugin.curate import filter as filtering
 from kd_plugin.curate.rules import RULES, Rule, has_loop
 from kd_plugin.runners import local

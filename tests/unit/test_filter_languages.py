@@ -6,7 +6,8 @@ import argparse
 import pytest
 
 from kd_plugin.cli import filter as cli_filter
-from kd_plugin.corpus.translations import Hypothesis, Record, Writer
+from kd_plugin.corpus.hypotheses import Hypothesis, Record
+from kd_plugin.corpus.translations import Writer
 from kd_plugin.curate import filter as filtering
 from tests.unit.translation_folders import record, refusal, run_verb, texts_by_line, write_folder
 

@@ -9,7 +9,8 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import assume, given, settings
 
-from kd_plugin.corpus.translations import Hypothesis, Translations
+from kd_plugin.corpus.hypotheses import Hypothesis
+from kd_plugin.corpus.translations import Translations
 from tests.unit.translation_folders import counts_of, record, records_of, refusal, run_verb, texts_by_line
 
 LANGUAGES = ("--source-lang", "en", "--target-lang", "de")

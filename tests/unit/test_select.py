@@ -13,8 +13,9 @@ import pytest
 from hypothesis import assume, given, settings
 from sacrebleu.metrics import BLEU, CHRF
 
+from kd_plugin.corpus.hypotheses import Hypothesis, Record
 from kd_plugin.corpus.raw_text import TextLines
-from kd_plugin.corpus.translations import Hypothesis, Record, Translations
+from kd_plugin.corpus.translations import Translations
 from kd_plugin.curate.criteria import Candidates, Chooser, Settings, agreement
 from kd_plugin.errors import KDPluginError
 from kd_plugin.runners import local

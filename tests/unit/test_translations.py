@@ -10,15 +10,9 @@ import pytest
 from hypothesis import given, settings
 
 from kd_plugin.corpus import parallel_text as text_output
+from kd_plugin.corpus.hypotheses import Hypothesis, Record
 from kd_plugin.corpus.parallel_text import write_text
-from kd_plugin.corpus.translations import (
-    Hypothesis,
-    Manifest,
-    Record,
-    Translations,
-    TranslationsFolder,
-    Writer,
-)
+from kd_plugin.corpus.translations import Manifest, Translations, TranslationsFolder, Writer
 from kd_plugin.errors import KDPluginError
 from kd_plugin.files import atomic as files
 from kd_plugin.files.sharded_folder import Plan

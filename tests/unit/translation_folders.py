@@ -5,7 +5,8 @@ from typing import Dict, List, Sequence
 import pytest
 
 from kd_plugin.cli import main
-from kd_plugin.corpus.translations import Hypothesis, Manifest, Record, Translations, Writer
+from kd_plugin.corpus.hypotheses import Hypothesis, Record
+from kd_plugin.corpus.translations import Manifest, Translations, Writer
 
 
 def record(ids, source, *hypotheses, system=None) -> Record:
