@@ -20,7 +20,7 @@ from kd_plugin.decoding.fairseq import FairseqDecoder, open_checkpoints
 from kd_plugin.decoding.length_limit import is_capped, length_limit
 from kd_plugin.decoding.models import Translated, translate
 from kd_plugin.errors import KDPluginError
-from kd_plugin.export import export
+from kd_plugin.export import check as export_check
 from tests.support import MODEL, ROOT, make_checkpoint
 from tests.unit.conftest import WORDS, write_dictionaries
 
@@ -251,7 +251,7 @@ def test_the_check_s_remedy_names_the_cause(capped, type_name, cause, untrained,
             answer.hypotheses[:] = [["another", "word", "for", "all"]] * len(sentences)
         return answer
 
-    monkeypatch.setattr(export, "translate", parted)
+    monkeypatch.setattr(export_check, "translate", parted)
     text = tmp_path / "input"
     text.write_text("".join(" ".join(tokens) + "\n" for tokens in SENTENCES))
     assert export_checked(untrained, tmp_path / "out", text, "--quantization", type_name) == 1
@@ -263,8 +263,8 @@ def test_the_check_judges_what_the_checkpoint_ends_itself():
     ours = Translated([["a"] * 200, ["x", "y", "z", "w"]], 1.0, 0, 2, 206, {0: 200})
     theirs = ours._replace(hypotheses=[["b"] * 200, ["x", "y", "z", "w"]])
     subwords = Subwords(None, "none")
-    assert export._compare(ours, theirs, subwords, "de").bleu < 50
-    judged = export._compare(ours, theirs, subwords, "de", [1])
+    assert export_check._compared(ours, theirs, subwords, "de").bleu < 50
+    judged = export_check._compared(ours, theirs, subwords, "de", [1])
     assert judged.bleu == pytest.approx(100) and judged.sentences == 1 and judged.capped == 0
 
 

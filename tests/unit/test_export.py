@@ -25,6 +25,7 @@ from kd_plugin.decoding.base import Settings
 from kd_plugin.decoding.ctranslate2 import CTranslate2Decoder
 from kd_plugin.decoding.models import open_model, share_identical, translate
 from kd_plugin.errors import KDPluginError
+from kd_plugin.export import check as export_check
 from kd_plugin.export import export, safetensors_model
 from kd_plugin.export.vocabulary_map import PairCounts, candidates, write_vocabulary_map
 from tests.support import MODEL, ROOT, USER_DIR, load, make_checkpoint
@@ -416,7 +417,7 @@ def test_check_reports_and_refuses(secret, tmp_path, ctranslate2, capsys, monkey
         return answer
 
     with monkeypatch.context() as patch:
-        patch.setattr(export, "translate", swapped)
+        patch.setattr(export_check, "translate", swapped)
         assert run(secret, "--output", tmp_path / "out", *full, "--check-threshold", 99.5) == 1
     assert "below --check-threshold 99.5; nothing was written" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
