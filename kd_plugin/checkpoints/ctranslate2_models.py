@@ -3,15 +3,15 @@
 import argparse
 import os
 import shutil
-from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, Dict, FrozenSet, List, Optional
+from typing import Any, FrozenSet, List, Optional
 
 from fairseq.models import MODEL_REGISTRY
 
 from kd_plugin.checkpoints.converter_reads import Reads
 from kd_plugin.checkpoints.exported import DESCRIPTION, description_of
 from kd_plugin.checkpoints.open import Checkpoint
+from kd_plugin.checkpoints.stock import flat_options
 from kd_plugin.errors import KDPluginError
 from kd_plugin.files.atomic import temporary_beside, write_json
 from kd_plugin.files.json_text import parse_json
@@ -161,12 +161,7 @@ def _options(checkpoint: Checkpoint) -> argparse.Namespace:
     name = next((name for name in MODELS if type(model) is MODEL_REGISTRY[name]), None)
     if name is None:
         raise _cannot(checkpoint.path, f"it is a {type(model).__name__}; CTranslate2 takes {' and '.join(MODELS)}")
-    flat: Dict[str, Any] = {}
-    for field, value in vars(model.cfg).items():
-        if is_dataclass(value):
-            flat.update({f"{field}_{inner.name}": getattr(value, inner.name) for inner in fields(value)})
-        else:
-            flat[field] = value
+    flat = flat_options(model.cfg)
     for option in UNKNOWN_TO_CTRANSLATE2:
         if flat.get(option):
             raise _cannot(checkpoint.path, f"--{option.replace('_', '-')} is not known to CTranslate2")

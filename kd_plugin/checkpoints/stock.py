@@ -77,7 +77,7 @@ def model_fields(opened: Checkpoint, read: Callable[[Dict[str, Any]], Any] = Ome
     name = str(given.get("_name") or given.get("arch"))
     flat = dict(given)
     if isinstance(getattr(model, "cfg", None), TransformerConfig):
-        flat.update(_flat(model.cfg))
+        flat.update(flat_options(model.cfg))
     allowed = _declared(name, type(model))
     flat.update(dict.fromkeys(EMBEDDING_FILES))
     kept = {key: _public(value) for key, value in flat.items() if key in allowed and _is_plain(value)}
@@ -91,19 +91,12 @@ def model_fields(opened: Checkpoint, read: Callable[[Dict[str, Any]], Any] = Ome
     return kept
 
 
-def _flat(config: TransformerConfig) -> Dict[str, Any]:
+def flat_options(config: TransformerConfig) -> Dict[str, Any]:
+    """The flags of fairseq's transformers, where its configuration has groups of them: encoder_layers."""
     flat: Dict[str, Any] = {}
     for field, value in vars(config).items():
-        if is_dataclass(value):
-            flat.update(
-                {
-                    f"{field}_{inner.name}": getattr(value, inner.name)
-                    for inner in fields(value)
-                    if inner.name != "_name"
-                }
-            )
-        else:
-            flat[field] = value
+        inner = [one.name for one in fields(value) if one.name != "_name"] if is_dataclass(value) else []
+        flat.update({f"{field}_{name}": getattr(value, name) for name in inner} if inner else {field: value})
     return flat
 
 
@@ -119,7 +112,7 @@ def _declared(name: str, model_class: Any) -> Set[str]:
         ARCH_CONFIG_REGISTRY[name](defaults)
         declared |= set(vars(defaults))
     if issubclass(ARCH_MODEL_REGISTRY.get(name, model_class), MODEL_REGISTRY["transformer"]):
-        declared |= set(_flat(TransformerConfig()))
+        declared |= set(flat_options(TransformerConfig()))
     return declared | {"max_source_positions", "max_target_positions"}
 
 
@@ -197,8 +190,9 @@ def write_stock_checkpoint(opened: Checkpoint, path: Path, half: bool = False) -
     """
     task = {field: value for field in TASK_FIELDS if (value := getattr(opened.cfg.task, field, None)) is not None}
     source_lang, target_lang = opened.languages or (None, None)
-    criterion = getattr(opened.cfg, "criterion", None)
-    smoothing = getattr(criterion, "label_smoothing", None)
+    smoothing = getattr(getattr(opened.cfg, "criterion", None), "label_smoothing", None)
+    if not isinstance(smoothing, float):
+        smoothing = LabelSmoothedCrossEntropyCriterionConfig.label_smoothing
     state = {
         "args": None,
         "cfg": {
@@ -213,12 +207,7 @@ def write_stock_checkpoint(opened: Checkpoint, path: Path, half: bool = False) -
             },
             "tokenizer": None,
             "bpe": None,
-            "criterion": {
-                "_name": STOCK_CRITERION,
-                "label_smoothing": smoothing
-                if isinstance(smoothing, float)
-                else LabelSmoothedCrossEntropyCriterionConfig.label_smoothing,
-            },
+            "criterion": {"_name": STOCK_CRITERION, "label_smoothing": smoothing},
             "model": model_fields(opened),
         },
         "model": own_weights(opened.model, half),
