@@ -15,7 +15,7 @@ import pytest
 from kd_plugin.cache.manifest import Identity
 from kd_plugin.cache.records import Records
 from kd_plugin.cache.store import Store
-from kd_plugin.cache.writer import ShardWriter, merge, plan_shards
+from kd_plugin.cache.writer import ShardWriter, StoreFolder, plan_shards
 from kd_plugin.cli import build_parser
 from kd_plugin.cli.numbers import check_numbers
 from kd_plugin.cli.verbs import VERBS
@@ -318,17 +318,18 @@ def test_the_reader_in_file_formats_reads_a_cache(vocab, tmp_path):
     exec(code, room)  # noqa: S102
     sizes, random = np.array([700, 1, 900, 1500]), np.random.default_rng(1)
     identity = Identity("topk", 3, 1.0, vocab, 0, "fp32", 1600, "train", "a", [9, 9], {"tokens": 3101}, [], {})
-    plans = plan_shards(sizes, identity.shard_tokens)
+    store, plans = StoreFolder(tmp_path, identity), plan_shards(sizes, identity.shard_tokens)
     for plan in plans:
         records = Records(
-            random.integers(0, vocab, (plan.tokens, 3)),
-            -random.random((plan.tokens, 3)).astype(np.float32),
-            -random.random(plan.tokens).astype(np.float32),
+            random.integers(0, vocab, (plan.size, 3)),
+            -random.random((plan.size, 3)).astype(np.float32),
+            -random.random(plan.size).astype(np.float32),
         )
-        writer = ShardWriter(tmp_path, identity, plan, sizes)
+        writer = ShardWriter(store, plan, sizes)
         writer.add(np.arange(plan.first, plan.last), records)
         writer.finish()
-    assert len(plans) > 1 and merge(tmp_path, identity, plans) is not None
+    assert len(plans) > 1
+    store.conclude(store.all_finished(plans))
     expected = Store(tmp_path).read(np.arange(sizes.sum()))
     for found, wanted in zip(room["read_cache"](tmp_path), expected):
         assert (found == wanted).all()
