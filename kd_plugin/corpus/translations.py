@@ -14,7 +14,8 @@ import re
 from pathlib import Path
 from typing import Any, Dict, Iterable, Iterator, List, NamedTuple, Optional, Tuple
 
-from kd_plugin.corpus.hypotheses import Record
+from kd_plugin.corpus.hypotheses import Hypothesis as Hypothesis  # its name from version 0.1 on
+from kd_plugin.corpus.hypotheses import Record as Record
 from kd_plugin.corpus.languages import check_languages
 from kd_plugin.errors import KDPluginError
 from kd_plugin.files.atomic import digest_of, digest_of_bytes
