@@ -29,7 +29,7 @@ from kd_plugin.decoding.models import (
     translate,
 )
 from kd_plugin.errors import KDPluginError
-from kd_plugin.evaluation.results import FORMAT, FORMAT_VERSION, JSON_NAME
+from kd_plugin.evaluation.results import FORMAT, FORMAT_VERSION, JSON_NAME, evaluation_of
 from kd_plugin.evaluation.scores import Comet, check_tokenizer, no_comet, sacrebleu_scores
 from kd_plugin.evaluation.table import markdown
 from kd_plugin.files.atomic import make_folder, write_atomically, write_json
@@ -125,7 +125,7 @@ def evaluate(args: Comparison) -> None:
         "tests": [{"name": test.name, "lines": len(test.references)} for test in tests],
         "models": rows,
     }
-    table = markdown(evaluation)
+    table = markdown(evaluation_of(evaluation))
     write_atomically(output / TABLE_NAME, table.encode("utf-8"))
     write_json(output / JSON_NAME, evaluation)
     claim.finish()

@@ -149,6 +149,11 @@ def read_evaluation(argument: str) -> Evaluation:
             f"{path}: version {content.get('version')!r} of the format; this kd_plugin reads {FORMAT_VERSION}. "
             "Remedy: report with the kd_plugin that evaluated, or evaluate again"
         )
+    return evaluation_of(content, path)
+
+
+def evaluation_of(content: Object, path: Path = Path(JSON_NAME)) -> Evaluation:
+    """What the content of evaluation.json says. path: for errors"""
     models = [_model(path, model) for model in _objects(path, content, "models")]
     if not models:
         raise KDPluginError(f"{path}: no model in it. Remedy: kd-plugin evaluate with at least one model")

@@ -1,6 +1,6 @@
 """The tables of an evaluation: as Markdown, and as cells for other forms."""
 
-from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
 
 from kd_plugin.evaluation.results import Evaluation
 from kd_plugin.evaluation.scores import Score
@@ -33,55 +33,49 @@ class Table(NamedTuple):
         ]
 
 
-def markdown(evaluation: Dict[str, Any]) -> str:
-    """The tables of what evaluation.json holds: one a test set, one of speed and size, and the signatures."""
-    machine, settings = evaluation["machine"], evaluation["settings"]
+def markdown(evaluation: Evaluation) -> str:
+    """The tables of an evaluation: one a test set, one of speed and size, and the signatures."""
+    machine = evaluation.machine
+    settings = {name.replace("_", " "): value for name, value in evaluation.settings.items() if value is not None}
     parts = [
-        f"# Evaluation, {evaluation['date']}",
+        f"# Evaluation, {evaluation.date}",
         f"{machine['cpu']} ({machine['cores']} cores); GPU: {machine['gpu'] or 'none'}. "
-        + ", ".join(f"{name} {version}" for name, version in evaluation["versions"].items())
+        + ", ".join(f"{name} {version}" for name, version in evaluation.versions.items())
         + ". Search: "
-        + ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in settings.items() if value is not None)
+        + ", ".join(f"{name} {value}" for name, value in settings.items())
         + ".",
     ]
-    parts += [_scores(evaluation, test) for test in evaluation["tests"]]
+    parts += [_scores(evaluation, test) for test in evaluation.tests]
     parts.append(_speed(evaluation))
-    parts.append(_signatures(evaluation))
+    scores = [score for model in evaluation.models for score in model.scores.values() if score.signature]
+    signatures = dict.fromkeys(f"* {score.metric}: `{score.signature}`" for score in scores)
+    parts.append("\n".join(["## Signatures", "", *signatures]))
     return "\n\n".join(parts) + "\n"
 
 
-def _table(title: str, head: List[str], rows: List[List[str]], notes: str = "") -> str:
-    rule = ["---"] + ["--:"] * (len(head) - 1)
-    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in (head, rule, *rows)]
-    return "\n".join([f"## {title}", "", *lines] + (["", notes] if notes else []))
+def _markdown_table(title: str, columns: Dict[str, Sequence[str]], notes: str) -> str:
+    rule = ["---"] + ["--:"] * (len(columns) - 1)
+    rows = [list(columns), rule, *zip(*columns.values())]
+    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+    return "\n".join([f"## {title}", "", *lines, "", notes])
 
 
-def _scores(evaluation: Dict[str, Any], test: Dict[str, Any]) -> str:
-    metrics: List[str] = []
-    rows, notes = [], []
-    for model in evaluation["models"]:
-        scores = [score for score in model["scores"] if score["test"] == test["name"]]
-        metrics = metrics or [score["metric"] for score in scores]
-        is_baseline = model["name"] == evaluation["baseline"]
-        cells = [_cell(score, _baseline_score(evaluation, score)) for score in scores]
-        rows.append([model["name"] + (f" ({BASELINE})" if is_baseline else ""), *cells])
-        notes += [f"{score['metric']}: {score['note']}" for score in scores if score["note"]]
-    lines = [f"{test['lines']:,} sentences. ± is half of the 95 % interval of the bootstrap."]
-    if evaluation["baseline"] is not None:
-        lines.append(
-            f"p is that of a paired bootstrap against {evaluation['baseline']}; where p < {P_SIGNIFICANT}, better "
+def _scores(evaluation: Evaluation, test: str) -> str:
+    metrics = dict.fromkeys(metric for model in evaluation.models for of, metric in model.scores if of == test)
+    columns: Dict[str, Sequence[str]] = {"model": [names["model"] for names in _names(evaluation)]}
+    notes = [f"{evaluation.tests[test] or 0:,.0f} sentences. ± is half of the 95 % interval of the bootstrap."]
+    if evaluation.baseline:
+        notes.append(
+            f"p is that of a paired bootstrap against {evaluation.baseline}; where p < {P_SIGNIFICANT}, better "
             f"scores are bold and worse ones have a {WORSE}."
         )
-    return _table(test["name"], ["model", *metrics], rows, " ".join(lines + sorted(set(notes))))
-
-
-def _baseline_score(evaluation: Dict[str, Any], score: Dict[str, Any]) -> Optional[float]:
-    """The baseline's value of the same metric on the same test set."""
-    models = (model for model in evaluation["models"] if model["name"] == evaluation["baseline"])
-    same = (
-        s for model in models for s in model["scores"] if (s["test"], s["metric"]) == (score["test"], score["metric"])
-    )
-    return next((found["value"] for found in same), None)
+    said = set()
+    for metric in metrics:
+        scores = evaluation.scores(test, metric)
+        base = evaluation.of_baseline([score.value for score in scores])
+        columns[metric] = [_cell(score, base) for score in scores]
+        said |= {f"{metric}: {score.note}" for score in scores if score.note}
+    return _markdown_table(test, columns, " ".join([*notes, *sorted(said)]))
 
 
 def comparison(metric: str, value: float, baseline: Optional[float], p_value: Optional[float]) -> int:
@@ -98,43 +92,38 @@ def _digits(metric: str) -> int:
     return 4 if metric.upper().startswith("COMET") else 1  # most of COMET's are between 0 and 1
 
 
-def _cell(score: Dict[str, Any], baseline: Optional[float]) -> str:
-    if score["value"] is None:
+def _cell(score: Score, baseline: Optional[float]) -> str:
+    if score.value is None:
         return NONE
-    digits = _digits(score["metric"])
-    text = f"{score['value']:.{digits}f}"
-    if score["confidence"] is not None:
-        text += f" ± {score['confidence']:.{digits}f}"
-    if score["p_value"] is None:
+    digits = _digits(score.metric)
+    text = f"{score.value:.{digits}f}"
+    if score.confidence is not None:
+        text += f" ± {score.confidence:.{digits}f}"
+    if score.p_value is None:
         return text
-    text += f" (p = {score['p_value']:.4f})"
-    sign = comparison(score["metric"], score["value"], baseline, score["p_value"])
+    text += f" (p = {score.p_value:.4f})"
+    sign = comparison(score.metric, score.value, baseline, score.p_value)
     return f"**{text}**" if sign > 0 else f"{text} {WORSE}" if sign < 0 else text
 
 
-def _speed(evaluation: Dict[str, Any]) -> str:
-    head = ["model", "engine", "parameters", "MB"]
-    head += ["tokens/s, CPU", "sentences/s, CPU", "tokens/s, GPU", "sentences/s, GPU"]
-    rows = []
-    for model in evaluation["models"]:
-        parameters = model["parameters"]
-        types = dict.fromkeys(speed["compute_type"] for speed in model["speed"].values() if "compute_type" in speed)
-        cells = [
-            model["name"],
-            f"{model['engine']} ({', '.join(types)})",
-            NONE if parameters is None else f"{parameters:,}",
-        ]
-        cells.append(f"{model['bytes'] / 1e6:.2f}")
-        for device in ("cpu", "cuda"):
-            speed = model["speed"][device]
-            cells += [_number(speed.get("tokens_per_second")), _number(speed.get("sentences_per_second"))]
-        rows.append(cells)
-    threads = evaluation["settings"]["threads"]
-    notes = f"CPU: {threads} thread{'s' * (threads > 1)}. Of the search alone: no start, no subwords; tokens are target"
-    notes += " tokens with end of sentence. MB (10⁶ bytes): a checkpoint's weights without optimizer state;"
-    notes += " a CTranslate2 model with its vocabularies."
-    notes += "".join(f" {model['name']}: {model['note']}." for model in evaluation["models"] if model["note"])
-    return _table("Speed and size", head, rows, notes)
+def _speed(evaluation: Evaluation) -> str:
+    models, threads = evaluation.models, evaluation.settings["threads"]
+    columns: Dict[str, Sequence[str]] = {
+        "model": evaluation.names(),
+        "engine": [f"{model.engine} ({model.compute})" for model in models],
+        "parameters": [plain(model.parameters, 0) for model in models],
+        "MB": [f"{(model.bytes or 0) / 1e6:.2f}" for model in models],
+    }
+    for device, name in (("cpu", "CPU"), ("cuda", "GPU")):
+        speeds = evaluation.speeds(device)
+        columns[f"tokens/s, {name}"] = [_number(speed.tokens_per_second) for speed in speeds]
+        columns[f"sentences/s, {name}"] = [_number(speed.sentences_per_second) for speed in speeds]
+    notes = (
+        f"CPU: {threads} thread{'s' * (threads > 1)}. Of the search alone: no start, no subwords; tokens are target "
+        "tokens with end of sentence. MB (10⁶ bytes): a checkpoint's weights without optimizer state; a CTranslate2 "
+        "model with its vocabularies." + "".join(f" {model.name}: {model.note}." for model in models if model.note)
+    )
+    return _markdown_table("Speed and size", columns, notes)
 
 
 def _number(value: Optional[float]) -> str:
@@ -143,12 +132,6 @@ def _number(value: Optional[float]) -> str:
 
 def _rate(value: Optional[float]) -> str:
     return plain(value, 0 if value is not None and value >= 100 else 1)
-
-
-def _signatures(evaluation: Dict[str, Any]) -> str:
-    scores = [score for model in evaluation["models"] for score in model["scores"] if score["signature"]]
-    lines = dict.fromkeys(f"* {score['metric']}: `{score['signature']}`" for score in scores)
-    return "\n".join(["## Signatures", "", *lines])
 
 
 def plain(value: Optional[float], decimals: int) -> str:

@@ -15,7 +15,7 @@ from sacrebleu.significance import PairedTest
 
 from kd_plugin import cli
 from kd_plugin.evaluation import scores as evaluation_scores
-from kd_plugin.evaluation.results import read_evaluation
+from kd_plugin.evaluation.results import evaluation_of, read_evaluation
 from kd_plugin.evaluation.scores import Comet, mean_score, sacrebleu_scores
 from kd_plugin.evaluation.table import markdown
 from kd_plugin.files.atomic import sha256_of
@@ -311,7 +311,7 @@ def test_markdown_escapes_names():
              "speed": {"cpu": {"compute_type": "int8"}, "cuda": {}}},
         ],
     }  # fmt: skip
-    assert "| a\\|b | fairseq (int8) | – | 0.00 | not measured |" in markdown(evaluation)
+    assert "| a\\|b | fairseq (int8) | – | 0.00 | not measured |" in markdown(evaluation_of(evaluation))
 
 
 @pytest.mark.parametrize(
@@ -343,6 +343,8 @@ def test_only_what_is_better_is_bold_and_what_is_worse_is_marked_as_such(metric,
         "models": [model("other", value, p_value), model("base", 30.0, None)],
     }
     (row,) = (
-        line for line in markdown(evaluation).splitlines() if line.startswith("| other | ") and "| 1 |" not in line
+        line
+        for line in markdown(evaluation_of(evaluation)).splitlines()
+        if line.startswith("| other | ") and "| 1 |" not in line
     )
     assert (row.count("**"), row.count("↓")) == {1: (2, 0), 0: (0, 0), -1: (0, 1)}[sign], row
