@@ -518,6 +518,6 @@ def test_a_real_model_translates_as_with_fairseq(tmp_path, ctranslate2):
     float_text, int8_text, text = (
         [subwords.decode(tokens) for tokens in answer] for answer in (found["float32"], found["int8"], theirs)
     )
-    assert sacrebleu.corpus_bleu(int8_text, [text]).score >= export.QUANTIZED_THRESHOLD
+    assert sacrebleu.corpus_bleu(int8_text, [text]).score >= export_check.QUANTIZED_THRESHOLD
     scores = [sacrebleu.corpus_bleu(answer, [references]).score for answer in (float_text, int8_text)]
     assert scores[0] > 30 and abs(scores[0] - scores[1]) < 1.5
