@@ -42,18 +42,14 @@ def check_range(model: Any, dtype: torch.dtype, path: str, remedy: str) -> None:
         path, remedy: for the message
     """
     largest = {name: _magnitude(weight) for name, weight in _weights(model.state_dict()).items()}
-    limit = torch.finfo(dtype).max
+    limit, name = torch.finfo(dtype).max, str(dtype).replace("torch.", "")
     # a value a little above the limit is rounded down to it
     beyond = [name for name, size in largest.items() if size > limit and torch.tensor(size).to(dtype).isinf()]
     if beyond:
         raise KDPluginError(
-            f"{path}: {len(beyond)} of its {len(largest)} tensors hold values that {_name(dtype)} cannot hold (up to "
+            f"{path}: {len(beyond)} of its {len(largest)} tensors hold values that {name} cannot hold (up to "
             f"{limit:,.0f}); the first is {beyond[0]}, up to {largest[beyond[0]]:.4g}. Remedy: {remedy}"
         )
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).replace("torch.", "")
 
 
 def own_tensors(state: Mapping[str, Any]) -> Dict[str, Tensor]:

@@ -109,8 +109,8 @@ def _check_whole(prefix: str, implementation: str) -> None:
 def _read_mmap(path: Path) -> _Index:
     header = struct.unpack("<9sQBQ", _head(path, 26))
     code, sentences = header[2:]
-    sizes = _numbers(path, np.int32, sentences, 26)
-    return _Index(sentences, int(sizes.sum(dtype=np.int64)), _width(code), 26 + 12 * sentences)
+    sizes, width = _numbers(path, np.int32, sentences, 26), np.dtype(indexed_dataset._code_to_dtype[code]).itemsize
+    return _Index(sentences, int(sizes.sum(dtype=np.int64)), width, 26 + 12 * sentences)
 
 
 def _read_tnt(path: Path) -> _Index:
@@ -128,7 +128,3 @@ def _numbers(path: Path, dtype: Any, count: int, offset: int) -> Any:
     if path.stat().st_size < offset + count * np.dtype(dtype).itemsize:
         raise ValueError("too short")
     return np.fromfile(str(path), dtype=dtype, count=count, offset=offset)
-
-
-def _width(code: int) -> int:
-    return int(np.dtype(indexed_dataset._code_to_dtype[code]).itemsize)

@@ -139,7 +139,7 @@ def record_of(source: str, entry: Entry, counts: Dict[str, int]) -> Record:
     different: Dict[str, Hypothesis] = {}
     for hypothesis in entry.hypotheses:
         known = different.setdefault(hypothesis.text, hypothesis)
-        if _better(hypothesis.score, known.score):
+        if hypothesis.score is not None and (known.score is None or hypothesis.score > known.score):
             different[hypothesis.text] = hypothesis
     counts["repeated_dropped"] += len(entry.hypotheses) - len(different)
     hypotheses = list(different.values())
@@ -147,7 +147,3 @@ def record_of(source: str, entry: Entry, counts: Dict[str, int]) -> Record:
         hypotheses.sort(key=lambda hypothesis: -(hypothesis.score or 0.0))
     system = next(iter(entry.systems)) if len(entry.systems) == 1 else None
     return Record(entry.ids, source, hypotheses, system)
-
-
-def _better(score: Optional[float], known: Optional[float]) -> bool:
-    return score is not None and (known is None or score > known)

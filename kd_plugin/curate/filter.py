@@ -132,10 +132,8 @@ class Judge:
 
     def __call__(self, sentence: Tuple[str, List[str]]) -> List[Optional[str]]:
         source, texts = Side(sentence[0], self._spaced[0]), sentence[1]
-        return [self._verdict(Pair(source, Side(text, self._spaced[1]))) for text in texts]
-
-    def _verdict(self, pair: Pair) -> Optional[str]:
-        return next((name for name, rule in RULES.items() if rule.drops(pair, self._options)), None)
+        pairs = (Pair(source, Side(text, self._spaced[1])) for text in texts)
+        return [next((name for name, rule in RULES.items() if rule.drops(pair, self._options)), None) for pair in pairs]
 
 
 def _low_score(hypothesis: Hypothesis, number: int, thresholds: Thresholds) -> Optional[str]:

@@ -2,7 +2,7 @@
 
 import functools
 from pathlib import Path
-from typing import Any, Dict, Hashable, Iterator, List, NamedTuple, Optional, Sequence
+from typing import Dict, Hashable, Iterator, List, NamedTuple, Optional
 
 import numpy as np
 import torch
@@ -135,13 +135,16 @@ class Session(jobs.Session):
                 truncate_source=options.truncate_source,
             )
         self.sizes = np.asarray(self._dataset.tgt_sizes)
+        dtype = options.teacher_dtype
+        if dtype == "auto":
+            dtype = "fp16" if torch.cuda.is_available() else "fp32"
         self._teacher = open_teacher(
             task,
             options.teacher_path,
             options.teacher_weights,
             options.teacher_overrides,
             options.teacher_sha256,
-            _resolved(options.teacher_dtype),
+            dtype,
             opened,
         )
         self._device = device_of(number)
@@ -163,7 +166,7 @@ class Session(jobs.Session):
             shard_tokens=options.shard_tokens,
             split=split.name,
             dictionary_sha256=dictionary_sha256(task.target_dictionary.symbols),
-            max_positions=_smallest(self._teacher.max_positions()),
+            max_positions=list(map(int, utils.resolve_max_positions(*self._teacher.max_positions()))),
             data=describe_data(texts, self.sizes),
             teachers=[
                 {
@@ -230,12 +233,3 @@ class Session(jobs.Session):
         starts = np.cumsum(lengths) - lengths
         wanted = np.concatenate([np.arange(starts[i], starts[i] + lengths[i]) for i in order])
         return Records(*(values[wanted] for values in records))
-
-
-def _resolved(dtype: str) -> str:
-    return dtype if dtype != "auto" else ("fp16" if torch.cuda.is_available() else "fp32")
-
-
-def _smallest(positions: Sequence[Any]) -> List[int]:
-    """The (source, target) lengths that every teacher reads."""
-    return [int(length) for length in utils.resolve_max_positions(*positions)]

@@ -115,7 +115,8 @@ class CTranslate2Decoder:
         options: Dict[str, Any] = {"use_vmap": use_vocabulary_map}
         if use_vocabulary_map:  # the symbols may not be in it
             options["disable_unk"], forbidden = "<unk>" in self._never, []
-        of_fairseq = None if self._checkpoints is None else self._search_of_fairseq
+        # opened when it is needed
+        of_fairseq = None if self._checkpoints is None else lambda sentences: self._fairseq(sentences)
         return Search(
             self._translator, settings.beam, settings.nbest, settings.lenpen, draws, forbidden, options, of_fairseq
         )
@@ -124,9 +125,6 @@ class CTranslate2Decoder:
     def _fairseq(self) -> FairseqDecoder:
         assert self._checkpoints is not None
         return FairseqDecoder(self._checkpoints, self._settings._replace(nbest=self._settings.beam), self._device)
-
-    def _search_of_fairseq(self, sentences: List[Tokens]) -> List[List[Scored]]:
-        return self._fairseq(sentences)
 
 
 def _said(tokens: Tokens) -> Tokens:

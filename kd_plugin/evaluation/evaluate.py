@@ -104,7 +104,9 @@ def evaluate(args: Comparison) -> None:
         rows.append(row)
         for test in tests:
             texts[test.name][name] = hypotheses[test.name]
-            _write_lines(_translations(output, name, test.name), hypotheses[test.name])
+            file = _translations(output, name, test.name)
+            make_folder(file.parent, "--output")
+            write_atomically(file, "".join(line + "\n" for line in hypotheses[test.name]).encode("utf-8"))
     _score(rows, tests, texts, comet, args, language)
 
     evaluation = {
@@ -315,11 +317,6 @@ def _score(
         for row in rows:
             for score in (*scores[row["name"]], of_comet[row["name"]]):
                 row["scores"].append({"test": test.name, **score._asdict()})
-
-
-def _write_lines(path: Path, lines: List[str]) -> None:
-    make_folder(path.parent, "--output")
-    write_atomically(path, "".join(line + "\n" for line in lines).encode("utf-8"))
 
 
 def _machine() -> Dict[str, Any]:

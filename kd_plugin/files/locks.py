@@ -56,7 +56,9 @@ class Claim:
         try:
             if shards is not None:
                 self._share(shards)
-            self._append({"host": socket.gethostname(), "pid": os.getpid(), "since": _now(), "command": _command()})
+            now = time.strftime("%Y-%m-%d %H:%M:%S %z")
+            command = " ".join([os.path.basename(sys.argv[0]), *map(shlex.quote, sys.argv[1:])])
+            self._append({"host": socket.gethostname(), "pid": os.getpid(), "since": now, "command": command})
         except BaseException:
             self._file.close()
             raise
@@ -204,11 +206,3 @@ def _lines(content: bytes) -> List[Dict[str, Any]]:
 
 def _identity(lines: List[Dict[str, Any]]) -> Optional[str]:
     return next((line["identity_sha256"] for line in lines if "identity_sha256" in line), None)
-
-
-def _now() -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S %z")
-
-
-def _command() -> str:
-    return " ".join([os.path.basename(sys.argv[0]), *map(shlex.quote, sys.argv[1:])])
