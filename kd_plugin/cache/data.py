@@ -74,7 +74,6 @@ def describe_data(texts: Dict[str, Any], sizes: np.ndarray) -> Dict[str, Any]:
     """What a manifest says about its data.
 
     Args:
-        texts: their fingerprint
         sizes: (sentences,) number of target tokens of each, end of sentence included
     """
     return {**texts, "sentences": len(sizes), "tokens": int(np.sum(sizes, dtype=np.int64))}

@@ -103,9 +103,6 @@ class Store:
 
     Memory stays flat however large it is: shards are mapped, and a batch's records are all that is copied.
 
-    Args:
-        folder: with the manifest
-
     Raises:
         KDPluginError: something is missing, of another size or damaged; the file is named
     """

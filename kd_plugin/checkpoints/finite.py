@@ -18,7 +18,6 @@ def check_finite(state: Mapping[str, Any], path: str) -> None:
 
     Args:
         state: a model's state_dict, or the `model` of a checkpoint
-        path: what to name
     """
     weights = _weights(state)
     bad = [name for name, weight in weights.items() if not _is_finite(name, weight)]
@@ -38,8 +37,6 @@ def check_range(model: Any, dtype: torch.dtype, path: str, remedy: str) -> None:
 
     Args:
         model: with finite weights
-        dtype: what it is to be turned to
-        path, remedy: for the message
     """
     largest = {name: _magnitude(weight) for name, weight in _weights(model.state_dict()).items()}
     limit, name = torch.finfo(dtype).max, str(dtype).replace("torch.", "")

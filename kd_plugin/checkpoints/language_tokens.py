@@ -46,7 +46,6 @@ def appended_symbols(task_cfg: Any, dictionary: Dictionary) -> List[str]:
     """The symbols that a checkpoint's task adds behind those of a dictionary file, in its order.
 
     Args:
-        task_cfg: the `task` of the checkpoint's configuration
         dictionary: as the file has it; left alone
     """
     name, more = task_name(task_cfg), copy.deepcopy(dictionary)
@@ -78,7 +77,6 @@ def check_rows(
     Args:
         weights: the checkpoint's `model`
         dictionaries, files: source and target, and where they were found
-        path: of the checkpoint
 
     Raises:
         KDPluginError: names the symbols that are missing, and how to give them; or the task uses its tokens in a way
@@ -157,8 +155,6 @@ def check_source_token(token: Optional[str], sentences: Iterable[Sequence[str]],
 
     Args:
         token: what `source_token` gave
-        sentences: symbols of each
-        path: of the model
     """
     found = next((tokens for tokens in sentences if token is not None and tokens and tokens[0] != token), None)
     if found is not None:

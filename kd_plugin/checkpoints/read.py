@@ -120,7 +120,6 @@ def read_checkpoint(
     """Read a fairseq checkpoint without ever running code from it, brought up to date as fairseq itself does.
 
     Args:
-        path: the file
         expected_sha256: refuse any other file before a byte of it is unpickled
         overrides: fields of the checkpoint's configuration to replace, as fairseq's --model-overrides
 

@@ -105,10 +105,7 @@ def _write_lines(translations: Translations, paths: Sequence[Path]) -> None:
 
 
 class _Receipt:
-    """The text that a job has written beside its translations.
-
-    Args:
-        folder: of the translations
+    """The text that a job has written beside its translations, in their folder.
 
     Raises:
         KDPluginError: there is a file of its name that is no receipt

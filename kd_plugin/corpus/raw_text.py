@@ -23,7 +23,6 @@ def numbered_lines(path: Path, flag: str, table: bool = False) -> Iterator[Tuple
     """(number, from 1, and text without its end) of each line; what gzip has packed is unpacked.
 
     Args:
-        flag: that names the file, for errors
         table: columns and JSON are asked for, and not sentences
 
     Raises:
@@ -75,7 +74,6 @@ class TextLines:
     """A text file's lines by their number, from 0. In memory are where they begin, 8 bytes a line.
 
     Args:
-        flag: that names the file, for errors
         seen: is shown each line's text once, in their order
 
     Raises:

@@ -48,10 +48,7 @@ def check_model(model: str, pieces: Collection[str], symbols: Collection[str], w
     """Refuse a sentencepiece model of which a dictionary's symbols are no pieces.
 
     Args:
-        model: flag and file, for errors
-        pieces: of the model
-        symbols: of the dictionary
-        what: the dictionary, for errors
+        model, what: name the model and the dictionary, for errors
 
     Raises:
         KDPluginError: more than WRONG_SHARE of the symbols, or WRONG_BEGINNINGS with ▁
@@ -130,8 +127,7 @@ def check_joining(symbol: str, symbols: Collection[str], what: str) -> None:
 
     Args:
         symbol: --remove-bpe
-        symbols: of the dictionary
-        what: the dictionary, for errors
+        what: names the dictionary, for errors
     """
     kind = kind_of(symbols)
     if symbol == "sentencepiece" and (kind == "subword_nmt" or not any(SPACE in one for one in symbols)):
@@ -150,9 +146,7 @@ def check_text(marks: Marks, has_model: bool, symbols: Collection[str], name: st
     """Refuse raw text for a dictionary of subwords, and segmented text for a sentencepiece model, of any size.
 
     Args:
-        marks: of the text
         has_model: whether a sentencepiece model segments it
-        symbols: of its language's dictionary
         name: of the text, for errors
     """
     if has_model:

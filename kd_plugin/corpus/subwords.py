@@ -83,12 +83,7 @@ class Subwords:
         return f"sentencepiece:{self.sha256}" if self.sha256 else self._symbol
 
     def check_joining(self, symbols: Collection[str], what: str = "the model's dictionary") -> None:
-        """Refuse to put text together that is segmented otherwise; nothing to do with a sentencepiece model.
-
-        Args:
-            symbols: of the language's dictionary
-            what: names it, for errors
-        """
+        """Refuse to put text together that is segmented otherwise; nothing to do with a sentencepiece model."""
         if self._processor is None:
             check_joining(self._symbol, symbols, what)
 
@@ -130,7 +125,6 @@ class Segmentation(NamedTuple):
 
         Args:
             path: of the translation model, for errors
-            source_symbols, target_symbols: of its dictionaries
 
         Raises:
             KDPluginError: a dictionary holds symbols that are no pieces, or one side alone has a sentencepiece model
@@ -164,8 +158,7 @@ class Segmentation(NamedTuple):
         Each takes text of its own language into the fewest pieces.
 
         Args:
-            lines: raw text of the source language
-            name: of the text, for errors
+            lines, name: raw text of the source language
             joined: whether both sides have one dictionary
 
         Raises:

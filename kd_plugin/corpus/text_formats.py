@@ -68,7 +68,6 @@ def check_plain(head: bytes, path: Path, flag: str, table: bool = False) -> None
 
     Args:
         head: the first bytes, at least a line of them where there are so many
-        flag: that names the file, for errors
         table: columns and JSON are asked for
     """
     found = _binary(head) or _other_encoding(head) or _markup(head) or (None if table else _rows(head))

@@ -61,7 +61,6 @@ def compare(
     """Translate --check with both models, and with the vocabulary map too where there is one.
 
     Args:
-        sentences: symbols of --check
         subwords: of the target language
 
     Raises:
