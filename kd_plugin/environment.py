@@ -2,9 +2,11 @@
 
 import os
 import platform
+import re
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from typing import List, Optional
+from pathlib import Path
+from typing import Any, Dict, List, Optional
 
 from kd_plugin.errors import KDPluginError
 from kd_plugin.version import __version__
@@ -149,3 +151,27 @@ def registration_checks() -> List[Check]:
             remedy = "another package or fairseq fork registers this name first: take it out of this environment"
             checks.append(Check("registered names", kind, f"{name} belongs to {owner}", FAIL, remedy))
     return checks
+
+
+def machine() -> Dict[str, Any]:
+    """What an evaluation says of where it was made."""
+    import torch
+
+    cpu = platform.processor() or platform.machine()
+    try:
+        names = re.findall(r"^model name\s*:\s*(.*)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
+        cpu = names[0] if names else cpu
+    except OSError:  # not Linux
+        pass
+    gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
+    return {"cpu": cpu, "cores": os.cpu_count(), "gpu": gpu}
+
+
+def versions() -> Dict[str, str]:
+    """Of the packages that decide an evaluation."""
+    from kd_plugin.compat import fairseq_distribution
+
+    fairseq, _, fairseq_version = fairseq_distribution().partition(":")
+    known = {"kd_plugin": __version__, fairseq: fairseq_version, "python": platform.python_version()}
+    others = {name: installed_version(name) for name in ("torch", "ctranslate2", "sacrebleu", "sentencepiece")}
+    return {**known, **{name: found for name, found in others.items() if found is not None}}

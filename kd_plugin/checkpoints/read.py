@@ -10,7 +10,8 @@ from typing import Any, Dict, Mapping, NamedTuple, Optional, Tuple, Union
 import torch
 
 from kd_plugin.checkpoints.finite import own_tensors
-from kd_plugin.checkpoints.formats import foreign_file, foreign_folder, foreign_state, origin
+from kd_plugin.checkpoints.foreign_states import foreign_state, origin
+from kd_plugin.checkpoints.formats import foreign_file, foreign_folder
 from kd_plugin.compat import WEIGHTS_ONLY_IS_WEAK, bring_up_to_date, load_safely
 from kd_plugin.errors import KDPluginError
 from kd_plugin.files.atomic import sha256_of

@@ -3,16 +3,13 @@
 import datetime
 import functools
 import os
-import platform
 import re
 import sys
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 
-from kd_plugin.compat import fairseq_distribution
 from kd_plugin.corpus.languages import Tokenizer, bleu_tokenizer, check_languages, family, may_be_the_same
 from kd_plugin.corpus.raw_text import numbered_lines
 from kd_plugin.corpus.subword_checks import Marks, check_known, check_text
@@ -28,6 +25,7 @@ from kd_plugin.decoding.models import (
     open_model,
     translate,
 )
+from kd_plugin.environment import machine, versions
 from kd_plugin.errors import KDPluginError
 from kd_plugin.evaluation.results import FORMAT, FORMAT_VERSION, JSON_NAME, evaluation_of
 from kd_plugin.evaluation.scores import Comet, check_tokenizer, no_comet, sacrebleu_scores
@@ -35,7 +33,6 @@ from kd_plugin.evaluation.table import markdown
 from kd_plugin.files.atomic import make_folder, write_atomically, write_json
 from kd_plugin.files.locks import LOCK, Claim, begun
 from kd_plugin.files.protection import Named, already_there, check_outputs, check_possible
-from kd_plugin.version import __version__
 
 TABLE_NAME, TRANSLATIONS = "evaluation.md", "translations"
 WARM_UP = {"cpu": 4, "cuda": 200}  # sentences; a GPU is slow until it has seen a full batch
@@ -113,8 +110,8 @@ def evaluate(args: Comparison) -> None:
         "format": FORMAT,
         "version": FORMAT_VERSION,
         "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
-        "machine": _machine(),
-        "versions": _versions(),
+        "machine": machine(),
+        "versions": versions(),
         "settings": {
             **{name: getattr(settings, name) for name in ("beam", "max_len_a", "max_len_b", "lenpen")},
             "threads": args.threads,
@@ -317,25 +314,3 @@ def _score(
         for row in rows:
             for score in (*scores[row["name"]], of_comet[row["name"]]):
                 row["scores"].append({"test": test.name, **score._asdict()})
-
-
-def _machine() -> Dict[str, Any]:
-    cpu = platform.processor() or platform.machine()
-    try:
-        names = re.findall(r"^model name\s*:\s*(.*)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
-        cpu = names[0] if names else cpu
-    except OSError:  # not Linux
-        pass
-    gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
-    return {"cpu": cpu, "cores": os.cpu_count(), "gpu": gpu}
-
-
-def _versions() -> Dict[str, str]:
-    fairseq, _, fairseq_version = fairseq_distribution().partition(":")
-    versions = {"kd_plugin": __version__, fairseq: fairseq_version, "python": platform.python_version()}
-    for name in ("torch", "ctranslate2", "sacrebleu", "sentencepiece"):
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return versions
