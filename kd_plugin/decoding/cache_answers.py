@@ -1,8 +1,9 @@
 """Ask a teacher about every target token of a corpus once, and keep the answers."""
 
+import contextlib
 import functools
 from pathlib import Path
-from typing import Dict, Hashable, Iterator, List, NamedTuple, Optional
+from typing import Any, Dict, Hashable, Iterator, List, NamedTuple, Optional, Tuple
 
 import numpy as np
 import torch
@@ -23,10 +24,11 @@ from kd_plugin.corpus.languages import check_languages
 from kd_plugin.corpus.sources import data_folders
 from kd_plugin.errors import KDPluginError
 from kd_plugin.files.atomic import digest_of
+from kd_plugin.files.locks import Claim
 from kd_plugin.files.protection import Named, check_outputs
 from kd_plugin.files.sharded_folder import Plan
 from kd_plugin.runners import jobs
-from kd_plugin.runners.jobs import Job, device_of, fill
+from kd_plugin.runners.jobs import Job, claim_share, device_of, fill_claimed
 from kd_plugin.teachers.base import Request
 from kd_plugin.teachers.opening import open_teacher
 
@@ -64,8 +66,19 @@ def cache_answers(options: Questions) -> None:
         raise KDPluginError("--max-source-positions: only with --truncate-source. Remedy: leave it out, or add that")
     check_outputs(options.inputs, [("--cache-dir", options.cache_dir)])
     opened: Dict[Hashable, Checkpoint] = {}  # the teacher of all splits
+    stores: Dict[Tuple[Path, str], Tuple[Split, Session]] = {}
     for split in _splits(options):
-        _write_store(split, options, opened)
+        session = Session(split, options, 0, opened)
+        key = session.store.path, session.store.identity_sha256  # the same where the data or the split are named twice
+        stores[key] = split, session
+    with contextlib.ExitStack() as claims:
+        # all of them before the first answer: what is wrong with the last folder is told before hours of work
+        claimed = [
+            (split, session, claims.enter_context(claim_share(session.store, "--cache-dir", options.job, session)))
+            for split, session in stores.values()
+        ]
+        for split, session, claim in claimed:
+            _write_store(split, session, claim, options)
 
 
 def _splits(options: Questions) -> Iterator[Split]:
@@ -86,11 +99,10 @@ def _splits(options: Questions) -> Iterator[Split]:
             yield Split(path, split, source, target, truncated_to)
 
 
-def _write_store(split: Split, options: Questions, opened: Dict[Hashable, Checkpoint]) -> None:
-    session = Session(split, options, 0, opened)
+def _write_store(split: Split, session: "Session", claim: Claim, options: Questions) -> None:
     store, identity, plans = session.store, session.store.identity, session.plans
     make_session = functools.partial(Session, split, options)
-    manifest = fill(store, "--cache-dir", options.job, session, make_session, store.conclude, split.name, "tok")
+    manifest = fill_claimed(store, claim, options.job, session, make_session, store.conclude, split.name, "tok")
     if manifest is None:
         return
     print(

@@ -4,6 +4,7 @@ import functools
 from typing import TYPE_CHECKING, Any, Callable, Iterator, List, NamedTuple, Optional, Sequence, TypeVar
 
 from kd_plugin.errors import KDPluginError
+from kd_plugin.files.locks import Claim
 from kd_plugin.files.sharded_folder import Plan, ShardedFolder, ShardKind
 from kd_plugin.runners.local import MakeWorker, Progress, run_here, run_processes
 from kd_plugin.runners.progress import progress_bar
@@ -76,10 +77,30 @@ def fill(
     name: str,
     unit: str,
 ) -> Optional[Whole]:
+    """Claim a folder, and do as `fill_claimed`. flag: that names the folder"""
+    with claim_share(folder, flag, job, session) as claim:
+        return fill_claimed(folder, claim, job, session, make_session, conclude, name, unit)
+
+
+def claim_share(folder: ShardedFolder[ShardKind], flag: str, job: Job, session: Session) -> Claim:
+    """A job's claim on its shards of a folder; errors as ShardedFolder.claim's."""
+    return folder.claim(flag, job.mine(len(session.plans)))
+
+
+def fill_claimed(
+    folder: ShardedFolder[ShardKind],
+    claim: Claim,
+    job: Job,
+    session: Session,
+    make_session: Callable[[int], Session],
+    conclude: Callable[[List[ShardKind]], Whole],
+    name: str,
+    unit: str,
+) -> Optional[Whole]:
     """Do those of this job's shards that are not finished; whoever does the last one concludes the folder.
 
     Args:
-        flag: that names the folder
+        claim: on the folder, as `claim_share` makes it
         make_session: the session in another process, of the worker's number; can be pickled
         conclude: writes the manifest of all shards
         name, unit: of the progress bar
@@ -87,25 +108,24 @@ def fill(
     Returns:
         what `conclude` does; None: other jobs have not finished yet, which is said
     """
-    plans, numbers = session.plans, job.mine(len(session.plans))
-    mine = [plans[number] for number in numbers]
-    with folder.claim(flag, numbers) as claim:
-        session.prepare()
-        folder.remove_leftovers(plan.name for plan in mine)
-        todo = [plan for plan in mine if folder.finished(plan) is None]
-        total, left = (sum(plan.size for plan in some) for some in (mine, todo))
-        with progress_bar(name, total, unit, initial=total - left, unit_scale=True) as bar:
-            start = functools.partial(_here, session) if job.is_here else make_session
-            for plan in run(todo, start, bar.update, job.runner, job.processes):
-                if job.runner == "ray":
-                    bar.update(plan.size)
-        shards = folder.all_finished(plans)
-        missing = len(plans) - len(shards)
-        if missing:
-            print(f"{folder.path}: this job's {len(mine)} shards are finished, {missing} of other jobs are missing")
-            return None
-        whole = conclude(shards)
-        claim.finish()
+    plans = session.plans
+    mine = [plans[number] for number in job.mine(len(plans))]
+    session.prepare()
+    folder.remove_leftovers(plan.name for plan in mine)
+    todo = [plan for plan in mine if folder.finished(plan) is None]
+    total, left = (sum(plan.size for plan in some) for some in (mine, todo))
+    with progress_bar(name, total, unit, initial=total - left, unit_scale=True) as bar:
+        start = functools.partial(_here, session) if job.is_here else make_session
+        for plan in run(todo, start, bar.update, job.runner, job.processes):
+            if job.runner == "ray":
+                bar.update(plan.size)
+    shards = folder.all_finished(plans)
+    missing = len(plans) - len(shards)
+    if missing:
+        print(f"{folder.path}: this job's {len(mine)} shards are finished, {missing} of other jobs are missing")
+        return None
+    whole = conclude(shards)
+    claim.finish()
     return whole
 
 

@@ -128,3 +128,15 @@ def test_writing_is_refused(workspace, cache, flags, named):
     result = run(*command, "--temperature", 2, "--shard-tokens", 800, *flags, check=False)
     assert result.returncode == 1 and "kd-plugin: error: " in result.stdout and named in result.stdout
     assert contents(cache) == before
+
+
+def test_all_splits_folders_are_looked_at_before_the_first_is_written(workspace, tmp_path):
+    command = ["kd-plugin", "cache", workspace.data, "--teacher-path", workspace.teacher, "--cache-dir", tmp_path]
+    run(*command, "--subset", "valid", "--k", 5)
+    (other,) = tmp_path.iterdir()
+    before = contents(other)
+    result = run(*command, "--subset", "train,valid", "--k", 4, check=False)
+    assert result.returncode == 1 and f"{other} holds other answers already" in result.stdout
+    assert contents(other) == before and not list(tmp_path.glob("train-*/*"))
+    # a split that is named twice is one store
+    assert run(*command, "--subset", "valid,valid", "--k", 5).stdout.count("captures") == 1
