@@ -42,7 +42,7 @@ from torch import Tensor
 
 from kd_plugin.tasks.distillation_translation import DistillationTranslationConfig, DistillationTranslationTask
 from kd_plugin.teachers import OnlineTeacher, Request
-from kd_plugin.teachers.member import load_teacher
+from kd_plugin.teachers.fairseq import load_teacher
 
 
 def cases(arguments: argparse.Namespace) -> List[ModelCase]:

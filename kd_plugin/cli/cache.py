@@ -9,7 +9,9 @@ from kd_plugin.runners.jobs import Job
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("data", metavar="DATA", help="binarised data as fairseq-train takes them, also A:B:C")
-    parser.add_argument("--teacher-path", required=True, metavar="A.pt[:B.pt…]", help="the teacher, or an ensemble")
+    parser.add_argument(
+        "--teacher-path", required=True, metavar="A.pt[:B.pt…]", help="the teacher, or an ensemble, as in training"
+    )
     parser.add_argument("--teacher-weights", metavar="W[,W…]", help="of an ensemble, as in training")
     parser.add_argument("--teacher-overrides", default="{}", metavar="JSON", help="as in training")
     parser.add_argument("--teacher-sha256", metavar="HASH[:HASH…]", help="refuse any other file as teacher")
@@ -18,6 +20,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="auto",
         choices=["auto", "fp32", "fp16", "bf16"],
         help="auto: fp16 on a GPU, fp32 on a CPU (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--teacher-source-lang", metavar="CODE", help="as in training: a Hugging Face teacher's own code"
+    )
+    parser.add_argument("--teacher-target-lang", metavar="CODE", help="likewise")
+    parser.add_argument(
+        "--teacher-missing-symbols",
+        default="refuse",
+        choices=["refuse", "ignore"],
+        help="as in training (default: %(default)s)",
     )
     parser.add_argument("--cache-dir", required=True, metavar="DIR", help="where --teacher-cache will find the answers")
     parser.add_argument(

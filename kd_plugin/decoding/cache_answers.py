@@ -16,7 +16,7 @@ from kd_plugin.cache.data import Split, describe_data, dictionary_sha256
 from kd_plugin.cache.manifest import Identity
 from kd_plugin.cache.records import Records
 from kd_plugin.cache.writer import ShardWriter, StoreFolder, plan_shards
-from kd_plugin.checkpoints.open import Checkpoint
+from kd_plugin.checkpoints.huggingface import Languages
 from kd_plugin.checkpoints.overrides import parse_overrides
 from kd_plugin.corpus.batches import by_length
 from kd_plugin.corpus.binarised import check_ids, format_of_pair, readable
@@ -42,6 +42,9 @@ class Questions(NamedTuple):
     teacher_overrides: str
     teacher_sha256: Optional[str]
     teacher_dtype: str
+    teacher_source_lang: Optional[str]
+    teacher_target_lang: Optional[str]
+    teacher_missing_symbols: str
     cache_dir: str
     subset: str
     source_lang: Optional[str]
@@ -65,7 +68,7 @@ def cache_answers(options: Questions) -> None:
     if options.max_source_positions is not None and not options.truncate_source:
         raise KDPluginError("--max-source-positions: only with --truncate-source. Remedy: leave it out, or add that")
     check_outputs(options.inputs, [("--cache-dir", options.cache_dir)])
-    opened: Dict[Hashable, Checkpoint] = {}  # the teacher of all splits
+    opened: Dict[Hashable, Any] = {}  # the teacher of all splits
     stores: Dict[Tuple[Path, str], Tuple[Split, Session]] = {}
     for split in _splits(options):
         session = Session(split, options, 0, opened)
@@ -120,9 +123,7 @@ class Session(jobs.Session):
         opened: as for `open_teacher`
     """
 
-    def __init__(
-        self, split: Split, options: Questions, number: int, opened: Optional[Dict[Hashable, Checkpoint]] = None
-    ):
+    def __init__(self, split: Split, options: Questions, number: int, opened: Optional[Dict[Hashable, Any]] = None):
         self._options = options
         prefixes = split.prefixes()
         implementation = format_of_pair(*prefixes)  # their errors are clearer than fairseq's
@@ -158,6 +159,8 @@ class Session(jobs.Session):
             options.teacher_sha256,
             dtype,
             opened,
+            Languages(options.teacher_source_lang, options.teacher_target_lang),
+            options.teacher_missing_symbols,
         )
         self._device = device_of(number)
         overrides = parse_overrides(options.teacher_overrides)
@@ -181,15 +184,7 @@ class Session(jobs.Session):
             max_positions=list(map(int, utils.resolve_max_positions(*self._teacher.max_positions()))),
             data=describe_data(texts, self.sizes),
             teachers=[
-                {
-                    "sha256": member.sha256,
-                    "parameters": member.parameters,
-                    "weight": weight,
-                    "maps": [
-                        None if indices is None else digest_of(indices.tolist())
-                        for indices in (member.source_indices, member.target_indices)
-                    ],
-                }
+                {**member.identity(), "weight": weight}
                 for member, weight in zip(self._teacher.members, self._teacher.weights())
             ],
             overrides={name: value for name, value in overrides.items() if name != "data"},

@@ -18,7 +18,7 @@ from kd_plugin.checkpoints.read import check_format, model_sha256
 from kd_plugin.decoding.base import ModelOptions, Scored, Settings, Tokens, not_a_number
 from kd_plugin.decoding.length_limit import length_limit
 from kd_plugin.errors import KDPluginError
-from kd_plugin.teachers.member import fit
+from kd_plugin.teachers.fairseq import fit
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from kd_plugin.losses.engine.memory import Allocate, LinearHead, new_buffer, projected_rows, scratch
 
 # Allocate and LinearHead: for teachers, who import nothing from the engine
-__all__ = ["Allocate", "LinearHead", "Project", "ProjectedAnswer", "TeacherAnswer", "projected_rows"]
+__all__ = ["Allocate", "LinearHead", "Project", "ProjectedAnswer", "TeacherAnswer", "new_buffer", "projected_rows"]
 
 Project = Callable[[Tensor, Allocate], Tensor]
 

@@ -19,8 +19,9 @@ from kd_plugin.distill.distiller import Distiller
 from kd_plugin.errors import KDPluginError
 from kd_plugin.losses.selection import SelectAll
 from kd_plugin.teachers.base import Teacher
-from kd_plugin.teachers.fairseq import TEACHER_DTYPES
 from kd_plugin.teachers.kinds import open_asked, own_flags
+from kd_plugin.teachers.online import TEACHER_DTYPES
+from kd_plugin.teachers.vocabulary import MISSING_SYMBOLS, REFUSE
 
 logger = logging.getLogger(__name__)
 
@@ -32,8 +33,9 @@ class TeacherFlags(*own_flags(), FairseqDataclass):  # type: ignore[misc]
     teacher_path: Optional[str] = field(
         default=None,
         metadata={
-            "help": "checkpoint of the teacher; several, separated by colons, make an ensemble (a colon in a path: \\: "
-            "or a JSON list). The architecture is read from the checkpoint itself"
+            "help": "checkpoint of the teacher, or a folder of Hugging Face's (MarianMT and OPUS-MT, M2M100 and NLLB, "
+            "mBART, T5 and MADLAD); several, separated by colons, make an ensemble (a colon in a path: \\: or a JSON "
+            "list). The architecture is read from the checkpoint itself"
         },
     )
     teacher_cache: Optional[str] = field(
@@ -67,6 +69,23 @@ class TeacherFlags(*own_flags(), FairseqDataclass):  # type: ignore[misc]
         metadata={
             "help": "refuse any other file as teacher, or answers by any other: sha256, separated by colons "
             "(kd-plugin doctor --teacher PATH prints it)"
+        },
+    )
+    teacher_source_lang: Optional[str] = field(
+        default=None,
+        metadata={
+            "help": "the source language, as a Hugging Face teacher of several languages names it: eng_Latn for NLLB, "
+            "en for M2M100, en_XX for mBART"
+        },
+    )
+    teacher_target_lang: Optional[str] = field(
+        default=None, metadata={"help": "the target language likewise; also deu for >>deu<<, de for MADLAD's <2de>"}
+    )
+    teacher_missing_symbols: ChoiceEnum(MISSING_SYMBOLS) = field(  # type: ignore[valid-type]
+        default=REFUSE,
+        metadata={
+            "help": "what to do where the student's dictionaries have symbols that the teacher lacks; ignore: it reads "
+            "them as its unknown symbol, and never says them"
         },
     )
 

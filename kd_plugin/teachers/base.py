@@ -39,13 +39,26 @@ class Request(NamedTuple):
     signals: FrozenSet[Signal] = DISTRIBUTION
 
 
+class Dropped(NamedTuple):
+    """What a teacher with more symbols than the student's says by those.
+
+    mass:   0-dim, the probability of such symbols, summed over some of the rows
+    tokens: how many those are
+    """
+
+    mass: Tensor
+    tokens: int
+
+
 class Answer(NamedTuple):
     """What a teacher says about a batch: a field for each signal, None where it was not asked for.
 
     distribution: of each of the rows, in the student's order of symbols
+    dropped: None where it has no other symbols
     """
 
     distribution: Optional[TeacherAnswer] = None
+    dropped: Optional[Dropped] = None
 
 
 def short_name(sha256: str, parameters: int) -> str:

@@ -25,7 +25,7 @@ class TeacherKind(NamedTuple):
 # the first that is asked for opens
 TEACHERS = {
     "cached": TeacherKind(lambda cfg: bool(cfg.teacher_cache), cached.open_cached),
-    "fairseq": TeacherKind(lambda cfg: bool(cfg.teacher_path), opening.open_fairseq),
+    "online": TeacherKind(lambda cfg: bool(cfg.teacher_path), opening.open_online),
 }
 
 
@@ -38,7 +38,7 @@ def open_asked(task: TranslationTask, cfg: Any) -> Optional[Teacher]:
     for kind in TEACHERS.values():
         if kind.asked(cfg):
             return kind.open(task, cfg)
-    for name in ("teacher_weights", "teacher_sha256"):
+    for name in ("teacher_weights", "teacher_sha256", "teacher_source_lang", "teacher_target_lang"):
         if getattr(cfg, name):
             raise KDPluginError(f"--{name.replace('_', '-')} is given without --teacher-path")
     return None

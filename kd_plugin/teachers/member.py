@@ -1,52 +1,114 @@
-"""A checkpoint as a teacher of this student: which of its symbols is which of the student's."""
+"""One model of a teacher, of whatever toolkit, and which of its symbols is which of the student's."""
 
-from dataclasses import dataclass
-from typing import Any, Dict, Optional
+import abc
+from typing import Any, Dict, Optional, Tuple
 
-from fairseq.tasks.translation import TranslationTask
+import torch
 from torch import Tensor
 
-from kd_plugin.checkpoints.open import Checkpoint, open_beside
-from kd_plugin.teachers.vocabulary import teacher_indices
+from kd_plugin.checkpoints.finite import check_range
+from kd_plugin.files.atomic import digest_of
+from kd_plugin.losses.answer import Allocate, LinearHead, Project
+from kd_plugin.teachers.vocabulary import Symbols
 
 
-@dataclass
-class LoadedTeacher:
-    """One frozen teacher model and what was found out about its file."""
+class Member(abc.ABC):
+    """A frozen model that answers about the target tokens of a batch.
 
-    model: Any  # a BaseFairseqModel; fairseq ships no types
-    path: str
-    sha256: str
-    parameters: int
-    source_indices: Optional[Tensor]  # (source vocab,) teacher's index of each student symbol, None: the same
-    target_indices: Optional[Tensor]  # (target vocab,) likewise
-
-
-def fit(checkpoint: Checkpoint, student_task: TranslationTask) -> LoadedTeacher:
+    Args:
+        model: an nn.Module in eval, without gradient
+        path: what its owner calls it
+        sha256: of its file or files
+        parameters: tied ones once
+        source, target: its symbols beside the student's
     """
-    Raises:
-        KDPluginError: its dictionaries do not hold the student's symbols, or as `Checkpoint.model`
-    """
-    students = student_task.source_dictionary, student_task.target_dictionary
-    names = [f"{side} ({path})" for side, path in zip(("source", "target"), checkpoint.dictionary_paths)]
-    source, target = (
-        teacher_indices(mine, theirs, checkpoint.path, name)
-        for mine, theirs, name in zip(students, checkpoint.dictionaries, names)
-    )
-    return LoadedTeacher(checkpoint.model, checkpoint.path, checkpoint.sha256, checkpoint.parameters, source, target)
+
+    def __init__(self, model: Any, path: str, sha256: str, parameters: int, source: Symbols, target: Symbols):
+        self.model, self.path, self.sha256, self.parameters = model, path, sha256, parameters
+        self.source, self.target = source, target
+        self._restricted: Optional[LinearHead] = None
+
+    @property
+    def source_indices(self) -> Optional[Tensor]:
+        """(source vocab,) the teacher's index of each of the student's symbols; None: the same."""
+        return self.source.indices
+
+    @property
+    def target_indices(self) -> Optional[Tensor]:
+        """(target vocab,) likewise."""
+        return self.target.indices
+
+    @abc.abstractmethod
+    def max_positions(self) -> Any:
+        """The longest (source, target) that it reads, with end of sentence."""
+
+    @abc.abstractmethod
+    def features(self, batch: Dict[str, Any], rows: Tensor) -> Tuple[Tensor, Project]:
+        """At the rows of a batch: (tokens, dimension), and what turns them into logits in the model's own order of
+        symbols. The model is where the batch is."""
+
+    def answer(self, batch: Dict[str, Any], rows: Tensor) -> Tuple[Tensor, Project, Project]:
+        """As features, with a second projection, which gives logits in the student's order of symbols.
+
+        Those of symbols that the model lacks are -inf; of those that only it has there are none, so that a softmax
+        renormalises what is left.
+        """
+        values, whole = self.features(batch, rows)
+        target = self.target
+        if target.indices is None:
+            return values, whole, whole
+        if target.restricted and isinstance(whole, LinearHead):
+            return values, whole, self._restrict(whole)
+        return values, whole, lambda features, allocate: target.of_student(whole(features, allocate))
+
+    def _restrict(self, whole: LinearHead) -> LinearHead:
+        """The projection to the student's symbols alone: fewer rows of weights, copied once."""
+        kept = self._restricted
+        if kept is None or (kept.weight.device, kept.weight.dtype) != (whole.weight.device, whole.weight.dtype):
+            indices, missing = self.target.indices, self.target.missing
+            assert indices is not None
+            bias = None if whole.bias is None else whole.bias.index_select(0, indices)
+            if missing is not None:
+                bias = whole.weight.new_zeros(len(indices)) if bias is None else bias
+                bias[missing] = -torch.inf
+            kept = self._restricted = LinearHead(whole.weight.index_select(0, indices), bias)
+        return kept
+
+    def place(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Move it to a batch's device: fairseq moves the student, nobody moves the teacher."""
+        parameter = next(self.model.parameters())
+        if parameter.dtype != dtype:
+            self.check_range(dtype)
+        if parameter.device != device or parameter.dtype != dtype:
+            self.model.to(device=device, dtype=dtype)
+        self.source, self.target = self.source.to(device), self.target.to(device)
+
+    def check_range(self, dtype: torch.dtype) -> None:
+        """
+        Raises:
+            KDPluginError: its weights do not stay finite in that dtype
+        """
+        if dtype != torch.float32:
+            check_range(self.model, dtype, self.path, "--teacher-dtype fp32, or bf16 on a GPU that has it")
+
+    def identity(self) -> Dict[str, Any]:
+        """All that decides what it answers, for the manifest of a cache."""
+        return {
+            "sha256": self.sha256,
+            "parameters": self.parameters,
+            "maps": [
+                None if indices is None else digest_of(indices.tolist())
+                for indices in (self.source_indices, self.target_indices)
+            ],
+        }
 
 
-def load_teacher(
-    path: str,
-    student_task: TranslationTask,
-    expected_sha256: Optional[str] = None,
-    overrides: Optional[Dict[str, Any]] = None,
-) -> LoadedTeacher:
-    """The model of a checkpoint of any architecture, for this student.
+def at_rows(rows: Tensor, values: Tensor) -> Tensor:
+    """Those that count, in two dimensions: fairseq's projection of a frozen (batch, length, dimension) takes 1.8 times
+    as long."""
+    return values.reshape(-1, values.size(-1)).index_select(0, rows)
 
-    Raises:
-        KDPluginError: as `open_beside` and `fit`
-    """
-    languages = [student_task.cfg.source_lang, student_task.cfg.target_lang]
-    (checkpoint,) = open_beside([path], languages, overrides or {}, [expected_sha256])
-    return fit(checkpoint, student_task)
+
+def as_it_is(logits: Tensor, allocate: Allocate) -> Tensor:
+    """The projection of a model whose features are its logits."""
+    return logits

@@ -1,18 +1,25 @@
 """From the --teacher-… flags, which training and caching share, to a teacher."""
 
 import logging
+import os
 from typing import Any, Dict, Hashable, List, Optional
 
 from fairseq.tasks.translation import TranslationTask
 
-from kd_plugin.checkpoints.open import Checkpoint, open_beside
+from kd_plugin.checkpoints.huggingface import Folder, Languages, is_huggingface
+from kd_plugin.checkpoints.open import open_beside
 from kd_plugin.checkpoints.overrides import parse_overrides
 from kd_plugin.checkpoints.paths import split_model_paths
 from kd_plugin.errors import KDPluginError
-from kd_plugin.teachers.fairseq import OnlineTeacher
-from kd_plugin.teachers.member import fit
+from kd_plugin.teachers.fairseq import fit
+from kd_plugin.teachers.huggingface import fit_folder
+from kd_plugin.teachers.member import Member
+from kd_plugin.teachers.online import OnlineTeacher
+from kd_plugin.teachers.vocabulary import REFUSE
 
 logger = logging.getLogger(__name__)
+
+ONE_DIRECTION = Languages()
 
 
 def open_teacher(
@@ -22,19 +29,34 @@ def open_teacher(
     overrides: Any,
     sha256: Optional[str],
     dtype: str,
-    opened: Optional[Dict[Hashable, Checkpoint]] = None,
+    opened: Optional[Dict[Hashable, Any]] = None,
+    languages: Languages = ONE_DIRECTION,
+    missing_symbols: str = REFUSE,
 ) -> OnlineTeacher:
     """The teacher or ensemble that the flags name, for the student's task.
 
     Args:
         opened: as for `open_beside`: for another student whose teacher is the same
+        languages: of the members that translate between several
+        missing_symbols: --teacher-missing-symbols
     """
     paths = split_model_paths(path)
     hashes = parse_hashes(sha256)
     if hashes and len(hashes) != len(paths):
         raise KDPluginError(f"--teacher-sha256 names {len(hashes)} hashes for {len(paths)} teachers in --teacher-path")
-    languages = [task.cfg.source_lang, task.cfg.target_lang]
-    members = [fit(one, task) for one in open_beside(paths, languages, parse_overrides(overrides), hashes, opened)]
+    opened = {} if opened is None else opened
+    expected = hashes or [None] * len(paths)
+    folders = {one: _opened_folder(one, pin, opened) for one, pin in zip(paths, expected) if is_huggingface(one)}
+    _check_flags(paths, folders, overrides, languages)
+    students, replaced = [task.cfg.source_lang, task.cfg.target_lang], parse_overrides(overrides)
+    members: List[Member] = []
+    for one, pin in zip(paths, expected):
+        if one in folders:
+            dictionaries = task.source_dictionary, task.target_dictionary
+            members.append(fit_folder(folders[one], languages, dictionaries, missing_symbols))
+        else:
+            (checkpoint,) = open_beside([one], students, replaced, [pin], opened)
+            members.append(fit(checkpoint, task, missing_symbols))
     teacher = OnlineTeacher(members, parse_weights(weights), dtype)
     for member in members:
         logger.info(
@@ -44,10 +66,17 @@ def open_teacher(
     return teacher
 
 
-def open_fairseq(task: TranslationTask, cfg: Any) -> OnlineTeacher:
+def open_online(task: TranslationTask, cfg: Any) -> OnlineTeacher:
     """The teacher or ensemble that the task's flags name."""
     return open_teacher(
-        task, cfg.teacher_path, cfg.teacher_weights, cfg.teacher_overrides, cfg.teacher_sha256, str(cfg.teacher_dtype)
+        task,
+        cfg.teacher_path,
+        cfg.teacher_weights,
+        cfg.teacher_overrides,
+        cfg.teacher_sha256,
+        str(cfg.teacher_dtype),
+        languages=Languages(cfg.teacher_source_lang, cfg.teacher_target_lang),
+        missing_symbols=str(cfg.teacher_missing_symbols),
     )
 
 
@@ -65,3 +94,27 @@ def parse_weights(weights: Any) -> Optional[List[float]]:
         return [float(part) for part in parts]
     except ValueError as error:
         raise KDPluginError(f"--teacher-weights {weights!r} is no list of numbers. Remedy: write 0.7,0.3") from error
+
+
+def _opened_folder(path: str, expected: Optional[str], opened: Dict[Hashable, Any]) -> Folder:
+    key = os.path.realpath(path)
+    if key not in opened:
+        opened[key] = Folder(path, expected)
+    folder: Folder = opened[key]
+    return folder
+
+
+def _check_flags(paths: List[str], folders: Dict[str, Folder], overrides: Any, languages: Languages) -> None:
+    """Refuse flags that none of the teachers would read."""
+    taken = {folder.takes_languages for folder in folders.values()}
+    for side, code in zip(("source", "target"), languages):
+        if code and not taken & {"both", *(["target"] if side == "target" else [])}:
+            raise KDPluginError(
+                f"--teacher-{side}-lang {code}: none of the teachers translates between several languages by a code of "
+                "its own. Remedy: leave it out"
+            )
+    if len(folders) == len(set(paths)) and parse_overrides(overrides):
+        raise KDPluginError(
+            "--teacher-overrides: replaces fields of a fairseq checkpoint's configuration, and no teacher is one. "
+            "Remedy: leave it out"
+        )

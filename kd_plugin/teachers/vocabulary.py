@@ -1,6 +1,8 @@
 """Do teacher and student mean the same symbol by the same index? Compared symbol by symbol, never by size alone."""
 
-from typing import Optional
+import functools
+import re
+from typing import Callable, List, NamedTuple, Optional, Sequence
 
 import torch
 from fairseq.data import Dictionary
@@ -8,11 +10,85 @@ from torch import Tensor
 
 from kd_plugin.errors import KDPluginError
 
+REFUSE, IGNORE = "refuse", "ignore"
+MISSING_SYMBOLS = (REFUSE, IGNORE)  # --teacher-missing-symbols
+FILLER = re.compile(r"madeupword\d{4}")  # fairseq fills dictionaries up with them; no text has them
 
-def teacher_indices(student: Dictionary, teacher: Dictionary, teacher_path: str, side: str) -> Optional[Tensor]:
-    """(vocab,) int64: the teacher's index of each of the student's symbols; None where the two are equal.
+OTHERWISE = "--teacher-missing-symbols ignore: the teacher then reads them as its unknown symbol, and never says them"
 
-    Raises KDPluginError, with the first difference, unless both hold the same symbols with the same special ones.
+
+class Symbols(NamedTuple):
+    """The student's symbols of one side, as a teacher has them.
+
+    indices: (vocab,) int64, the teacher's index of each; None where all are the same. That of a symbol that the
+        teacher lacks is its unknown symbol's
+    missing: (some,) int64, the student's indices of symbols that the teacher lacks; None: it has all
+    restricted: whether the teacher has more symbols than these
+    """
+
+    indices: Optional[Tensor] = None
+    missing: Optional[Tensor] = None
+    restricted: bool = False
+
+    def to(self, device: torch.device) -> "Symbols":
+        if self.indices is None or self.indices.device == device:
+            return self
+        return Symbols(
+            self.indices.to(device), None if self.missing is None else self.missing.to(device), self.restricted
+        )
+
+    def of_student(self, logits: Tensor) -> Tensor:
+        """(tokens, vocab) of (tokens, teacher's vocab) logits; -inf where the teacher lacks a symbol."""
+        if self.indices is None:
+            return logits
+        logits = logits.index_select(1, self.indices)
+        return logits if self.missing is None else logits.index_fill_(1, self.missing, -torch.inf)
+
+
+def match(
+    symbols: Sequence[str],
+    index_of: Callable[[str], Optional[int]],
+    size: int,
+    unknown: int,
+    teacher_path: str,
+    side: str,
+    missing_symbols: str,
+    unsaid: Sequence[str] = (),
+) -> Symbols:
+    """The student's symbols where the teacher has others beside them.
+
+    Args:
+        symbols: the student's, in its order
+        index_of: the teacher's index of a symbol; None: it lacks it
+        size: the number of the teacher's symbols
+        unknown: the teacher's index of its unknown symbol
+        side: what to call its vocabulary
+        missing_symbols: --teacher-missing-symbols
+        unsaid: symbols that no text has, and which a teacher may lack
+
+    Raises:
+        KDPluginError: it lacks some, and none may be missing
+    """
+    found = [index_of(symbol) for symbol in symbols]
+    lacking = [at for at, index in enumerate(found) if index is None]
+    refused = [symbols[at] for at in lacking if symbols[at] not in unsaid and not FILLER.fullmatch(symbols[at])]
+    if refused and missing_symbols == REFUSE:
+        raise KDPluginError(
+            f"{teacher_path}: its {side} lacks {len(refused):,} of the student's {len(symbols):,} symbols: "
+            f"{_some(refused)}. Remedy: make the student's data with the teacher's symbols, or {OTHERWISE}"
+        )
+    indices = torch.tensor([unknown if index is None else index for index in found], dtype=torch.int64)
+    used = len({index for index in found if index is not None})
+    return Symbols(indices, torch.tensor(lacking, dtype=torch.int64) if lacking else None, used < size)
+
+
+def teacher_symbols(
+    student: Dictionary, teacher: Dictionary, teacher_path: str, side: str, missing_symbols: str = REFUSE
+) -> Symbols:
+    """The student's symbols as a teacher's dictionary of fairseq's has them.
+
+    Raises:
+        KDPluginError: other special symbols, or as `match`
     """
     specials = [(name, getattr(student, name)(), getattr(teacher, name)()) for name in ("bos", "pad", "eos", "unk")]
     for name, student_index, teacher_index in specials:
@@ -24,10 +100,12 @@ def teacher_indices(student: Dictionary, teacher: Dictionary, teacher_path: str,
                 "--tgtdict)"
             )
     if student.symbols == teacher.symbols:
-        return None
-    if len(student) == len(teacher) and set(student.symbols) == set(teacher.symbols) and _unique(student):
-        return torch.tensor([teacher.indices[symbol] for symbol in student.symbols], dtype=torch.int64)
-
+        return Symbols()
+    unique = len(set(student.symbols)) == len(student.symbols) and len(set(teacher.symbols)) == len(teacher.symbols)
+    lacks = any(symbol not in teacher.indices and not FILLER.fullmatch(symbol) for symbol in student.symbols)
+    if unique and (missing_symbols == IGNORE or not lacks):
+        found = functools.partial(_index, teacher)
+        return match(student.symbols, found, len(teacher), teacher.unk(), teacher_path, side, missing_symbols)
     index = next(
         (i for i, (mine, theirs) in enumerate(zip(student.symbols, teacher.symbols)) if mine != theirs),
         min(len(student), len(teacher)),
@@ -37,12 +115,12 @@ def teacher_indices(student: Dictionary, teacher: Dictionary, teacher_path: str,
         f"student {len(student)}. First difference at index {index}: teacher {_symbol(teacher, index)}, student "
         f"{_symbol(student, index)}. Only the teacher has {_missing(teacher, student)}, only the student "
         f"{_missing(student, teacher)}. Remedy: binarise the student's data with the teacher's dictionary "
-        "(fairseq-preprocess --srcdict --tgtdict)"
+        f"(fairseq-preprocess --srcdict --tgtdict){'' if not unique else f', or {OTHERWISE}'}"
     )
 
 
-def _unique(dictionary: Dictionary) -> bool:
-    return len(set(dictionary.symbols)) == len(dictionary.symbols)
+def _index(dictionary: Dictionary, symbol: str) -> Optional[int]:
+    return dictionary.indices.get(symbol)
 
 
 def _symbol(dictionary: Dictionary, index: int) -> str:
@@ -50,7 +128,9 @@ def _symbol(dictionary: Dictionary, index: int) -> str:
 
 
 def _missing(dictionary: Dictionary, other: Dictionary) -> str:
-    missing = [symbol for symbol in dictionary.symbols if symbol not in other.indices]
-    return (
-        ", ".join(map(repr, missing[:3])) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "") or "nothing"
-    )
+    return _some([symbol for symbol in dictionary.symbols if symbol not in other.indices])
+
+
+def _some(symbols: List[str]) -> str:
+    more = f" and {len(symbols) - 3:,} more" if len(symbols) > 3 else ""
+    return ", ".join(map(repr, symbols[:3])) + more or "nothing"

@@ -14,8 +14,8 @@ from kd_plugin.checkpoints.finite import check_finite, check_range
 from kd_plugin.checkpoints.open import open_checkpoint
 from kd_plugin.cli import main
 from kd_plugin.errors import KDPluginError
-from kd_plugin.teachers.fairseq import OnlineTeacher
-from kd_plugin.teachers.member import load_teacher
+from kd_plugin.teachers.fairseq import load_teacher
+from kd_plugin.teachers.online import OnlineTeacher
 from tests.support import MODEL, asked, load, make_checkpoint, run, training
 from tests.unit.conftest import WORDS, write_dictionaries
 from tests.unit.test_teachers import LANGS, ROWS, batch, student_task

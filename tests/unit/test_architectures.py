@@ -24,7 +24,7 @@ from kd_plugin.decoding.fairseq import FairseqDecoder, open_checkpoints
 from kd_plugin.decoding.models import open_model, translate
 from kd_plugin.errors import KDPluginError
 from kd_plugin.export.safetensors_model import CONFIG, WEIGHTS
-from kd_plugin.teachers.member import load_teacher
+from kd_plugin.teachers.fairseq import load_teacher
 from kd_plugin.teachers.opening import open_teacher
 from tests.support import MODEL, asked, load, make_checkpoint
 from tests.unit.conftest import WORDS, write_dictionaries

@@ -12,7 +12,7 @@ from kd_plugin import cli
 from kd_plugin.checkpoints.language_tokens import appended_symbols, languages_of
 from kd_plugin.checkpoints.read import read_checkpoint
 from kd_plugin.errors import KDPluginError
-from kd_plugin.teachers.member import load_teacher
+from kd_plugin.teachers.fairseq import load_teacher
 from tests.support import MODEL, make_checkpoint
 from tests.unit.conftest import WORDS, write_dictionaries
 from tests.unit.test_teachers import student_task

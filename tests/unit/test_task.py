@@ -21,7 +21,7 @@ from kd_plugin.files.atomic import sha256_of
 from kd_plugin.losses.selection import SelectGlobally
 from kd_plugin.tasks.distillation_translation import DistillationTranslationConfig, DistillationTranslationTask
 from kd_plugin.teachers.cached import CachedTeacher
-from kd_plugin.teachers.fairseq import OnlineTeacher
+from kd_plugin.teachers.online import OnlineTeacher
 from tests.support import MODEL, PLUGIN, asked, make_checkpoint
 from tests.unit.conftest import WORDS
 from tests.unit.data_folders import binarise

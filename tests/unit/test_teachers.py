@@ -14,8 +14,8 @@ from kd_plugin.tasks.distillation_translation import (
     DistillationTranslationConfig,
     DistillationTranslationTask,
 )
-from kd_plugin.teachers.fairseq import OnlineTeacher
-from kd_plugin.teachers.member import load_teacher
+from kd_plugin.teachers.fairseq import load_teacher
+from kd_plugin.teachers.online import OnlineTeacher
 from kd_plugin.teachers.opening import parse_weights
 from tests.support import MODEL, asked, make_checkpoint
 from tests.unit.conftest import WORDS, write_dictionaries
@@ -220,7 +220,6 @@ def test_longest_sentence_is_the_shorter_of_student_and_teacher(dictionaries, tm
     [
         (WORDS[:-1], r"teacher 31, student 32.*index 31.*nothing \(its end\).*'word27'"),
         (WORDS[:10] + ["other"] + WORDS[11:], r"index 14: teacher 'other', student 'word10'"),
-        (WORDS + ["more"], r"teacher 33, student 32"),
         (WORDS[:-1] + ["word0 #fairseq:overwrite"], "dictionary"),
     ],
 )
@@ -234,11 +233,11 @@ def test_dictionary_of_other_symbols_is_refused_with_the_first_difference(words,
 def test_other_special_symbols_are_refused(dictionaries):
     from fairseq.data import Dictionary
 
-    from kd_plugin.teachers.vocabulary import teacher_indices
+    from kd_plugin.teachers.vocabulary import teacher_symbols
 
     usual, other = Dictionary(), Dictionary(pad="<blank>")
     with pytest.raises(KDPluginError, match="pad.*'<blank>'.*'<pad>'"):
-        teacher_indices(usual, other, "teacher.pt", "target")
+        teacher_symbols(usual, other, "teacher.pt", "target")
 
 
 def test_dictionary_beside_the_checkpoint_comes_before_the_training_data(dictionaries, tmp_path):

@@ -31,6 +31,7 @@ class TokensTerm(Term):
         Log("kd_alpha", "n_batches", unit=1.0, round=4),
         Log("kd_temperature", "n_batches", unit=1.0, round=4),
         Log("teacher_nll_loss", "n_distilled"),
+        Log("teacher_dropped", "n_dropped_of", unit=1.0, round=5),
         Log("n_agree", "n_distilled", PERCENT, 2, "agreement"),
         Log("n_distilled", "n_counted", PERCENT, 2, "kd_selected", shown=lambda total, over: total < over),
     )
@@ -75,6 +76,8 @@ class TokensTerm(Term):
                 logs["teacher_nll_loss"] = sums[TEACHER_NLL]
             if teacher.knows_best:
                 logs["n_agree"] = sums[AGREE]
+            if answer is not None and answer.dropped is not None:
+                logs.update(teacher_dropped=answer.dropped.mass, n_dropped_of=answer.dropped.tokens)
             counted, distilled = student.rows.numel(), batch.distilled
             logs.update(n_counted=counted, n_distilled=counted if distilled is None else distilled.sum())
             # fairseq sums the logs of all ranks and batches, so the mean needs its own count

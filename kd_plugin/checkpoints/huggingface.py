@@ -1,0 +1,284 @@
+"""A folder of Hugging Face's transformers with a translation model: read without running code from it.
+
+MarianMT (OPUS-MT), M2M100 and NLLB, mBART and mBART-50, T5 and MADLAD.
+"""
+
+import contextlib
+import logging
+import os
+import re
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
+
+from kd_plugin.checkpoints.finite import check_finite
+from kd_plugin.checkpoints.read import count_parameters, model_sha256
+from kd_plugin.errors import KDPluginError
+from kd_plugin.files.atomic import digest_of
+from kd_plugin.files.json_text import parse_json
+
+INSTALL = "pip install 'kd-plugin[hf]'"
+CONFIG = "config.json"
+MODEL_TYPES = ("marian", "m2m_100", "mbart", "t5", "mt5", "umt5")  # as config.json has them
+READ = (".json", ".safetensors", ".model", ".spm", ".txt")  # what decides how a model answers
+NO_LIMIT = 1_000_000  # positions of a model without any of its own
+PROBE = "a"  # any text: what a tokenizer puts around it is what the model expects around every sentence
+
+
+class Layout(NamedTuple):
+    """What a model expects around a sentence's symbols, as its own indices.
+
+    source_prefix, source_suffix: the end of sentence is in the suffix
+    target_prefix: before the first symbol of the translation
+    """
+
+    source_prefix: List[int]
+    source_suffix: List[int]
+    target_prefix: List[int]
+
+
+class Languages(NamedTuple):
+    """--teacher-source-lang and --teacher-target-lang: codes of the teacher's own."""
+
+    source: Optional[str] = None
+    target: Optional[str] = None
+
+
+def is_huggingface(path: str) -> bool:
+    """Whether a path is a folder with a model of transformers, by its configuration."""
+    config = os.path.join(path, CONFIG)
+    if not os.path.isfile(config):
+        return False
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        content = parse_json(Path(config).read_bytes())
+        return isinstance(content, dict) and "model_type" in content
+    return False
+
+
+class Folder:
+    """An opened folder.
+
+    Args:
+        path: with config.json, safetensors and the tokenizer's files
+        expected_sha256: what `folder_sha256` has to be; None: anything
+
+    Raises:
+        KDPluginError: transformers is not installed, another kind of model, weights that are pickled, missing, unknown
+            or not finite, no tokenizer, or another sha256
+    """
+
+    def __init__(self, path: str, expected_sha256: Optional[str] = None):
+        self.path = path
+        self.model_type = _model_type(path)
+        _check_weights_files(path)
+        self.sha256 = folder_sha256(path)
+        if expected_sha256 is not None and self.sha256 != expected_sha256.lower():
+            raise KDPluginError(
+                f"{path}: sha256 of its files is {self.sha256}, expected {expected_sha256}: a damaged folder or "
+                "another one. Remedy: fetch it again, or correct the expected hash (--teacher-sha256)"
+            )
+        self.model, self.tokenizer = _load(path)
+        self.model.float().eval().requires_grad_(False)
+        check_finite(self.model.state_dict(), path)
+        self.parameters = count_parameters(dict(self.model.named_parameters()))
+
+    def vocabularies(self) -> Tuple[Dict[str, int], Dict[str, int]]:
+        """The index of each source and each target symbol."""
+        if getattr(self.tokenizer, "separate_vocabs", False):
+            return dict(self.tokenizer.encoder), dict(self.tokenizer.target_encoder)
+        symbols = dict(self.tokenizer.get_vocab())
+        return symbols, symbols
+
+    def special(self, name: str, vocabulary: Dict[str, int]) -> Optional[int]:
+        """Index of `eos`, `unk`, `pad` or `bos` in one of its vocabularies; None: it has none."""
+        token = getattr(self.tokenizer, f"{name}_token", None)
+        return vocabulary.get(str(token)) if token is not None else None
+
+    def layout(self, languages: Languages) -> Layout:
+        """What it expects around a sentence, asked of its own tokenizer.
+
+        Raises:
+            KDPluginError: a language that it does not know, or which is missing
+        """
+        text = self._set_languages(languages)
+        probe = self.tokenizer(PROBE, add_special_tokens=False)["input_ids"]
+        source = self.tokenizer(text + PROBE)["input_ids"]
+        target_probe = self.tokenizer(text_target=PROBE, add_special_tokens=False)["input_ids"]
+        labels = self.tokenizer(text_target=PROBE)["input_ids"]
+        before, after = _around(source, probe, self.path)
+        labels_before, labels_after = _around(labels, target_probe, self.path)
+        # transformers gives the decoder the labels moved by one: mBART moves their last one to the front
+        start = labels[-1] if self.model_type == "mbart" else self.model.config.decoder_start_token_id
+        eos = self.tokenizer.eos_token_id
+        if start is None or eos not in after or labels_after[:1] != [eos]:
+            raise KDPluginError(
+                f"{self.path}: its tokenizer ends sentences with {after} and {labels_after}, where {eos} is the end of "
+                "sentence. Remedy: the tokenizer's files that belong to this model"
+            )
+        rows = int(self.model.get_input_embeddings().weight.size(0))
+        beyond = [index for index in (*before, *after, *labels_before) if index >= rows]
+        if beyond:
+            raise KDPluginError(
+                f"{self.path}: its tokenizer puts symbol {beyond[0]} around sentences, and the model has {rows:,} "
+                "symbols. Remedy: the tokenizer's files that belong to this model"
+            )
+        return Layout(before, after, [int(start), *labels_before])
+
+    def max_positions(self) -> int:
+        """The most symbols of a side, with all that is put around them."""
+        limit = getattr(self.model.config, "max_position_embeddings", None)
+        return int(limit) if limit else NO_LIMIT
+
+    @property
+    def takes_languages(self) -> str:
+        """Which of the two flags it needs: `both`, `target` or `none`."""
+        if hasattr(self.tokenizer, "src_lang") or (self._prefixes() and not self._tagged()):
+            return "both"
+        return "target" if self._tagged() else "none"
+
+    def _set_languages(self, languages: Languages) -> str:
+        """Tell the tokenizer; returns text that is to stand before every sentence."""
+        if self.takes_languages == "none":
+            return ""
+        if hasattr(self.tokenizer, "src_lang"):
+            known = _known_codes(self.tokenizer)
+            self.tokenizer.src_lang = self._known("source", languages.source, known)
+            self.tokenizer.tgt_lang = self._known("target", languages.target, known)
+            return ""
+        tagged = self._tagged()
+        if tagged:
+            return tagged[self._known("target", languages.target, list(tagged))] + " "
+        prefixes = self._prefixes()
+        pairs = sorted({source for source, _ in prefixes})
+        source = self._known("source", languages.source, pairs)
+        target = self._known("target", languages.target, sorted(t for s, t in prefixes if s == source))
+        return prefixes[source, target]
+
+    def _tagged(self) -> Dict[str, str]:
+        """Language -> the symbol before a source sentence that asks for it: OPUS-MT's >>deu<<, MADLAD's <2de>."""
+        pattern = r">>(.+)<<" if self.model_type == "marian" else r"<2(\w+)>"
+        found = (re.fullmatch(pattern, symbol) for symbol in self.vocabularies()[0])
+        return {match.group(1): match.group(0) for match in found if match}
+
+    def _prefixes(self) -> Dict[Tuple[str, str], str]:
+        """(source, target) -> text before a source sentence, which T5's configuration has."""
+        tasks = getattr(self.model.config, "task_specific_params", None) or {}
+        found = {}
+        for name, options in tasks.items():
+            match = re.fullmatch(r"translation_(\w+)_to_(\w+)", name)
+            if match and isinstance(options, dict) and options.get("prefix"):
+                found[match.group(1), match.group(2)] = str(options["prefix"])
+        return found
+
+    def _known(self, side: str, code: Optional[str], known: List[str]) -> str:
+        examples = ", ".join(known[:6]) + (f" … ({len(known)})" if len(known) > 6 else "")
+        flag = f"--teacher-{side}-lang"
+        if code is None:
+            raise KDPluginError(
+                f"{self.path}: translates between several languages. Remedy: {flag}, one of its own codes: {examples}"
+            )
+        if code in known:
+            return code
+        near = [other for other in known if other.lower().startswith(code.lower()[:2])][:6]
+        raise KDPluginError(
+            f"{flag} {code}: {self.path} knows no such language. Remedy: one of its own codes: "
+            f"{', '.join(near) if near else examples}"
+        )
+
+
+def folder_sha256(path: str) -> str:
+    """One hash for the files that decide how a model answers, whatever else lies beside them."""
+    files = sorted(file for file in Path(path).iterdir() if file.suffix in READ and file.is_file())
+    return digest_of({file.name: model_sha256(file) for file in files})
+
+
+def _model_type(path: str) -> str:
+    try:
+        config = parse_json((Path(path) / CONFIG).read_bytes())
+        kind = str(config["model_type"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise KDPluginError(f"{path}: its {CONFIG} names no model_type ({error}). Remedy: copy the folder again") from (
+            error
+        )
+    if kind not in MODEL_TYPES:
+        raise KDPluginError(
+            f"{path}: a model of Hugging Face of the type {kind}, which is not known here. Remedy: one of "
+            f"{', '.join(MODEL_TYPES)} (MarianMT and OPUS-MT, M2M100 and NLLB, mBART, T5 and MADLAD)"
+        )
+    return kind
+
+
+def _check_weights_files(path: str) -> None:
+    names = os.listdir(path)
+    if not any(name.endswith(".safetensors") for name in names):
+        pickled = sorted(name for name in names if name.endswith((".bin", ".pt", ".pth", ".ckpt")))
+        what = f"its weights are pickled ({pickled[0]}), which may hold programs" if pickled else "it has no weights"
+        raise KDPluginError(
+            f"{path}: {what}. Remedy: model.safetensors, which AutoModelForSeq2SeqLM.from_pretrained(FOLDER)."
+            "save_pretrained(FOLDER) of transformers writes; run it only on files that you trust"
+        )
+
+
+def _load(path: str) -> Tuple[Any, Any]:
+    """The model, on the CPU, and its tokenizer."""
+    try:
+        from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+    except ImportError as error:
+        raise KDPluginError(f"{path}: a model of Hugging Face, and {error}. Remedy: {INSTALL}") from error
+    local = {"local_files_only": True, "trust_remote_code": False}
+    try:
+        with _silent():
+            model, info = AutoModelForSeq2SeqLM.from_pretrained(
+                path, use_safetensors=True, output_loading_info=True, **local
+            )
+            tokenizer = AutoTokenizer.from_pretrained(path, **local)
+    except Exception as error:  # whatever transformers and its parsers raise
+        reason = " ".join(str(error).split())[:300]
+        raise KDPluginError(
+            f"{path}: transformers cannot open it ({type(error).__name__}: {reason}). Remedy: a whole folder, with "
+            "config.json, safetensors and the tokenizer's files; a transformers that knows it"
+        ) from error
+    for kind, what in (
+        ("missing_keys", "lacks"),
+        ("unexpected_keys", "has"),
+        ("mismatched_keys", "has in other sizes"),
+    ):
+        names = sorted(map(str, info.get(kind) or []))
+        if names:
+            raise KDPluginError(
+                f"{path}: its safetensors file {what} {len(names)} tensors that {type(model).__name__} "
+                f"{'needs' if kind == 'missing_keys' else 'does not know so'}; the first is {names[0]}. Remedy: copy "
+                "the folder again, or the version of transformers that wrote it"
+            )
+    return model, tokenizer
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Without what transformers says to authors of programs."""
+    logger = logging.getLogger("transformers")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _known_codes(tokenizer: Any) -> List[str]:
+    codes = getattr(tokenizer, "lang_code_to_token", None)  # M2M100: en for __en__
+    if codes:
+        return sorted(codes)
+    names = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+    usual = {str(getattr(tokenizer, f"{name}_token", None)) for name in names}
+    return sorted(token for token in map(str, tokenizer.all_special_tokens) if token not in usual)
+
+
+def _around(ids: List[int], probe: List[int], path: str) -> Tuple[List[int], List[int]]:
+    """What is before and after the probe."""
+    for start in range(len(ids) - len(probe), -1, -1):
+        if ids[start : start + len(probe)] == probe:
+            return list(ids[:start]), list(ids[start + len(probe) :])
+    raise KDPluginError(
+        f"{path}: its tokenizer makes {ids} of a sentence that alone is {probe}, so that what it puts around sentences "
+        "cannot be told. Remedy: the tokenizer's files that belong to this model"
+    )

@@ -1,0 +1,200 @@
+"""A translation model of Hugging Face's transformers as a teacher."""
+
+from typing import Any, Dict, NamedTuple, Optional, Tuple
+
+import torch
+from fairseq.data import Dictionary
+from torch import Tensor
+
+from kd_plugin.checkpoints.huggingface import Folder, Languages, Layout
+from kd_plugin.errors import KDPluginError
+from kd_plugin.losses.answer import LinearHead, Project, new_buffer
+from kd_plugin.teachers.member import Member, at_rows
+from kd_plugin.teachers.vocabulary import Symbols, match
+
+T5_TYPES = ("t5", "mt5", "umt5")
+AGREEMENT = 1e-3  # of the largest logit: how near our projection has to come to the model's own
+
+
+class Sentences(NamedTuple):
+    """A side of a batch as transformers has it.
+
+    ids, mask: (batch, length) int64, padded on the right
+    shift: (batch,) what is to be added to a position of fairseq's to get the one here
+    """
+
+    ids: Tensor
+    mask: Tensor
+    shift: Tensor
+
+
+class HuggingFaceMember(Member):
+    """An encoder–decoder of transformers, asked for what fairseq's batches hold.
+
+    Args:
+        folder: opened
+        languages: what it is to translate
+        pad: the student's index of padding
+        source, target: its symbols beside the student's
+    """
+
+    def __init__(self, folder: Folder, languages: Languages, pad: int, source: Symbols, target: Symbols):
+        super().__init__(folder.model, folder.path, folder.sha256, folder.parameters, source, target)
+        self._languages, self._student_pad = languages, pad
+        self._layout: Layout = folder.layout(languages)
+        self._pad = int(self.model.config.pad_token_id)
+        self._limit = folder.max_positions()
+        self._scale = _scale(self.model)
+        _check_projection(self)
+
+    def max_positions(self) -> Any:
+        """As Member's."""
+        source = self._limit - len(self._layout.source_prefix) - len(self._layout.source_suffix) + 1
+        return source, self._limit - len(self._layout.target_prefix) + 1
+
+    def identity(self) -> Dict[str, Any]:
+        """As Member's."""
+        return {**super().identity(), "languages": list(self._languages)}
+
+    @property
+    def head(self) -> LinearHead:
+        """From features to logits."""
+        layer = self.model.get_output_embeddings()
+        bias = getattr(self.model, "final_logits_bias", None)
+        parts = [part.reshape(-1) for part in (layer.bias, bias) if part is not None]
+        return LinearHead(layer.weight, sum(parts[1:], parts[0]) if parts else None)
+
+    def features(self, batch: Dict[str, Any], rows: Tensor) -> Tuple[Tensor, Project]:
+        """As Member's."""
+        net_input = batch["net_input"]
+        source, target = self._source(net_input["src_tokens"]), self._target(net_input["prev_output_tokens"])
+        hidden = self.decoded(source, target)
+        length = net_input["prev_output_tokens"].size(1)
+        sentence, position = torch.div(rows, length, rounding_mode="floor"), rows % length
+        places = sentence * target.ids.size(1) + position + target.shift[sentence]
+        return at_rows(places, hidden), self.head
+
+    def decoded(self, source: Sentences, target: Sentences) -> Tensor:
+        """(batch, length, dimension): the decoder's last hidden states, of which `head` makes logits."""
+        encoded = self.model.get_encoder()(input_ids=source.ids, attention_mask=source.mask)[0]
+        hidden = self.model.get_decoder()(
+            input_ids=target.ids,
+            attention_mask=target.mask,
+            encoder_hidden_states=encoded,
+            encoder_attention_mask=source.mask,
+            use_cache=False,
+        )[0]
+        return hidden if self._scale == 1.0 else hidden * self._scale
+
+    def _source(self, tokens: Tensor) -> Sentences:
+        prefix, suffix = self._layout.source_prefix, self._layout.source_suffix
+        lengths, _, ids = self._on_the_left(tokens, self.source_indices)
+        body = lengths - 1  # without end of sentence, which the suffix brings
+        placed = self._with_prefix(ids, prefix, len(suffix))
+        for number, symbol in enumerate(suffix):
+            placed.scatter_(1, (body + len(prefix) + number).unsqueeze(1), symbol)
+        return self._padded(placed, body + len(prefix) + len(suffix), lengths)
+
+    def _target(self, tokens: Tensor) -> Sentences:
+        """Of prev_output_tokens, which begin with fairseq's end of sentence: the prefix stands in its place."""
+        prefix = self._layout.target_prefix
+        lengths, leading, ids = self._on_the_left(tokens, self.target_indices)
+        placed = self._with_prefix(ids[:, 1:], prefix, 0)
+        return self._padded(placed, lengths - 1 + len(prefix), len(prefix) - 1 - leading)
+
+    def _on_the_left(self, tokens: Tensor, indices: Optional[Tensor]) -> Tuple[Tensor, Tensor, Tensor]:
+        """The length of each sentence, the padding before it, and its symbols as the model's, padded behind.
+
+        Some of the models count positions from the beginning of a row, padding too.
+        """
+        assert indices is not None
+        is_symbol = tokens.ne(self._student_pad)
+        order = is_symbol.long().argsort(dim=1, descending=True, stable=True)
+        ids = indices[tokens.gather(1, order)]
+        return is_symbol.sum(dim=1), is_symbol.long().argmax(dim=1), ids
+
+    def _with_prefix(self, ids: Tensor, prefix: Any, room: int) -> Tensor:
+        first = torch.tensor(prefix, dtype=torch.int64, device=ids.device).expand(ids.size(0), -1)
+        return torch.cat([first, ids, ids.new_full((ids.size(0), room), self._pad)], dim=1)
+
+    def _padded(self, ids: Tensor, lengths: Tensor, shift: Tensor) -> Sentences:
+        mask = torch.arange(ids.size(1), device=ids.device) < lengths.unsqueeze(1)
+        ids, mask = ids.masked_fill(~mask, self._pad), mask.long()
+        longest = int(mask.sum(dim=1).max()) if ids.device.type == "cpu" else ids.size(1)  # a GPU is not waited for
+        return Sentences(ids[:, :longest], mask[:, :longest], shift)
+
+
+def fit_folder(
+    folder: Folder,
+    languages: Languages,
+    dictionaries: Tuple[Dictionary, Dictionary],
+    missing_symbols: str,
+) -> HuggingFaceMember:
+    """A folder as a teacher of this student.
+
+    Args:
+        dictionaries: the student's, source and target
+
+    Raises:
+        KDPluginError: a language is missing or unknown; it lacks the student's symbols
+    """
+    sides = [
+        _symbols(folder, name, dictionary, vocabulary, layer, missing_symbols)
+        for name, dictionary, vocabulary, layer in zip(
+            ("source", "target"),
+            dictionaries,
+            folder.vocabularies(),
+            (folder.model.get_input_embeddings(), folder.model.get_output_embeddings()),
+        )
+    ]
+    return HuggingFaceMember(folder, languages, dictionaries[1].pad(), *sides)
+
+
+def _symbols(
+    folder: Folder, side: str, dictionary: Dictionary, vocabulary: Dict[str, int], layer: Any, missing_symbols: str
+) -> Symbols:
+    rows = int(layer.weight.size(0))  # a tokenizer may have symbols beyond the model's
+    known = {symbol: index for symbol, index in vocabulary.items() if index < rows}
+    for name in ("bos", "pad", "eos", "unk"):  # whatever each of the two calls them
+        known.pop(dictionary[getattr(dictionary, name)()], None)
+    for name in ("bos", "pad", "eos", "unk"):
+        index = folder.special(name, vocabulary)
+        if index is not None and index < rows:
+            known[dictionary[getattr(dictionary, name)()]] = index
+    unknown = known.get(dictionary[dictionary.unk()])
+    if unknown is None:
+        raise KDPluginError(f"{folder.path}: its tokenizer names no unknown symbol. Remedy: copy the folder again")
+    unsaid = [dictionary[dictionary.bos()], dictionary[dictionary.pad()]]
+    where = f"{side} vocabulary"
+    return match(dictionary.symbols, known.get, rows, unknown, folder.path, where, missing_symbols, unsaid)
+
+
+def _scale(model: Any) -> float:
+    """What T5 with tied embeddings multiplies features by before it projects them."""
+    config = model.config
+    scales = getattr(config, "scale_decoder_outputs", None)  # from transformers 5 on
+    if scales is None:
+        scales = config.tie_word_embeddings
+    return float(config.d_model**-0.5) if config.model_type in T5_TYPES and scales else 1.0
+
+
+@torch.no_grad()
+def _check_projection(member: HuggingFaceMember) -> None:
+    """Compare with the model's own logits, once: another transformers may compute them otherwise."""
+    model = member.model
+    device = next(model.parameters()).device
+    unknown = torch.tensor([[1, 2, 3]], device=device) % int(model.get_input_embeddings().weight.size(0))
+    ones = torch.ones_like(unknown)
+    sentences = Sentences(unknown, ones, torch.zeros(1, device=device))
+    hidden = member.decoded(sentences, sentences)
+    ours = member.head(hidden[0], new_buffer)
+    own = model(input_ids=unknown, attention_mask=ones, decoder_input_ids=unknown, decoder_attention_mask=ones).logits[
+        0
+    ]
+    finite = torch.isfinite(own)
+    error = (ours - own)[finite].abs().max() / own[finite].abs().max().clamp(min=1e-6)
+    if not bool(error < AGREEMENT):
+        raise KDPluginError(
+            f"{member.path}: {type(model).__name__} of this transformers makes its logits otherwise than known here "
+            f"(they differ by {float(error):.1%}). Remedy: another version of transformers, and tell us"
+        )

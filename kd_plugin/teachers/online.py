@@ -1,0 +1,142 @@
+"""A frozen teacher, or a weighted ensemble of them, run beside the student on every batch."""
+
+import logging
+import math
+from typing import Any, Dict, List, Optional, Sequence
+
+import torch
+from torch import Tensor
+
+from kd_plugin.compat import cpu_computes
+from kd_plugin.errors import KDPluginError
+from kd_plugin.losses.answer import Project, ProjectedAnswer, new_buffer
+from kd_plugin.teachers.base import Answer, Dropped, Request, Teacher, short_name
+from kd_plugin.teachers.member import Member
+
+logger = logging.getLogger(__name__)
+
+DROPPED_SHARE = 0.01  # of the teacher's probability, on average: from here on it is worth a warning
+DROPPED_TOKENS, DROPPED_PIECE = 256, 32  # of a batch, whose dropped probability is looked at; at a time
+TEACHER_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+class OnlineTeacher(Teacher):
+    """Runs the teachers in eval, without gradient, in their own dtype, on the device of the batch.
+
+    Args:
+        members: the loaded teachers
+        weights: one weight >= 0 a teacher, scaled to sum 1; None weighs them equally. The answer is the mixture of
+            their probabilities; a teacher of weight 0 is dropped.
+        dtype: `fp32`, `fp16`, `bf16`, or `auto`: the dtype in which the student computes on a GPU, fp32 on a CPU
+    """
+
+    def __init__(self, members: Sequence[Member], weights: Optional[Sequence[float]] = None, dtype: str = "auto"):
+        weights = [1.0] * len(members) if weights is None else list(weights)
+        if len(weights) != len(members):
+            raise KDPluginError(f"--teacher-weights names {len(weights)} weights for {len(members)} teachers")
+        if not all(math.isfinite(weight) and weight >= 0 for weight in weights) or sum(weights) <= 0:
+            raise KDPluginError(f"--teacher-weights {weights}: weights must be >= 0 and not all 0")
+        self.dtype = dtype
+        self._warned = False
+        self._dropped = RunningMean()
+        if dtype in TEACHER_DTYPES:  # else where it is known: on the first batch
+            for member in members:
+                member.check_range(TEACHER_DTYPES[dtype])
+        kept = [(member, weight / sum(weights)) for member, weight in zip(members, weights) if weight > 0]
+        self.members = [member for member, _ in kept]
+        self.log_weights = [math.log(weight) for _, weight in kept]
+
+    def weights(self) -> List[float]:
+        """The weight of each member, summing to 1."""
+        return [math.exp(log_weight) for log_weight in self.log_weights]
+
+    def max_positions(self) -> List[Any]:
+        """The longest (source, target) that each teacher can read, for fairseq's own length filter."""
+        return [member.max_positions() for member in self.members]
+
+    def signature_fields(self) -> List[str]:
+        """Who they are and whether they were remapped, for the line that identifies a run."""
+        weights = self.weights() if len(self.members) > 1 else [1.0]
+        shares = [f"*{weight:g}" if weight != 1.0 else "" for weight in weights]
+        remapped = any(m.source_indices is not None or m.target_indices is not None for m in self.members)
+        return [
+            *(f"teacher:{short_name(m.sha256, m.parameters)}{share}" for m, share in zip(self.members, shares)),
+            "vocab:remapped" if remapped else "vocab:ok",
+        ]
+
+    @torch.no_grad()
+    def answer(self, batch: Dict[str, Any], request: Request) -> Answer:
+        """As Teacher's; `auto` follows the request's dtype on a GPU."""
+        rows, dtype = request.rows, self._dtype_for(request)
+        answers = []
+        for member in self.members:
+            member.place(rows.device, dtype)
+            # the teacher has a dtype of its own: the student's autocast must not reach it
+            with torch.autocast(device_type=rows.device.type, enabled=False):
+                answers.append(member.answer(batch, rows))
+        distribution = ProjectedAnswer([(values, project) for values, _, project in answers], self.log_weights)
+        if not any(member.target.restricted for member in self.members) or rows.numel() == 0:
+            return Answer(distribution)
+        # of all tokens if they are few, else of as many all over the batch: this needs the teacher's whole vocabulary
+        some = torch.arange(0, rows.numel(), -(-rows.numel() // DROPPED_TOKENS), device=rows.device)
+        shares = [
+            weight * _dropped_mass(values.index_select(0, some), whole, project)
+            for member, weight, (values, whole, project) in zip(self.members, self.weights(), answers)
+            if member.target.restricted
+        ]
+        dropped = Dropped(torch.stack(shares).sum(), some.numel())
+        self._watch(dropped)
+        return Answer(distribution, dropped)
+
+    def _watch(self, dropped: Dropped) -> None:
+        """Say once where the student's symbols leave out much of what the teacher says."""
+        mean = self._dropped.add(dropped)
+        if mean is not None and mean > DROPPED_SHARE:
+            self._dropped.done = True
+            logger.warning(
+                f"the student's symbols leave out {mean:.1%} of the teacher's probability (teacher_dropped), which the "
+                "divergence does not see. Remedy: a dictionary with more of the teacher's symbols"
+            )
+
+    def _dtype_for(self, request: Request) -> torch.dtype:
+        device = request.rows.device
+        if self.dtype == "auto":
+            return request.dtype if device.type == "cuda" else torch.float32
+        dtype = TEACHER_DTYPES[self.dtype]
+        if device.type == "cpu" and dtype != torch.float32 and not self._warned and not cpu_computes(self.dtype):
+            self._warned = True
+            logger.warning(
+                f"--teacher-dtype {self.dtype}: this CPU has no {self.dtype} units, the teacher will be about ten "
+                "times as slow. Remedy: --teacher-dtype auto"
+            )
+        return dtype
+
+
+class RunningMean:
+    """Of what batches have dropped; looked at after the first batch, the tenth, the hundredth …, since a look makes the
+    host wait for the device."""
+
+    def __init__(self) -> None:
+        self.done = False
+        self._batches, self._next, self._tokens = 0, 1, 0
+        self._total: Any = 0.0
+
+    def add(self, dropped: Dropped) -> Optional[float]:
+        """The mean of a token, where it is looked at."""
+        self._batches += 1
+        if self.done:
+            return None
+        self._total, self._tokens = self._total + dropped.mass, self._tokens + dropped.tokens
+        if self._batches < self._next:
+            return None
+        self._next *= 10
+        return float(self._total) / self._tokens
+
+
+def _dropped_mass(features: Tensor, whole: Project, project: Project) -> Tensor:
+    """The probability of symbols that the student lacks, summed over some tokens."""
+    total = torch.zeros((), device=features.device)
+    for piece in features.split(DROPPED_PIECE):
+        everything, kept = (torch.logsumexp(one(piece, new_buffer).float(), dim=-1) for one in (whole, project))
+        total = total - torch.expm1(kept - everything).clamp(max=0.0).sum()
+    return total
