@@ -4,9 +4,9 @@ MarianMT (OPUS-MT), M2M100 and NLLB, mBART and mBART-50, T5 and MADLAD.
 """
 
 import contextlib
-import logging
 import os
 import re
+import warnings
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
@@ -254,14 +254,20 @@ def _load(path: str) -> Tuple[Any, Any]:
 
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
-    """Without what transformers says to authors of programs."""
-    logger = logging.getLogger("transformers")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    """Without what transformers says to authors of programs, and its bars."""
+    from transformers.utils import logging as own
+
+    level, bars = own.get_verbosity(), own.is_progress_bar_enabled()
+    own.set_verbosity_error()
+    own.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
-        logger.setLevel(level)
+        own.set_verbosity(level)
+        if bars:
+            own.enable_progress_bar()
 
 
 def _known_codes(tokenizer: Any) -> List[str]:

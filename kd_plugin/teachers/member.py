@@ -57,12 +57,12 @@ class Member(abc.ABC):
         target = self.target
         if target.indices is None:
             return values, whole, whole
-        if target.restricted and isinstance(whole, LinearHead):
+        if isinstance(whole, LinearHead):
             return values, whole, self._restrict(whole)
         return values, whole, lambda features, allocate: target.of_student(whole(features, allocate))
 
     def _restrict(self, whole: LinearHead) -> LinearHead:
-        """The projection to the student's symbols alone: fewer rows of weights, copied once."""
+        """The projection to the student's symbols, in its order: rows of weights, copied once."""
         kept = self._restricted
         if kept is None or (kept.weight.device, kept.weight.dtype) != (whole.weight.device, whole.weight.dtype):
             indices, missing = self.target.indices, self.target.missing
