@@ -21,6 +21,7 @@ CONFIG = "config.json"
 MODEL_TYPES = ("marian", "m2m_100", "mbart", "t5", "mt5", "umt5")  # as config.json has them
 READ = (".json", ".safetensors", ".model", ".spm", ".txt")  # what decides how a model answers
 NO_LIMIT = 1_000_000  # positions of a model without any of its own
+LOCAL = {"local_files_only": True, "trust_remote_code": False}
 PROBE = "a"  # any text: what a tokenizer puts around it is what the model expects around every sentence
 
 
@@ -54,32 +55,21 @@ def is_huggingface(path: str) -> bool:
     return False
 
 
-class Folder:
-    """An opened folder.
+class Tokenizer:
+    """How a folder's model has its symbols.
 
     Args:
-        path: with config.json, safetensors and the tokenizer's files
-        expected_sha256: what `folder_sha256` has to be; None: anything
+        path: as Folder's
 
     Raises:
-        KDPluginError: transformers is not installed, another kind of model, weights that are pickled, missing, unknown
-            or not finite, no tokenizer, or another sha256
+        KDPluginError: transformers is not installed, another kind of model, or no tokenizer
     """
 
-    def __init__(self, path: str, expected_sha256: Optional[str] = None):
+    def __init__(self, path: str):
         self.path = path
         self.model_type = _model_type(path)
-        _check_weights_files(path)
-        self.sha256 = folder_sha256(path)
-        if expected_sha256 is not None and self.sha256 != expected_sha256.lower():
-            raise KDPluginError(
-                f"{path}: sha256 of its files is {self.sha256}, expected {expected_sha256}: a damaged folder or "
-                "another one. Remedy: fetch it again, or correct the expected hash (--teacher-sha256)"
-            )
-        self.model, self.tokenizer = _load(path)
-        self.model.float().eval().requires_grad_(False)
-        check_finite(self.model.state_dict(), path)
-        self.parameters = count_parameters(dict(self.model.named_parameters()))
+        with _transformers(path) as transformers:
+            self.tokenizer: Any = transformers.AutoTokenizer.from_pretrained(path, **LOCAL)
 
     def vocabularies(self) -> Tuple[Dict[str, int], Dict[str, int]]:
         """The index of each source and each target symbol."""
@@ -92,6 +82,50 @@ class Folder:
         """Index of `eos`, `unk`, `pad` or `bos` in one of its vocabularies; None: it has none."""
         token = getattr(self.tokenizer, f"{name}_token", None)
         return vocabulary.get(str(token)) if token is not None else None
+
+    def sentencepiece_models(self) -> Tuple[Path, Path]:
+        """The files with which it segments source and target text.
+
+        Raises:
+            KDPluginError: it has none, as where only a tokenizer.json was saved
+        """
+        names = ("spm_files", "spm_file", "vocab_file")  # Marian's two, M2M100's, and all others'
+        named = next((found for found in (getattr(self.tokenizer, name, None) for name in names) if found), None)
+        found = [Path(str(file)) for file in (named if isinstance(named, list) else [named, named])]
+        if not all(file.suffix in (".model", ".spm") and file.is_file() for file in found):
+            raise KDPluginError(
+                f"{self.path}: has no sentencepiece model beside its tokenizer.json, and fairseq's data are made with "
+                "one. Remedy: fetch the model's source.spm and target.spm, sentencepiece.bpe.model or spiece.model too"
+            )
+        return found[0], found[1]
+
+
+class Folder(Tokenizer):
+    """An opened folder.
+
+    Args:
+        path: with config.json, safetensors and the tokenizer's files
+        expected_sha256: what `folder_sha256` has to be; None: anything
+
+    Raises:
+        KDPluginError: transformers is not installed, another kind of model, weights that are pickled, missing, unknown
+            or not finite, no tokenizer, or another sha256
+    """
+
+    def __init__(self, path: str, expected_sha256: Optional[str] = None):
+        _model_type(path)
+        _check_weights_files(path)
+        self.sha256 = folder_sha256(path)
+        if expected_sha256 is not None and self.sha256 != expected_sha256.lower():
+            raise KDPluginError(
+                f"{path}: sha256 of its files is {self.sha256}, expected {expected_sha256}: a damaged folder or "
+                "another one. Remedy: fetch it again, or correct the expected hash (--teacher-sha256)"
+            )
+        self.model = _load_model(path)
+        super().__init__(path)
+        self.model.float().eval().requires_grad_(False)
+        check_finite(self.model.state_dict(), path)
+        self.parameters = count_parameters(dict(self.model.named_parameters()))
 
     def layout(self, languages: Languages) -> Layout:
         """What it expects around a sentence, asked of its own tokenizer.
@@ -218,25 +252,12 @@ def _check_weights_files(path: str) -> None:
         )
 
 
-def _load(path: str) -> Tuple[Any, Any]:
-    """The model, on the CPU, and its tokenizer."""
-    try:
-        from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
-    except ImportError as error:
-        raise KDPluginError(f"{path}: a model of Hugging Face, and {error}. Remedy: {INSTALL}") from error
-    local = {"local_files_only": True, "trust_remote_code": False}
-    try:
-        with _silent():
-            model, info = AutoModelForSeq2SeqLM.from_pretrained(
-                path, use_safetensors=True, output_loading_info=True, **local
-            )
-            tokenizer = AutoTokenizer.from_pretrained(path, **local)
-    except Exception as error:  # whatever transformers and its parsers raise
-        reason = " ".join(str(error).split())[:300]
-        raise KDPluginError(
-            f"{path}: transformers cannot open it ({type(error).__name__}: {reason}). Remedy: a whole folder, with "
-            "config.json, safetensors and the tokenizer's files; a transformers that knows it"
-        ) from error
+def _load_model(path: str) -> Any:
+    """On the CPU."""
+    with _transformers(path) as transformers:
+        model, info = transformers.AutoModelForSeq2SeqLM.from_pretrained(
+            path, use_safetensors=True, output_loading_info=True, **LOCAL
+        )
     for kind, what in (
         ("missing_keys", "lacks"),
         ("unexpected_keys", "has"),
@@ -249,7 +270,29 @@ def _load(path: str) -> Tuple[Any, Any]:
                 f"{'needs' if kind == 'missing_keys' else 'does not know so'}; the first is {names[0]}. Remedy: copy "
                 "the folder again, or the version of transformers that wrote it"
             )
-    return model, tokenizer
+    return model
+
+
+@contextlib.contextmanager
+def _transformers(path: str) -> Iterator[Any]:
+    """The library, to open a folder with.
+
+    Raises:
+        KDPluginError: it is not installed, or does not open the folder
+    """
+    try:
+        import transformers
+    except ImportError as error:
+        raise KDPluginError(f"{path}: a model of Hugging Face, and {error}. Remedy: {INSTALL}") from error
+    try:
+        with _silent():
+            yield transformers
+    except Exception as error:  # whatever it and its parsers raise
+        reason = " ".join(str(error).split())[:300]
+        raise KDPluginError(
+            f"{path}: transformers cannot open it ({type(error).__name__}: {reason}). Remedy: a whole folder, with "
+            "config.json, safetensors and the tokenizer's files; a transformers that knows it"
+        ) from error
 
 
 @contextlib.contextmanager

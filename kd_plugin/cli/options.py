@@ -12,9 +12,10 @@ from kd_plugin.runners.jobs import RUNNERS
 Kind = TypeVar("Kind")
 
 # what the verbs' arguments and flags call files and folders to read; --…sentencepiece-model too
-POSITIONAL_INPUTS = ("data", "input_dir", "file", "checkpoint")
+POSITIONAL_INPUTS = ("data", "input_dir", "file", "checkpoint", "teacher")
 INPUTS = (
-    "input path teacher_path dict_dir source reference scores model test comet check vocabulary_map_from evaluation log"
+    "input path teacher_path dict_dir source reference scores model test comet check vocabulary_map_from evaluation "
+    "log subset"
 ).split()
 
 

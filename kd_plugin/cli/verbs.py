@@ -32,6 +32,11 @@ VERBS: Dict[str, Verb] = {
     "doctor": Verb("check this installation and, on request, teacher files", "kd_plugin.cli.doctor", READS, True),
     "cache": Verb("ask a teacher about a corpus once and keep its answers", "kd_plugin.cli.cache", SHARDS, True),
     "cache-info": Verb("what such a cache holds; --verify: whether it is undamaged", "kd_plugin.cli.cache_info", READS),
+    "vocabulary": Verb(
+        "a student's dictionaries in its teacher's pieces, all or what a corpus needs",
+        "kd_plugin.cli.vocabulary",
+        fairseq=True,
+    ),
     "decode": Verb(
         "translate a corpus with a teacher, for sequence-level distillation", "kd_plugin.cli.decode", SHARDS, True
     ),
