@@ -108,6 +108,11 @@ setup(
             "ctranslate2>=4.0",  # kd-plugin export and decode: the students' fast engine on CPUs
             "safetensors>=0.4",  # kd-plugin export --format safetensors
         ],
+        "hf": [
+            "transformers>=4.40",  # teachers that are folders of Hugging Face's
+            "safetensors>=0.4",  # their weights, without a program in them
+            "protobuf",  # kd-plugin vocabulary: the pieces of a sentencepiece model, to leave some out
+        ],
         "bench": [
             "matplotlib>=3.5",  # the pictures of scripts/bench_*.py
         ],
@@ -134,6 +139,9 @@ setup(
             'ctranslate2>=4.0; python_version >= "3.9"',  # the tests of export, evaluate and the fast decoder
             'safetensors>=0.4; python_version >= "3.9"',  # the tests of export
             *REPORT,  # the tests of report
+            # the tests of Hugging Face teachers; 5 imports torchaudio, which a torch of another build cannot load
+            'transformers>=4.40,<5; python_version >= "3.9"',
+            "protobuf",  # the tests of vocabulary
         ],
     },
     entry_points={"console_scripts": ["kd-plugin = kd_plugin.cli:main"]},
