@@ -39,7 +39,7 @@ BLOCK = re.compile(r"^( *)```bash\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 MARKER = re.compile(r"<!-- (tested|needs): (.+) -->$")
 REST = "…"  # in a command: as before
 # neither ours nor fairseq's
-OTHERS = {"cat", "echo", "sacrebleu", "subword-nmt"}
+OTHERS = {"cat", "echo", "sacrebleu", "spm_encode", "subword-nmt"}
 KEYWORDS = {"for", "done", "export"}
 
 
