@@ -16,7 +16,9 @@ OK, WARN, FAIL = "ok", "warn", "FAIL"
 # The distributions and versions this package is tested with.
 TESTED_FAIRSEQ = ("fairseq:0.12.2", "fairseq-fixed:0.12.3.1")
 REQUIRED_PACKAGES = ("numpy", "sentencepiece", "sacrebleu", "omegaconf", "hydra-core")
-OPTIONAL_PACKAGES = "numba triton ctranslate2 safetensors ray unbabel-comet tensorboard num2words Babel".split()
+OPTIONAL_PACKAGES = (
+    "numba triton ctranslate2 safetensors transformers ray unbabel-comet tensorboard num2words Babel".split()
+)
 
 
 @dataclass

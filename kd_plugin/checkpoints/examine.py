@@ -6,12 +6,15 @@ import shlex
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from kd_plugin.checkpoints.describe import dictionary_directories, find_dictionary
+from kd_plugin.checkpoints.huggingface import Folder, Languages, is_huggingface
 from kd_plugin.checkpoints.language_tokens import VOCABULARY_WEIGHTS, languages_of, missing_symbols, vocabulary_rows
 from kd_plugin.checkpoints.open import beside
 from kd_plugin.checkpoints.paths import join_model_paths, split_model_paths
 from kd_plugin.checkpoints.read import CheckpointFile, no_checkpoint, read_file
 from kd_plugin.environment import FAIL, Check
 from kd_plugin.errors import KDPluginError
+
+LAYERS = ("encoder_layers", "decoder_layers", "num_layers", "num_decoder_layers", "d_model")  # of transformers
 
 
 def examine(
@@ -28,12 +31,14 @@ def examine(
     found = {path: teacher_checks(path, dict_dir, languages) for path in dict.fromkeys(paths)}
     checks = [check for path in paths for check in found[path]]
     wrong = any(check.status == FAIL for check in checks)
-    return checks, None if wrong else training_command(checks, paths, dict_dir)
+    return checks, None if wrong else training_command(checks, paths, dict_dir, languages)
 
 
 def teacher_checks(path: str, dict_dir: Optional[str], languages: Sequence[Optional[str]]) -> List[Check]:
     """What one teacher file is, up to building the model that it describes."""
     section, overrides = f"teacher {path}", {"data": dict_dir} if dict_dir else {}
+    if is_huggingface(path):
+        return folder_checks(section, path, languages)
     if not os.path.isfile(path):
         return [Check(section, "file", "not found", FAIL, str(no_checkpoint(path, "check the path")))]
     try:
@@ -51,6 +56,36 @@ def teacher_checks(path: str, dict_dir: Optional[str], languages: Sequence[Optio
         Check(section, "languages", "-".join(map(str, langs)) if all(langs) else "not in the checkpoint"),
     ]
     return checks + fitting_checks(section, file, langs, overrides)
+
+
+def folder_checks(section: str, path: str, languages: Sequence[Optional[str]]) -> List[Check]:
+    """What a folder of Hugging Face's is. languages: its own codes of them, if it needs any"""
+    try:
+        folder = Folder(path)
+    except KDPluginError as error:
+        return [Check(section, "safe to read", "no", FAIL, str(error))]
+    config, sides = folder.model.config, ("source", "target")
+    sizes = [f"{name.replace('_', ' ')} {getattr(config, name)}" for name in LAYERS if hasattr(config, name)]
+    checks = [
+        Check(section, "safe to read", "yes, as safetensors, without code of the folder's"),
+        Check(section, "sha256", folder.sha256),
+        Check(section, "architecture", f"{type(folder.model).__name__}; {', '.join(sizes)}"),
+        Check(section, "parameters", f"{folder.parameters:,}"),
+        *(
+            Check(section, f"{side} vocabulary", f"{len(vocabulary):,}")
+            for side, vocabulary in zip(sides, folder.vocabularies())
+        ),
+    ]
+    if folder.takes_languages != "none" and not any(languages):
+        needed = sides if folder.takes_languages == "both" else sides[1:]
+        value = f"{' and '.join(f'--teacher-{side}-lang' for side in needed)}, from {folder.examples()}"
+        return [*checks, Check(section, "languages", value)]
+    try:
+        folder.layout(Languages(*languages) if folder.takes_languages != "none" else Languages())
+    except KDPluginError as error:
+        return [*checks, Check(section, "languages", "not known", FAIL, str(error))]
+    said = " to ".join(str(code) for code in languages if code)
+    return [*checks, Check(section, "languages", said if folder.takes_languages != "none" else "one direction")]
 
 
 def architecture(model_cfg: Any) -> str:
@@ -91,13 +126,22 @@ def fitting_checks(section: str, file: CheckpointFile, langs: List[Any], overrid
     return [*checks, Check(section, "builds", "yes, and its weights fit")]
 
 
-def training_command(checks: List[Check], paths: List[str], dict_dir: Optional[str]) -> str:
+def training_command(
+    checks: List[Check], paths: List[str], dict_dir: Optional[str], languages: Sequence[Optional[str]] = ()
+) -> str:
     """A fairseq-train call with these teachers, their hashes pinned; only DATA_BIN is left to fill in."""
     hashes = [check.value for check in checks if check.name == "sha256"]
     overrides = ["--teacher-overrides", json.dumps({"data": dict_dir})] if dict_dir else []
+    asked = " ".join(check.value for check in checks if check.name == "languages")
+    codes: List[str] = []
+    for side, code in zip(("source", "target"), languages or (None, None)):
+        flag = f"--teacher-{side}-lang"
+        if flag in asked or (code and any(map(is_huggingface, paths))):
+            codes += [flag, shlex.quote(code or "CODE")]
     parts = [
         ["fairseq-train", "DATA_BIN", "--user-dir", '"$(kd-plugin path)"', "--task", "distillation_translation"],
         ["--teacher-path", shlex.quote(join_model_paths(paths)), "--teacher-sha256", ":".join(hashes)],
+        codes,
         [shlex.quote(part) for part in overrides],
         ["--criterion", "kd_label_smoothed_cross_entropy", "--label-smoothing", "0.1"],
         ["--kd-alpha", "0.5", "--kd-temperature", "1.0", "--arch", "transformer_student_tiny"],

@@ -32,6 +32,10 @@ class Looked(NamedTuple):
 Test = Callable[[Looked], bool]
 WANTED = "give the .pt file that fairseq-train saved"
 ORIGINAL = "give a .pt file that fairseq-train saved; models of another program are not read"
+HUGGING_FACE_FOLDER = (
+    "give a .pt file that fairseq-train saved; folders of translation models are read as teachers alone "
+    "(--teacher-path, kd-plugin cache, vocabulary, doctor)"
+)
 CONVERTED = "give the .pt file that it was made from"
 AGAIN = "fetch it again, and compare its size and sha256 with the original"
 
@@ -214,7 +218,7 @@ def foreign_folder(path: str) -> Optional[Foreign]:
     if _json(path, "kd_plugin.json").get("kind") == "safetensors":
         return Foreign("a model that kd-plugin export wrote as safetensors", CONVERTED)
     if kind is not None or weights & set(names):
-        return Foreign(f"a model of Hugging Face{f' ({kind})' if kind else ''}", ORIGINAL)
+        return Foreign(f"a model of Hugging Face{f' ({kind})' if kind else ''}", HUGGING_FACE_FOLDER)
     if "adapter_config.json" in names:
         return Foreign("an adapter of Hugging Face's PEFT", ORIGINAL)
     if "saved_model.pb" in names or any(re.search(r"\.data-\d+-of-\d+$", name) for name in names):

@@ -169,6 +169,12 @@ class Folder(Tokenizer):
             return "both"
         return "target" if self._tagged() else "none"
 
+    def examples(self) -> str:
+        """Some of the codes that it knows its languages by."""
+        if hasattr(self.tokenizer, "src_lang"):
+            return _some(_known_codes(self.tokenizer))
+        return _some(sorted(self._tagged()) or ["-".join(pair) for pair in sorted(self._prefixes())])
+
     def _set_languages(self, languages: Languages) -> str:
         """Tell the tokenizer; returns text that is to stand before every sentence."""
         if self.takes_languages == "none":
@@ -204,7 +210,7 @@ class Folder(Tokenizer):
         return found
 
     def _known(self, side: str, code: Optional[str], known: List[str]) -> str:
-        examples = ", ".join(known[:6]) + (f" … ({len(known)})" if len(known) > 6 else "")
+        examples = _some(known)
         flag = f"--teacher-{side}-lang"
         if code is None:
             raise KDPluginError(
@@ -320,6 +326,10 @@ def _known_codes(tokenizer: Any) -> List[str]:
     names = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
     usual = {str(getattr(tokenizer, f"{name}_token", None)) for name in names}
     return sorted(token for token in map(str, tokenizer.all_special_tokens) if token not in usual)
+
+
+def _some(codes: List[str]) -> str:
+    return ", ".join(codes[:6]) + (f" … ({len(codes)})" if len(codes) > 6 else "")
 
 
 def _around(ids: List[int], probe: List[int], path: str) -> Tuple[List[int], List[int]]:

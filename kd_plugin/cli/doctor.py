@@ -8,9 +8,7 @@ from kd_plugin import environment
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--teacher", metavar="A.pt[:B.pt…]", help="teacher checkpoints to examine, as in --teacher-path"
-    )
+    parser.add_argument("--teacher", metavar="A.pt[:B.pt…]", help="teachers to examine, as in --teacher-path")
     parser.add_argument(
         "--dict",
         "--dict-dir",
@@ -18,7 +16,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder with the teacher's dict.LANG.txt or joined dict.txt (default: beside the checkpoint, then its "
         "training data)",
     )
-    parser.add_argument("-s", "--source-lang", metavar="LANG", help="where the teacher's checkpoint does not say")
+    parser.add_argument(
+        "-s",
+        "--source-lang",
+        metavar="LANG",
+        help="where the teacher's checkpoint does not say; of a folder of Hugging Face's the code of its own",
+    )
     parser.add_argument("-t", "--target-lang", metavar="LANG", help="where the teacher's checkpoint does not say")
     parser.add_argument("--json", action="store_true", help="the same report as JSON")
 

@@ -75,6 +75,7 @@ class OnlineTeacher(Teacher):
             with torch.autocast(device_type=rows.device.type, enabled=False):
                 answers.append(member.answer(batch, rows))
         distribution = ProjectedAnswer([(values, project) for values, _, project in answers], self.log_weights)
+        distribution.knows_target = not any(member.target.lacks for member in self.members)
         if not any(member.target.restricted for member in self.members) or rows.numel() == 0:
             return Answer(distribution)
         # of all tokens if they are few, else of as many all over the batch: this needs the teacher's whole vocabulary

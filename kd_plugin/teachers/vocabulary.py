@@ -24,18 +24,19 @@ class Symbols(NamedTuple):
         teacher lacks is its unknown symbol's
     missing: (some,) int64, the student's indices of symbols that the teacher lacks; None: it has all
     restricted: whether the teacher has more symbols than these
+    lacks: whether it lacks symbols that text has
     """
 
     indices: Optional[Tensor] = None
     missing: Optional[Tensor] = None
     restricted: bool = False
+    lacks: bool = False
 
     def to(self, device: torch.device) -> "Symbols":
         if self.indices is None or self.indices.device == device:
             return self
-        return Symbols(
-            self.indices.to(device), None if self.missing is None else self.missing.to(device), self.restricted
-        )
+        missing = None if self.missing is None else self.missing.to(device)
+        return self._replace(indices=self.indices.to(device), missing=missing)
 
     def of_student(self, logits: Tensor) -> Tensor:
         """(tokens, vocab) of (tokens, teacher's vocab) logits; -inf where the teacher lacks a symbol."""
@@ -79,7 +80,8 @@ def match(
         )
     indices = torch.tensor([unknown if index is None else index for index in found], dtype=torch.int64)
     used = len({index for index in found if index is not None})
-    return Symbols(indices, torch.tensor(lacking, dtype=torch.int64) if lacking else None, used < size)
+    missing = torch.tensor(lacking, dtype=torch.int64) if lacking else None
+    return Symbols(indices, missing, used < size, bool(refused))
 
 
 def teacher_symbols(

@@ -13,6 +13,8 @@ from kd_plugin.errors import KDPluginError
 from kd_plugin.losses import DIVERGENCES
 from kd_plugin.models import packed
 from kd_plugin.teachers import Answer, OnlineTeacher, Teacher, TeacherAnswer
+from kd_plugin.teachers.fairseq import FairseqMember
+from kd_plugin.teachers.vocabulary import Symbols
 from tests.reference import loss64
 from tests.support import MODEL, make_checkpoint
 
@@ -161,7 +163,7 @@ def packed_criterion(dictionaries, tmp_path, **flags):
     flat = ["-s", "en", "-t", "de", *MODEL, "--dropout", 0]
     student, taught_by = (make_checkpoint(tmp_path / f"{seed}.pt", dictionaries, *flat, seed=seed) for seed in (1, 2))
     target_dictionary = student.decoder.dictionary
-    loaded = SimpleNamespace(model=taught_by, source_indices=None, target_indices=None, sha256="0" * 64, parameters=1)
+    loaded = FairseqMember(taught_by, "teacher.pt", "0" * 64, 1, Symbols(), Symbols())
     task = SimpleNamespace(target_dictionary=target_dictionary, teacher=OnlineTeacher([loaded]), num_updates=0)
     source = torch.tensor([[4, 5, 6, 2], [PAD, 7, 8, 2], [PAD, PAD, 9, 2]])
     target = torch.tensor([[4, 5, 2, PAD, PAD], [7, 8, 9, 4, 2], [4, 2, PAD, PAD, PAD]])

@@ -10,6 +10,7 @@ import torch
 from fairseq.data import Dictionary
 from fairseq.data.language_pair_dataset import collate
 
+from kd_plugin import cli
 from kd_plugin.checkpoints.huggingface import Folder, Languages, folder_sha256
 from kd_plugin.errors import KDPluginError
 from kd_plugin.teachers.base import Request
@@ -255,3 +256,20 @@ def test_damaged_and_foreign_folders_are_refused_in_words(change, named, folders
         return
     with pytest.raises(KDPluginError, match=named):
         Folder(path)
+
+
+@pytest.mark.parametrize(
+    "kind,flags,line,command",
+    [
+        ("marian", [], "languages          one direction", "--teacher-sha256 {sha256} \\\n  --criterion"),
+        ("nllb", [], "--teacher-source-lang and --teacher-target-lang, from ace_Arab", "-source-lang CODE --teacher-tar"),
+        ("nllb", ["-s", "eng_Latn", "-t", "deu_Latn"], "eng_Latn to deu_Latn", "-lang eng_Latn --teacher-target-lang deu_L"),
+        ("madlad", [], "--teacher-target-lang, from de, fr", "{sha256} \\\n  --teacher-target-lang CODE"),
+        ("nllb", ["-s", "en", "-t", "deu_Latn"], "FAIL  languages", None),
+    ],
+)  # fmt: skip
+def test_doctor_says_what_a_folder_is(kind, flags, line, command, folders, capsys):
+    status = cli.main(["doctor", "--teacher", folders(kind).path, *flags])
+    said = capsys.readouterr().out
+    assert folders(kind).sha256 in said and line in said and status == (command is None)
+    assert command is None or command.format(sha256=folders(kind).sha256) in said
