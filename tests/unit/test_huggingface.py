@@ -262,8 +262,8 @@ def test_damaged_and_foreign_folders_are_refused_in_words(change, named, folders
     "kind,flags,line,command",
     [
         ("marian", [], "languages          one direction", "--teacher-sha256 {sha256} \\\n  --criterion"),
-        ("nllb", [], "--teacher-source-lang and --teacher-target-lang, from ace_Arab", "-source-lang CODE --teacher-tar"),
-        ("nllb", ["-s", "eng_Latn", "-t", "deu_Latn"], "eng_Latn to deu_Latn", "-lang eng_Latn --teacher-target-lang deu_L"),
+        ("nllb", [], "source-lang and --teacher-target-lang, from ace_Arab", "source-lang CODE --teacher-target"),
+        ("nllb", ["-s", "eng_Latn", "-t", "deu_Latn"], "eng_Latn to deu_Latn", "eng_Latn --teacher-target-lang deu_L"),
         ("madlad", [], "--teacher-target-lang, from de, fr", "{sha256} \\\n  --teacher-target-lang CODE"),
         ("nllb", ["-s", "en", "-t", "deu_Latn"], "FAIL  languages", None),
     ],
