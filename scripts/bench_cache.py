@@ -239,7 +239,7 @@ def updates_table(arguments: argparse.Namespace, progress: Progress) -> Table:
 
 def large_table(arguments: argparse.Namespace, progress: Progress) -> Table:
     """A store of a million sentences, written and read, and the memory of this process."""
-    sentences = 20_000 if arguments.quick else 1_000_000
+    sentences = 4_000 if arguments.quick else 1_000_000
     progress.step(f"{sentences:,} sentences")
     table = Table(
         f"A store of {sentences:,} sentences",

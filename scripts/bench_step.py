@@ -17,6 +17,7 @@ import torch
 from benchmarking import (
     CASE,
     MILLISECONDS,
+    QUICK_MAX_TOKENS,
     SPREAD,
     Column,
     Contestant,
@@ -53,7 +54,7 @@ UNTAUGHT = ["--task=translation", "--criterion=kd_label_smoothed_cross_entropy",
 
 def cases(arguments: argparse.Namespace) -> List[ModelCase]:
     if arguments.quick:
-        return [ModelCase("tiny student", Size(1, 16, 32, 2), 256, 128, 2)]
+        return [ModelCase("tiny student", Size(1, 16, 32, 2), 256, QUICK_MAX_TOKENS, 2)]
     tiny = Size(2, 64, 128, 4)  # transformer_student_micro
     if arguments.device.type == "cpu":
         # a base transformer has six layers a side; two of them keep the shares of layers and vocabulary alike

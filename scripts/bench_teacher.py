@@ -20,6 +20,7 @@ from benchmarking import (
     CONTESTANT,
     DTYPES,
     MILLISECONDS,
+    QUICK_MAX_TOKENS,
     SPREAD,
     Column,
     Contestant,
@@ -49,7 +50,7 @@ def cases(arguments: argparse.Namespace) -> List[ModelCase]:
     # examples/translation/train-teacher.sh's, and a base transformer
     multi30k, base = Size(4, 128, 256, 4), Size(6, 512, 2048, 8)
     if arguments.quick:
-        return [ModelCase("tiny", Size(1, 16, 32, 2), 256, 128, 2)]
+        return [ModelCase("tiny", Size(1, 16, 32, 2), 256, QUICK_MAX_TOKENS, 2)]
     if arguments.device.type == "cpu":
         small = [ModelCase("Multi30k, 1,024 tokens a batch", multi30k, vocab, 1024, 4) for vocab in (8192, 32768)]
         # as many as the recipe's --max-tokens

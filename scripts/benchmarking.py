@@ -39,6 +39,7 @@ warnings.simplefilter("ignore")
 WARM_UPS = {"cpu": 1, "cuda": 3}
 ROUNDS = (5, 200)  # at least, at most
 QUICK_ROUNDS = (3, 3)
+QUICK_MAX_TOKENS = 128  # of a batch of --quick
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # written before each timed run, so that none finds its inputs in a cache
 EVICTED_BYTES = 64 * 1024 * 1024
@@ -656,7 +657,8 @@ def draw_batches(dictionary: Any, max_tokens: int, count: int) -> List[Dict[str,
     from fairseq.data.data_utils import batch_by_size
 
     generator = torch.Generator().manual_seed(7)
-    n_sentences = 30_000  # Multi30k's: the fewer there are, the more padding a batch of similar ones has
+    # Multi30k's: the fewer there are, the more padding a batch of similar ones has; --quick's few tokens need no 30,000
+    n_sentences = 30_000 if max_tokens > QUICK_MAX_TOKENS else 1_000
 
     def lengths(logarithm: Tensor, spread: float) -> Tensor:
         drawn = logarithm + spread * torch.randn(n_sentences, generator=generator)

@@ -20,14 +20,14 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 
 lint=yes
 paths_given=no
-# gpu beside others: where there is no CUDA these tests skip themselves, and a run of nothing else would be for nothing
-tiers=("gpu unit" faults integration)
+# Each run of pytest imports everything once a worker, and what its tests share they make once.
+tiers=("gpu unit" "faults integration")
 pytest_args=()
 for argument in "$@"; do
   case "$argument" in
     -h | --help) usage; exit 0 ;;
     --unit) tiers=(unit) ;;
-    --fast) tiers=(unit faults); pytest_args+=(-m "not slow") ;;
+    --fast) tiers=("unit faults"); pytest_args+=(-m "not slow") ;;
     --no-lint) lint=no ;;
     tests | tests/*) paths_given=yes; pytest_args+=("$argument") ;;
     *) pytest_args+=("$argument") ;;

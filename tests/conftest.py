@@ -1,5 +1,7 @@
 """Fixtures shared by all tiers."""
 
+import fcntl
+import gc
 import os
 import pathlib
 
@@ -27,9 +29,29 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.skip(reason="needs CUDA"))
 
 
+def pytest_collection_finish():
+    """The collector need not walk through torch, fairseq and the tests themselves each time that a test runs."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish():
+    gc.unfreeze()
+
+
 @pytest.fixture(scope="session")
 def workspace(tmp_path_factory):
-    """Binarised corpus and trained teacher, made once a session (see tests/support.py)."""
+    """Binarised corpus and trained teacher, made once for all of a session's workers (see tests/support.py)."""
     from tests.support import Workspace
 
-    return Workspace(tmp_path_factory.mktemp("work space"))
+    common = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        common = common.parent
+    workspace = Workspace(common / "work space")
+    with open(common / "work space.lock", "a+") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # given back by whoever closes it, or dies
+        lock.seek(0)
+        if lock.read() != "made":
+            workspace.make()
+            lock.write("made")
+    return workspace

@@ -1,15 +1,19 @@
 """A tiny translation task, and the real fairseq command lines run on it."""
 
 import contextlib
+import copy
+import functools
 import io
 import itertools
 import os
 import pathlib
 import random
 import re
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 from typing import Any, Dict, List, Optional, Sequence
 
 import torch
@@ -51,25 +55,25 @@ def preprocess(folder: pathlib.Path, name: str, *extra: str) -> pathlib.Path:
     return folder / name
 
 
-def start(command: str, *arguments: Any, env: Optional[Dict[str, str]] = None, **kwargs: Any) -> Any:
-    """One of fairseq's (or our) installed commands, as a user runs it; output and errors together."""
+def start(command: str, *arguments: Any, env: Optional[Dict[str, str]] = None, cwd: Any = ".", input: str = "") -> Any:
+    """One of fairseq's (or our) installed commands, or `python` and a script, as a user runs it; output and errors
+    together."""
     line = [str(pathlib.Path(sys.executable).parent / command), *map(str, arguments)]
-    environment = {**os.environ, "PYTHONIOENCODING": "utf-8", "CUDA_VISIBLE_DEVICES": ""}
-    if command in warm_start.COMMANDS and not (env or kwargs or os.environ.get("KD_TEST_COLD")):
-        return warm_start.Command(line, environment)
-    return subprocess.Popen(
-        line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", env={**environment, **(env or {})},
-        **kwargs,
-    )  # fmt: skip
+    environment = {**os.environ, "PYTHONIOENCODING": "utf-8", "CUDA_VISIBLE_DEVICES": "", **(env or {})}
+    with tempfile.TemporaryFile() as typed:
+        typed.write(input.encode("utf-8"))
+        typed.seek(0)
+        if not os.environ.get("KD_TEST_COLD"):
+            return warm_start.Command(line, environment, os.path.abspath(cwd), typed)
+        return subprocess.Popen(
+            line, stdin=typed, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", env=environment,
+            cwd=str(cwd),
+        )  # fmt: skip
 
 
-def run(
-    command: str, *arguments: Any, check: bool = True, input: Optional[str] = None, **kwargs: Any
-) -> "subprocess.CompletedProcess[str]":
+def run(command: str, *arguments: Any, check: bool = True, **kwargs: Any) -> "subprocess.CompletedProcess[str]":
     """start, and its end; output and errors together in `.stdout`."""
-    if input is not None:
-        kwargs["stdin"] = subprocess.PIPE
-    return _ended(start(command, *arguments, **kwargs), check, *([] if input is None else [input]))
+    return _ended(start(command, *arguments, **kwargs), check)
 
 
 def run_together(
@@ -83,9 +87,9 @@ def run_together(
     return results
 
 
-def _ended(process: Any, check: bool, *input: str) -> "subprocess.CompletedProcess[str]":
+def _ended(process: Any, check: bool) -> "subprocess.CompletedProcess[str]":
     try:
-        output = process.communicate(*input, timeout=TIMEOUT)[0]
+        output = process.communicate(timeout=TIMEOUT)[0]
     except subprocess.TimeoutExpired:
         process.kill()
         raise
@@ -158,19 +162,30 @@ def free_port() -> int:
         return server.getsockname()[1]
 
 
+@functools.lru_cache(maxsize=None)
+def _configuration(*arguments: str) -> Any:
+    """What fairseq-train makes of these flags; hydra takes most of a second for it."""
+    from fairseq import options
+    from fairseq.dataclass.utils import convert_namespace_to_omegaconf
+
+    parser = options.get_training_parser()
+    with contextlib.redirect_stderr(io.StringIO()):
+        args = options.parse_args_and_arch(parser, ["data", "--task", "translation", *arguments])
+    return convert_namespace_to_omegaconf(args)
+
+
 def make_checkpoint(path: pathlib.Path, data: pathlib.Path, *arguments: Any, seed: int = 0) -> Any:
     """An untrained fairseq checkpoint of any architecture, with the configuration that fairseq-train would store.
 
     Returns the model. Much quicker than a training run, for tests of reading and of architectures.
     """
-    from fairseq import options, tasks
-    from fairseq.dataclass.utils import convert_namespace_to_omegaconf
+    from fairseq import tasks
     from omegaconf import OmegaConf
 
-    parser = options.get_training_parser()
-    with contextlib.redirect_stderr(io.StringIO()):
-        args = options.parse_args_and_arch(parser, [str(data), "--task", "translation", *map(str, arguments)])
-    cfg = convert_namespace_to_omegaconf(args)
+    cfg = copy.deepcopy(_configuration(*map(str, arguments)))
+    for part in (cfg.task, cfg.model):
+        if hasattr(part, "data"):
+            part.data = str(data)
     torch.manual_seed(seed)
     task = tasks.setup_task(cfg.task)
     model = task.build_model(cfg.model)
@@ -185,13 +200,21 @@ def make_checkpoint(path: pathlib.Path, data: pathlib.Path, *arguments: Any, see
 
 
 class Workspace:
-    """Corpus, data-bin and a teacher trained by stock fairseq-train, in a folder whose name has a space."""
+    """Corpus, data-bin and a teacher trained by stock fairseq-train, in a folder whose name has a space.
+
+    Tests side by side share it: nothing is written there.
+    """
 
     def __init__(self, folder: pathlib.Path):
         self.folder = folder
-        write_corpus(folder)
-        self.data = preprocess(folder, "data-bin")
+        self.data = folder / "data-bin"
         self.teacher = folder / "teacher" / "checkpoint_last.pt"
+
+    def make(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)  # what one that failed has left
+        self.folder.mkdir()
+        write_corpus(self.folder)
+        preprocess(self.folder, self.data.name)
         train(
             self.data, self.teacher.parent, *STOCK, "--encoder-embed-dim", 32, "--decoder-embed-dim", 32,
             "--max-update", 150, "--disable-validation", "--no-epoch-checkpoints", "--lr", "0.01",

@@ -37,7 +37,7 @@ class Request:
         self._socket.settimeout(timeout)
         try:
             text = self._socket.recv(16, socket.MSG_WAITALL)
-        except socket.timeout:
+        except (socket.timeout, BlockingIOError):
             return None
         return int(text) if text else signal.SIGKILL  # the server is gone, and with it the command
 

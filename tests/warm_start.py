@@ -1,13 +1,15 @@
-"""fairseq's commands and ours without the seconds that importing fairseq takes: forked off a process that has imported
-it.
+"""fairseq's commands, ours and scripts without the seconds that importing fairseq takes: forked off a process that has
+imported it.
 
 It is the installed script that runs, in a process of its own with its folder, environment and descriptors, which ends
-as any interpreter does. KD_TEST_COLD=1 starts an interpreter for each command instead.
+as any interpreter does. Of an interpreter's own settings PYTHONPATH alone is heeded. KD_TEST_COLD=1 starts an
+interpreter for each command instead.
 """
 
 import atexit
 import contextlib
 import functools
+import gc
 import importlib
 import logging
 import os
@@ -21,39 +23,52 @@ import socket
 import subprocess
 import sys
 import tempfile
-from typing import Dict, List, Sequence
+from typing import BinaryIO, Dict, List, Optional, Sequence
 
 from tests import warm_client
 
-COMMANDS = ("fairseq-train", "fairseq-generate", "fairseq-preprocess", "kd-plugin")
+COMMANDS = (
+    "fairseq-generate", "fairseq-hydra-train", "fairseq-interactive", "fairseq-preprocess", "fairseq-train",
+    "fairseq-validate", "kd-plugin",
+)  # fmt: skip
 # what they import; not fairseq_cli itself, whose modules set up logging when they are imported
 MODULES = ("fairseq.trainer", "fairseq.tasks", "fairseq.scoring", "fairseq.binarizer", "fairseq.logging.progress_bar")
+# what commands import later, which takes longer than all else that they do; not every environment has each of them
+LATER = ("ctranslate2", "hydra.experimental.compose", "sacrebleu", "sentencepiece", "torch.distributed.fsdp")
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
 class Command:
-    """A running command, as subprocess.Popen has it; output and errors together."""
+    """A running command, as subprocess.Popen has it; output and errors together.
 
-    def __init__(self, arguments: Sequence[str], env: Dict[str, str]):
+    Args:
+        arguments: the installed script, or `python` and a script, and what it is called with
+    """
+
+    def __init__(self, arguments: Sequence[str], env: Dict[str, str], folder: str, input: BinaryIO):
         self.args = list(arguments)
         self.returncode = None
         self._output = tempfile.NamedTemporaryFile(mode="a+b")
-        with open(os.devnull) as nothing:
-            output = self._output.fileno()
-            descriptors = [nothing.fileno(), output, output]
-            self._request = warm_client.Request(_server(), self.args, env, os.getcwd(), descriptors)
+        line = self.args[1:] if os.path.basename(self.args[0]) == "python" else self.args
+        output = self._output.fileno()
+        self._request = warm_client.Request(_server(), line, env, folder, [input.fileno(), output, output])
+
+    def poll(self, timeout: float = 0) -> Optional[int]:
+        status = self._request.status(timeout) if self.returncode is None else None
+        if status is not None:
+            self.returncode = -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
+        return self.returncode
 
     def communicate(self, timeout: float) -> List[str]:
-        status = self._request.status(timeout)
-        if status is None:
+        if self.poll(timeout) is None:
             raise subprocess.TimeoutExpired(self.args, timeout)
-        self.returncode = -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
         with self._output as output:
             output.seek(0)
             return [output.read().decode("utf-8")]
 
     def kill(self) -> None:
-        os.kill(self._request.pid, signal.SIGKILL)
+        if self.poll() is None:
+            os.kill(self._request.pid, signal.SIGKILL)
 
 
 @functools.lru_cache(maxsize=None)
@@ -86,13 +101,23 @@ def path_of_commands() -> str:
         return installed
     folder, client = os.path.join(_folder(), "bin"), os.path.join(ROOT, "tests", "warm_client.py")
     os.mkdir(folder)
+    ask = _words(sys.executable, "-S", client, _server())
     for command in COMMANDS:
-        words = [sys.executable, "-S", client, _server(), os.path.join(installed, command)]
-        script = os.path.join(folder, command)
-        with open(script, "w") as file:
-            file.write(f'#!/bin/sh\nexec {" ".join(map(shlex.quote, words))} "$@"\n')
-        os.chmod(script, 0o755)
+        _write_script(os.path.join(folder, command), f'exec {ask} {_words(os.path.join(installed, command))} "$@"')
+    # which imports torch and fairseq; the recipes' other scripts end sooner than a fork of so large a process
+    python = f'case "$1" in */average_checkpoints.py) exec {ask} "$@" ;; esac\nexec {_words(sys.executable)} "$@"'
+    _write_script(os.path.join(folder, "python"), python)
     return folder + os.pathsep + installed
+
+
+def _words(*words: str) -> str:
+    return " ".join(map(shlex.quote, words))
+
+
+def _write_script(path: str, text: str) -> None:
+    with open(path, "w") as file:
+        file.write(f"#!/bin/sh\n{text}\n")
+    os.chmod(path, 0o755)
 
 
 def environment(venv: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
@@ -114,8 +139,19 @@ def serve(address: str) -> None:
     """Forks for each command; returns in that command's process, after it, and at the end of standard input."""
     for module in MODULES:
         importlib.import_module(module)
+    for module in LATER:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(module)
     logging.getLogger().handlers.clear()  # those imports log, which would leave fairseq_cli's own set-up undone
     logging.getLogger().setLevel(logging.WARNING)
+    with contextlib.suppress(ImportError):
+        import numba
+
+        numba.njit(lambda: 0)()  # its types and LLVM, which the first call of any compiled function sets up
+    gc.collect()
+    gc.freeze()  # else each command's collector walks through all of it, and copies the pages that it touches
+    with contextlib.suppress(ImportError):
+        importlib.import_module("torch._dynamo")  # has Triton, which complains at the end of what is never let go
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(address)
         listener.listen(8)
@@ -149,7 +185,8 @@ def _run(connection: socket.socket) -> None:
     os.environ.update(env)
     os.chdir(folder)
     sys.argv = [script, *arguments]
-    sys.path[0] = os.path.dirname(script)  # where `python -m` put the root
+    # the root is where `python -m` put it
+    sys.path[:1] = [os.path.dirname(script), *filter(None, env.get("PYTHONPATH", "").split(os.pathsep))]
     runpy.run_path(script, run_name="__main__")
 
 

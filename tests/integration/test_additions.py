@@ -20,7 +20,7 @@ TABLES = {
 def package(tmp_path_factory):
     """A copy of kd_plugin with the term and the teacher of CONTRIBUTING.md: a file and a row each."""
     package = tmp_path_factory.mktemp("added") / "kd_plugin"
-    shutil.copytree(ROOT / "kd_plugin", package, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "kd_plugin", package, ignore=shutil.ignore_patterns("*.pyc"))  # with Numba's kernels
     blocks = BLOCK.findall((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"))
     for name, (table, opening, defined) in TABLES.items():
         (module,) = [block for block in blocks if re.match(rf"# kd_plugin/\S+/{name}\.py\n", block)]

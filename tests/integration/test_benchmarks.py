@@ -5,10 +5,10 @@ import json
 import math
 import os
 import pathlib
-import subprocess
-import sys
 
 import pytest
+
+from tests.support import run
 
 SCRIPTS = pathlib.Path(__file__).resolve().parents[2] / "scripts"
 IN_PLACE, NEW_BUFFER, USUAL = "kd_plugin, in place", "kd_plugin, new buffer", "usual"
@@ -27,17 +27,7 @@ pytestmark = pytest.mark.slow
 def report(tmp_path_factory):
     """(folder, the JSON report) of a quick run."""
     folder = tmp_path_factory.mktemp("bench") / "re ports"
-    command = [sys.executable, "bench_loss.py", "--quick", "--device", "cpu", "--threads", "1", "--out", str(folder)]
-    result = subprocess.run(
-        command,
-        cwd=str(SCRIPTS),
-        env={**os.environ, "PYTHONIOENCODING": "utf-8", "CUDA_VISIBLE_DEVICES": ""},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        encoding="utf-8",
-        timeout=300,
-    )
-    assert result.returncode == 0, result.stdout[-4000:]
+    run("python", SCRIPTS / "bench_loss.py", "--quick", "--device", "cpu", "--threads", 1, "--out", folder)
     return folder, json.loads((folder / "bench_loss.json").read_text(encoding="utf-8"))
 
 
@@ -101,14 +91,10 @@ def test_report_names_machine_and_command(report):
 def test_decoding_is_timed_side_by_side(workspace, tmp_path):
     pytest.importorskip("ctranslate2", reason="ctranslate2 is not installed")
     sides = [workspace.folder / f"test.{lang}" for lang in ("en", "de")]
-    result = subprocess.run(
-        list(map(str, [
-            sys.executable, SCRIPTS / "bench_decode.py", workspace.teacher, workspace.data, "--quick",
-            "--source", sides[0], "--reference", sides[1], "--vocabulary-map-from", *sides, "--out", tmp_path,
-        ])),
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", timeout=300,
+    run(
+        "python", SCRIPTS / "bench_decode.py", workspace.teacher, workspace.data, "--quick", "--source", sides[0],
+        "--reference", sides[1], "--vocabulary-map-from", *sides, "--out", tmp_path,
     )  # fmt: skip
-    assert result.returncode == 0, result.stdout[-4000:]
     (table,) = json.loads((tmp_path / "bench_decode.json").read_text(encoding="utf-8"))["tables"]
     of = {row["contestant"]: row for row in table["rows"]}
     assert list(of) == ["fairseq-generate", "CTranslate2 float32", "CTranslate2 int8", "int8, vocabulary map"]
@@ -120,21 +106,7 @@ def test_decoding_is_timed_side_by_side(workspace, tmp_path):
 
 @pytest.mark.parametrize("name", ["bench_teacher", "bench_step", "bench_cache"])
 def test_the_others_run_to_their_report(name, tmp_path):
-    command = [
-        sys.executable,
-        SCRIPTS / f"{name}.py",
-        "--quick",
-        "--device",
-        "cpu",
-        "--threads",
-        "1",
-        "--out",
-        tmp_path,
-    ]
-    result = subprocess.run(
-        list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", timeout=300
-    )
-    assert result.returncode == 0, result.stdout[-4000:]
+    run("python", SCRIPTS / f"{name}.py", "--quick", "--device", "cpu", "--threads", 1, "--out", tmp_path)
     tables = json.loads((tmp_path / f"{name}.json").read_text(encoding="utf-8"))["tables"]
     measured = [row for table in tables for row in table["rows"] if "skipped" not in row]
     assert measured and all(row["seconds"] > 0 for row in measured if "seconds" in row)

@@ -1,11 +1,7 @@
 """A teacher's answers written by `kd-plugin cache` and trained on by the real fairseq-train."""
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
 import time
 
 import pytest
@@ -22,6 +18,7 @@ from tests.support import (
     make_checkpoint,
     run,
     run_together,
+    start,
     training,
 )
 
@@ -186,20 +183,12 @@ def test_jobs_workers_and_restarts_write_the_same_store(workspace, few, tmp_path
     assert store_files(tmp_path / "workers") == whole
 
     folder = tmp_path / "killed"
-    command = [
-        os.path.join(os.path.dirname(sys.executable), "kd-plugin"),
-        "cache",
-        workspace.data,
-        "--cache-dir",
-        folder,
-    ]
-    command += ["--teacher-path", workspace.teacher, *flags]
-    process = subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = start(*command, "--cache-dir", folder)
     deadline = time.monotonic() + 120
     while not list(folder.glob("*/shard-*.json")) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.communicate(timeout=60)
     kept = {path: path.stat().st_mtime_ns for path in folder.glob("*/shard-*.json")}
     assert kept
     write(workspace, folder, *flags)

@@ -3,16 +3,14 @@
 import pathlib
 import random
 import re
-import signal
-import subprocess
-import sys
+import shutil
 import time
 
 import pytest
 
 from kd_plugin.corpus.translations import Translations
 from kd_plugin.files.sharded_folder import MANIFEST
-from tests.support import run, run_together
+from tests.support import run, run_together, start
 
 SEARCH = ["--beam", 3, "--nbest", 2]
 
@@ -85,9 +83,7 @@ def test_killed_and_restarted_no_shard_is_decoded_twice(workspace, tmp_path, dec
     folder = tmp_path / "out"
     kept = {}
     for _ in range(2):
-        arguments = list(map(str, command(workspace, folder)))
-        arguments[0] = str(pathlib.Path(sys.executable).parent / arguments[0])
-        process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = start(*command(workspace, folder))
         before = len(kept)
         deadline = time.monotonic() + 120
         while process.poll() is None and time.monotonic() < deadline:
@@ -95,8 +91,8 @@ def test_killed_and_restarted_no_shard_is_decoded_twice(workspace, tmp_path, dec
                 time.sleep(draw.random() * 0.3)
                 break
             time.sleep(0.01)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.kill()
+        process.communicate(timeout=60)
         now = {path.name: path.stat().st_mtime_ns for path in folder.glob("shard-*.json")}
         assert {name: now[name] for name in kept} == kept, "a finished shard was written again"
         assert len(now) > before or (folder / MANIFEST).exists()
@@ -137,16 +133,13 @@ def test_data_of_another_dictionary_is_refused(workspace, tmp_path):
         (data / path.name).write_bytes(path.read_bytes())
     words = (data / "dict.en.txt").read_text().splitlines(keepends=True)
     (data / "dict.en.txt").write_text("".join(words[1::-1] + words[2:]))
-    arguments = command(workspace, tmp_path / "out")
-    arguments[2] = data
     # the teacher's own dictionary, beside it
+    teacher = tmp_path / "teacher" / workspace.teacher.name
+    shutil.copytree(workspace.teacher.parent, teacher.parent)
     for lang in ("en", "de"):
-        copy = workspace.teacher.parent / f"dict.{lang}.txt"
-        copy.write_bytes((workspace.data / f"dict.{lang}.txt").read_bytes())
-    try:
-        result = run(*arguments, check=False)
-    finally:
-        for lang in ("en", "de"):
-            (workspace.teacher.parent / f"dict.{lang}.txt").unlink()
+        shutil.copy(workspace.data / f"dict.{lang}.txt", teacher.parent)
+    instead = {workspace.data: data, workspace.teacher: teacher}
+    arguments = [instead.get(argument, argument) for argument in command(workspace, tmp_path / "out")]
+    result = run(*arguments, check=False)
     assert result.returncode == 1 and "first difference: index 4" in result.stdout
     assert not list((tmp_path / "out").glob("shard-*"))

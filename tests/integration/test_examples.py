@@ -229,7 +229,7 @@ def test_average_checkpoints_is_the_mean_of_the_last_epochs(tmp_path, monkeypatc
     shutil.copy(str(folder / "checkpoint8.pt"), str(folder / "checkpoint_best.pt"))
     output = folder / "averaged.pt"
     script = EXAMPLES / "average_checkpoints.py"
-    result = run(sys.executable, script, folder, "--last", "2", "--output", output)
+    result = run("python", script, folder, "--last", "2", "--output", output)
     assert result.returncode == 0, result.stderr
 
     state = torch.load(str(output), weights_only=True)  # nothing in it but tensors and plain containers
@@ -250,7 +250,7 @@ def test_average_checkpoints_is_the_mean_of_the_last_epochs(tmp_path, monkeypatc
         save_epoch(by_updates, epoch, weights[of_epoch], updates)
     (by_updates / "checkpoint4.pt").rename(by_updates / "checkpoint_4_200.pt")
     of_updates = by_updates / "averaged.pt"
-    result = run(sys.executable, script, by_updates, "--last", "2", "--every", "50", "--output", of_updates)
+    result = run("python", script, by_updates, "--last", "2", "--every", "50", "--output", of_updates)
     assert result.returncode == 0 and "checkpoint2.pt to checkpoint_4_200.pt" in result.stdout, result.stderr
     for name, value in torch.load(str(of_updates), weights_only=True)["model"].items():
         assert name == "decoder.steps" or torch.equal(value, model[name])

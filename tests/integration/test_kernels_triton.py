@@ -1,9 +1,8 @@
 """The GPU kernels through Triton's compiler, which needs no GPU."""
 
-import subprocess
-import sys
-
 import pytest
+
+from tests.support import run
 
 COMPILE = """
 import re, subprocess, sys
@@ -72,8 +71,7 @@ def test_kernels_compile_where_there_is_no_gpu(arch, lanes, registers, spilled, 
     if version < (3, 3):
         pytest.skip("Triton's compiler is called otherwise before 3.3")
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
     (tmp_path / "check.py").write_text(COMPILE)
-    arguments = [sys.executable, str(tmp_path / "check.py"), *map(str, (arch, lanes, registers, spilled))]
-    result = subprocess.run(arguments, capture_output=True, text=True, cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
+    cache = {"TRITON_CACHE_DIR": str(tmp_path / "cache")}
+    run("python", tmp_path / "check.py", arch, lanes, registers, spilled, env=cache, cwd=tmp_path)
+    assert list((tmp_path / "cache").iterdir())  # else they were compiled before

@@ -41,6 +41,9 @@ def test_mixed_data_has_each_part_as_a_training_split(prepared, tmp_path):  # no
     assert again.returncode != 0 and "other input" in again.stderr
 
 
+TEACHER = ["--max-epoch", 15, "--max-tokens", 1000, "--lr", 0.01, "--warmup-updates", 10, "--validate-interval", 15]
+
+
 def test_from_decoding_to_the_report_and_again(prepared, tmp_path):  # noqa: F811
     pytest.importorskip("ctranslate2", reason="ctranslate2 is not installed")
     mono = tmp_path / "mono.en"
@@ -48,7 +51,8 @@ def test_from_decoding_to_the_report_and_again(prepared, tmp_path):  # noqa: F81
     mono.write_text(f"{one}\n\n{one}\n{other}\n", encoding="utf-8")
     out = tmp_path / "out"
     settings = {
-        "TEACHER_FLAGS": " ".join(map(str, [*MODEL, "--encoder-ffn-embed-dim", 48, "--max-epoch", 1])),
+        # so many updates that it ends its sentences: all that follows takes as long as they are
+        "TEACHER_FLAGS": " ".join(map(str, [*MODEL, "--encoder-ffn-embed-dim", 48, *TEACHER])),
         "TEACHER_AVERAGE": "1", "MAX_UPDATE": "25", "AVERAGE": "2", "WARMUP": "2",
         "DIM": "16", "FFN": "16", "ENCODER_LAYERS": "1",
         "HEADS": "2", "DECODER_LAYERS": "1", "NBEST": "2", "BEAM": "2", "CACHE": "4", "MAX_TOKENS": "2000",

@@ -166,26 +166,36 @@ def test_two_gloo_ranks_equal_one_rank_with_update_freq_two(workspace, tmp_path)
     assert len(logged(two, "train_inner")) == 12
 
 
+SCHEDULE = ["--kd-alpha-end", 0.9, "--kd-schedule", "cosine", "--kd-schedule-updates", 40]
+IN_PARTS = [*SCHEDULE, "--update-epoch-batch-itr", "True", "--disable-validation", "--max-update", 40]
+IN_PARTS += ["--save-interval-updates", 23]
+
+
+@pytest.fixture(scope="module")
+def whole(workspace, tmp_path_factory):
+    """A run in a single part, of which checkpoints of its parts are left: (its folder, its output)."""
+    folder = tmp_path_factory.mktemp("whole")
+    return folder, train(workspace.data, folder, *workspace.distil(*IN_PARTS)).stdout
+
+
 @pytest.mark.parametrize("where", ["epoch_end", "mid_epoch"])
-def test_resume_is_bitwise(workspace, tmp_path, where):
+def test_resume_is_bitwise(workspace, tmp_path, whole, where):
     """Weights and optimiser of a run in two parts equal those of one in a single part; the schedule goes on too."""
-    schedule = ["--kd-alpha-end", 0.9, "--kd-schedule", "cosine", "--kd-schedule-updates", 40]
-    same = [*workspace.distil(*schedule), "--update-epoch-batch-itr", "True", "--disable-validation"]
-    same += ["--max-update", 40, "--save-interval-updates", 23]
-    whole = train(workspace.data, tmp_path / "whole", *same).stdout
-    epoch_updates = int(logged(whole, "train")[0]["train_num_updates"])
+    folder, output = whole
+    epoch_updates = int(logged(output, "train")[0]["train_num_updates"])
     assert 0 < epoch_updates < 23 and 23 % epoch_updates  # so that one point is at an end, the other in the middle
     start = {"epoch_end": "checkpoint1.pt", "mid_epoch": f"checkpoint_{23 // epoch_updates + 1}_23.pt"}[where]
-    resumed = train(workspace.data, tmp_path / "resumed", *same, "--restore-file", tmp_path / "whole" / start).stdout
+    flags = workspace.distil(*IN_PARTS, "--restore-file", folder / start)
+    resumed = train(workspace.data, tmp_path / "resumed", *flags).stdout
     assert "Loaded checkpoint" in resumed
-    one, two = tmp_path / "whole" / "checkpoint_last.pt", tmp_path / "resumed" / "checkpoint_last.pt"
+    one, two = folder / "checkpoint_last.pt", tmp_path / "resumed" / "checkpoint_last.pt"
     assert_same_weights(one, two)
     a, b = load(one), load(two)
     assert a["optimizer_history"][-1]["num_updates"] == b["optimizer_history"][-1]["num_updates"] == 40
     moments = [state["last_optimizer_state"]["state"] for state in (a, b)]
     for key in moments[0]:
         assert (moments[0][key]["exp_avg_sq"] == moments[1][key]["exp_avg_sq"]).all()
-    last = [logged(output, "train_inner")[-1] for output in (whole, resumed)]
+    last = [logged(text, "train_inner")[-1] for text in (output, resumed)]
     assert last[0]["loss"] == last[1]["loss"] and last[0]["kd_alpha"] == last[1]["kd_alpha"]
 
 

@@ -3,6 +3,7 @@
 import concurrent.futures
 import functools
 import gzip
+import sys
 import tempfile
 from concurrent.futures.process import BrokenProcessPool
 from fractions import Fraction
@@ -207,6 +208,7 @@ def test_a_worker_that_dies_is_an_error_with_a_remedy(monkeypatch):
 @pytest.mark.slow
 def test_two_processes_choose_what_one_does(tmp_path, monkeypatch):
     monkeypatch.setattr(local, "CHUNK", 3)
+    monkeypatch.setattr(sys, "argv", ["kd-plugin", "select"])  # by which a worker knows that it needs no fairseq
     words = ["a", "bb", "ccc", "dd a", "a bb ccc", "bb"]
     records = [record(i, f"s{i}", *(words[(i * k) % 6] + " x" * (i % k) for k in range(1, 5))) for i in range(20)]
     write_folder(tmp_path / "in", records)
