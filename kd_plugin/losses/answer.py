@@ -6,7 +6,7 @@ from typing import Any, Callable, Iterator, Optional, Sequence, Tuple
 import torch
 from torch import Tensor
 
-from kd_plugin.losses.engine.memory import Allocate, LinearHead, new_buffer, projected_rows, scratch
+from kd_plugin.losses.engine.memory import Allocate, LinearHead, aligned, new_buffer, projected_rows, scratch
 
 # Allocate and LinearHead: for teachers, who import nothing from the engine
 __all__ = ["Allocate", "LinearHead", "Project", "ProjectedAnswer", "TeacherAnswer", "new_buffer", "projected_rows"]
@@ -43,11 +43,12 @@ class TeacherAnswer:
         """The output projection and the (tokens, dimension) features whose product the logits are, if there are such"""
         return None
 
-    def chunk(self, start: int, stop: int, reuse: bool = False) -> Tensor:
+    def chunk(self, start: int, stop: int, reuse: bool = False, apart: bool = False) -> Tensor:
         """(stop - start, vocab) logits of some of the tokens.
 
         Args:
             reuse: allows that the next chunk is written over this one
+            apart: allows rows that do not lie back to back, where that makes them quicker to read
         """
         return self.logits[start:stop]
 
@@ -81,8 +82,10 @@ class ProjectedAnswer(TeacherAnswer):
             yield slice(start, stop), self.chunk(start, stop, reuse=True)
 
     @torch.no_grad()
-    def chunk(self, start: int, stop: int, reuse: bool = False) -> Tensor:
-        allocate = functools.partial(scratch, "teacher") if reuse else new_buffer
+    def chunk(self, start: int, stop: int, reuse: bool = False, apart: bool = False) -> Tensor:
+        allocate: Allocate = functools.partial(scratch, "teacher") if reuse else new_buffer
+        if apart and len(self._members) == 1:  # softmax would copy them
+            allocate = aligned(allocate)
         logits = (self._projected(i, slice(start, stop), allocate) for i in range(len(self._members)))
         if len(self._members) == 1:
             return next(logits)

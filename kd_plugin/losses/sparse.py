@@ -43,7 +43,9 @@ class SparseAnswer(TeacherAnswer):
     def everything(self) -> "SparseAnswer":  # type: ignore[override]
         return self
 
-    def chunk(self, start: int, stop: int, reuse: bool = False) -> "SparseAnswer":  # type: ignore[override]
+    def chunk(  # type: ignore[override]
+        self, start: int, stop: int, reuse: bool = False, apart: bool = False
+    ) -> "SparseAnswer":
         part = slice(start, stop)
         return SparseAnswer(self.ids[part], self.lprobs[part], self.log_rest[part], self.sampled)
 

@@ -21,7 +21,7 @@ with pytest.MonkeyPatch.context() as patch:
     if DEVICE == "cpu":
         patch.setenv("TRITON_INTERPRET", "1")  # read on import and on the first call, and not left for other tests
     pytest.importorskip("triton", reason="Triton is not installed")
-    from kd_plugin.losses.engine import kernels_triton as kernels
+    from kd_plugin.losses.engine.triton import kernels
 
 INF = float("inf")
 # blocks of 8 entries in fp32 and 16 in half precision in the interpreter, which takes its time over each

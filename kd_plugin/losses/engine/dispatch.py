@@ -58,8 +58,8 @@ def compiled_kernels(student_logits: Tensor, teacher_logits: Knowledge, objectiv
 
 @lru_cache(maxsize=None)
 def kernels_for(device_type: str) -> Any:
-    """kernels_triton for "cuda", kernels_numba for "cpu", None where Triton or Numba is not installed."""
-    name = {"cuda": "kernels_triton", "cpu": "kernels_numba"}[device_type]
+    """triton.kernels for "cuda", kernels_numba for "cpu", None where Triton or Numba is not installed."""
+    name = {"cuda": "triton.kernels", "cpu": "kernels_numba"}[device_type]
     try:
         return import_module(f"kd_plugin.losses.engine.{name}")
     except ImportError:

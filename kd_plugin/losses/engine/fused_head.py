@@ -13,7 +13,7 @@ from torch import Tensor
 from kd_plugin.losses.answer import TeacherAnswer
 from kd_plugin.losses.definition import N_TERMS, NLL, Objective, accumulation_dtype
 from kd_plugin.losses.engine.dispatch import GradientInHand, in_two_groups, row_losses
-from kd_plugin.losses.engine.memory import LinearHead, new_buffer, projected_rows, scratch
+from kd_plugin.losses.engine.memory import Allocate, LinearHead, aligned, new_buffer, projected_rows, scratch
 from kd_plugin.losses.engine.storage import STEP, new_scales
 
 
@@ -78,14 +78,17 @@ class StudentFeatures:
         head = LinearHead(weight, None if self.bias is None else self.bias.detach().to(dtype))
         terms = []
         step = projected_rows(weight.size(0), self.features.element_size(), weight.device)
-        allocate = functools.partial(scratch, "student")
+        allocate: Allocate = functools.partial(scratch, "student")
+        apart = self.bias is None  # cuBLAS adds a bias on the way only to logits that lie back to back
+        if apart:
+            allocate = aligned(allocate)
         for start in range(0, positions.numel(), step):
             at = positions[start : start + step]
             features = self.features.detach()
             features = (features[start : start + at.numel()] if chosen is None else features[at]).to(dtype)
             with torch.autocast(device_type=features.device.type, enabled=False):
                 logits = head(features, allocate)
-                teacher_logits = None if answer is None else answer.chunk(start, start + at.numel(), reuse=True)
+                teacher_logits = None if answer is None else answer.chunk(start, start + at.numel(), True, apart)
                 in_place = logits if gradients is not None else None
                 scales = None if in_place is None else new_scales(in_place)
                 terms.append(

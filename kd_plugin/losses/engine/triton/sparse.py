@@ -3,21 +3,26 @@
 import triton
 import triton.language as tl
 
-from kd_plugin.losses.engine.triton_rows import (
+from kd_plugin.losses.engine.triton.rows import (
     AGREE,
-    CE,
     KD,
     LOWEST,
     N_TERMS,
-    NLL,
     argmax,
+    begin,
+    cross_entropy,
     divergence,
+    edges,
+    entries_of,
     exp,
-    extend,
+    in_one_lane,
     load,
     lprobs,
     merge,
+    positions,
     row_scale,
+    store,
+    visit,
 )
 
 
@@ -27,7 +32,7 @@ def sparse_kernel(  # type: ignore[no-untyped-def]
     ids,  # (tokens, ENTRIES)
     answer,  # (tokens, ENTRIES) the teacher's log-probabilities of them
     log_rest,  # (tokens,)
-    target,  # and so on, as in triton_dense.row_kernel
+    target,  # and so on, as in dense.row_kernel
     rows,
     gradient,
     scales,
@@ -50,6 +55,7 @@ def sparse_kernel(  # type: ignore[no-untyped-def]
     PADDED_ENTRIES: tl.constexpr,  # a power of two above ENTRIES: entry number ENTRIES is the bucket
     LANES: tl.constexpr,
     VECTOR: tl.constexpr,
+    EDGES: tl.constexpr,
     BLOCKS: tl.constexpr,  # a power of two, of LANES * VECTOR
 ):
     """The bucket's mass is summed without the entries, as a difference a small one would be inexact: of lanes that hold
@@ -63,32 +69,29 @@ def sparse_kernel(  # type: ignore[no-untyped-def]
     if rows is not None:
         row = tl.load(rows + token).to(tl.int64)
     label = tl.load(target + token).to(tl.int32)
-    offsets = tl.arange(0, LANES)[:, None] * VECTOR + tl.arange(0, VECTOR)[None, :]
-    zero, no_index = tl.zeros((LANES,), tl.float32), tl.zeros((LANES,), tl.int32)
-    z_row = student + row * STUDENT_STRIDE
-    z_label = tl.load(z_row + label).to(tl.float32)
+    END: tl.constexpr = VOCAB + (VECTOR - 1 if EDGES else 0)
+    z_row, z_shift = begin(student, row, STUDENT_STRIDE, VECTOR, EDGES)
+    z_label = tl.load(z_row + z_shift + label).to(tl.float32)
     origin = tl.where(z_label == -float("inf"), 0.0, z_label)
-    best, first, total, tempered, z_sum = zero + LOWEST, no_index, zero, zero, zero
-    for start in range(0, VOCAB, LANES * VECTOR):
-        z = load(z_row, start + offsets, VOCAB, "evict_last")
-        best, first, total, tempered = extend(z, start, best, first, total, tempered, inverse_temperature, TEMPERED)
+    best, first, total, tempered, z_sum, _, _, _, _ = visit(
+        z_row, z_shift, None, 0, origin, inverse_temperature, VOCAB, TEMPERED, SMOOTHED, LANES, VECTOR, EDGES
+    )
+    of_edges = None
+    if EDGES:
+        at_edges, is_edge = edges(z_shift, VOCAB, VECTOR)
+        of_edges = entries_of(z_row, z_shift, at_edges, is_edge)
         if SMOOTHED:
-            z_sum += tl.sum(tl.where(start + offsets < VOCAB, z - origin, 0.0), axis=1)
+            z_sum += in_one_lane(tl.where(is_edge, of_edges - origin, 0.0), LANES)
     out = terms + token * N_TERMS
-    top, log_total, log_tempered = merge(best, total, tempered, inverse_temperature, TEMPERED)
-    nll = log_total - (z_label - top)
-    ce = nll
-    if SMOOTHED:
-        ce = nll_weight * nll + eps_i * (VOCAB * (log_total - (origin - top)) - tl.sum(z_sum, axis=0))
-    tl.store(out + CE, ce)
-    tl.store(out + NLL, nll)
-    best_entry = argmax(z_row, top, best, first, VOCAB, LANES, VECTOR)
+    top, log_total, log_tempered = merge(best, total, tempered, of_edges, inverse_temperature, TEMPERED)
+    cross_entropy(out, z_label, origin, top, log_total, z_sum, nll_weight, eps_i, VOCAB, SMOOTHED)
+    best_entry = argmax(z_row, z_shift, top, best, first, VOCAB, LANES, VECTOR, EDGES)
     tl.store(out + AGREE, (best_entry == tl.load(ids + token * ENTRIES)).to(tl.float32))
 
     entry = tl.arange(0, PADDED_ENTRIES)
     is_entry = entry < ENTRIES
     at_entries = tl.load(ids + token * ENTRIES + entry, mask=is_entry, other=-1).to(tl.int32)
-    z_entries = tl.load(z_row + at_entries, mask=is_entry, other=-float("inf")).to(tl.float32)
+    z_entries = tl.load(z_row + z_shift + at_entries, mask=is_entry, other=-float("inf")).to(tl.float32)
     t_lprobs = tl.load(answer + token * ENTRIES + entry, mask=is_entry, other=-float("inf")).to(tl.float32)
     z_lprobs = lprobs(z_entries, top, log_tempered, inverse_temperature, TEMPERED)
     p_entries = exp(z_lprobs)
@@ -100,24 +103,35 @@ def sparse_kernel(  # type: ignore[no-untyped-def]
         kd, slope_total = tl.sum(tl.where(is_entry, t_lprobs - z_lprobs, 0.0), axis=0) / ENTRIES, -1.0
     else:
         lanes = tl.arange(0, LANES)
-        lane = tl.where(is_entry, at_entries // VECTOR % LANES, -1)
+        lane = tl.where(is_entry, (z_shift + at_entries) // VECTOR % LANES, -1)
         lane_again = tl.max(((lane[:, None] == lane[None, :]) & earlier).to(tl.int32), axis=1) == 1
         column = tl.arange(0, BLOCKS * VECTOR)
-        at = (column // VECTOR * (LANES * VECTOR) + column % VECTOR)[None, :] + (lane * VECTOR)[:, None]
-        wanted = (is_entry & (lane_again == 0))[:, None] & (at < VOCAB)
+        vectors = (column // VECTOR * (LANES * VECTOR))[None, :] + (lane * VECTOR)[:, None]
+        at = vectors + (column % VECTOR)[None, :]
+        if EDGES:
+            wanted = (vectors >= z_shift) & (vectors + VECTOR <= z_shift + VOCAB)
+        else:
+            wanted = at < VOCAB
+        wanted = wanted & (is_entry & (lane_again == 0))[:, None]
         others = tl.load(z_row + at, mask=wanted, other=-float("inf")).to(tl.float32)
-        holds_entry = no_index
+        holds_entry = tl.zeros((LANES,), tl.int32)
         for i in range(ENTRIES):
-            at_entry = tl.load(ids + token * ENTRIES + i).to(tl.int32)
+            at_entry = z_shift + tl.load(ids + token * ENTRIES + i).to(tl.int32)
             others = tl.where(at == at_entry, -float("inf"), others)
             holds_entry = tl.where(lanes == at_entry // VECTOR % LANES, 1, holds_entry)
+            if EDGES:
+                of_edges = tl.where(z_shift + at_edges == at_entry, -float("inf"), of_edges)
         others_best = tl.maximum(tl.max(others, axis=1), LOWEST)
         others_total = tl.sum(exp((others - others_best[:, None]) * inverse_temperature), axis=1)
         lane_best = tl.where(holds_entry == 1, LOWEST, best)
         lane_total = tl.where(holds_entry == 1, 0.0, tempered if TEMPERED else total)
         rest_top = tl.maximum(tl.max(lane_best, axis=0), tl.max(others_best, axis=0))
+        if EDGES:
+            rest_top = tl.maximum(rest_top, tl.max(of_edges, axis=0))
         rest = tl.sum(lane_total * exp((lane_best - rest_top) * inverse_temperature), axis=0)
         rest += tl.sum(others_total * exp((others_best - rest_top) * inverse_temperature), axis=0)
+        if EDGES:
+            rest += tl.sum(exp((of_edges - rest_top) * inverse_temperature), axis=0)
 
         log_p_rest = (rest_top - top) * inverse_temperature + tl.log(rest) - log_tempered
         again = tl.max((same & earlier).to(tl.int32), axis=1) == 1  # cache.compress.unknown has one symbol k times
@@ -132,8 +146,10 @@ def sparse_kernel(  # type: ignore[no-untyped-def]
     tl.store(out + KD, kd)
 
     if gradient is not None:
+        if EDGES:
+            z_edges = entries_of(z_row, z_shift, at_edges, is_edge)
         tl.debug_barrier()  # above, threads read entries that in place others overwrite below
-        g_row = gradient + row * GRADIENT_STRIDE
+        g_row, g_shift = begin(gradient, row, GRADIENT_STRIDE, VECTOR, EDGES)  # g_shift is z_shift
         if scales is not None:
             scale = row_scale(bound, kd, kd_weight, DIVERGENCE)
             tl.store(scales + row, scale)
@@ -141,17 +157,20 @@ def sparse_kernel(  # type: ignore[no-untyped-def]
             kd_weight *= scale
         shrink = tl.exp((rest_top - top) * inverse_temperature - log_tempered)
         factor = kd_weight * (of_rest - slope_total * shrink)
-        for start in range(0, VOCAB, LANES * VECTOR):
-            at_block = start + offsets
-            z = load(z_row, at_block, VOCAB, "evict_first")
+        if EDGES:
+            of_rest_ = exp((z_edges - rest_top) * inverse_temperature)
+            p_edges = exp(z_edges - top - log_total) if TEMPERED else of_rest_ * shrink
+            g_edges = ce_weight * (p_edges - tl.where(at_edges == label, nll_weight + eps_i, eps_i)) + factor * of_rest_
+            tl.store(g_row + g_shift + at_edges, g_edges.to(gradient.dtype.element_ty), mask=is_edge)
+        for start in range(0, END, LANES * VECTOR):
+            z = load(z_row, z_shift, None, start, VOCAB, LANES, VECTOR, EDGES, "evict_first")
             of_block = exp((z - rest_top) * inverse_temperature)  # infinite at an entry, perhaps: it is written below
             p = exp(z - top - log_total) if TEMPERED else of_block * shrink
-            g = ce_weight * (p - tl.where(at_block == label, nll_weight + eps_i, eps_i)) + factor * of_block
-            tl.store(
-                g_row + at_block, g.to(gradient.dtype.element_ty), mask=at_block < VOCAB, eviction_policy="evict_first"
-            )
+            is_label = positions(start, LANES, VECTOR) == z_shift + label
+            g = ce_weight * (p - tl.where(is_label, nll_weight + eps_i, eps_i)) + factor * of_block
+            store(g_row, g_shift, start, g, VOCAB, LANES, VECTOR, EDGES, "evict_first")
         tl.debug_barrier()  # entries are written a second time
         slopes = tl.sum(tl.where(same, slope[None, :], 0.0), axis=1)
         g = ce_weight * (exp(z_entries - top - log_total) - tl.where(at_entries == label, nll_weight + eps_i, eps_i))
         g += kd_weight * (slopes - p_entries * slope_total)
-        tl.store(g_row + at_entries, g.to(gradient.dtype.element_ty), mask=is_entry)
+        tl.store(g_row + g_shift + at_entries, g.to(gradient.dtype.element_ty), mask=is_entry)

@@ -2,9 +2,9 @@
 
 One program takes one row and runs over the vocabulary two or three times: the statistics of both softmaxes; the
 divergence, where the gradient needs a sum of its slope; the gradient. Later visits should find the row in the L2
-cache, so that device memory sees two reads and a write. triton_rows.py has what all kernels do with a row,
-triton_dense.py those beside a teacher's logits, triton_sparse.py the one beside a cache's entries. The adaptive
-KL has a kernel of its own for its weights, which visits the teacher's row 17 times.
+cache, so that device memory sees two reads and a write. rows.py has what all kernels do with a row, dense.py
+those beside a teacher's logits, sparse.py the one beside a cache's entries. The adaptive KL has a kernel of its own
+for its weights, which visits the teacher's row 17 times.
 
 What was chosen, with an H100 in mind (speed: not measured; registers, spills and the width of loads: read off what
 Triton 3.9 compiles for it):
@@ -14,9 +14,14 @@ Triton 3.9 compiles for it):
 * Programs as large as they come, 16 warps with two lanes a thread, and 64 registers a thread, with which two fit on a
   multiprocessor (for sm_100 see `most`): at V = 32k in bf16 the rows at work are 2 * 132 * 128 KB, 34 of the L2
   cache's 50 MB.
+* Edges. Where the vocabulary is no multiple of VECTOR (GPT-2's 50257; fairseq pads its own to a multiple of 8), rows
+  begin and end in the midst of 16 bytes. Positions in a row are then counted from the vector in which it begins, whole
+  vectors are moved at once, and the few entries before and after them one by one. The gradient's rows begin as the
+  student's; the teacher's, which perhaps do not, are read in vectors of their own on the first visit, the one that
+  waits for device memory, and entry by entry beside the student's.
 * The vocabulary and strides are compile-time constants: else nobody would know that loads can be 16 bytes wide where
-  the vocabulary is a multiple of 8 (fairseq pads it to that) and not of 16. The number of rows, alpha, temperature
-  and parameters may change from batch to batch without a compilation; a temperature of 1 has kernels of its own.
+  the vocabulary is a multiple of 8 and not of 16. The number of rows, alpha, temperature and parameters may change from
+  batch to batch without a compilation; a temperature of 1 has kernels of its own.
 """
 
 import contextlib
@@ -31,8 +36,9 @@ from torch import Tensor
 from kd_plugin.losses import definition
 from kd_plugin.losses.engine.ranked import Ranking
 from kd_plugin.losses.engine.storage import gradient_bound
-from kd_plugin.losses.engine.triton_dense import head_weight_kernel, row_kernel
-from kd_plugin.losses.engine.triton_sparse import sparse_kernel
+from kd_plugin.losses.engine.triton.dense import head_weight_kernel, row_kernel
+from kd_plugin.losses.engine.triton.rows import begin, edges, entries_of, load, store
+from kd_plugin.losses.engine.triton.sparse import sparse_kernel
 from kd_plugin.losses.sparse import BUCKET_DIVERGENCES, Knowledge, SparseAnswer
 
 KNOWN_DIVERGENCES = ("forward_kl", "reverse_kl", "js", "skew_forward_kl", "skew_reverse_kl", "tvd", "adaptive_kl")
@@ -40,6 +46,7 @@ KNOWN_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 MAX_VOCAB = 2**30  # positions in a row are int32
 MAX_ENTRIES = 127  # of a sparse answer and of the ranking term: each is compared with every other one
 MIN_LANES, MAX_LANES = 32, 1024
+SCALE_BLOCK = 4096
 SCALE_PROGRAMS = 2048  # few: where the factor is 1, all that they do is to start
 
 
@@ -103,12 +110,15 @@ def one_pass(
         parameter = float(next(iter(objective.divergence_parameters().values()), 0.0))
         bound = float(gradient_bound(objective, 0.0))  # at a divergence of 0; the kernel adds the reverse KL's own
     strides = [0 if tensor is None else tensor.stride(0) for tensor in (student_logits, teacher, gradient)]
-    # of a power of two and the bitwise or of some numbers, the gcd is that of them all: every row can be loaded so
-    vector = math.gcd(16 // student_logits.element_size(), vocab | strides[0] | strides[1] | strides[2])
+    vector = 16 // student_logits.element_size()
+    if gradient is not None:  # its rows must begin as the student's do, be it with narrower vectors
+        vector = math.gcd(vector, strides[2] - strides[0])
+    has_edges = any(entries % vector for entries in (vocab, *strides))
+    positions = vocab + (vector - 1 if has_edges else 0)
     # at least a lane a thread: in place, an entry has one reader, who then overwrites it
     max_lanes, registers = most(student_logits.device)
-    lanes = min(max_lanes, max(MIN_LANES, triton.next_power_of_2(triton.cdiv(vocab, vector))))
-    shape = dict(VOCAB=vocab, STUDENT_STRIDE=strides[0], LANES=lanes, VECTOR=vector)
+    lanes = min(max_lanes, max(MIN_LANES, triton.next_power_of_2(triton.cdiv(positions, vector))))
+    shape = dict(VOCAB=vocab, STUDENT_STRIDE=strides[0], LANES=lanes, VECTOR=vector, EDGES=has_edges)
     launch = dict(num_warps=max(1, lanes // 64), maxnreg=registers)
     given = (
         target.contiguous(),
@@ -131,7 +141,7 @@ def one_pass(
                 SAMPLED=sparse.sampled,
                 ENTRIES=entries,
                 PADDED_ENTRIES=triton.next_power_of_2(entries + 1),
-                BLOCKS=triton.next_power_of_2(triton.cdiv(vocab, lanes * vector)),
+                BLOCKS=triton.next_power_of_2(triton.cdiv(positions, lanes * vector)),
                 **how,
             )
             return terms
@@ -187,9 +197,12 @@ def scale_(tensor: Tensor, factor: Tensor, scales: Optional[Tensor] = None) -> N
     elif tensor.numel() > 0:
         entries = tensor.detach() if tensor.dim() == 2 else tensor.detach().view(-1, *tensor.shape[-1:] or (1,))
         n_rows, width = entries.shape
+        vector = 16 // tensor.element_size()
+        shape = dict(WIDTH=width, STRIDE=entries.stride(0), LANES=SCALE_BLOCK // vector, VECTOR=vector)
+        has_edges = width % vector != 0 or entries.stride(0) % vector != 0
         with _on(tensor):
             _scale_kernel[(min(n_rows, SCALE_PROGRAMS),)](
-                entries, factor.detach(), scales, n_rows, WIDTH=width, STRIDE=entries.stride(0), BLOCK=4096, num_warps=8
+                entries, factor.detach(), scales, n_rows, **shape, EDGES=has_edges, num_warps=8
             )
 
 
@@ -200,16 +213,29 @@ def _on(tensor: Tensor) -> ContextManager[Any]:
 
 @triton.jit(do_not_specialize=["n_rows"])
 def _scale_kernel(  # type: ignore[no-untyped-def]
-    tensor, factor, scales, n_rows, WIDTH: tl.constexpr, STRIDE: tl.constexpr, BLOCK: tl.constexpr
+    tensor,
+    factor,
+    scales,
+    n_rows,
+    WIDTH: tl.constexpr,
+    STRIDE: tl.constexpr,
+    LANES: tl.constexpr,
+    VECTOR: tl.constexpr,
+    EDGES: tl.constexpr,
 ):
+    END: tl.constexpr = WIDTH + (VECTOR - 1 if EDGES else 0)
     of_all = tl.load(factor).to(tl.float32)
     for row in range(tl.program_id(0).to(tl.int64), n_rows, tl.num_programs(0)):
         by = of_all
         if scales is not None:
             by = of_all / tl.load(scales + row)
         if by != 1.0:
-            for start in range(0, WIDTH, BLOCK):
-                at = start + tl.arange(0, BLOCK)
-                entries = tensor + row * STRIDE + at
-                values = tl.load(entries, mask=at < WIDTH).to(tl.float32) * by
-                tl.store(entries, values.to(tensor.dtype.element_ty), mask=at < WIDTH)
+            entries, shift = begin(tensor, row, STRIDE, VECTOR, EDGES)
+            for start in range(0, END, LANES * VECTOR):
+                values = load(entries, shift, None, start, WIDTH, LANES, VECTOR, EDGES, "") * by
+                store(entries, shift, start, values, WIDTH, LANES, VECTOR, EDGES, "")
+            if EDGES:
+                at_edges, is_edge = edges(shift, WIDTH, VECTOR)
+                values = entries_of(entries, shift, at_edges, is_edge) * by
+                tl.debug_barrier()  # each is read by many threads, of which one overwrites it
+                tl.store(entries + shift + at_edges, values.to(tensor.dtype.element_ty), mask=is_edge)
