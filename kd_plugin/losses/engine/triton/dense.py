@@ -18,7 +18,7 @@ from kd_plugin.losses.engine.triton.rows import (
     entries_of,
     exp,
     extend,
-    in_one_lane,
+    in_lanes,
     load,
     lprobs,
     merge,
@@ -89,7 +89,7 @@ def row_kernel(  # type: ignore[no-untyped-def]
         at_edges, is_edge = edges(z_shift, VOCAB, VECTOR)
         z_edges = entries_of(z_row, z_shift, at_edges, is_edge)
         if SMOOTHED:
-            z_sum += in_one_lane(tl.where(is_edge, z_edges - origin, 0.0), LANES)
+            z_sum += in_lanes(tl.where(is_edge, z_edges - origin, 0.0), LANES)
     out = terms + token * N_TERMS
     z_top, z_log, z_log_tempered = merge(z_best, z_total, z_tempered, z_edges, inverse_temperature, TEMPERED)
     cross_entropy(out, z_label, origin, z_top, z_log, z_sum, nll_weight, eps_i, VOCAB, SMOOTHED)
@@ -107,8 +107,8 @@ def row_kernel(  # type: ignore[no-untyped-def]
         if gradient is None or DIVERGENCE != "forward_kl":
             h = zero
             for start in range(0, END, LANES * VECTOR):
-                z = load(z_row, z_shift, None, start, VOCAB, LANES, VECTOR, EDGES, "evict_last")
                 t = load(t_row, z_shift, apart, start, VOCAB, LANES, VECTOR, EDGES, "evict_last")
+                z = load(z_row, z_shift, None, start, VOCAB, LANES, VECTOR, EDGES, "evict_last")
                 z_lprobs = lprobs(z, z_top, z_log_tempered, inverse_temperature, TEMPERED)
                 t_lprobs = lprobs(t, t_top, t_log_tempered, inverse_temperature, TEMPERED)
                 value, slope = divergence(z_lprobs, t_lprobs, parameter, DIVERGENCE)
@@ -120,8 +120,8 @@ def row_kernel(  # type: ignore[no-untyped-def]
                 z_edges = lprobs(z_edges, z_top, z_log_tempered, inverse_temperature, TEMPERED)
                 t_edges = lprobs(t_edges, t_top, t_log_tempered, inverse_temperature, TEMPERED)
                 kd_edges, h_edges = divergence(z_edges, t_edges, parameter, DIVERGENCE)
-                kd += in_one_lane(kd_edges, LANES)
-                h += in_one_lane(h_edges, LANES)
+                kd += in_lanes(kd_edges, LANES)
+                h += in_lanes(h_edges, LANES)
             slope_sum = tl.sum(h, axis=0)
 
     slope_total = slope_sum
@@ -162,16 +162,19 @@ def row_kernel(  # type: ignore[no-untyped-def]
                 kd_edges, h_edges = divergence(z_edges, t_edges, parameter, DIVERGENCE)
                 g_edges += kd_weight * (h_edges - p_edges * slope_total)
                 if DIVERGENCE == "forward_kl":
-                    kd += in_one_lane(kd_edges, LANES)
+                    kd += in_lanes(kd_edges, LANES)
             tl.store(g_row + g_shift + at_edges, g_edges.to(gradient.dtype.element_ty), mask=is_edge)
         for start in range(0, END, LANES * VECTOR):
+            if EDGES and teacher is not None:  # two ways to load: in front of them, nothing should wait in registers
+                t = load(t_row, z_shift, apart, start, VOCAB, LANES, VECTOR, EDGES, "evict_first")
             z = load(z_row, z_shift, None, start, VOCAB, LANES, VECTOR, EDGES, "evict_first")
             is_label = positions(start, LANES, VECTOR) == z_shift + label
             g, z_lprobs, p = ce_gradient(
                 z, is_label, z_top, z_log, z_log_tempered, inverse_temperature, ce_weight, nll_weight, eps_i, TEMPERED
             )
             if teacher is not None:
-                t = load(t_row, z_shift, apart, start, VOCAB, LANES, VECTOR, EDGES, "evict_first")
+                if not EDGES:
+                    t = load(t_row, z_shift, apart, start, VOCAB, LANES, VECTOR, EDGES, "evict_first")
                 t_lprobs = lprobs(t, t_top, t_log_tempered, inverse_temperature, TEMPERED)
                 value, slope = divergence(z_lprobs, t_lprobs, parameter, DIVERGENCE)
                 g += kd_weight * (slope - p * slope_total)
@@ -278,9 +281,9 @@ def head_weight_kernel(  # type: ignore[no-untyped-def]
         from_a, from_b, from_c = zero, zero, zero
         if EDGES:
             of_edges = exp(t_edges - t_top)
-            from_a += in_one_lane(tl.where(of_edges >= a.to(tl.float32, bitcast=True), of_edges, 0.0), LANES)
-            from_b += in_one_lane(tl.where(of_edges >= b.to(tl.float32, bitcast=True), of_edges, 0.0), LANES)
-            from_c += in_one_lane(tl.where(of_edges >= c.to(tl.float32, bitcast=True), of_edges, 0.0), LANES)
+            from_a += in_lanes(tl.where(of_edges >= a.to(tl.float32, bitcast=True), of_edges, 0.0), LANES)
+            from_b += in_lanes(tl.where(of_edges >= b.to(tl.float32, bitcast=True), of_edges, 0.0), LANES)
+            from_c += in_lanes(tl.where(of_edges >= c.to(tl.float32, bitcast=True), of_edges, 0.0), LANES)
         for start in range(0, END, LANES * VECTOR):
             t = load(t_row, t_shift, None, start, VOCAB, LANES, VECTOR, EDGES, "evict_last") * inverse_temperature
             entries = exp(t - t_top)
@@ -298,8 +301,8 @@ def head_weight_kernel(  # type: ignore[no-untyped-def]
     if EDGES:
         t_edges = exp(entries_of(t_row, t_shift, at_edges, is_edge) * inverse_temperature - t_top)
         of_edges = tl.abs(t_edges * tl.exp(-t_log) - exp(z_edges - z_top - z_log))
-        gaps += in_one_lane(of_edges, LANES)
-        head += in_one_lane(tl.where(t_edges >= threshold, of_edges, 0.0), LANES)
+        gaps += in_lanes(of_edges, LANES)
+        head += in_lanes(tl.where(t_edges >= threshold, of_edges, 0.0), LANES)
     for start in range(0, END, LANES * VECTOR):
         z = load(z_row, z_shift, None, start, VOCAB, LANES, VECTOR, EDGES, "evict_last") * inverse_temperature
         t = load(t_row, z_shift, t_shift - z_shift, start, VOCAB, LANES, VECTOR, EDGES, "evict_last")

@@ -108,9 +108,9 @@ def entries_of(row, shift, ids, wanted):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def in_one_lane(values, LANES: tl.constexpr):  # type: ignore[no-untyped-def]
-    """(LANES,) with the same sum."""
-    return tl.where(tl.arange(0, LANES) == 0, tl.sum(values, axis=0), 0.0)
+def in_lanes(values, LANES: tl.constexpr):  # type: ignore[no-untyped-def]
+    """A lane's share of a sum, the same for each: their number is a power of two, so that nothing is lost."""
+    return tl.sum(values, axis=0) * (1.0 / LANES)
 
 
 @triton.jit

@@ -15,7 +15,7 @@ from kd_plugin.losses.engine.triton.rows import (
     edges,
     entries_of,
     exp,
-    in_one_lane,
+    in_lanes,
     load,
     lprobs,
     merge,
@@ -81,7 +81,7 @@ def sparse_kernel(  # type: ignore[no-untyped-def]
         at_edges, is_edge = edges(z_shift, VOCAB, VECTOR)
         of_edges = entries_of(z_row, z_shift, at_edges, is_edge)
         if SMOOTHED:
-            z_sum += in_one_lane(tl.where(is_edge, of_edges - origin, 0.0), LANES)
+            z_sum += in_lanes(tl.where(is_edge, of_edges - origin, 0.0), LANES)
     out = terms + token * N_TERMS
     top, log_total, log_tempered = merge(best, total, tempered, of_edges, inverse_temperature, TEMPERED)
     cross_entropy(out, z_label, origin, top, log_total, z_sum, nll_weight, eps_i, VOCAB, SMOOTHED)
