@@ -93,6 +93,64 @@ def test_any_vocabulary(vocab, monkeypatch):
     check(*batch(rows=1, vocab=vocab), Objective(0.3, 2.0, 0.1 if vocab > 1 else 0.0, "js"))
 
 
+def odd_batch(rows, dtype=torch.float32, vocab=VOCAB + 1, apart=0):
+    """Rows that begin at every place in 16 bytes; apart: so many entries of nobody lie between them."""
+    student, teacher, target = batch(rows, vocab + apart, dtype)
+    return student[:, :vocab], teacher[:, :vocab], target % vocab
+
+
+@pytest.mark.parametrize("dtype,rounding", [(torch.float32, 2e-6), (torch.bfloat16, BF16_ROUNDING)])
+def test_rows_that_begin_amid_16_bytes(dtype, rounding):
+    """Each of them: the entries before its first whole vector and after its last, and no others', in place."""
+    student, teacher, target = odd_batch(16 // dtype.itemsize, dtype)
+    objective = Objective(0.3, 2.0, 0.1, "js")
+    expected_terms, expected = definition(student, teacher, target, objective)
+    terms = kernels.one_pass(student, teacher, target, objective, gradient=student)
+    torch.testing.assert_close(terms.double(), expected_terms, rtol=2e-6, atol=2e-6)
+    torch.testing.assert_close(student.double(), expected, rtol=rounding, atol=1e-6)
+
+
+@pytest.mark.parametrize("vocab", [1, 3])
+def test_rows_shorter_than_a_vector(vocab):
+    student, teacher, target = odd_batch(4, vocab=vocab)
+    check(student, teacher, target, Objective(0.3, 2.0, 0.0))
+
+
+@pytest.mark.parametrize("teachers", ["back to back", "aligned", "aligned, the student's too"])
+def test_the_teachers_rows_may_begin_elsewhere(teachers):
+    """Rows of their own, selected, and whatever lies between rows is left alone; with the ranking term, in fp16."""
+    vocab = HALF_VOCAB + 3
+    student, _, target = odd_batch(6, torch.float16, vocab, 5 if teachers == "aligned, the student's too" else 0)
+    teacher = odd_batch(6, torch.float16, vocab, 0 if teachers == "back to back" else 5)[1]
+    rows, teacher_rows = torch.tensor([1, 3, 4], device=DEVICE), torch.tensor([0, 2, 5], device=DEVICE)
+    target, objective = target[rows], Objective(0.3, 2.0, 0.1, "forward_kl", {}, 2)
+    whole = student.as_strided((6, student.stride(0)), (student.stride(0), 1))
+    before, teacher_before = whole.clone(), teacher.clone()
+    expected_terms, expected = definition(student[rows], teacher[teacher_rows], target, objective)
+    scales = new_scales(student)
+    which = dict(rows=rows, teacher_rows=teacher_rows)
+    ranked = ranking(student, teacher, rows, teacher_rows, len(target), objective)
+    terms = kernels.one_pass(
+        student, teacher, target, objective, gradient=student, scales=scales, ranked=ranked, **which
+    )
+    torch.testing.assert_close(terms.double(), expected_terms, rtol=5e-6, atol=5e-6)
+    gradient = student[rows].double() / scales[rows].double().unsqueeze(-1)
+    torch.testing.assert_close(gradient, expected, rtol=2**-11, atol=2e-6)
+    assert torch.equal(whole[[0, 2, 5]], before[[0, 2, 5]]) and torch.equal(whole[:, vocab:], before[:, vocab:])
+    assert torch.equal(teacher, teacher_before)
+
+
+def test_a_gradient_whose_rows_begin_elsewhere():
+    """Then vectors are as narrow as both can be moved in."""
+    student, teacher, target = odd_batch(4)
+    gradient = torch.full((4, VOCAB + 3), 7.0, device=DEVICE)
+    objective = Objective(0.3, 2.0, 0.1)
+    kernels.one_pass(student, teacher, target, objective, gradient=gradient[:, : VOCAB + 1])
+    expected = definition(student, teacher, target, objective)[1]
+    torch.testing.assert_close(gradient[:, : VOCAB + 1].double(), expected, rtol=2e-6, atol=1e-6)
+    assert (gradient[:, VOCAB + 1 :] == 7).all()
+
+
 @pytest.mark.parametrize("dtype,rounding", [(torch.float16, 2**-11), (torch.bfloat16, BF16_ROUNDING)])
 @pytest.mark.parametrize("divergence", ["forward_kl", "js"])
 def test_low_precision(dtype, rounding, divergence):
@@ -255,6 +313,18 @@ def test_first_best_entry_agrees():
     assert set(agree.values()) == {1.0}
 
 
+def test_first_best_entry_agrees_at_the_edges():
+    """Of a row that begins and ends amid 16 bytes: ties within its edges, between them and with what lies between."""
+    ties = [(0, 1), (0, VOCAB), (1, 6), (5, VOCAB), (VOCAB - 1, VOCAB), (2, 7, VOCAB), (3, 4), (0, 4, 8)]
+    student, teacher, target = (x.zero_() for x in odd_batch(len(ties)))
+    for row, tied in enumerate(ties):
+        student[row, list(tied)], teacher[row, tied[0]] = 5.0, 5.0
+    assert (kernels.one_pass(student, teacher, target, Objective(0.5))[:, AGREE] == 1).all()
+    for row, tied in enumerate(ties):
+        teacher[row] = teacher[row].roll(tied[1] - tied[0])
+    assert not kernels.one_pass(student, teacher, target, Objective(0.5))[:, AGREE].any()
+
+
 def test_a_row_does_not_depend_on_its_neighbours():
     student, teacher, target = batch(rows=3)
     student[0], teacher[2] = float("nan"), float("nan")
@@ -299,7 +369,19 @@ def test_scale(dtype):
     """As if in fp32, for any layout, and for a factor that the dtype does not have."""
     big = torch.randn(6, 40, device=DEVICE).to(dtype)
     factor = torch.tensor(1.0 + 2**-10, device=DEVICE)
-    for view in (big, big[:, :33], big[::2], big[2:4].t(), big[0], big[0, ::2], big[0, 0], big.view(2, 3, 40), big[:0]):
+    odd = big.flatten()[: 6 * 39].view(6, 39)
+    for view in (
+        big,
+        big[:, :33],
+        odd,
+        big[::2],
+        big[2:4].t(),
+        big[0],
+        big[0, ::2],
+        big[0, 0],
+        big.view(2, 3, 40),
+        big[:0],
+    ):
         tensor = view.clone(memory_format=torch.preserve_format)
         tensor = big.clone().as_strided(view.size(), view.stride(), view.storage_offset())
         expected = (tensor.to(torch.promote_types(dtype, torch.float32)) * factor).to(dtype)
@@ -359,6 +441,19 @@ def test_draws(alpha, temperature):
     answer = sparse_answer(teacher, 16, temperature, "sampled")
     assert (answer.ids[:, 1:] == answer.ids[:, :-1]).any()
     check_sparse(student, answer, target, Objective(alpha, temperature, 0.1))
+
+
+@pytest.mark.parametrize("kind,k", [("topk", 1), ("topk", 5), ("topk", VOCAB + 1), ("sampled", 16)])
+def test_stored_entries_of_rows_that_begin_amid_16_bytes(kind, k):
+    """Entries at the edges and between them, in place."""
+    student, teacher, target = odd_batch(4)
+    teacher[1, VOCAB], teacher[2, 0] = 9.0, 9.0
+    answer = sparse_answer(teacher, min(k, kernels.MAX_ENTRIES), 2.0, kind)
+    objective = Objective(0.3, 2.0, 0.1, "forward_kl")
+    expected_terms, expected = terms_by_definition(student.double(), answer, target, objective)
+    terms = kernels.one_pass(student, answer, target, objective, gradient=student)
+    torch.testing.assert_close(terms.double(), expected_terms.double(), rtol=5e-6, atol=5e-6)
+    torch.testing.assert_close(student.double(), expected, rtol=2e-6, atol=2e-6)
 
 
 @pytest.mark.parametrize("divergence", BUCKET_DIVERGENCES)
@@ -430,8 +525,8 @@ def test_ranking_beside_a_divergence(divergence, k, dtype, inplace):
 
 @pytest.mark.parametrize("mu,temperature", [(0.01, 2.0), (0.3, 1.0), (0.5, 2.0), (0.9, 1.0), (0.999, 2.0)])
 def test_head_of_the_teacher(temperature, mu):
-    """Found without sorting: among ties all or none, the best entry always."""
-    student, teacher, target = batch(rows=3)
+    """Found without sorting: among ties all or none, the best entry always. Also in rows that begin amid 16 bytes."""
+    student, teacher, target = batch(rows=3) if temperature == 1.0 else odd_batch(3)
     teacher[1] = teacher[1].round()  # ties
     teacher[2, 4:] = -INF
     objective = Objective(0.3, temperature, 0.0, "adaptive_kl", {"adaptive_mu": mu})

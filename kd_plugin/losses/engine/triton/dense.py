@@ -15,16 +15,16 @@ from kd_plugin.losses.engine.triton.rows import (
     cross_entropy,
     divergence,
     edges,
-    entries_of,
     exp,
     extend,
     in_lanes,
+    inside,
     load,
+    load_beside,
     lprobs,
     merge,
     positions,
     row_scale,
-    store,
     visit,
 )
 
@@ -72,12 +72,12 @@ def row_kernel(  # type: ignore[no-untyped-def]
     if weights is not None:
         parameter = tl.load(weights + token)
     END: tl.constexpr = VOCAB + (VECTOR - 1 if EDGES else 0)
-    zero = tl.zeros((LANES,), tl.float32)
+    offsets, zero = positions(LANES, VECTOR), tl.zeros((LANES,), tl.float32)
 
     z_row, z_shift = begin(student, row, STUDENT_STRIDE, VECTOR, EDGES)
     z_label = tl.load(z_row + z_shift + label).to(tl.float32)
     origin = tl.where(z_label == -float("inf"), 0.0, z_label)
-    t_row, t_shift, apart = None, 0, None
+    t_row, t_shift, apart = None, 0, 0
     if teacher is not None:
         t_row, t_shift = begin(teacher, teacher_row, TEACHER_STRIDE, VECTOR, EDGES)
         apart = t_shift - z_shift
@@ -87,7 +87,7 @@ def row_kernel(  # type: ignore[no-untyped-def]
     at_edges, z_edges, t_edges = None, None, None
     if EDGES:
         at_edges, is_edge = edges(z_shift, VOCAB, VECTOR)
-        z_edges = entries_of(z_row, z_shift, at_edges, is_edge)
+        z_edges = load(z_row + z_shift, at_edges, is_edge, "evict_last")
         if SMOOTHED:
             z_sum += in_lanes(tl.where(is_edge, z_edges - origin, 0.0), LANES)
     out = terms + token * N_TERMS
@@ -98,7 +98,7 @@ def row_kernel(  # type: ignore[no-untyped-def]
     if teacher is not None:
         if EDGES:
             at_own_edges, is_own_edge = edges(t_shift, VOCAB, VECTOR)
-            t_edges = entries_of(t_row, t_shift, at_own_edges, is_own_edge)
+            t_edges = load(t_row + t_shift, at_own_edges, is_own_edge, "evict_last")
         t_top, t_log, t_log_tempered = merge(t_best, t_total, t_tempered, t_edges, inverse_temperature, TEMPERED)
         tl.store(out + TEACHER_NLL, t_log - (tl.load(t_row + t_shift + label).to(tl.float32) - t_top))
         z_argmax = argmax(z_row, z_shift, z_top, z_best, z_first, VOCAB, LANES, VECTOR, EDGES)
@@ -107,16 +107,18 @@ def row_kernel(  # type: ignore[no-untyped-def]
         if gradient is None or DIVERGENCE != "forward_kl":
             h = zero
             for start in range(0, END, LANES * VECTOR):
-                t = load(t_row, z_shift, apart, start, VOCAB, LANES, VECTOR, EDGES, "evict_last")
-                z = load(z_row, z_shift, None, start, VOCAB, LANES, VECTOR, EDGES, "evict_last")
+                at = start + offsets
+                own = inside(at, start, z_shift, VOCAB, LANES, VECTOR, EDGES)
+                t = load_beside(t_row, at, apart, own, EDGES, "evict_last")
+                z = load(z_row, at, own, "evict_last")
                 z_lprobs = lprobs(z, z_top, z_log_tempered, inverse_temperature, TEMPERED)
                 t_lprobs = lprobs(t, t_top, t_log_tempered, inverse_temperature, TEMPERED)
                 value, slope = divergence(z_lprobs, t_lprobs, parameter, DIVERGENCE)
                 kd += tl.sum(value, axis=1)
                 h += tl.sum(slope, axis=1)
             if EDGES:
-                z_edges = entries_of(z_row, z_shift, at_edges, is_edge)
-                t_edges = entries_of(t_row, t_shift, at_edges, is_edge)
+                z_edges = load(z_row + z_shift, at_edges, is_edge, "evict_last")
+                t_edges = load(t_row + t_shift, at_edges, is_edge, "evict_last")
                 z_edges = lprobs(z_edges, z_top, z_log_tempered, inverse_temperature, TEMPERED)
                 t_edges = lprobs(t_edges, t_top, t_log_tempered, inverse_temperature, TEMPERED)
                 kd_edges, h_edges = divergence(z_edges, t_edges, parameter, DIVERGENCE)
@@ -133,10 +135,10 @@ def row_kernel(  # type: ignore[no-untyped-def]
         t_entries = tl.load(t_row + t_shift + at_entries).to(tl.float32)
     if gradient is not None:
         if EDGES:
-            z_edges = entries_of(z_row, z_shift, at_edges, is_edge)
+            z_edges = load(z_row + z_shift, at_edges, is_edge, "evict_last")
             t_edges = None
             if teacher is not None:
-                t_edges = entries_of(t_row, t_shift, at_edges, is_edge)
+                t_edges = load(t_row + t_shift, at_edges, is_edge, "evict_last")
         tl.debug_barrier()  # above, threads read entries that in place others overwrite below
         g_row, g_shift = begin(gradient, row, GRADIENT_STRIDE, VECTOR, EDGES)  # g_shift is z_shift
         if scales is not None:
@@ -165,23 +167,25 @@ def row_kernel(  # type: ignore[no-untyped-def]
                     kd += in_lanes(kd_edges, LANES)
             tl.store(g_row + g_shift + at_edges, g_edges.to(gradient.dtype.element_ty), mask=is_edge)
         for start in range(0, END, LANES * VECTOR):
+            at = start + offsets
+            own = inside(at, start, z_shift, VOCAB, LANES, VECTOR, EDGES)
             if EDGES and teacher is not None:  # two ways to load: in front of them, nothing should wait in registers
-                t = load(t_row, z_shift, apart, start, VOCAB, LANES, VECTOR, EDGES, "evict_first")
-            z = load(z_row, z_shift, None, start, VOCAB, LANES, VECTOR, EDGES, "evict_first")
-            is_label = positions(start, LANES, VECTOR) == z_shift + label
+                t = load_beside(t_row, at, apart, own, EDGES, "evict_first")
+            z = load(z_row, at, own, "evict_first")
+            is_label = at == z_shift + label
             g, z_lprobs, p = ce_gradient(
                 z, is_label, z_top, z_log, z_log_tempered, inverse_temperature, ce_weight, nll_weight, eps_i, TEMPERED
             )
             if teacher is not None:
                 if not EDGES:
-                    t = load(t_row, z_shift, apart, start, VOCAB, LANES, VECTOR, EDGES, "evict_first")
+                    t = load(t_row, at, own, "evict_first")
                 t_lprobs = lprobs(t, t_top, t_log_tempered, inverse_temperature, TEMPERED)
                 value, slope = divergence(z_lprobs, t_lprobs, parameter, DIVERGENCE)
                 g += kd_weight * (slope - p * slope_total)
                 if DIVERGENCE == "forward_kl":
                     kd += tl.sum(value, axis=1)
             # no cache holds the gradient until its next reader comes
-            store(g_row, g_shift, start, g, VOCAB, LANES, VECTOR, EDGES, "evict_first")
+            tl.store(g_row + at, g.to(gradient.dtype.element_ty), mask=own, eviction_policy="evict_first")
         if ids is not None:
             tl.debug_barrier()  # these are written a second time
             g_entries, z_entries, p_entries = ce_gradient(
@@ -252,22 +256,28 @@ def head_weight_kernel(  # type: ignore[no-untyped-def]
     if teacher_rows is not None:
         teacher_row = tl.load(teacher_rows + token).to(tl.int64)
     END: tl.constexpr = VOCAB + (VECTOR - 1 if EDGES else 0)
+    offsets = positions(LANES, VECTOR)
     z_row, z_shift = begin(student, row, STUDENT_STRIDE, VECTOR, EDGES)
     t_row, t_shift = begin(teacher, teacher_row, TEACHER_STRIDE, VECTOR, EDGES)
     zero, no_index = tl.zeros((LANES,), tl.float32), tl.zeros((LANES,), tl.int32)
     z_best, z_total, t_best, t_total = zero + LOWEST, zero, zero + LOWEST, zero
     first, unused = no_index, zero
     for start in range(0, END, LANES * VECTOR):
-        z = load(z_row, z_shift, None, start, VOCAB, LANES, VECTOR, EDGES, "evict_last") * inverse_temperature
-        t = load(t_row, t_shift, None, start, VOCAB, LANES, VECTOR, EDGES, "evict_last") * inverse_temperature
+        at = start + offsets
+        own = inside(at, start, z_shift, VOCAB, LANES, VECTOR, EDGES)
+        t_own = own
+        if EDGES:
+            t_own = inside(at, start, t_shift, VOCAB, LANES, VECTOR, EDGES)
+        z = load(z_row, at, own, "evict_last") * inverse_temperature
+        t = load(t_row, at, t_own, "evict_last") * inverse_temperature
         z_best, first, z_total, unused = extend(z, start, z_best, first, z_total, unused, 1.0, False)
         t_best, first, t_total, unused = extend(t, start, t_best, first, t_total, unused, 1.0, False)
     z_edges, t_edges = None, None
     if EDGES:
         at_edges, is_edge = edges(z_shift, VOCAB, VECTOR)
         at_own_edges, is_own_edge = edges(t_shift, VOCAB, VECTOR)
-        z_edges = entries_of(z_row, z_shift, at_edges, is_edge) * inverse_temperature
-        t_edges = entries_of(t_row, t_shift, at_own_edges, is_own_edge) * inverse_temperature
+        z_edges = load(z_row + z_shift, at_edges, is_edge, "evict_last") * inverse_temperature
+        t_edges = load(t_row + t_shift, at_own_edges, is_own_edge, "evict_last") * inverse_temperature
     z_top, z_log, unused_log = merge(z_best, z_total, zero, z_edges, 1.0, False)
     t_top, t_log, unused_log = merge(t_best, t_total, zero, t_edges, 1.0, False)
 
@@ -285,8 +295,9 @@ def head_weight_kernel(  # type: ignore[no-untyped-def]
             from_b += in_lanes(tl.where(of_edges >= b.to(tl.float32, bitcast=True), of_edges, 0.0), LANES)
             from_c += in_lanes(tl.where(of_edges >= c.to(tl.float32, bitcast=True), of_edges, 0.0), LANES)
         for start in range(0, END, LANES * VECTOR):
-            t = load(t_row, t_shift, None, start, VOCAB, LANES, VECTOR, EDGES, "evict_last") * inverse_temperature
-            entries = exp(t - t_top)
+            at = start + offsets
+            t_own = inside(at, start, t_shift, VOCAB, LANES, VECTOR, EDGES)
+            entries = exp(load(t_row, at, t_own, "evict_last") * inverse_temperature - t_top)
             from_a += tl.sum(tl.where(entries >= a.to(tl.float32, bitcast=True), entries, 0.0), axis=1)
             from_b += tl.sum(tl.where(entries >= b.to(tl.float32, bitcast=True), entries, 0.0), axis=1)
             from_c += tl.sum(tl.where(entries >= c.to(tl.float32, bitcast=True), entries, 0.0), axis=1)
@@ -299,13 +310,15 @@ def head_weight_kernel(  # type: ignore[no-untyped-def]
     threshold = tl.where((above == 0.0) | (above + last <= limit), last, after)
     head, gaps = zero, zero
     if EDGES:
-        t_edges = exp(entries_of(t_row, t_shift, at_edges, is_edge) * inverse_temperature - t_top)
+        t_edges = exp(load(t_row + t_shift, at_edges, is_edge, "evict_last") * inverse_temperature - t_top)
         of_edges = tl.abs(t_edges * tl.exp(-t_log) - exp(z_edges - z_top - z_log))
         gaps += in_lanes(of_edges, LANES)
         head += in_lanes(tl.where(t_edges >= threshold, of_edges, 0.0), LANES)
     for start in range(0, END, LANES * VECTOR):
-        z = load(z_row, z_shift, None, start, VOCAB, LANES, VECTOR, EDGES, "evict_last") * inverse_temperature
-        t = load(t_row, z_shift, t_shift - z_shift, start, VOCAB, LANES, VECTOR, EDGES, "evict_last")
+        at = start + offsets
+        own = inside(at, start, z_shift, VOCAB, LANES, VECTOR, EDGES)
+        z = load(z_row, at, own, "evict_last") * inverse_temperature
+        t = load_beside(t_row, at, t_shift - z_shift, own, EDGES, "evict_last")
         entries = exp(t * inverse_temperature - t_top)
         gap = tl.abs(entries * tl.exp(-t_log) - exp(z - z_top - z_log))
         gaps += tl.sum(gap, axis=1)

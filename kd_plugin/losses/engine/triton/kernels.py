@@ -37,7 +37,7 @@ from kd_plugin.losses import definition
 from kd_plugin.losses.engine.ranked import Ranking
 from kd_plugin.losses.engine.storage import gradient_bound
 from kd_plugin.losses.engine.triton.dense import head_weight_kernel, row_kernel
-from kd_plugin.losses.engine.triton.rows import begin, edges, entries_of, load, store
+from kd_plugin.losses.engine.triton.rows import begin, edges, inside, positions
 from kd_plugin.losses.engine.triton.sparse import sparse_kernel
 from kd_plugin.losses.sparse import BUCKET_DIVERGENCES, Knowledge, SparseAnswer
 
@@ -114,10 +114,10 @@ def one_pass(
     if gradient is not None:  # its rows must begin as the student's do, be it with narrower vectors
         vector = math.gcd(vector, strides[2] - strides[0])
     has_edges = any(entries % vector for entries in (vocab, *strides))
-    positions = vocab + (vector - 1 if has_edges else 0)
+    places = vocab + (vector - 1 if has_edges else 0)
     # at least a lane a thread: in place, an entry has one reader, who then overwrites it
     max_lanes, registers = most(student_logits.device)
-    lanes = min(max_lanes, max(MIN_LANES, triton.next_power_of_2(triton.cdiv(positions, vector))))
+    lanes = min(max_lanes, max(MIN_LANES, triton.next_power_of_2(triton.cdiv(places, vector))))
     shape = dict(VOCAB=vocab, STUDENT_STRIDE=strides[0], LANES=lanes, VECTOR=vector, EDGES=has_edges)
     launch = dict(num_warps=max(1, lanes // 64), maxnreg=registers)
     given = (
@@ -141,7 +141,7 @@ def one_pass(
                 SAMPLED=sparse.sampled,
                 ENTRIES=entries,
                 PADDED_ENTRIES=triton.next_power_of_2(entries + 1),
-                BLOCKS=triton.next_power_of_2(triton.cdiv(positions, lanes * vector)),
+                BLOCKS=triton.next_power_of_2(triton.cdiv(places, lanes * vector)),
                 **how,
             )
             return terms
@@ -224,6 +224,7 @@ def _scale_kernel(  # type: ignore[no-untyped-def]
     EDGES: tl.constexpr,
 ):
     END: tl.constexpr = WIDTH + (VECTOR - 1 if EDGES else 0)
+    offsets = positions(LANES, VECTOR)
     of_all = tl.load(factor).to(tl.float32)
     for row in range(tl.program_id(0).to(tl.int64), n_rows, tl.num_programs(0)):
         by = of_all
@@ -232,10 +233,12 @@ def _scale_kernel(  # type: ignore[no-untyped-def]
         if by != 1.0:
             entries, shift = begin(tensor, row, STRIDE, VECTOR, EDGES)
             for start in range(0, END, LANES * VECTOR):
-                values = load(entries, shift, None, start, WIDTH, LANES, VECTOR, EDGES, "") * by
-                store(entries, shift, start, values, WIDTH, LANES, VECTOR, EDGES, "")
+                at = start + offsets
+                own = inside(at, start, shift, WIDTH, LANES, VECTOR, EDGES)
+                values = tl.load(entries + at, mask=own).to(tl.float32) * by
+                tl.store(entries + at, values.to(tensor.dtype.element_ty), mask=own)
             if EDGES:
                 at_edges, is_edge = edges(shift, WIDTH, VECTOR)
-                values = entries_of(entries, shift, at_edges, is_edge) * by
+                of_edges = tl.load(entries + shift + at_edges, mask=is_edge).to(tl.float32) * by
                 tl.debug_barrier()  # each is read by many threads, of which one overwrites it
-                tl.store(entries + shift + at_edges, values.to(tensor.dtype.element_ty), mask=is_edge)
+                tl.store(entries + shift + at_edges, of_edges.to(tensor.dtype.element_ty), mask=is_edge)

@@ -55,79 +55,50 @@ def edges(shift, VOCAB: tl.constexpr, VECTOR: tl.constexpr):  # type: ignore[no-
 
 
 @triton.jit
-def positions(start, LANES: tl.constexpr, VECTOR: tl.constexpr):  # type: ignore[no-untyped-def]
-    """(LANES, VECTOR) of a block's entries, counted from the vector in which the row begins."""
-    return start + (tl.arange(0, LANES)[:, None] * VECTOR + tl.arange(0, VECTOR)[None, :])
+def positions(LANES: tl.constexpr, VECTOR: tl.constexpr):  # type: ignore[no-untyped-def]
+    """(LANES, VECTOR) of the first block's entries, counted from the vector in which the row begins."""
+    return tl.arange(0, LANES)[:, None] * VECTOR + tl.arange(0, VECTOR)[None, :]
 
 
 @triton.jit
 def inside(  # type: ignore[no-untyped-def]
-    start, shift, VOCAB: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.constexpr, EDGES: tl.constexpr
+    at, start, shift, VOCAB: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.constexpr, EDGES: tl.constexpr
 ):
-    """Which of a block's entries are the row's, without edges: one answer for a vector, which is then moved at once."""
+    """Which of a block's entries are the row's, without edges: one answer for a vector, which is then moved at once.
+
+    at: `positions` of the block that begins at start
+    """
     if EDGES:
         vectors = start + tl.arange(0, LANES)[:, None] * VECTOR
         result = (vectors >= shift) & (vectors + VECTOR <= shift + VOCAB)
     else:
-        result = positions(start, LANES, VECTOR) < VOCAB
+        result = at < VOCAB
     return result
 
 
 @triton.jit
-def load(  # type: ignore[no-untyped-def]
-    row,
-    shift,
-    apart,
-    start,
-    VOCAB: tl.constexpr,
-    LANES: tl.constexpr,
-    VECTOR: tl.constexpr,
-    EDGES: tl.constexpr,
-    POLICY: tl.constexpr,
-):
-    """A block of a row in fp32; -inf where it is not inside, so with a probability of 0.
-
-    apart: how far its entries lie from the positions asked for, those of another row; None: they are its own
-    """
-    at = positions(start, LANES, VECTOR)
-    own = inside(start, shift, VOCAB, LANES, VECTOR, EDGES)
-    if EDGES and apart is not None:
-        if apart == 0:
-            logits = tl.load(row + at, mask=own, other=-float("inf"), eviction_policy=POLICY)
-        else:
-            logits = tl.load(row + apart + at, mask=own, other=-float("inf"), eviction_policy=POLICY)
-    else:
-        logits = tl.load(row + at, mask=own, other=-float("inf"), eviction_policy=POLICY)
-    return logits.to(tl.float32)
+def load(row, at, wanted, POLICY: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Entries of a row in fp32; -inf where none is wanted, so with a probability of 0."""
+    return tl.load(row + at, mask=wanted, other=-float("inf"), eviction_policy=POLICY).to(tl.float32)
 
 
 @triton.jit
-def entries_of(row, shift, ids, wanted):  # type: ignore[no-untyped-def]
-    """Some entries of a row in fp32; -inf where none is wanted."""
-    return tl.load(row + shift + ids, mask=wanted, other=-float("inf")).to(tl.float32)
+def load_beside(row, at, apart, wanted, EDGES: tl.constexpr, POLICY: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The same where the row's entries lie `apart` from the positions, which are another row's: at once only if not."""
+    if EDGES:
+        if apart == 0:
+            logits = tl.load(row + at, mask=wanted, other=-float("inf"), eviction_policy=POLICY)
+        else:
+            logits = tl.load(row + apart + at, mask=wanted, other=-float("inf"), eviction_policy=POLICY)
+    else:
+        logits = tl.load(row + at, mask=wanted, other=-float("inf"), eviction_policy=POLICY)
+    return logits.to(tl.float32)
 
 
 @triton.jit
 def in_lanes(values, LANES: tl.constexpr):  # type: ignore[no-untyped-def]
     """A lane's share of a sum, the same for each: their number is a power of two, so that nothing is lost."""
     return tl.sum(values, axis=0) * (1.0 / LANES)
-
-
-@triton.jit
-def store(  # type: ignore[no-untyped-def]
-    row,
-    shift,
-    start,
-    values,
-    VOCAB: tl.constexpr,
-    LANES: tl.constexpr,
-    VECTOR: tl.constexpr,
-    EDGES: tl.constexpr,
-    POLICY: tl.constexpr,
-):
-    """A block of a row, where `load` finds it."""
-    own = inside(start, shift, VOCAB, LANES, VECTOR, EDGES)
-    tl.store(row + positions(start, LANES, VECTOR), values.to(row.dtype.element_ty), mask=own, eviction_policy=POLICY)
 
 
 @triton.jit
@@ -190,10 +161,16 @@ def visit(  # type: ignore[no-untyped-def]
     zero, no_index = tl.zeros((LANES,), tl.float32), tl.zeros((LANES,), tl.int32)
     z_best, z_first, z_total, z_tempered, z_sum = zero + LOWEST, no_index, zero, zero, zero
     t_best, t_first, t_total, t_tempered = zero + LOWEST, no_index, zero, zero
+    offsets = positions(LANES, VECTOR)
     for start in range(0, END, LANES * VECTOR):
-        z = load(z_row, z_shift, None, start, VOCAB, LANES, VECTOR, EDGES, "evict_last")
+        at = start + offsets
+        own = inside(at, start, z_shift, VOCAB, LANES, VECTOR, EDGES)
+        z = load(z_row, at, own, "evict_last")
         if t_row is not None:
-            t = load(t_row, t_shift, None, start, VOCAB, LANES, VECTOR, EDGES, "evict_last")
+            t_own = own
+            if EDGES:
+                t_own = inside(at, start, t_shift, VOCAB, LANES, VECTOR, EDGES)
+            t = load(t_row, at, t_own, "evict_last")
             t_best, t_first, t_total, t_tempered = extend(
                 t, start, t_best, t_first, t_total, t_tempered, inverse_temperature, TEMPERED
             )
@@ -201,7 +178,6 @@ def visit(  # type: ignore[no-untyped-def]
             z, start, z_best, z_first, z_total, z_tempered, inverse_temperature, TEMPERED
         )
         if SMOOTHED:
-            own = inside(start, z_shift, VOCAB, LANES, VECTOR, EDGES)
             z_sum += tl.sum(tl.where(own, z - origin, 0.0), axis=1)
     return z_best, z_first, z_total, z_tempered, z_sum, t_best, t_first, t_total, t_tempered
 
@@ -238,11 +214,10 @@ def argmax(  # type: ignore[no-untyped-def]
     own = at < shift + VOCAB
     if EDGES:
         own = own & (at >= shift)
-    entries = tl.load(row + at, mask=own, other=-float("inf"), eviction_policy="evict_last").to(tl.float32)
-    result = tl.min(tl.where(entries == top, at - shift, VOCAB), axis=0)
+    result = tl.min(tl.where(load(row, at, own, "evict_last") == top, at - shift, VOCAB), axis=0)
     if EDGES:
         at_edges, is_edge = edges(shift, VOCAB, VECTOR)
-        of_edges = entries_of(row, shift, at_edges, is_edge)
+        of_edges = load(row + shift, at_edges, is_edge, "evict_last")
         result = tl.minimum(result, tl.min(tl.where(of_edges == top, at_edges, VOCAB), axis=0))
     return result
 

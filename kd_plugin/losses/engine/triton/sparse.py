@@ -13,15 +13,14 @@ from kd_plugin.losses.engine.triton.rows import (
     cross_entropy,
     divergence,
     edges,
-    entries_of,
     exp,
     in_lanes,
+    inside,
     load,
     lprobs,
     merge,
     positions,
     row_scale,
-    store,
     visit,
 )
 
@@ -79,7 +78,7 @@ def sparse_kernel(  # type: ignore[no-untyped-def]
     of_edges = None
     if EDGES:
         at_edges, is_edge = edges(z_shift, VOCAB, VECTOR)
-        of_edges = entries_of(z_row, z_shift, at_edges, is_edge)
+        of_edges = load(z_row + z_shift, at_edges, is_edge, "evict_last")
         if SMOOTHED:
             z_sum += in_lanes(tl.where(is_edge, of_edges - origin, 0.0), LANES)
     out = terms + token * N_TERMS
@@ -147,7 +146,7 @@ def sparse_kernel(  # type: ignore[no-untyped-def]
 
     if gradient is not None:
         if EDGES:
-            z_edges = entries_of(z_row, z_shift, at_edges, is_edge)
+            z_edges = load(z_row + z_shift, at_edges, is_edge, "evict_last")
         tl.debug_barrier()  # above, threads read entries that in place others overwrite below
         g_row, g_shift = begin(gradient, row, GRADIENT_STRIDE, VECTOR, EDGES)  # g_shift is z_shift
         if scales is not None:
@@ -162,13 +161,15 @@ def sparse_kernel(  # type: ignore[no-untyped-def]
             p_edges = exp(z_edges - top - log_total) if TEMPERED else of_rest_ * shrink
             g_edges = ce_weight * (p_edges - tl.where(at_edges == label, nll_weight + eps_i, eps_i)) + factor * of_rest_
             tl.store(g_row + g_shift + at_edges, g_edges.to(gradient.dtype.element_ty), mask=is_edge)
+        offsets = positions(LANES, VECTOR)
         for start in range(0, END, LANES * VECTOR):
-            z = load(z_row, z_shift, None, start, VOCAB, LANES, VECTOR, EDGES, "evict_first")
+            at_block = start + offsets
+            own = inside(at_block, start, z_shift, VOCAB, LANES, VECTOR, EDGES)
+            z = load(z_row, at_block, own, "evict_first")
             of_block = exp((z - rest_top) * inverse_temperature)  # infinite at an entry, perhaps: it is written below
             p = exp(z - top - log_total) if TEMPERED else of_block * shrink
-            is_label = positions(start, LANES, VECTOR) == z_shift + label
-            g = ce_weight * (p - tl.where(is_label, nll_weight + eps_i, eps_i)) + factor * of_block
-            store(g_row, g_shift, start, g, VOCAB, LANES, VECTOR, EDGES, "evict_first")
+            g = ce_weight * (p - tl.where(at_block == z_shift + label, nll_weight + eps_i, eps_i)) + factor * of_block
+            tl.store(g_row + at_block, g.to(gradient.dtype.element_ty), mask=own, eviction_policy="evict_first")
         tl.debug_barrier()  # entries are written a second time
         slopes = tl.sum(tl.where(same, slope[None, :], 0.0), axis=1)
         g = ce_weight * (exp(z_entries - top - log_total) - tl.where(at_entries == label, nll_weight + eps_i, eps_i))
