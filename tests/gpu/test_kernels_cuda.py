@@ -17,9 +17,9 @@ DIVERGENCES = ["forward_kl", "reverse_kl", "js", "skew_forward_kl", "skew_revers
 def kernels():
     """Imported in tests alone: where there is no GPU, other tests interpret Triton, and must be first to import it."""
     pytest.importorskip("triton")
-    from kd_plugin.losses.engine import kernels_triton
+    from kd_plugin.losses.engine.triton import kernels
 
-    return kernels_triton
+    return kernels
 
 
 def batch(rows=64, vocab=VOCAB, dtype=torch.float32, seed=0):
@@ -52,6 +52,22 @@ def test_half_precision_in_place(kernels, divergence, temperature, dtype, roundi
     torch.testing.assert_close(terms.double(), expected_terms, rtol=1e-5, atol=2e-6)
     scale = 1.0 if scales is None else scales.unsqueeze(-1)
     torch.testing.assert_close(student.double() / scale, expected_gradient, rtol=rounding, atol=2e-6)
+
+
+@pytest.mark.parametrize("vocab", [50_257, 256_206])
+@pytest.mark.parametrize("teachers", ["begin where the student's do", "begin elsewhere"])
+@pytest.mark.parametrize("dtype,rounding", [(torch.bfloat16, 2**-8), (torch.float16, 2**-11)])
+def test_rows_that_begin_amid_16_bytes_in_place(kernels, vocab, teachers, dtype, rounding):
+    """Edges are read by many threads, and overwritten by one after them all."""
+    student, teacher, target = batch(rows=64, vocab=vocab, dtype=dtype)
+    objective, scales = Objective(0.3, 2.0, 0.1, "js"), storage.new_scales(student)
+    rows = torch.arange(0, 64, 3, device="cuda") if teachers == "begin elsewhere" else torch.arange(64, device="cuda")
+    teacher, target = teacher[: len(rows)], target[: len(rows)]
+    expected_terms, expected = terms_by_definition(student[rows].double(), teacher.double(), target, objective)
+    terms = kernels.one_pass(student, teacher, target, objective, rows=rows, gradient=student, scales=scales)
+    torch.testing.assert_close(terms.double(), expected_terms, rtol=1e-5, atol=2e-6)
+    scale = 1.0 if scales is None else scales[rows].unsqueeze(-1)
+    torch.testing.assert_close(student[rows].double() / scale, expected, rtol=rounding, atol=2e-6)
 
 
 @pytest.mark.parametrize("divergence", DIVERGENCES)
@@ -167,9 +183,10 @@ def test_engine_leaves_the_rest_to_pytorch(kernels, monkeypatch):
         assert torch.isfinite(engine.row_losses(logits, teacher, target, objective)).all()
 
 
+@pytest.mark.parametrize("width", [1000, 1001])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_scale(kernels, dtype):
-    tensor = torch.randn(3000, 1000, device="cuda").to(dtype)
+def test_scale(kernels, dtype, width):
+    tensor = torch.randn(3000, width, device="cuda").to(dtype)
     for value in (1.0, 1.0 + 2**-10, 0.5):
         expected = (tensor.float() * value).to(dtype)
         kernels.scale_(tensor, torch.tensor(value, device="cuda"))

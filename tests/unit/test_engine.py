@@ -300,7 +300,7 @@ def test_answer_that_is_projected_chunk_by_chunk(kind, dtype, tolerance, with_bi
     distilled = torch.arange(ROWS) % 3 > 0 if "selected" in kind else None
     asked, project = [], answer.chunk
     monkeypatch.setattr(
-        answer, "chunk", lambda i, j, reuse=False: (asked.append((i, j, reuse)), project(i, j, reuse))[1]
+        answer, "chunk", lambda i, j, reuse=False, *how: (asked.append((i, j, reuse)), project(i, j, reuse, *how))[1]
     )
 
     def run(chunked, to):
@@ -339,6 +339,44 @@ class FeaturesOnly(torch.nn.Module):
 
     def forward(self, words):
         return self.body(self.embedding(words))
+
+
+@pytest.mark.parametrize("dtype,tolerance", [(torch.float64, 1e-12), (torch.float32, 1e-6), (torch.float16, 2e-3)])
+def test_rows_that_lie_apart_change_no_number(dtype, tolerance, monkeypatch):
+    """As on a GPU, where the vocabulary is odd: both sides' rows begin at 16 bytes, in every chunk."""
+    monkeypatch.setitem(memory.CHUNK_BYTES, "cpu", 4 * VOCAB * torch.empty(0, dtype=dtype).element_size())
+    target, vocab = torch.arange(ROWS), VOCAB - 1
+    teacher = memory.LinearHead(drawn(vocab, DIMENSION, seed=1, scale=1.0, dtype=dtype))
+    answer = ProjectedAnswer([(drawn(ROWS, DIMENSION, seed=2, scale=1.0, dtype=dtype), teacher)], [0.0])
+    strides, project = [], memory.LinearHead.__call__
+    monkeypatch.setattr(
+        memory.LinearHead, "__call__", lambda *args: (strides.append((logits := project(*args)).stride(0)), logits)[1]
+    )
+
+    def run():
+        features, weight = (drawn(n, DIMENSION, seed=n, scale=1.0, dtype=dtype).requires_grad_() for n in (ROWS, vocab))
+        loss, terms = StudentFeatures(features, weight).loss(answer, target, Objective(0.3, 2.0, 0.1, "js"))
+        (loss * 3).backward()
+        return terms, features.grad, weight.grad
+
+    expected, back_to_back = run(), set(strides)
+    monkeypatch.setitem(memory.VECTOR_BYTES, "cpu", 16)
+    strides.clear()
+    for value, wanted in zip(run(), expected):
+        torch.testing.assert_close(value, wanted, rtol=tolerance, atol=tolerance)
+    entries = 16 // torch.empty(0, dtype=dtype).element_size()
+    assert back_to_back == {vocab} and set(strides) == {-(-vocab // entries) * entries} and len(strides) > 4
+
+
+def test_rows_lie_apart_on_a_gpu_alone_and_only_where_it_helps():
+    allocate, head = memory.aligned(memory.new_buffer), memory.LinearHead(torch.empty(13, 4, device="meta"))
+    assert head(torch.empty(5, 4, device="meta"), allocate).stride() == (16, 1)
+    assert allocate((5, 13), torch.bfloat16, torch.device("meta")).stride() == (16, 1)
+    assert allocate((5, 24), torch.bfloat16, torch.device("meta")).is_contiguous()
+    assert allocate((5, 13), torch.bfloat16, torch.device("cpu")).is_contiguous()
+    # a chunk of rows that lie back to back begins where 16 bytes do
+    assert memory.projected_rows(50257, 2, torch.device("cuda")) % 8 == 0
+    assert memory.projected_rows(2**27 + 1, 2, torch.device("cuda")) == 1
 
 
 @pytest.mark.parametrize("tied", [False, True])
