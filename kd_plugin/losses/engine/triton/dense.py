@@ -147,22 +147,13 @@ def row_kernel(  # type: ignore[no-untyped-def]
             ce_weight *= scale
             kd_weight *= scale
         if EDGES:
-            g_edges, z_edges, p_edges = ce_gradient(
-                z_edges,
-                at_edges == label,
-                z_top,
-                z_log,
-                z_log_tempered,
-                inverse_temperature,
-                ce_weight,
-                nll_weight,
-                eps_i,
-                TEMPERED,
-            )
+            p_edges = exp(z_edges - z_top - z_log)
+            g_edges = ce_weight * (p_edges - tl.where(at_edges == label, nll_weight + eps_i, eps_i))
+            z_edges = lprobs(z_edges, z_top, z_log_tempered, inverse_temperature, TEMPERED)
             if teacher is not None:
                 t_edges = lprobs(t_edges, t_top, t_log_tempered, inverse_temperature, TEMPERED)
                 kd_edges, h_edges = divergence(z_edges, t_edges, parameter, DIVERGENCE)
-                g_edges += kd_weight * (h_edges - p_edges * slope_total)
+                g_edges += kd_weight * (h_edges - exp(z_edges) * slope_total)
                 if DIVERGENCE == "forward_kl":
                     kd += in_lanes(kd_edges, LANES)
             tl.store(g_row + g_shift + at_edges, g_edges.to(gradient.dtype.element_ty), mask=is_edge)
@@ -172,63 +163,34 @@ def row_kernel(  # type: ignore[no-untyped-def]
             if EDGES and teacher is not None:  # two ways to load: in front of them, nothing should wait in registers
                 t = load_beside(t_row, at, apart, own, EDGES, "evict_first")
             z = load(z_row, at, own, "evict_first")
-            is_label = at == z_shift + label
-            g, z_lprobs, p = ce_gradient(
-                z, is_label, z_top, z_log, z_log_tempered, inverse_temperature, ce_weight, nll_weight, eps_i, TEMPERED
-            )
+            z_lprobs = lprobs(z, z_top, z_log_tempered, inverse_temperature, TEMPERED)
+            p_tempered = exp(z_lprobs)
+            p = exp(z - z_top - z_log) if TEMPERED else p_tempered
+            g = ce_weight * (p - tl.where(at == z_shift + label, nll_weight + eps_i, eps_i))
             if teacher is not None:
                 if not EDGES:
                     t = load(t_row, at, own, "evict_first")
                 t_lprobs = lprobs(t, t_top, t_log_tempered, inverse_temperature, TEMPERED)
                 value, slope = divergence(z_lprobs, t_lprobs, parameter, DIVERGENCE)
-                g += kd_weight * (slope - p * slope_total)
+                g += kd_weight * (slope - p_tempered * slope_total)
                 if DIVERGENCE == "forward_kl":
                     kd += tl.sum(value, axis=1)
             # no cache holds the gradient until its next reader comes
             tl.store(g_row + at, g.to(gradient.dtype.element_ty), mask=own, eviction_policy="evict_first")
         if ids is not None:
             tl.debug_barrier()  # these are written a second time
-            g_entries, z_entries, p_entries = ce_gradient(
-                z_entries,
-                at_entries == label,
-                z_top,
-                z_log,
-                z_log_tempered,
-                inverse_temperature,
-                ce_weight,
-                nll_weight,
-                eps_i,
-                TEMPERED,
-            )
+            p_entries = exp(z_entries - z_top - z_log)
+            g_entries = ce_weight * (p_entries - tl.where(at_entries == label, nll_weight + eps_i, eps_i))
+            z_entries = lprobs(z_entries, z_top, z_log_tempered, inverse_temperature, TEMPERED)
             t_entries = lprobs(t_entries, t_top, t_log_tempered, inverse_temperature, TEMPERED)
             kd_entries, h_entries = divergence(z_entries, t_entries, parameter, DIVERGENCE)
             h_entries += tl.load(slopes + token * ENTRIES + entry, mask=entry < ENTRIES, other=0.0)
-            g_entries += kd_weight * (h_entries - p_entries * slope_total)
+            g_entries += kd_weight * (h_entries - exp(z_entries) * slope_total)
             tl.store(g_row + g_shift + at_entries, g_entries.to(gradient.dtype.element_ty), mask=entry < ENTRIES)
 
     if teacher is not None:
         kd_row = tl.sum(kd, axis=0)
         tl.store(out + KD, tl.where(kd_row < 0, 0.0, kd_row))  # a hair below 0 is rounding; NaN stays NaN
-
-
-@triton.jit
-def ce_gradient(  # type: ignore[no-untyped-def]
-    z,
-    is_label,
-    z_top,
-    z_log,
-    z_log_tempered,
-    inverse_temperature,
-    ce_weight,
-    nll_weight,
-    eps_i,
-    TEMPERED: tl.constexpr,
-):
-    """The cross-entropy's share of the gradient of some entries, their log-probabilities and probabilities."""
-    z_lprobs = lprobs(z, z_top, z_log_tempered, inverse_temperature, TEMPERED)
-    p_tempered = exp(z_lprobs)
-    p = exp(z - z_top - z_log) if TEMPERED else p_tempered
-    return ce_weight * (p - tl.where(is_label, nll_weight + eps_i, eps_i)), z_lprobs, p_tempered
 
 
 @triton.jit

@@ -157,9 +157,11 @@ def sparse_kernel(  # type: ignore[no-untyped-def]
         shrink = tl.exp((rest_top - top) * inverse_temperature - log_tempered)
         factor = kd_weight * (of_rest - slope_total * shrink)
         if EDGES:
-            of_rest_ = exp((z_edges - rest_top) * inverse_temperature)
-            p_edges = exp(z_edges - top - log_total) if TEMPERED else of_rest_ * shrink
-            g_edges = ce_weight * (p_edges - tl.where(at_edges == label, nll_weight + eps_i, eps_i)) + factor * of_rest_
+            exp_edges = exp((z_edges - rest_top) * inverse_temperature)
+            p_edges = exp(z_edges - top - log_total) if TEMPERED else exp_edges * shrink
+            g_edges = (
+                ce_weight * (p_edges - tl.where(at_edges == label, nll_weight + eps_i, eps_i)) + factor * exp_edges
+            )
             tl.store(g_row + g_shift + at_edges, g_edges.to(gradient.dtype.element_ty), mask=is_edge)
         offsets = positions(LANES, VECTOR)
         for start in range(0, END, LANES * VECTOR):
