@@ -10,7 +10,8 @@ from torch import Tensor
 # bytes of logits that are made at a time where all of them are not wanted at once: large enough for matrix products at
 # full speed, and since the fused head reads and writes its projection's whole gradient with each such chunk
 CHUNK_BYTES = {"cpu": 64 * 1024 * 1024, "cuda": 256 * 1024 * 1024}
-# what a GPU's thread loads at once. A row that begins at a multiple of it is read so, by matrix products too
+# rows of logits that we make begin at a multiple of so many bytes. A GPU's threads load 16 at once, and only from
+# there; so do matrix products. On a CPU compiled code takes rows that lie back to back
 VECTOR_BYTES = {"cpu": 1, "cuda": 16}
 
 Allocate = Callable[[Sequence[int], torch.dtype, torch.device], Tensor]  # as new_buffer
@@ -47,10 +48,7 @@ def scratch(name: str, shape: Sequence[int], dtype: torch.dtype, device: torch.d
 
 
 def aligned(allocate: Allocate) -> Allocate:
-    """The same but that on a GPU, where a vocabulary is odd, rows lie a little apart, so that each begins at 16 bytes.
-
-    On a CPU, where compiled code takes nothing but rows back to back, they stay so.
-    """
+    """The same for (rows, vocab), but each row begins at VECTOR_BYTES: where the vocabulary is odd, rows lie apart."""
 
     def rows(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
         size = torch.empty(0, dtype=dtype).element_size()
