@@ -77,7 +77,7 @@ def row_kernel(  # type: ignore[no-untyped-def]
     z_row, z_shift = begin(student, row, STUDENT_STRIDE, VECTOR, EDGES)
     z_label = tl.load(z_row + z_shift + label).to(tl.float32)
     origin = tl.where(z_label == -float("inf"), 0.0, z_label)
-    t_row, t_shift, apart = None, 0, 0
+    t_row, t_shift, apart = teacher, 0, 0
     if teacher is not None:
         t_row, t_shift = begin(teacher, teacher_row, TEACHER_STRIDE, VECTOR, EDGES)
         apart = t_shift - z_shift
