@@ -243,6 +243,8 @@ def head_weight_kernel(  # type: ignore[no-untyped-def]
     z_top, z_log, unused_log = merge(z_best, z_total, zero, z_edges, 1.0, False)
     t_top, t_log, unused_log = merge(t_best, t_total, zero, t_edges, 1.0, False)
 
+    if EDGES:
+        of_edges = exp(t_edges - t_top)
     # exponentials from `fits` on have no more mass than mu, those from `lower` on have: 4 ** 15 numbers lie between
     limit = adaptive_mu * tl.exp(t_log)
     lower, fits = tl.full((), 0, tl.int32), tl.full((), 0x3F800001, tl.int32)  # the second follows 1, the best one's
@@ -252,7 +254,6 @@ def head_weight_kernel(  # type: ignore[no-untyped-def]
         a, b, c = lower + step, tl.minimum(lower + 2 * step, fits), tl.minimum(lower + 3 * step, fits)
         from_a, from_b, from_c = zero, zero, zero
         if EDGES:
-            of_edges = exp(t_edges - t_top)
             from_a += in_lanes(tl.where(of_edges >= a.to(tl.float32, bitcast=True), of_edges, 0.0), LANES)
             from_b += in_lanes(tl.where(of_edges >= b.to(tl.float32, bitcast=True), of_edges, 0.0), LANES)
             from_c += in_lanes(tl.where(of_edges >= c.to(tl.float32, bitcast=True), of_edges, 0.0), LANES)
@@ -273,9 +274,9 @@ def head_weight_kernel(  # type: ignore[no-untyped-def]
     head, gaps = zero, zero
     if EDGES:
         t_edges = exp(load(t_row + t_shift, at_edges, is_edge, "evict_last") * inverse_temperature - t_top)
-        of_edges = tl.abs(t_edges * tl.exp(-t_log) - exp(z_edges - z_top - z_log))
-        gaps += in_lanes(of_edges, LANES)
-        head += in_lanes(tl.where(t_edges >= threshold, of_edges, 0.0), LANES)
+        gap_edges = tl.abs(t_edges * tl.exp(-t_log) - exp(z_edges - z_top - z_log))
+        gaps += in_lanes(gap_edges, LANES)
+        head += in_lanes(tl.where(t_edges >= threshold, gap_edges, 0.0), LANES)
     for start in range(0, END, LANES * VECTOR):
         at = start + offsets
         own = inside(at, start, z_shift, VOCAB, LANES, VECTOR, EDGES)
