@@ -31,10 +31,35 @@ EXACT = (torch.float32, torch.float16) if DEVICE == "cpu" else (torch.float32, t
 LANES, VOCAB, HALF_VOCAB = (2, 12, 24) if DEVICE == "cpu" else (32, 300, 600)
 
 
+def patch_the_language_once_a_kernel(monkeypatch):
+    """Triton's interpreter does it at each call of a function within a kernel too, which takes half of the time."""
+    from triton.runtime import interpreter
+
+    if not all(hasattr(interpreter, name) for name in ("_patch_lang", "_LangPatchScope", "GridExecutor")):
+        return  # another version: only slower
+    patch_language, launch = interpreter._patch_lang, interpreter.GridExecutor.__call__
+    language, patched = (interpreter.tl, interpreter.tl.core), set()
+
+    def patch_once(function):
+        modules = {id(value) for value in function.__globals__.values() if any(value is module for module in language)}
+        if modules <= patched:
+            return interpreter._LangPatchScope()
+        patched.update(modules)
+        return patch_language(function)
+
+    def launch_anew(*args, **kwargs):
+        patched.clear()
+        return launch(*args, **kwargs)
+
+    monkeypatch.setattr(interpreter, "_patch_lang", patch_once)
+    monkeypatch.setattr(interpreter.GridExecutor, "__call__", launch_anew)
+
+
 @pytest.fixture(autouse=True)
 def interpreter_and_several_blocks(monkeypatch):
     if DEVICE == "cpu":
         monkeypatch.setenv("TRITON_INTERPRET", "1")
+        patch_the_language_once_a_kernel(monkeypatch)
     monkeypatch.setattr(kernels, "MIN_LANES", LANES)
     monkeypatch.setattr(kernels, "MAX_LANES", LANES)
 
