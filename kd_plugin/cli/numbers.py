@@ -53,6 +53,8 @@ LIMITS: Dict[str, Limits] = {
     # cache
     "k": Limits(1),
     "max_source_positions": Limits(2),
+    # vocabulary
+    "coverage": Limits(1e-6, 1),
     # select; filter's are with its rules
     "top": Limits(1),
     # evaluate and export; of fewer resamples than 40 none is outside of an interval of 95 %

@@ -61,8 +61,6 @@ def write_vocabulary(wanted: Wanted) -> None:
         KDPluginError: names the flag or the file
     """
     check_languages(wanted.source_lang, wanted.target_lang)
-    if not 0 < wanted.coverage <= 1:
-        raise KDPluginError(f"--coverage {wanted.coverage}: a share of the corpus. Remedy: above 0 and at most 1")
     check_outputs(wanted.inputs, [("--output", wanted.output)])
     folder = Path(wanted.output)
     if folder.is_dir() and any(folder.iterdir()):

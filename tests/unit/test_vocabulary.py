@@ -130,7 +130,7 @@ def test_the_students_dictionary_fits_its_teacher(folders, tmp_path, corpus):
 def test_refusals(folders, tmp_path, corpus, capsys):
     teacher, out = folders("marian"), tmp_path / "out"
     common = [teacher, "--output", out, *LANGUAGES]
-    assert "at most 1" in refused(capsys, *common, "--coverage", 1.5)
+    assert "--coverage 1.5: must lie in" in refused(capsys, *common, "--coverage", 1.5)
     assert "no file ends in .de" in refused(capsys, *common, "--subset", corpus[0])
     assert "its name tells no language" in refused(capsys, *common, "--subset", *corpus, tmp_path / "x.txt")
     assert "no such file" in refused(capsys, *common, "--subset", *corpus, tmp_path / "x.en")
