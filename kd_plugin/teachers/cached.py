@@ -21,6 +21,14 @@ from kd_plugin.teachers.opening import parse_hashes
 
 logger = logging.getLogger(__name__)
 
+# what a teacher was asked with, and the flags' defaults
+OF_THE_ANSWERS = {
+    "teacher_overrides": "{}",
+    "teacher_dtype": "auto",
+    "teacher_source_lang": None,
+    "teacher_target_lang": None,
+    "teacher_missing_symbols": "refuse",
+}
 RECORDS = "teacher_records"  # in a sample: (target tokens without padding, width) uint8, row by row
 
 
@@ -172,11 +180,12 @@ def open_cached(task: Any, cfg: Any) -> CachedTeacher:
     for name in ("teacher_path", "teacher_weights"):
         if getattr(cfg, name):
             raise KDPluginError(f"--{name.replace('_', '-')} and --teacher-cache are both given: leave one out")
-    for name, default in (("teacher_overrides", "{}"), ("teacher_dtype", "auto")):
+    for name, default in OF_THE_ANSWERS.items():
         if str(getattr(cfg, name)) != str(default):
+            flag = f"--{name.replace('_', '-')}"
             raise KDPluginError(
-                f"--{name.replace('_', '-')}: the answers in --teacher-cache were given without it. Remedy: "
-                "leave it out; kd-plugin cache takes --teacher-overrides and --teacher-dtype"
+                f"{flag}: the answers in --teacher-cache were given without it. Remedy: leave it out; kd-plugin cache "
+                f"takes {flag}"
             )
     return CachedTeacher(cfg.teacher_cache, task.target_dictionary, parse_hashes(cfg.teacher_sha256))
 

@@ -7,6 +7,7 @@ from fairseq.tasks.translation import TranslationTask
 from kd_plugin.errors import KDPluginError
 from kd_plugin.teachers import cached, opening
 from kd_plugin.teachers.base import Teacher
+from kd_plugin.teachers.vocabulary import REFUSE
 
 
 class TeacherKind(NamedTuple):
@@ -41,6 +42,8 @@ def open_asked(task: TranslationTask, cfg: Any) -> Optional[Teacher]:
     for name in ("teacher_weights", "teacher_sha256", "teacher_source_lang", "teacher_target_lang"):
         if getattr(cfg, name):
             raise KDPluginError(f"--{name.replace('_', '-')} is given without --teacher-path")
+    if str(cfg.teacher_missing_symbols) != REFUSE:
+        raise KDPluginError("--teacher-missing-symbols is given without --teacher-path")
     return None
 
 
