@@ -186,7 +186,7 @@ class Folder(Tokenizer):
             return ""
         tagged = self._tagged()
         if tagged:
-            return tagged[self._known("target", languages.target, list(tagged))] + " "
+            return tagged[self._known("target", languages.target, sorted(tagged))] + " "
         prefixes = self._prefixes()
         pairs = sorted({source for source, _ in prefixes})
         source = self._known("source", languages.source, pairs)
