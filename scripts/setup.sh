@@ -70,8 +70,7 @@ run() {
   }
 }
 
-# Python compiles what it imports; to compile everything took half of the set-up
-pip_install() { "$python" -m pip install --no-input --no-compile "$@"; }
+pip_install() { "$python" -m pip install --no-input "$@"; }
 
 has() { "$python" -c "import $1" 2>/dev/null; }
 

@@ -19,14 +19,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
-# minutes in one piece: begun last, they would leave the other worker idle
-LONGEST = ("test_pipeline.py", "test_recipes.py", "test_quickstart.py")
-
-
 def pytest_collection_modifyitems(items):
     import torch
 
-    items.sort(key=lambda item: item.path.name not in LONGEST)  # stable: all others stay in their order
     if torch.cuda.is_available():
         return
     for item in items:
