@@ -8,7 +8,7 @@ from kd_plugin.corpus.translations import Manifest, Shard, TranslationsFolder
 from kd_plugin.errors import KDPluginError
 from kd_plugin.files.atomic import digest_of
 from kd_plugin.files.protection import Named, check_outputs
-from kd_plugin.runners.jobs import Job, Session, fill
+from kd_plugin.runners.jobs import Job, Session, claim_share, fill
 
 
 class Destination(NamedTuple):
@@ -90,7 +90,8 @@ def run_session(
         manifest.write(folder.path)
         return manifest
 
-    manifest = fill(folder, "--output", job, session, make_session, conclude, name, "sent")
+    with claim_share(folder, "--output", job, session) as claim:
+        manifest = fill(folder, claim, job, session, make_session, conclude, name, "sent")
     if manifest is not None:
         to.finish(manifest)
     return manifest

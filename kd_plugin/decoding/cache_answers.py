@@ -28,7 +28,7 @@ from kd_plugin.files.locks import Claim
 from kd_plugin.files.protection import Named, check_outputs
 from kd_plugin.files.sharded_folder import Plan
 from kd_plugin.runners import jobs
-from kd_plugin.runners.jobs import Job, claim_share, device_of, fill_claimed
+from kd_plugin.runners.jobs import Job, claim_share, device_of, fill
 from kd_plugin.teachers.base import Request
 from kd_plugin.teachers.opening import open_teacher
 
@@ -105,7 +105,7 @@ def _splits(options: Questions) -> Iterator[Split]:
 def _write_store(split: Split, session: "Session", claim: Claim, options: Questions) -> None:
     store, identity, plans = session.store, session.store.identity, session.plans
     make_session = functools.partial(Session, split, options)
-    manifest = fill_claimed(store, claim, options.job, session, make_session, store.conclude, split.name, "tok")
+    manifest = fill(store, claim, options.job, session, make_session, store.conclude, split.name, "tok")
     if manifest is None:
         return
     print(

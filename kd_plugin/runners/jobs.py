@@ -67,27 +67,12 @@ class Session:
         raise NotImplementedError
 
 
-def fill(
-    folder: ShardedFolder[ShardKind],
-    flag: str,
-    job: Job,
-    session: Session,
-    make_session: Callable[[int], Session],
-    conclude: Callable[[List[ShardKind]], Whole],
-    name: str,
-    unit: str,
-) -> Optional[Whole]:
-    """Claim a folder, and do as `fill_claimed`. flag: that names the folder"""
-    with claim_share(folder, flag, job, session) as claim:
-        return fill_claimed(folder, claim, job, session, make_session, conclude, name, unit)
-
-
 def claim_share(folder: ShardedFolder[ShardKind], flag: str, job: Job, session: Session) -> Claim:
     """A job's claim on its shards of a folder; errors as ShardedFolder.claim's."""
     return folder.claim(flag, job.mine(len(session.plans)))
 
 
-def fill_claimed(
+def fill(
     folder: ShardedFolder[ShardKind],
     claim: Claim,
     job: Job,
