@@ -4,10 +4,9 @@ import functools
 import itertools
 import math
 import sys
-import unicodedata
 from array import array
 from pathlib import Path
-from typing import Any, Dict, FrozenSet, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -15,8 +14,9 @@ from kd_plugin.corpus.destination import Destination
 from kd_plugin.corpus.hypotheses import Hypothesis, Record, scores_of
 from kd_plugin.corpus.languages import has_spaces
 from kd_plugin.corpus.raw_text import checked_sha256, numbered_lines
+from kd_plugin.corpus.scripts import check_scripts
 from kd_plugin.corpus.translations import Translations, Writer
-from kd_plugin.curate.rules import RULES, Flag, script_of
+from kd_plugin.curate.rules import RULES, Flag
 from kd_plugin.curate.sentences import Pair, Side
 from kd_plugin.errors import KDPluginError, shown
 from kd_plugin.runners.local import mapped, workers_for
@@ -217,17 +217,7 @@ def check(options: Any) -> None:
     if (options.scores is None) != (options.best_scores_share is None):
         raise KDPluginError("--scores and --keep-best-by-scores go together. Remedy: give both, or none")
     options.script = options.script.upper()
-    for name in options.script.split(",") if options.script else ():
-        if name not in _scripts():
-            raise KDPluginError(
-                f"--script {name}: no letters in Unicode {unicodedata.unidata_version} have that name. Remedy: the "
-                "first word of their names, such as LATIN, CYRILLIC, ARABIC, CJK, HIRAGANA, HANGUL"
-            )
-
-
-@functools.lru_cache(maxsize=None)
-def _scripts() -> FrozenSet[str]:
-    return frozenset(script_of(chr(c)) for c in range(sys.maxunicode + 1) if chr(c).isalpha())
+    check_scripts("--script", options.script.split(",") if options.script else ())
 
 
 def _remedy(name: str) -> str:

@@ -4,13 +4,12 @@ attribute), and its row in RULES.
 The rules are asked in the order of the table, cheap ones first; a translation is charged to the first that hits.
 """
 
-import functools
 import re
-import unicodedata
 from typing import Any, Callable, Dict, FrozenSet, NamedTuple, Sequence, Tuple
 
 import regex
 
+from kd_plugin.corpus.scripts import is_written_in
 from kd_plugin.curate.sentences import SHORTEST_LOOP, Pair, Side, has_loop
 
 INFINITY = float("inf")
@@ -29,7 +28,6 @@ UNKNOWN_IN_BRACKETS = re.compile(
     re.IGNORECASE,
 )
 UNKNOWN_WORD = re.compile(r"(?<!\S)UNK(?!\S)")  # or an abbreviation
-SCRIPT_OF_NAME = {"IDEOGRAPHIC": "CJK", "KATAKANA-HIRAGANA": "KATAKANA"}  # 々, ー
 SHORTEST_AMOUNT = 2.0  # words: of less, characters tell too little (恭喜! is おめでとうございます!)
 
 
@@ -153,18 +151,7 @@ def numbers(pair: Pair, options: Any) -> bool:
 def foreign_script(pair: Pair, options: Any) -> bool:
     if not options.script:
         return False
-    wanted = options.script.split(",")
-    letters = pair.hypothesis.letters
-    return sum(script_of(letter) in wanted for letter in letters) < options.script_share * len(letters)
-
-
-@functools.lru_cache(maxsize=None)
-def script_of(letter: str) -> str:
-    """The first word of a character's Unicode name: LATIN, CYRILLIC, CJK; FULLWIDTH LATIN is Latin, 々 is CJK."""
-    words = unicodedata.name(letter, "UNKNOWN").split()
-    if words[0] in SCRIPT_OF_NAME:
-        return SCRIPT_OF_NAME[words[0]]
-    return words[1] if words[0] in ("FULLWIDTH", "HALFWIDTH") and len(words) > 1 else words[0]
+    return not is_written_in(pair.hypothesis.letters, options.script.split(","), options.script_share)
 
 
 RULES: Dict[str, Rule] = {
