@@ -113,6 +113,11 @@ setup(
             "safetensors>=0.4",  # their weights, without a program in them
             "protobuf",  # kd-plugin vocabulary: the pieces of a sentencepiece model, to leave some out
         ],
+        "comet": [
+            "unbabel-comet>=2.2",  # evaluate --comet, score --metric comet-kiwi
+            "transformers>=4.40",  # score --metric metricx, which is an mT5
+            "sentencepiece",  # mT5's tokenizer
+        ],
         "bench": [
             "matplotlib>=3.5",  # the pictures of scripts/bench_*.py
         ],

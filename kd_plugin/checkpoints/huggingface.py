@@ -291,7 +291,7 @@ def _transformers(path: str) -> Iterator[Any]:
     except ImportError as error:
         raise KDPluginError(f"{path}: a model of Hugging Face, and {error}. Remedy: {INSTALL}") from error
     try:
-        with _silent():
+        with silent():
             yield transformers
     except Exception as error:  # whatever it and its parsers raise
         reason = " ".join(str(error).split())[:300]
@@ -302,7 +302,7 @@ def _transformers(path: str) -> Iterator[Any]:
 
 
 @contextlib.contextmanager
-def _silent() -> Iterator[None]:
+def silent() -> Iterator[None]:
     """Without what transformers says to authors of programs, and its bars."""
     from transformers.utils import logging as own
 

@@ -44,6 +44,7 @@ LIMITS: Dict[str, Limits] = {
     "seed": Limits(-MANY),
     # the work and how it is shared
     "max_tokens": Limits(1),
+    "batch_size": Limits(1),
     "shard_sentences": Limits(1),
     "shard_tokens": Limits(1),
     "num_shards": Limits(1),

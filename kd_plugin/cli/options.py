@@ -1,7 +1,7 @@
 """Groups of options that several verbs share, each declared once, and how a verb's room is told of them."""
 
 import argparse
-from typing import Any, Callable, List, TypeVar
+from typing import Any, Callable, List, Sequence, TypeVar
 
 from kd_plugin.corpus.destination import Destination
 from kd_plugin.corpus.subwords import JOINT, SIDES, SYMBOLS, SubwordOptions
@@ -46,9 +46,9 @@ def add_destination(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def destination(args: argparse.Namespace) -> Destination:
-    """Of `add_destination`."""
-    return filled(Destination, args, inputs=inputs_of(args))
+def destination(args: argparse.Namespace, more_inputs: Sequence[Named] = ()) -> Destination:
+    """Of `add_destination`. more_inputs: what the verb reads beside `inputs_of`"""
+    return filled(Destination, args, inputs=[*inputs_of(args), *more_inputs])
 
 
 def add_job(parser: argparse.ArgumentParser) -> None:
@@ -80,9 +80,9 @@ def add_languages(parser: argparse.ArgumentParser, text: str) -> None:
     parser.add_argument("-t", "--target-lang", metavar="LANG", help=text)
 
 
-def add_models(parser: argparse.ArgumentParser, help_of_path: str) -> None:
-    """The fields of decoding.base.ModelOptions."""
-    parser.add_argument("--path", required=True, metavar="A.pt[:B.pt…]", help=help_of_path)
+def add_models(parser: argparse.ArgumentParser, help_of_path: str, required: bool = True) -> None:
+    """The fields of decoding.base.ModelOptions. required: whether --path is"""
+    parser.add_argument("--path", required=required, metavar="A.pt[:B.pt…]", help=help_of_path)
     parser.add_argument("--model-overrides", default="{}", metavar="JSON", help="as fairseq-generate's")
     parser.add_argument("--dict-dir", metavar="DIR", help="folder with the models' dictionaries, where elsewhere")
     add_languages(parser, "the models'; default: the checkpoint's")

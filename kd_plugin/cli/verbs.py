@@ -42,7 +42,12 @@ VERBS: Dict[str, Verb] = {
     ),
     "import": Verb("take in translations made elsewhere: TSV, CSV or JSON lines", "kd_plugin.cli.import_translations"),
     "select": Verb("of n-best translations keep those that teach best", "kd_plugin.cli.select"),
-    "score": Verb("what a model, forward or backward, thinks of translations", "kd_plugin.cli.score", SHARDS, True),
+    "score": Verb(
+        "what a model, a metric without references or a program of yours thinks of translations",
+        "kd_plugin.cli.score",
+        SHARDS,
+        True,
+    ),
     "filter": Verb("drop translations that would teach wrong, by rules", "kd_plugin.cli.filter"),
     "evaluate": Verb(
         "scores, significance, speed and size of models, side by side", "kd_plugin.cli.evaluate", fairseq=True

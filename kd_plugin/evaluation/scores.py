@@ -1,7 +1,6 @@
 """Scores of translations: sacreBLEU's BLEU, chrF and TER with confidence and significance, and COMET on request."""
 
 import importlib.util
-import logging
 from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
@@ -11,10 +10,10 @@ from sacrebleu.significance import PairedTest
 
 from kd_plugin.corpus.languages import SPACED, WITHOUT_SPACES, Tokenizer
 from kd_plugin.errors import KDPluginError
+from kd_plugin.evaluation.comet import INSTALL_COMET, open_comet
 from kd_plugin.files.atomic import sha256_of
 
 COMET = "COMET"
-INSTALL_COMET = "pip install unbabel-comet"
 SEED = 12345  # sacreBLEU's
 TER_KNOWS = ("zh", "ja")
 NO_WORDS = "not measured: sacreBLEU's TER counts words, and no spaces part the target language's"
@@ -137,22 +136,11 @@ class Comet:
     """
 
     def __init__(self, model: str, gpus: int) -> None:
-        if importlib.util.find_spec("comet") is None:
-            raise KDPluginError(f"--comet {model}: COMET is not installed. Remedy: {INSTALL_COMET}")
-        import comet
-
-        logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # it tells of its devices for each system
-        try:
-            path = Path(model if Path(model).is_file() else comet.download_model(model))
-            self._scorer = comet.load_from_checkpoint(str(path))
-        except Exception as error:  # a download raises anything
-            raise KDPluginError(
-                f"--comet {model}: cannot be loaded ({' '.join(str(error).split())[:200]}). Remedy: a name of the "
-                "COMET project, such as Unbabel/wmt22-comet-da, or the path of a downloaded checkpoint"
-            ) from error
+        opened = open_comet(f"--comet {model}", model)
+        self._scorer, path = opened.model, opened.path
         # downloaded ones are all called model.ckpt
         name = Path(model).name if path != Path(model) else f"{path.name}:{sha256_of(path)[:7]}"
-        self._signature = f"model:{name}|version:{getattr(comet, '__version__', '?')}"
+        self._signature = f"model:{name}|version:{opened.version}"
         self._gpus = gpus
 
     def scores(

@@ -1,4 +1,4 @@
-"""`kd-plugin evaluate --comet` with the real COMET, where that is installed, on a tiny model with random weights."""
+"""COMET in evaluate and score: the real one, where that is installed, on tiny models with random weights."""
 
 import os
 import subprocess
@@ -14,17 +14,19 @@ from kd_plugin.evaluation.results import read_evaluation
 from tests.support import MODEL, make_checkpoint
 from tests.unit.conftest import WORDS, write_dictionaries
 from tests.unit.test_teachers import LANGS
+from tests.unit.translation_folders import record, records_of, refusal, run_verb, write_folder
 
 pytest.importorskip("comet", reason="COMET is not installed: pip install unbabel-comet")
 
 
-def make_comet_model(folder: Path) -> Path:
+def make_comet_model(folder: Path, with_references: bool = True) -> Path:
     """A regression model as COMET's own are: XLM-R, but of two small layers, and nobody has trained it."""
     import pytorch_lightning
-    from comet.models import RegressionMetric
+    from comet.models import ReferencelessRegression, RegressionMetric
     from transformers import XLMRobertaConfig, XLMRobertaModel, XLMRobertaTokenizer, XLMRobertaTokenizerFast
 
     encoder = folder / "encoder"
+    folder.mkdir(exist_ok=True)
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(WORDS), model_prefix=str(folder / "spm"), vocab_size=40, hard_vocab_limit=False
     )
@@ -34,7 +36,8 @@ def make_comet_model(folder: Path) -> Path:
     size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
     config = XLMRobertaConfig(vocab_size=len(tokenizer) + 2, max_position_embeddings=514, type_vocab_size=1, **size)
     XLMRobertaModel(config, add_pooling_layer=False).save_pretrained(encoder)
-    model = RegressionMetric(pretrained_model=str(encoder), hidden_sizes=[32, 16])
+    kind = RegressionMetric if with_references else ReferencelessRegression
+    model = kind(pretrained_model=str(encoder), hidden_sizes=[32, 16])
     trainer = pytorch_lightning.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, max_epochs=0)
     trainer.strategy.connect(model)
     path = folder / "model" / "checkpoints" / "model.ckpt"
@@ -66,3 +69,25 @@ def test_values_are_those_of_comets_command(tmp_path):
             capture_output=True, encoding="utf-8", check=True, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
         )  # fmt: skip
         assert f"score: {score.value:.4f}" in result.stdout
+
+
+def test_scores_without_references_are_the_model_s(tmp_path, capsys):
+    """What COMET's own class answers in float64, each pair alone: its command computes in float16."""
+    import comet
+    import torch
+
+    path = make_comet_model(tmp_path, with_references=False)
+    pairs = [(" ".join(WORDS[i : i + 5]), " ".join(WORDS[i : i + 2 + i % 7 : 2])) for i in range(17)]
+    write_folder(tmp_path / "in", [record(i, *pair) for i, pair in enumerate(pairs)], shard_records=6)
+    run_verb("score", tmp_path / "in", "--metric", path, "--output", tmp_path / "out", "--workers", 2)
+    ours = [h.score for r in records_of(tmp_path / "out") for h in r.hypotheses]
+    model = comet.load_from_checkpoint(str(path)).eval().double()
+    with torch.no_grad():
+        for (source, text), score in zip(pairs, ours):
+            batch = model.prepare_sample([{"src": source, "mt": text}], stage="predict")
+            assert score == pytest.approx(float(model(**batch).score), abs=1e-5)
+    assert len(set(ours)) > 10
+
+    other = make_comet_model(tmp_path / "other")
+    error = refusal(capsys, "score", tmp_path / "in", "--metric", other, "--output", tmp_path / "second")
+    assert "compares translations with references" in error and not (tmp_path / "second").exists()

@@ -18,7 +18,7 @@ from fairseq.tasks.translation import TranslationConfig, TranslationTask
 
 from kd_plugin.cache.store import open_stores
 from kd_plugin.cli import main
-from kd_plugin.curate.score import Scorer
+from kd_plugin.curate.by_model import SymbolScorer
 from kd_plugin.decoding.base import Settings
 from kd_plugin.decoding.fairseq import FairseqDecoder, open_checkpoints
 from kd_plugin.decoding.models import open_model, translate
@@ -195,7 +195,7 @@ def test_a_batch_is_translated_as_fairseq_translates_each_sentence(made, data):
 
 
 def test_a_batch_is_scored_as_each_pair_alone(made):
-    scores = Scorer(open_checkpoints(str(made.path)), torch.device("cpu"))(list(zip(SOURCES, TARGETS)))
+    scores = SymbolScorer(open_checkpoints(str(made.path)), torch.device("cpu"))(list(zip(SOURCES, TARGETS)))
     expected = []
     for source, target in zip(SOURCES, TARGETS):
         lprobs = log_probabilities(made.model, source, target)
@@ -253,7 +253,7 @@ def test_ensemble_of_different_architectures(data):
     settings = Settings(beam=3, max_len_b=10)
     expected = searched(data, [member.path for member in members], settings)
     assert_found(FairseqDecoder(checkpoints, settings, torch.device("cpu"))(SOURCES), expected)
-    scores = Scorer(checkpoints, torch.device("cpu"))(list(zip(SOURCES, TARGETS)))
+    scores = SymbolScorer(checkpoints, torch.device("cpu"))(list(zip(SOURCES, TARGETS)))
     for score, source, target in zip(scores, SOURCES, TARGETS):
         each = torch.stack([log_probabilities(member.model, source, target).exp() for member in members])
         mixed = each.mean(0)[torch.arange(len(target) + 1), indices(target)].log().mean()

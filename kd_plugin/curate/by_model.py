@@ -1,0 +1,152 @@
+"""The cross-entropy of translations, from the teacher, another model, or one that translates back.
+
+A translation's score is the log-probability of a target token, the mean with end of sentence, as fairseq-generate
+--score-reference gives it (there in bits). From a model of the other direction it is that of the source, given the
+translation: what a translation has left out or made up costs there.
+"""
+
+import functools
+import math
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Sequence, Tuple
+
+import numpy as np
+import torch
+from fairseq import utils
+from fairseq.data.language_pair_dataset import collate
+from fairseq.sequence_scorer import SequenceScorer
+
+from kd_plugin.corpus.batches import by_length
+from kd_plugin.corpus.languages import check_languages
+from kd_plugin.corpus.subword_checks import Marks, check_known, check_text
+from kd_plugin.corpus.subwords import SubwordOptions
+from kd_plugin.curate.scorers import Progress, Scorer, Texts
+from kd_plugin.decoding.base import ModelOptions, not_a_number
+from kd_plugin.decoding.fairseq import DTYPES, Checkpoints, checkpoints_of, default_dtype, load_ensemble
+from kd_plugin.errors import KDPluginError
+
+Pair = Tuple[List[str], List[str]]  # symbols of what the model reads and of what it is asked about
+
+
+class ModelScorer(Scorer):
+    """Scores by one model of fairseq's or an ensemble.
+
+    Args:
+        languages: source and target of the translations, which lie in `folder`
+        compute_type: a key of DTYPES, or auto
+        max_tokens: in a batch, padded
+
+    Raises:
+        KDPluginError: the models cannot be opened, or are of other languages
+    """
+
+    def __init__(
+        self,
+        models: ModelOptions,
+        subwords: SubwordOptions,
+        compute_type: str,
+        max_tokens: int,
+        languages: List[str],
+        folder: Path,
+        device: torch.device,
+    ):
+        check_languages(models.source_lang, models.target_lang)
+        self._languages, self._folder, self._max_tokens = languages, folder, max_tokens
+        checkpoints = self._checkpoints = checkpoints_of(models)
+        self._backward = self._is_backward(checkpoints)
+        self._subwords = subwords.open()
+        dictionaries = checkpoints.source_dictionary.symbols, checkpoints.target_dictionary.symbols
+        self._subwords.check(models.path, *dictionaries)
+        dtype = compute_type if compute_type != "auto" else default_dtype(device)
+        self.identity = {
+            "backward": self._backward,
+            "compute_type": dtype,
+            "models": checkpoints.identity(),
+            "overrides": checkpoints.overrides,
+            "subwords": self._subwords.identity(),
+            "max_tokens": max_tokens,
+        }
+        self._open = functools.partial(SymbolScorer, checkpoints, device, DTYPES[dtype])
+
+    @functools.cached_property
+    def _scorer(self) -> "SymbolScorer":
+        """Opened by who scores, and not by who only shares the work out."""
+        return self._open()
+
+    def let_go(self) -> None:
+        """As Scorer's."""
+        self._checkpoints.let_go()
+
+    def _is_backward(self, checkpoints: Checkpoints) -> bool:
+        """Whether the model translates from the translations' target to their source language."""
+        if checkpoints.languages is None or checkpoints.languages == self._languages:
+            return False
+        if checkpoints.languages == self._languages[::-1]:
+            return True
+        raise KDPluginError(
+            f"{checkpoints.paths[0]}: translates {'-'.join(checkpoints.languages)}, and {self._folder} "
+            f"holds {'-'.join(self._languages)}. Remedy: a model of these languages, in either direction"
+        )
+
+    def __call__(self, pairs: Sequence[Texts], progress: Progress) -> List[Optional[float]]:
+        """As Scorer's. Nothing for nothing, as decode translates empty lines, has 0."""
+        texts = [pair[::-1] if self._backward else pair for pair in pairs]
+        for side, (subwords, dictionary) in enumerate(zip(self._subwords, self._scorer.dictionaries)):
+            marks = Marks(text[side] for text in texts)
+            check_text(marks, subwords.path is not None, dictionary.symbols, str(self._folder))
+        joined = self._scorer.dictionaries[0].symbols == self._scorer.dictionaries[1].symbols
+        self._subwords.check_sides((read for read, _ in texts), str(self._folder), joined)
+        symbols = [(self._subwords.source.encode(read), self._subwords.target.encode(asked)) for read, asked in texts]
+        for side, (subwords, dictionary) in enumerate(zip(self._subwords, self._scorer.dictionaries)):
+            check_known((pair[side] for pair in symbols), dictionary.indices, subwords.path is not None)
+        return self._scores(symbols, progress)
+
+    def _scores(self, pairs: List[Pair], progress: Progress) -> List[Optional[float]]:
+        lengths = np.array([[len(read), len(asked)] for read, asked in pairs], dtype=np.int64).reshape(-1, 2).T
+        possible = np.flatnonzero((lengths <= np.array(self._scorer.max_tokens)[:, None]).all(0) & lengths.any(0))
+        scores: List[Optional[float]] = [None if read or asked else 0.0 for read, asked in pairs]
+        progress(len(pairs) - len(possible))
+        padded = lengths[:, possible] + 1
+        for positions in by_length(np.stack([padded[0], padded.max(0, initial=0)]), self._max_tokens):
+            batch = possible[positions]
+            for at, score in zip(batch, self._scorer([pairs[at] for at in batch])):
+                scores[at] = score
+            progress(len(batch))
+        return scores
+
+
+class SymbolScorer:
+    """fairseq's SequenceScorer with one model or an ensemble (the mean of their probabilities) of any architecture.
+
+    Args:
+        dtype: of the weights on `device`
+    """
+
+    def __init__(self, checkpoints: Checkpoints, device: torch.device, dtype: torch.dtype = torch.float32):
+        self._ensemble, self._device = load_ensemble(checkpoints, device, dtype), device
+        self.dictionaries = (checkpoints.source_dictionary, checkpoints.target_dictionary)
+        self._paths, self._dtype = checkpoints.paths, str(dtype).replace("torch.", "")
+        self._scorer = SequenceScorer(checkpoints.target_dictionary)
+        self.max_tokens = (self._ensemble.max_source_tokens, self._ensemble.max_target_tokens)
+
+    def __call__(self, pairs: List[Pair]) -> List[float]:
+        """Log-probability a token of the second of each pair, given the first.
+
+        Args:
+            pairs: symbols, without end of sentence; one batch
+        """
+        samples: List[Dict[str, Any]] = []
+        for number, pair in enumerate(pairs):
+            source, target = (
+                torch.tensor([dictionary.index(token) for token in tokens] + [dictionary.eos()])
+                for dictionary, tokens in zip(self.dictionaries, pair)
+            )
+            samples.append({"id": number, "source": source, "target": target})
+        pad, eos = self.dictionaries[1].pad(), self.dictionaries[1].eos()
+        sample = collate(samples, pad, eos, left_pad_source=True, left_pad_target=False)
+        sample = utils.apply_to_sample(lambda tensor: tensor.to(self._device), sample)
+        answers = self._scorer.generate(self._ensemble.models, sample)
+        scores = {int(number): float(answer[0]["score"]) for number, answer in zip(sample["id"], answers)}
+        if not all(map(math.isfinite, scores.values())):
+            raise not_a_number(", ".join(self._paths), self._dtype)
+        return [scores[number] for number in range(len(pairs))]

@@ -1,0 +1,27 @@
+"""What gives scores to translations: a model, a metric without references, or anybody's command."""
+
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
+
+Texts = Tuple[str, str]  # a source and its translation, raw
+Progress = Callable[[int], Any]  # told how many pairs are done
+
+
+class Scorer:
+    """Gives each translation a number, the higher the better.
+
+    Attributes:
+        identity: all that decides the scores, beside the translations; JSON
+    """
+
+    identity: Dict[str, Any]
+
+    def let_go(self) -> None:
+        """Free the memory of a model, where other processes score."""
+
+    def __call__(self, pairs: Sequence[Texts], progress: Progress) -> List[Optional[float]]:
+        """A finite score of each translation, None where it is too long.
+
+        Raises:
+            KDPluginError: one could not be scored
+        """
+        raise NotImplementedError
