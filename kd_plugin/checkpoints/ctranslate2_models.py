@@ -4,7 +4,7 @@ import argparse
 import os
 import shutil
 from pathlib import Path
-from typing import Any, FrozenSet, List, Optional
+from typing import Any, Callable, Dict, FrozenSet, List, Optional
 
 from fairseq.models import MODEL_REGISTRY
 
@@ -17,6 +17,8 @@ from kd_plugin.files.atomic import temporary_beside, write_json
 from kd_plugin.files.json_text import parse_json
 
 INSTALL = "pip install 'kd-plugin[export]'"
+# what CTranslate2's converters raise for models that they cannot convert
+CANNOT = (AttributeError, KeyError, NotImplementedError, RuntimeError, ValueError)
 MODELS = ("transformer", "transformer_align")
 # options of fairseq's transformers that CTranslate2's converter does not look at, or dies of without naming them
 UNKNOWN_TO_CTRANSLATE2 = (
@@ -74,27 +76,43 @@ def convert(
         _shorten(options, max_positions, checkpoint.path)
         source_tokens, target_tokens = (min(tokens, max_positions - 1) for tokens in (source_tokens, target_tokens))
 
+    limits = {"max_source_tokens": source_tokens, "max_target_tokens": target_tokens}
+    description = description_of(checkpoint, "ctranslate2", quantization=quantization, **limits)
+    try:
+        return write_model(_converter(checkpoint, options), folder, description, quantization, vocabulary_map)
+    except KDPluginError:
+        raise
+    except CANNOT as error:
+        raise _cannot(checkpoint.path, " ".join(str(error).split())[:300]) from error
+
+
+def write_model(
+    converter: Any,
+    folder: Path,
+    description: Dict[str, Any],
+    quantization: str = "float32",
+    vocabulary_map: Optional[Path] = None,
+    check: Callable[[Path], None] = lambda folder: None,
+) -> Path:
+    """Let one of CTranslate2's converters write a model, as a whole or not at all.
+
+    Args:
+        folder: as `convert`'s; errors, too, but for what the converter itself raises (CANNOT)
+        description: for the file beside it
+        check: of the model in another folder, before it is there
+    """
     import ctranslate2
 
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_beside(folder)
     try:
         vmap = str(vocabulary_map) if vocabulary_map else None
-        _converter(checkpoint, options).convert(str(temporary), vmap=vmap, quantization=quantization)
-        more = {
-            "quantization": quantization,
-            "max_source_tokens": source_tokens,
-            "max_target_tokens": target_tokens,
-            "ctranslate2": ctranslate2.__version__,
-        }
-        write_json(temporary / DESCRIPTION, description_of(checkpoint, "ctranslate2", **more))
+        converter.convert(str(temporary), vmap=vmap, quantization=quantization)
+        write_json(temporary / DESCRIPTION, {**description, "ctranslate2": ctranslate2.__version__})
+        check(temporary)
         _rename(temporary, folder)
     except OSError as error:
         raise KDPluginError(f"{folder}: cannot be written: {error.strerror or error}. Remedy: make room") from error
-    except KDPluginError:
-        raise
-    except (AttributeError, KeyError, NotImplementedError, RuntimeError, ValueError) as error:
-        raise _cannot(checkpoint.path, " ".join(str(error).split())[:300]) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return folder

@@ -12,13 +12,15 @@ DESCRIPTION = "kd_plugin.json"  # beside every exported model
 FORMAT, FORMAT_VERSION = "kd_plugin export", 1
 
 
+def description(kind: str, **more: Any) -> Dict[str, Any]:
+    """What DESCRIPTION says, whatever a model was made from."""
+    return {"format": FORMAT, "version": FORMAT_VERSION, "kind": kind, "kd_plugin": __version__, **more}
+
+
 def description_of(checkpoint: Checkpoint, kind: str, **more: Any) -> Dict[str, Any]:
-    """What DESCRIPTION says."""
+    """What it says of a checkpoint's."""
     return {
-        "format": FORMAT,
-        "version": FORMAT_VERSION,
-        "kind": kind,
-        "kd_plugin": __version__,
+        **description(kind),
         "checkpoint_sha256": checkpoint.sha256,
         "parameters": checkpoint.parameters,
         "languages": checkpoint.languages,

@@ -60,16 +60,18 @@ class Tokenizer:
 
     Args:
         path: as Folder's
+        whose: how the flags for its languages begin: --teacher-source-lang, or --model-source-lang
 
     Raises:
         KDPluginError: transformers is not installed, another kind of model, or no tokenizer
     """
 
-    def __init__(self, path: str):
-        self.path = path
+    def __init__(self, path: str, whose: str = "teacher"):
+        self.path, self._whose = path, whose
         self.model_type = _model_type(path)
         with _transformers(path) as transformers:
             self.tokenizer: Any = transformers.AutoTokenizer.from_pretrained(path, **LOCAL)
+            self.config: Any = transformers.AutoConfig.from_pretrained(path, **LOCAL)
 
     def vocabularies(self) -> Tuple[Dict[str, int], Dict[str, int]]:
         """The index of each source and each target symbol."""
@@ -77,6 +79,14 @@ class Tokenizer:
             return dict(self.tokenizer.encoder), dict(self.tokenizer.target_encoder)
         symbols = dict(self.tokenizer.get_vocab())
         return symbols, symbols
+
+    def symbols(self, layout: Layout) -> Tuple[Dict[int, str], Dict[int, str]]:
+        """The source and the target symbol of each index, what a layout names included."""
+        around = [*layout.source_prefix, *layout.source_suffix, *layout.target_prefix]
+        # M2M100's languages are not in the vocabulary of its pieces
+        named = dict(zip(around, map(str, self.tokenizer.convert_ids_to_tokens(around))))
+        source, target = ({index: symbol for symbol, index in side.items()} for side in self.vocabularies())
+        return {**named, **source}, {**named, **target}
 
     def special(self, name: str, vocabulary: Dict[str, int]) -> Optional[int]:
         """Index of `eos`, `unk`, `pad` or `bos` in one of its vocabularies; None: it has none."""
@@ -99,33 +109,10 @@ class Tokenizer:
             )
         return found[0], found[1]
 
-
-class Folder(Tokenizer):
-    """An opened folder.
-
-    Args:
-        path: with config.json, safetensors and the tokenizer's files
-        expected_sha256: what `folder_sha256` has to be; None: anything
-
-    Raises:
-        KDPluginError: transformers is not installed, another kind of model, weights that are pickled, missing, unknown
-            or not finite, no tokenizer, or another sha256
-    """
-
-    def __init__(self, path: str, expected_sha256: Optional[str] = None):
-        _model_type(path)
-        _check_weights_files(path)
-        self.sha256 = folder_sha256(path)
-        if expected_sha256 is not None and self.sha256 != expected_sha256.lower():
-            raise KDPluginError(
-                f"{path}: sha256 of its files is {self.sha256}, expected {expected_sha256}: a damaged folder or "
-                "another one. Remedy: fetch it again, or correct the expected hash (--teacher-sha256)"
-            )
-        self.model = _load_model(path)
-        super().__init__(path)
-        self.model.float().eval().requires_grad_(False)
-        check_finite(self.model.state_dict(), path)
-        self.parameters = count_parameters(dict(self.model.named_parameters()))
+    @property
+    def rows(self) -> int:
+        """How many symbols the model reads."""
+        return int(self.config.vocab_size)
 
     def layout(self, languages: Languages) -> Layout:
         """What it expects around a sentence, asked of its own tokenizer.
@@ -141,25 +128,24 @@ class Folder(Tokenizer):
         before, after = _around(source, probe, self.path)
         labels_before, labels_after = _around(labels, target_probe, self.path)
         # transformers gives the decoder the labels moved by one: mBART moves their last one to the front
-        start = labels[-1] if self.model_type == "mbart" else self.model.config.decoder_start_token_id
+        start = labels[-1] if self.model_type == "mbart" else self.config.decoder_start_token_id
         eos = self.tokenizer.eos_token_id
         if start is None or eos not in after or labels_after[:1] != [eos]:
             raise KDPluginError(
                 f"{self.path}: its tokenizer ends sentences with {after} and {labels_after}, where {eos} is the end of "
                 "sentence. Remedy: the tokenizer's files that belong to this model"
             )
-        rows = int(self.model.get_input_embeddings().weight.size(0))
-        beyond = [index for index in (*before, *after, *labels_before) if index >= rows]
+        beyond = [index for index in (*before, *after, *labels_before) if index >= self.rows]
         if beyond:
             raise KDPluginError(
-                f"{self.path}: its tokenizer puts symbol {beyond[0]} around sentences, and the model has {rows:,} "
+                f"{self.path}: its tokenizer puts symbol {beyond[0]} around sentences, and the model has {self.rows:,} "
                 "symbols. Remedy: the tokenizer's files that belong to this model"
             )
         return Layout(before, after, [int(start), *labels_before])
 
     def max_positions(self) -> int:
         """The most symbols of a side, with all that is put around them."""
-        limit = getattr(self.model.config, "max_position_embeddings", None)
+        limit = getattr(self.config, "max_position_embeddings", None)
         return int(limit) if limit else NO_LIMIT
 
     @property
@@ -201,7 +187,7 @@ class Folder(Tokenizer):
 
     def _prefixes(self) -> Dict[Tuple[str, str], str]:
         """(source, target) -> text before a source sentence, which T5's configuration has."""
-        tasks = getattr(self.model.config, "task_specific_params", None) or {}
+        tasks = getattr(self.config, "task_specific_params", None) or {}
         found = {}
         for name, options in tasks.items():
             match = re.fullmatch(r"translation_(\w+)_to_(\w+)", name)
@@ -211,7 +197,7 @@ class Folder(Tokenizer):
 
     def _known(self, side: str, code: Optional[str], known: List[str]) -> str:
         examples = _some(known)
-        flag = f"--teacher-{side}-lang"
+        flag = f"--{self._whose}-{side}-lang"
         if code is None:
             raise KDPluginError(
                 f"{self.path}: translates between several languages. Remedy: {flag}, one of its own codes: {examples}"
@@ -223,6 +209,41 @@ class Folder(Tokenizer):
             f"{flag} {code}: {self.path} knows no such language. Remedy: one of its own codes: "
             f"{', '.join(near) if near else examples}"
         )
+
+
+class Folder(Tokenizer):
+    """An opened folder.
+
+    Args:
+        path: with config.json, safetensors and the tokenizer's files
+        whose: as Tokenizer's
+        expected_sha256: what `folder_sha256` has to be; None: anything
+
+    Raises:
+        KDPluginError: transformers is not installed, another kind of model, weights that are pickled, missing, unknown
+            or not finite, no tokenizer, or another sha256
+    """
+
+    def __init__(self, path: str, expected_sha256: Optional[str] = None, whose: str = "teacher"):
+        _model_type(path)
+        _check_weights_files(path)
+        self.sha256 = folder_sha256(path)
+        if expected_sha256 is not None and self.sha256 != expected_sha256.lower():
+            raise KDPluginError(
+                f"{path}: sha256 of its files is {self.sha256}, expected {expected_sha256}: a damaged folder or "
+                "another one. Remedy: fetch it again, or correct the expected hash (--teacher-sha256)"
+            )
+        self.model = _load_model(path)
+        super().__init__(path, whose)
+        self.config = self.model.config
+        self.model.float().eval().requires_grad_(False)
+        check_finite(self.model.state_dict(), path)
+        self.parameters = count_parameters(dict(self.model.named_parameters()))
+
+    @property
+    def rows(self) -> int:
+        """As Tokenizer's, as the weights have it."""
+        return int(self.model.get_input_embeddings().weight.size(0))
 
 
 def folder_sha256(path: str) -> str:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from kd_plugin.cli.options import (
     add_destination,
+    add_folder,
     add_job,
     add_models,
     add_search,
@@ -13,7 +14,7 @@ from kd_plugin.cli.options import (
     filled,
     subwords,
 )
-from kd_plugin.decoding.base import ENGINES, ModelOptions, Settings
+from kd_plugin.decoding.base import ENGINES, FolderOptions, ModelOptions, Settings
 from kd_plugin.runners.jobs import Job
 
 if TYPE_CHECKING:
@@ -25,7 +26,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "data", nargs="?", metavar="DATA", help="binarised data as fairseq-train takes them, also A:B:C"
     )
     parser.add_argument("--input", metavar="FILE", help="raw text instead, UTF-8, a sentence a line")
-    add_models(parser, "the teacher, or an ensemble")
+    add_models(
+        parser,
+        "the teacher, or an ensemble; or a folder with a model of Hugging Face, of Marian as OPUS-MT packs it, or of "
+        "CTranslate2",
+    )
+    add_folder(parser)
     parser.add_argument("--gen-subset", default="train", help="split of DATA (default: %(default)s)")
     add_subwords(parser, "for raw text, unless it is segmented already", remove_bpe=True)
     add_destination(parser)
@@ -44,10 +50,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _add_engine(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--engine",
-        default="fairseq",
-        choices=ENGINES,
-        help="fairseq: any architecture, ensembles; ctranslate2: transformers, converted on the way, two to four "
-        "times as fast on CPUs (default: %(default)s)",
+        default="auto",
+        choices=("auto", *ENGINES),
+        help="fairseq: checkpoints of any architecture, ensembles; ctranslate2: transformers, converted on the way, "
+        "two to four times as fast on CPUs, and folders (default: fairseq for checkpoints, ctranslate2 for folders)",
     )
     parser.add_argument(
         "--compute-type",
@@ -77,6 +83,7 @@ def corpus(args: argparse.Namespace) -> "Corpus":
 
     groups = {
         "models": filled(ModelOptions, args),
+        "folder": filled(FolderOptions, args),
         "subwords": subwords(args),
         "search": filled(Settings, args),
         "job": filled(Job, args),

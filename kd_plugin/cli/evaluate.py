@@ -4,8 +4,8 @@ import argparse
 
 from sacrebleu.metrics import BLEU
 
-from kd_plugin.cli.options import add_languages, add_subwords, filled, inputs_of, subwords
-from kd_plugin.decoding.base import ENGINES, Settings
+from kd_plugin.cli.options import add_folder_languages, add_languages, add_subwords, filled, inputs_of, subwords
+from kd_plugin.decoding.base import ENGINES, FolderOptions, Settings
 from kd_plugin.files.atomic import digest_of
 
 
@@ -15,8 +15,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         required=True,
         metavar="NAME=PATH",
-        help="a checkpoint, an ensemble A.pt:B.pt or a CTranslate2 folder; once for each model",
+        help="a checkpoint, an ensemble A.pt:B.pt, or a folder with a model of CTranslate2, Hugging Face or Marian; "
+        "once for each model",
     )
+    add_folder_languages(parser)
     parser.add_argument(
         "--test", action="append", required=True, metavar="NAME=SRC,REF", help="raw text; once for each test set"
     )
@@ -60,6 +62,12 @@ def run(args: argparse.Namespace) -> int:
 
     # of the command: the same one writes again what it had begun
     job = digest_of({name: value for name, value in vars(args).items() if name not in ("run", "output")})
-    groups = {"subwords": subwords(args), "search": filled(Settings, args), "inputs": inputs_of(args), "job": job}
+    groups = {
+        "folder": filled(FolderOptions, args),
+        "subwords": subwords(args),
+        "search": filled(Settings, args),
+        "inputs": inputs_of(args),
+        "job": job,
+    }
     evaluate(filled(Comparison, args, **groups))
     return 0

@@ -88,6 +88,30 @@ def add_models(parser: argparse.ArgumentParser, help_of_path: str, required: boo
     add_languages(parser, "the models'; default: the checkpoint's")
 
 
+def add_folder_languages(parser: argparse.ArgumentParser) -> None:
+    """The first fields of decoding.base.FolderOptions."""
+    for side in SIDES:
+        parser.add_argument(
+            f"--model-{side}-lang",
+            metavar="CODE",
+            help=f"the {side} language as a folder's model calls it, such as NLLB's eng_Latn; for models of several "
+            "languages (default: that of the corpus, where the model calls it the same)",
+        )
+
+
+def add_folder(parser: argparse.ArgumentParser) -> None:
+    """The fields of decoding.base.FolderOptions."""
+    add_folder_languages(parser)
+    for name, what in (
+        ("source-prefix", "before a source sentence"),
+        ("source-suffix", "behind it (default: the end of sentence, unless CTranslate2 adds it)"),
+        ("target-prefix", "before the translation, such as NLLB's language"),
+    ):
+        parser.add_argument(
+            f"--{name}", metavar="SYMBOLS", help=f"of a CTranslate2 folder: what the model expects {what}"
+        )
+
+
 def add_subwords(parser: argparse.ArgumentParser, purpose: str, remove_bpe: bool = False) -> None:
     """The fields of corpus.subwords.SubwordOptions.
 

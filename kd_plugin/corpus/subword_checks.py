@@ -15,7 +15,7 @@ KIND_SHARE = 0.01  # of a dictionary's symbols: half of sentencepiece's have ▁
 WRONG_SHARE, WRONG_BEGINNINGS, ALLOWED = 0.005, 0.001, 1
 MUST_BE_USED, FIRST_SHARE = 0.96, 0.96
 # what fairseq and its users add to a dictionary beside text: <pad>, <2de>, __de__, [de_DE], >>deu<<, madeupword0001
-ADDED = re.compile(r"<.*>|__\w+__|\[\w+\]|>>.*<<|madeupword\d+", re.DOTALL)
+ADDED = re.compile(r"<.*>|__\w+__|\[\w+\]|>>.*<<|[a-z]{2,3}_[A-Z]\w{1,3}|(madeupword|unused)\d+", re.DOTALL)
 SHOWN = 5
 
 

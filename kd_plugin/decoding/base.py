@@ -1,14 +1,29 @@
 """What a decoder is: a model that translates batches of sentences of symbols, and how it is told to search."""
 
-from typing import AbstractSet, List, NamedTuple, Optional, Protocol, Sequence, Tuple
+from typing import AbstractSet, FrozenSet, List, NamedTuple, Optional, Protocol, Sequence, Tuple
 
 from kd_plugin.errors import KDPluginError
 
 ENGINES = ("fairseq", "ctranslate2")
+UNKNOWN = "<unk>"  # fairseq's, and so CTranslate2's
 DTYPE_NAMES = ("float32", "float16", "bfloat16")  # torch's; of --engine fairseq
 
 Tokens = List[str]
 Scored = Tuple[Tokens, float]  # symbols without end of sentence, and log-probability / length ** lenpen
+
+
+class FolderOptions(NamedTuple):
+    """How a model of another toolkit is told what to translate.
+
+    model_source_lang, model_target_lang: codes of the model's own, such as NLLB's eng_Latn
+    source_prefix, source_suffix, target_prefix: of a CTranslate2 folder, as Around's, with spaces between them
+    """
+
+    model_source_lang: Optional[str] = None
+    model_target_lang: Optional[str] = None
+    source_prefix: Optional[str] = None
+    source_suffix: Optional[str] = None
+    target_prefix: Optional[str] = None
 
 
 class ModelOptions(NamedTuple):
@@ -19,6 +34,17 @@ class ModelOptions(NamedTuple):
     dict_dir: Optional[str] = None
     source_lang: Optional[str] = None
     target_lang: Optional[str] = None
+
+
+class Around(NamedTuple):
+    """Symbols that a model expects around every sentence, such as language tokens and an end of its own.
+
+    target_prefix: what a translation begins with, behind the start symbol, without being a part of it
+    """
+
+    source_prefix: Tuple[str, ...] = ()
+    source_suffix: Tuple[str, ...] = ()
+    target_prefix: Tuple[str, ...] = ()
 
 
 class Settings(NamedTuple):
@@ -65,11 +91,16 @@ class Settings(NamedTuple):
 
 
 class Decoder(Protocol):
-    """A model that is ready to translate. Numbers of tokens are without end of sentence."""
+    """A model that is ready to translate. Numbers of tokens are without end of sentence.
 
+    approximate: which sentences of the last batch could not be searched by fairseq's rules in time; the scores of their
+        translations are the model's all the same
+    """
+
+    approximate: AbstractSet[int]
     max_source_tokens: int
-    source_symbols: AbstractSet[str]
-    target_symbols: AbstractSet[str]
+    source_symbols: FrozenSet[str]
+    target_symbols: FrozenSet[str]
 
     def start_draws(self, seed: int) -> None:
         """What --sampling draws from here on depends on the seed and on the batches, and on nothing before."""

@@ -2,19 +2,19 @@
 
 import functools
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence
+from typing import AbstractSet, Any, Dict, List, Optional, Sequence
 
 import torch
 
 from kd_plugin.checkpoints.exported import read_description
-from kd_plugin.decoding.base import Scored, Settings, Tokens, not_a_number
+from kd_plugin.decoding.base import Around, Scored, Settings, Tokens, not_a_number
 from kd_plugin.decoding.ctranslate2_search import Search
 from kd_plugin.decoding.fairseq import Checkpoints, FairseqDecoder
 from kd_plugin.decoding.length_limit import length_limit
 from kd_plugin.errors import KDPluginError, is_out_of_memory
 
 BEGINNING = "<s>"
-PADDING = "<blank>"  # as CTranslate2's converter calls it
+PADDING = ("<blank>", "<pad>")  # as CTranslate2's converter calls fairseq's, and as other toolkits do
 UNSAID_TOKENS = 1023  # the usual positions without end of sentence, where a CTranslate2 model does not say
 
 
@@ -28,6 +28,7 @@ class CTranslate2Decoder:
         device_index: which of several GPUs
         checkpoints: what the model was converted from, if that is at hand: fairseq then searches for the few sentences
             that would take too long otherwise
+        around: what the model expects around every sentence
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class CTranslate2Decoder:
         threads: int = 0,
         device_index: int = 0,
         checkpoints: Optional[Checkpoints] = None,
+        around: Around = Around(),  # noqa: B008
     ):
         from kd_plugin.checkpoints.ctranslate2_models import open_translator, vocabulary
         from kd_plugin.checkpoints.ctranslate2_weights import check_weights
@@ -58,7 +60,9 @@ class CTranslate2Decoder:
         self._settings = settings
         self._folder = folder
         self._checkpoints, self._device = checkpoints, torch.device(device, device_index)
-        self._never = [PADDING, *(["<unk>"] if settings.unkpen == float("inf") else [])]
+        self._around = around
+        self.approximate: AbstractSet[int] = frozenset()
+        self._never = [*PADDING, *(["<unk>"] if settings.unkpen == float("inf") else [])]
         self.use_vocabulary_map = False
         description = read_description(folder)
         # CTranslate2 itself goes on beyond the positions that the model has, and writes whatever comes
@@ -91,7 +95,9 @@ class CTranslate2Decoder:
         longest = max(map(len, sentences), default=0)
         search, limit = self._search(self.use_vocabulary_map), self.length_limit(longest)
         try:
-            answers = search(list(map(list, sentences)), limit)
+            before, after, _ = self._around
+            answers = search([[*before, *tokens, *after] for tokens in sentences], limit)
+            self.approximate = search.approximate
             return [[(_said(tokens), score) for tokens, score in answer] for answer in answers]
         except FloatingPointError as error:
             raise not_a_number(str(self._folder), self.compute_type) from error
@@ -117,9 +123,9 @@ class CTranslate2Decoder:
             options["disable_unk"], forbidden = "<unk>" in self._never, []
         # opened when it is needed
         of_fairseq = None if self._checkpoints is None else lambda sentences: self._fairseq(sentences)
-        return Search(
-            self._translator, settings.beam, settings.nbest, settings.lenpen, draws, forbidden, options, of_fairseq
-        )
+        search = settings.beam, settings.nbest, settings.lenpen
+        prefix = self._around.target_prefix
+        return Search(self._translator, *search, draws, forbidden, options, of_fairseq, prefix)
 
     @functools.cached_property
     def _fairseq(self) -> FairseqDecoder:

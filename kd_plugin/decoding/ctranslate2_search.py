@@ -18,7 +18,7 @@ CTranslate2 does without what may not be written; the probabilities of what it f
 """
 
 import math
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import AbstractSet, Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -61,6 +61,10 @@ class Search:
         forbidden: symbols that are not to be written
         options: more of CTranslate2's for everything that is translated
         of_fairseq: fairseq's own search for the same sentences, for those that would take too long here
+        prefix: symbols that every translation begins with and that do not belong to it: a language token
+
+    Attributes:
+        approximate: which sentences of the last call have only what CTranslate2's own search finds
     """
 
     def __init__(
@@ -73,10 +77,12 @@ class Search:
         forbidden: Sequence[str],
         options: Dict[str, Any],
         of_fairseq: Optional[Callable[[List[Tokens]], List[List[Scored]]]] = None,
+        prefix: Sequence[str] = (),
     ):
-        self._of_fairseq = of_fairseq
+        self._of_fairseq, self._prefix = of_fairseq, list(prefix)
         self._translator, self._sampling, self._forbidden = translator, sampling, list(forbidden)
         self._beam, self._nbest, self._lenpen = beam, nbest, lenpen
+        self.approximate: AbstractSet[int] = frozenset()
         self._options = {"max_input_length": 0, "return_scores": True, **options}
 
     def __call__(self, sources: List[Tokens], limit: int) -> List[List[Scored]]:
@@ -89,6 +95,7 @@ class Search:
         Raises:
             FloatingPointError: a score is NaN
         """
+        self.approximate = frozenset()
         results = self._draw(sources, limit) if self._sampling else self._search(sources, limit)
         return [sorted(result, key=lambda scored: -scored[1])[: self._nbest] for result in results]
 
@@ -144,6 +151,7 @@ class Search:
             answers = self._of_fairseq(sources)  # all of them: its length limit depends on the batch
             results = [answers[at] if at in anew else result for at, result in enumerate(results)]
         else:
+            self.approximate = frozenset(anew)
             for at, hypotheses in zip(anew, self._without_forbidden([sources[at] for at in anew], limit)):
                 results[at] = self._first(hypotheses)
         return results
@@ -271,17 +279,33 @@ class Search:
         prefixes: Optional[List[Tokens]] = None,
     ) -> List[List[Scored]]:
         """Symbols up to the end, or to what is forbidden, and their score; it stops where there is that number."""
-        more: Dict[str, Any] = {} if prefixes is None else {"target_prefix": prefixes}
-        if number > beam:
-            more["patience"] = number / beam
+        more: Dict[str, Any] = {"patience": number / beam} if number > beam else {}
         more.update(end_token=[END, *self._forbidden], return_end_token=True, min_decoding_length=0)
-        return self._translate(sources, steps, lenpen, beam_size=beam, num_hypotheses=number, **more)
+        return self._translate(sources, steps, lenpen, prefixes, beam_size=beam, num_hypotheses=number, **more)
 
-    def _translate(self, sources: List[Tokens], steps: int, lenpen: float, **more: Any) -> List[List[Scored]]:
+    def _translate(
+        self,
+        sources: List[Tokens],
+        steps: int,
+        lenpen: float,
+        prefixes: Optional[List[Tokens]] = None,
+        **more: Any,
+    ) -> List[List[Scored]]:
+        """Symbols behind self._prefix, and their score."""
+        before = len(self._prefix)
+        if prefixes is not None or before:
+            more["target_prefix"] = [[*self._prefix, *prefix] for prefix in prefixes or [[]] * len(sources)]
         answers = self._translator.translate_batch(
-            sources, max_decoding_length=steps, length_penalty=lenpen, **self._options, **more
+            sources, max_decoding_length=steps + before, length_penalty=lenpen, **self._options, **more
         )
-        found = [list(zip(answer.hypotheses, map(float, answer.scores))) for answer in answers]
+        found = []
+        for answer in answers:
+            some = []
+            for symbols, score in zip(answer.hypotheses, map(float, answer.scores)):
+                # CTranslate2 normalises by a length that includes the prefix
+                own = max(1, len(symbols) - before)
+                some.append((symbols[before:], score * (len(symbols) / own) ** lenpen if before else score))
+            found.append(some)
         if any(math.isnan(score) for some in found for _, score in some):
             raise FloatingPointError("a score is NaN")
         return found
@@ -291,7 +315,8 @@ class Search:
         results: List[List[float]] = [[] for _ in pairs]
         lengths = np.array([max(len(source), len(target)) + 1 for source, target in pairs], dtype=np.int64)
         for batch in by_length(lengths, SCORED_TOKENS):
-            sources, targets = zip(*(pairs[at] for at in batch))
+            sources = [pairs[at][0] for at in batch]
+            targets = [[*self._prefix, *pairs[at][1]] for at in batch]
             for at, scored in zip(batch, self._translator.score_batch(sources, targets, max_input_length=0)):
-                results[at] = scored.log_probs
+                results[at] = scored.log_probs[len(self._prefix) :]
         return results

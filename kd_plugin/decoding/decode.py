@@ -6,30 +6,22 @@ none, and both are counted, as are the lines with a translation that ends at the
 
 import functools
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple, Optional, Tuple
+from typing import Dict, NamedTuple, Optional
 
-from fairseq.data.data_utils import infer_language_pair
-
-from kd_plugin.checkpoints.language_tokens import check_source_token
 from kd_plugin.corpus.destination import Destination, TranslationSession, run_session
 from kd_plugin.corpus.hypotheses import Hypothesis, Record
 from kd_plugin.corpus.languages import check_languages
-from kd_plugin.corpus.sources import Sentence, TextSource, data_folders, group_equal, open_binarised, shares
-from kd_plugin.corpus.subword_checks import check_known, check_text
+from kd_plugin.corpus.sources import group_equal, shares
 from kd_plugin.corpus.subwords import SubwordOptions
-from kd_plugin.decoding.base import ModelOptions, Scored, Settings
-from kd_plugin.decoding.ctranslate2 import CTranslate2Decoder
-from kd_plugin.decoding.fairseq import DTYPES, Checkpoints, FairseqDecoder, checkpoints_of, default_dtype
-from kd_plugin.decoding.length_limit import is_capped
-from kd_plugin.decoding.models import UNKNOWN, in_batches
+from kd_plugin.decoding.base import DTYPE_NAMES, FolderOptions, ModelOptions, Settings
+from kd_plugin.decoding.engine import Answer
+from kd_plugin.decoding.engines import engine_for, open_engine
+from kd_plugin.decoding.symbol_engines import UNKNOWN_SOURCE, UNKNOWN_TARGET
 from kd_plugin.errors import KDPluginError
-from kd_plugin.files.atomic import digest_of
 from kd_plugin.files.sharded_folder import Plan
-from kd_plugin.runners.jobs import Job, device_of
+from kd_plugin.runners.jobs import Job
 
-EMPTY, TOO_LONG, CAPPED = "empty_lines", "too_long_lines", "capped_lines"
-# <unk>, in what the model reads and in what it writes
-UNKNOWN_SOURCE, UNKNOWN_TARGET = "lines_with_unknown_symbols", "translations_with_unknown_symbols"
+EMPTY = "empty_lines"
 
 
 class Corpus(NamedTuple):
@@ -39,6 +31,7 @@ class Corpus(NamedTuple):
     input: Optional[str]
     gen_subset: str
     models: ModelOptions
+    folder: FolderOptions
     subwords: SubwordOptions
     engine: str
     compute_type: str
@@ -57,8 +50,10 @@ def decode(args: Corpus) -> None:
     args.search.check()
     if (args.data is None) == (args.input is None):
         raise KDPluginError("kd-plugin decode: needs either DATA (binarised) or --input FILE (raw text)")
-    if args.engine == "fairseq" and args.compute_type not in ("auto", *DTYPES):
-        raise KDPluginError(f"--compute-type {args.compute_type}: --engine fairseq computes in {', '.join(DTYPES)}")
+    if engine_for(args) == "fairseq" and args.compute_type not in ("auto", *DTYPE_NAMES):
+        raise KDPluginError(
+            f"--compute-type {args.compute_type}: --engine fairseq computes in {', '.join(DTYPE_NAMES)}"
+        )
     manifest = run_session(args.to, args.job, "decode", functools.partial(Session, args))
     if manifest is not None:
         _say_unknown(args, manifest.counts)
@@ -82,137 +77,51 @@ def _say_unknown(args: Corpus, counts: Dict[str, int]) -> None:
 
 
 class Session(TranslationSession):
-    """A corpus and a teacher, ready to write any shard. number: of the worker"""
+    """A corpus and an engine, ready to write any shard. number: of the worker"""
 
     def __init__(self, args: Corpus, number: int):
-        self._args, self.settings, path = args, args.search, args.models.path
+        self._args = args
         self.output = Path(args.to.output)
-        folder = None if args.data is None else data_folders(args.data, args.gen_subset)[0]
-        inferred = infer_language_pair(folder) if folder is not None and Path(folder).is_dir() else (None, None)
-        # fairseq-preprocess --only-source calls the target None
-        languages = [None if lang == "None" else lang for lang in inferred]
-        checkpoints = self._checkpoints = checkpoints_of(args.models, languages)
-        if checkpoints.languages is None:
-            raise KDPluginError(f"--path {path}: its languages are not in the checkpoint. Remedy: -s LANG -t LANG")
-        self.languages = checkpoints.languages
-        self.settings.check_vocabulary(len(checkpoints.target_dictionary))
-        check_languages(*self.languages, where=path)
-        subwords = self._subwords = args.subwords.open()
-        dictionary = checkpoints.source_dictionary
-        subwords.check(path, dictionary.symbols, checkpoints.target_dictionary.symbols)
-        for side, one in zip((dictionary, checkpoints.target_dictionary), subwords):
-            one.check_joining(side.symbols)
-        self.source: Any
-        if args.input is not None:
-            self.source = TextSource(args.input, subwords.source)
-            texts = (sentence.text for sentence in self.source.read(range(len(self.source))))
-            has_model = subwords.source.path is not None
-            check_text(self.source.marks, has_model, dictionary.symbols, f"--input {args.input}")
-            joined = dictionary.symbols == checkpoints.target_dictionary.symbols
-            subwords.check_sides(texts, f"--input {args.input}", joined)
-        else:
-            assert args.data is not None
-            self.source = open_binarised(args.data, args.gen_subset, self.languages, dictionary, subwords.source)
-        self.input_lines = self.lines = len(self.source)
-        self._groups = group_equal(self.source.hashes)
+        engine = self._engine = open_engine(args, number)
+        self.languages = engine.languages
+        self.input_lines = self.lines = len(engine.source)
+        self._groups = group_equal(engine.source.hashes)
         self._check_any(args)
         self.plans = shares(self._groups, args.shard_sentences)
-        self._device = device_of(number)
-        self._compute_type = args.compute_type
-        if self._compute_type == "auto":
-            self._compute_type = default_dtype(self._device)
-        search: Dict[str, Any] = self.settings._asdict()
-        if self.settings.sampling:
-            search["seed"] = args.seed
         self.identity = {
+            **engine.identity(),
             "verb": "decode",
-            "engine": args.engine,
-            "compute_type": self._compute_type,
-            "models": checkpoints.identity(),
-            "overrides": checkpoints.overrides,
             "languages": self.languages,
-            "source": self.source.identity(),
-            "search": search,
-            "max_tokens": args.max_tokens,
+            "source": engine.source.identity(),
             "shard_sentences": args.shard_sentences,
         }
-        if subwords.target.identity() != subwords.source.identity():
-            self.identity["target_subwords"] = subwords.target.identity()
-        self._model_folder = self._converted(checkpoints) if args.engine == "ctranslate2" else None
 
     def _check_any(self, args: Corpus) -> None:
         """A corpus of nothing, or of some kinds of blank lines, is a mistake."""
         few = self._groups.lines[self._groups.starts[:-1]] if len(self._groups) < 9 else []
-        if len(few) == len(self._groups) and not any(sentence.tokens for sentence in self.source.read(few)):
+        if len(few) == len(self._groups) and not any(sentence.tokens for sentence in self._engine.source.read(few)):
             name = f"--input {args.input}" if args.input is not None else f"{args.data}, --gen-subset {args.gen_subset}"
-            raise KDPluginError(f"{name}: no sentence in its {len(self.source):,} lines. Remedy: a corpus")
-
-    def _converted(self, checkpoints: Checkpoints) -> Path:
-        """Where the CTranslate2 model is to be."""
-        if len(checkpoints.paths) > 1:
-            raise KDPluginError("--engine ctranslate2 runs one model. Remedy: --engine fairseq for an ensemble")
-        # by all that decides how it is converted: a folder is used again by the same job alone
-        name = f"model-ctranslate2-{digest_of([checkpoints.identity(), checkpoints.overrides, self.languages])[:16]}"
-        return self.output / name
+            raise KDPluginError(f"{name}: no sentence in its {self.lines:,} lines. Remedy: a corpus")
 
     def prepare(self) -> None:
-        """Convert the model: once for all workers and for later runs."""
-        from kd_plugin.checkpoints.ctranslate2_models import convert
-
-        if self._model_folder is not None and not self._model_folder.is_dir():
-            convert(self._checkpoints.first, self._model_folder)
-        if self._model_folder is not None or not self._args.job.is_here:
-            self._checkpoints.let_go()
-
-    @functools.cached_property
-    def _decoder(self) -> Any:
-        """Opened by who translates, and not by who only shares the work out."""
-        device, compute_type = self._device, self._compute_type
-        if self._model_folder is None:
-            return FairseqDecoder(self._checkpoints, self.settings, device, DTYPES[compute_type])
-        index = device.index or 0
-        return CTranslate2Decoder(
-            self._model_folder, self.settings, device.type, compute_type, 0, index, self._checkpoints
-        )
+        """As Session's."""
+        self._engine.prepare()
 
     def __call__(self, plan: Plan) -> Plan:
         """Translate a shard and write it."""
         groups = [self._groups.ids(group) for group in range(plan.first, plan.last)]
-        sentences = list(self.source.read([ids[0] for ids in groups]))
-        source = self._checkpoints.source_dictionary
-        check_source_token(self._checkpoints.source_token, (one.tokens for one in sentences), self._args.models.path)
-        has_model = self._subwords.source.path is not None
-        check_known((sentence.tokens for sentence in sentences), source.indices, has_model)
-        answers, capped = self._translate(sentences, plan.number)
-        counts = dict.fromkeys((EMPTY, TOO_LONG, CAPPED, UNKNOWN_SOURCE, UNKNOWN_TARGET), 0)
-        counts[CAPPED] = sum(len(groups[at]) for at in capped)
+        sentences = list(self._engine.source.read([ids[0] for ids in groups]))
+        full = [sentence for sentence in sentences if sentence.tokens]
+        self.progress(len(sentences) - len(full))
+        answers = iter(self._engine(full, plan.number, self.progress))
+        counts = dict.fromkeys((EMPTY, *self._engine.counted), 0)
         records = []
-        for ids, sentence, answer in zip(groups, sentences, answers):
-            if not sentence.tokens:
-                counts[EMPTY] += len(ids)
-                answer = [([], 0.0)]
-            elif answer is None:
-                counts[TOO_LONG] += len(ids)
-                answer = []
-            counts[UNKNOWN_SOURCE] += len(ids) * any(source.index(token) == source.unk() for token in sentence.tokens)
-            counts[UNKNOWN_TARGET] += sum(UNKNOWN in tokens for tokens, _ in answer)
-            hypotheses = [Hypothesis(self._subwords.target.decode(tokens), score) for tokens, score in answer]
-            records.append(Record(ids, sentence.text, hypotheses))
+        for ids, sentence in zip(groups, sentences):
+            answer = next(answers) if sentence.tokens else Answer([Hypothesis("", 0.0)], (EMPTY,))
+            for name in answer.lines:
+                counts[name] += len(ids)
+            for name in answer.translations:
+                counts[name] += 1
+            records.append(Record(ids, sentence.text, answer.hypotheses))
         self.folder.write_records(plan.name, records, counts)
         return plan
-
-    def _translate(self, sentences: List[Sentence], shard: int) -> Tuple[List[Optional[List[Scored]]], List[int]]:
-        """The translations of each sentence, None where it is empty or too long; and which ones the limit has ended."""
-        answers: List[Optional[List[Scored]]] = [None] * len(sentences)
-        capped: List[int] = []
-        # by shard, so that draws depend neither on other shards nor on a restart
-        self._decoder.start_draws((self._args.seed * 1_000_003 + shard) % 2**32)
-        tokens = [sentence.tokens for sentence in sentences]
-        for places, translated, limit in in_batches(self._decoder, tokens, self._args.max_tokens):
-            for place, answer in zip(places, translated):
-                answers[place] = answer
-                if is_capped(answer, limit):
-                    capped.append(place)
-            self.progress(len(places))
-        self.progress(answers.count(None))
-        return answers, capped

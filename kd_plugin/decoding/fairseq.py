@@ -1,6 +1,6 @@
 """Translating with fairseq's own search: checkpoints of any architecture, and ensembles of them."""
 
-from typing import Any, Dict, Hashable, Iterator, List, NamedTuple, Optional, Sequence
+from typing import AbstractSet, Any, Dict, Hashable, Iterator, List, NamedTuple, Optional, Sequence
 
 import torch
 from fairseq import utils
@@ -147,6 +147,7 @@ class FairseqDecoder:
         settings.check_vocabulary(len(checkpoints.target_dictionary))
         self._generator = self._task.build_generator(ensemble.models, GenerationConfig(**settings._asdict()))
         self._settings, self._device = settings, device
+        self.approximate: AbstractSet[int] = frozenset()
         self._max_target_tokens = ensemble.max_target_tokens
         self._paths, self._compute_type = ", ".join(checkpoints.paths), str(dtype).replace("torch.", "")
         self.max_source_tokens = ensemble.max_source_tokens

@@ -1,4 +1,4 @@
-"""Translating whole lists of sentences with any model: a checkpoint, an ensemble, or a CTranslate2 folder."""
+"""Translating whole lists of sentences with any model: a checkpoint, an ensemble, or a folder."""
 
 import time
 from pathlib import Path
@@ -8,18 +8,17 @@ import numpy as np
 import torch
 
 from kd_plugin.checkpoints.exported import described_languages, read_description
-from kd_plugin.checkpoints.formats import holds_ctranslate2
 from kd_plugin.checkpoints.paths import split_model_paths
-from kd_plugin.checkpoints.read import model_sha256, no_checkpoint
+from kd_plugin.checkpoints.read import model_sha256
 from kd_plugin.corpus.batches import by_length
-from kd_plugin.decoding.base import Decoder, Scored, Settings, Tokens
+from kd_plugin.corpus.subwords import Segmentation
+from kd_plugin.decoding.base import Around, Decoder, Scored, Settings, Tokens
 from kd_plugin.decoding.ctranslate2 import CTranslate2Decoder
 from kd_plugin.decoding.fairseq import Checkpoints, FairseqDecoder, open_checkpoints
+from kd_plugin.decoding.folders.opening import TextFolder, check_folder
 from kd_plugin.decoding.length_limit import is_capped
 from kd_plugin.errors import KDPluginError
 from kd_plugin.runners.progress import progress_bar
-
-UNKNOWN = "<unk>"  # fairseq's, and so CTranslate2's
 
 
 class OpenedModel(NamedTuple):
@@ -28,7 +27,8 @@ class OpenedModel(NamedTuple):
     compute_type: what its weights are where they are multiplied. bytes:
     of a checkpoint the weights as they are stored, without optimizer state; of a CTranslate2 model its files, with the
     vocabularies. parameters: None where nobody says. sha256: of each file with weights. languages: source and target;
-    None where nobody says. checkpoints: to open it again on another device; None: a CTranslate2 folder.
+    None where nobody says. checkpoints, folder: to open it again on another device; both None: a CTranslate2 folder.
+    subwords: its own way from text to symbols; None: it has none.
     """
 
     decoder: Any  # a Decoder
@@ -39,6 +39,8 @@ class OpenedModel(NamedTuple):
     sha256: List[str]
     languages: Optional[List[str]] = None
     checkpoints: Optional[Checkpoints] = None
+    folder: Optional[TextFolder] = None
+    subwords: Optional[Segmentation] = None
 
 
 class Translated(NamedTuple):
@@ -46,6 +48,7 @@ class Translated(NamedTuple):
 
     sentences, tokens: how many were translated, and into how many symbols, ends of sentence included; without those
     that are empty or too long. capped: the sentences whose translation was ended by the length limit, and the limit.
+    approximate: how many are as Decoder's.
     """
 
     hypotheses: List[Tokens]
@@ -54,6 +57,7 @@ class Translated(NamedTuple):
     sentences: int
     tokens: int
     capped: Dict[int, int]
+    approximate: int = 0
 
 
 def engine_of(path: str, engine: str = "auto") -> str:
@@ -63,9 +67,7 @@ def engine_of(path: str, engine: str = "auto") -> str:
         KDPluginError: the path is neither a checkpoint nor a CTranslate2 folder, or not one for `engine`
     """
     if Path(path).is_dir():
-        if not holds_ctranslate2(path):
-            remedy = "a folder of kd-plugin export --format ctranslate2 has a model.bin"
-            raise no_checkpoint(path, remedy)
+        check_folder(path)
         found = "ctranslate2"
     else:
         for member in split_model_paths(path):
@@ -89,27 +91,31 @@ def open_model(
     target_lang: Optional[str] = None,
     compute_type: str = "default",
     checkpoints: Optional[Checkpoints] = None,
+    folder: Optional[TextFolder] = None,
 ) -> OpenedModel:
     """A model ready to translate.
 
     Args:
-        path: A.pt, an ensemble A.pt:B.pt, or a CTranslate2 folder
+        path: A.pt, an ensemble A.pt:B.pt, or a folder: of CTranslate2, or with `folder` one of another toolkit
         threads: of CTranslate2; fairseq computes with torch's
         overrides, source_lang, target_lang: as for `open_checkpoint`; of checkpoints only
-        checkpoints: what the path names, where that is open already
+        checkpoints, folder: what the path names, where that is open already
 
     Raises:
         KDPluginError: as `engine_of`, `open_checkpoint` and the decoders
     """
     if engine_of(path, engine) == "ctranslate2":
-        folder = Path(path)
-        decoder = CTranslate2Decoder(folder, settings, device, compute_type, threads)
-        description = read_description(folder)
-        files = [folder / "model.bin", *folder.glob("*vocabulary.*"), folder / "vmap.txt"]
+        model = None if folder is None else folder.model
+        where, around = (Path(path), Around()) if folder is None else (folder.converted, folder.model.around)
+        decoder = CTranslate2Decoder(where, settings, device, compute_type, threads, around=around)
+        description = read_description(where)
+        files = [where / "model.bin", *where.glob("*vocabulary.*"), where / "vmap.txt"]
         size = sum(file.stat().st_size for file in files if file.is_file())
-        digest = model_sha256(folder / "model.bin")
-        parameters, languages = description.get("parameters"), described_languages(description)
-        return OpenedModel(decoder, "ctranslate2", decoder.compute_type, size, parameters, [digest], languages)
+        digests = [model_sha256(where / "model.bin")] if model is None else model.identity()["models"]
+        languages = described_languages(description) if model is None else model.languages
+        subwords = None if model is None else model.subwords
+        said = decoder.compute_type, size, description.get("parameters"), digests, languages
+        return OpenedModel(decoder, "ctranslate2", *said, folder=folder, subwords=subwords)
     checkpoints = checkpoints or open_checkpoints(path, overrides, source_lang, target_lang)
     opened = FairseqDecoder(checkpoints, settings, torch.device(device))
     digests, size = list(map(model_sha256, checkpoints.paths)), opened.weight_bytes
@@ -146,6 +152,7 @@ def translate(
     """
     hypotheses: List[Tokens] = [[] for _ in sentences]
     capped: Dict[int, int] = {}
+    approximate = 0
     too_long = sum(len(tokens) > decoder.max_source_tokens for tokens in sentences)
     possible = sum(map(bool, sentences)) - too_long
     start = time.perf_counter()
@@ -155,9 +162,12 @@ def translate(
                 hypotheses[place] = list(answer[0][0])
                 if is_capped(answer[:1], limit):
                     capped[place] = limit
+            approximate += len(decoder.approximate)
             bar.update(len(places))
     seconds = time.perf_counter() - start
-    return Translated(hypotheses, seconds, too_long, possible, sum(map(len, hypotheses)) + possible, capped)
+    return Translated(
+        hypotheses, seconds, too_long, possible, sum(map(len, hypotheses)) + possible, capped, approximate
+    )
 
 
 def capped_note(answers: Sequence[Translated]) -> str:

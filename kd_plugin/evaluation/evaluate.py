@@ -10,14 +10,15 @@ from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tu
 
 import torch
 
+from kd_plugin.checkpoints.formats import holds_ctranslate2
 from kd_plugin.corpus.languages import Tokenizer, bleu_tokenizer, check_languages, family, may_be_the_same
 from kd_plugin.corpus.raw_text import numbered_lines
 from kd_plugin.corpus.subword_checks import Marks, check_known, check_text
 from kd_plugin.corpus.subwords import Segmentation, SubwordOptions, Subwords
-from kd_plugin.decoding.base import Settings, Tokens
-from kd_plugin.decoding.fairseq import Checkpoints
+from kd_plugin.decoding.base import UNKNOWN, FolderOptions, Settings, Tokens
+from kd_plugin.decoding.folders.base import Asked
+from kd_plugin.decoding.folders.opening import TextFolder
 from kd_plugin.decoding.models import (
-    UNKNOWN,
     OpenedModel,
     Translated,
     capped_note,
@@ -52,6 +53,7 @@ class Comparison(NamedTuple):
     output: str
     baseline: Optional[str]
     engine: str
+    folder: FolderOptions
     subwords: SubwordOptions
     source_lang: Optional[str]
     target_lang: Optional[str]
@@ -85,11 +87,12 @@ def evaluate(args: Comparison) -> None:
     comet = Comet(args.comet, int(torch.cuda.is_available())) if args.comet else None
     subwords = args.subwords.open()
     torch.set_num_threads(args.threads)
-    sentences = {test.name: [subwords.source.encode(line) for line in test.sources] for test in tests}
+    segmented = functools.lru_cache(maxsize=None)(functools.partial(_segmented, tests))
     opened: Dict[str, OpenedModel] = {}
     for name, path in models.items():  # before anything is translated: the last one may be no model for this text
         opened[name] = _open(path, "cpu", settings, args)
-        _check_subwords(path, opened[name].decoder, subwords, tests, sentences)
+        if opened[name].subwords is None:
+            _check_subwords(path, opened[name].decoder, subwords, tests, segmented(subwords))
     language = _tokenizer({name: model.languages for name, model in opened.items()}, tests, args)
     claim = _claim(output, args)
 
@@ -97,7 +100,8 @@ def evaluate(args: Comparison) -> None:
     texts: Dict[str, Dict[str, List[str]]] = {test.name: {} for test in tests}  # test -> model -> lines
     for name, path in models.items():
         model = opened.pop(name)  # each is let go of when it has translated
-        row, hypotheses = _translate_all(name, path, model, sentences, subwords.target, settings, args)
+        own = model.subwords or subwords
+        row, hypotheses = _translate_all(name, path, model, segmented(own), own.target, settings, args)
         rows.append(row)
         for test in tests:
             texts[test.name][name] = hypotheses[test.name]
@@ -225,7 +229,7 @@ def _translate_all(
     done: Dict[str, Translated] = {}
     for device in devices:
         if torch.cuda.is_available():
-            opened = _open(path, device, settings, args, opened.checkpoints)
+            opened = _open(path, device, settings, args, opened)
         work = sentences if not done else {first: sentences[first][: args.cpu_sentences]}
         translate(opened.decoder, sentences[first][: WARM_UP[device]], args.max_tokens)
         answers = {
@@ -259,16 +263,30 @@ def _note(answers: List[Translated]) -> str:
     capped = capped_note(answers)
     if capped:
         notes.append(capped)
+    approximate = sum(answer.approximate for answer in answers)
+    if approximate:
+        notes.append(f"{approximate} translations are from CTranslate2's own search, which fairseq's may differ from")
     return "; ".join(notes)
 
 
+def _segmented(tests: List[RawTest], subwords: Segmentation) -> Dict[str, List[Tokens]]:
+    return {test.name: [subwords.source.encode(line) for line in test.sources] for test in tests}
+
+
 def _open(
-    path: str, device: str, settings: Settings, args: Comparison, checkpoints: Optional[Checkpoints] = None
+    path: str, device: str, settings: Settings, args: Comparison, opened: Optional[OpenedModel] = None
 ) -> OpenedModel:
+    """opened: the same on another device"""
     overrides = {} if args.dict_dir is None else {"data": args.dict_dir}
     languages = args.source_lang, args.target_lang
     engine, threads = args.engine, args.threads
-    return open_model(path, settings, engine, device, threads, overrides, *languages, checkpoints=checkpoints)
+    checkpoints, folder = (None, None) if opened is None else (opened.checkpoints, opened.folder)
+    if opened is None and Path(path).is_dir() and not holds_ctranslate2(path):
+        # of the flags for subwords it needs none: they are for the other models
+        folder = TextFolder(Asked(path, args.folder, SubwordOptions(), languages))
+    return open_model(
+        path, settings, engine, device, threads, overrides, *languages, checkpoints=checkpoints, folder=folder
+    )
 
 
 def _check_subwords(

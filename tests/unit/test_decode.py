@@ -284,7 +284,7 @@ def test_each_worker_has_its_own_gpu(teacher, corpus, tmp_path, monkeypatch):
     args = build_parser("decode").parse_args(list(map(str, arguments)))
     session = decode.Session(cli_decode.corpus(args), 5)
     session.prepare()
-    assert session._decoder and opened[0][1] == "cuda" and opened[0][-1] == 5
+    assert session._engine._decoder and opened[0][1] == "cuda" and opened[0][-1] == 5
 
 
 @pytest.mark.parametrize("content", ["", "\n", "\n \n\t\n\n"])

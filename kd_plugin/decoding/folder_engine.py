@@ -1,0 +1,85 @@
+"""An engine for the models of other toolkits: CTranslate2 runs them, in what it is converted to on the way."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Dict, Optional, Sequence
+
+from kd_plugin.corpus.languages import check_languages
+from kd_plugin.corpus.sources import Sentence, TextSource
+from kd_plugin.corpus.subword_checks import check_known
+from kd_plugin.decoding.base import UNKNOWN, Decoder
+from kd_plugin.decoding.ctranslate2 import CTranslate2Decoder
+from kd_plugin.decoding.folders.base import Asked
+from kd_plugin.decoding.folders.opening import open_folder
+from kd_plugin.decoding.symbol_engines import APPROXIMATE, SymbolEngine
+from kd_plugin.errors import KDPluginError
+from kd_plugin.files.atomic import digest_of
+
+if TYPE_CHECKING:
+    from kd_plugin.decoding.decode import Corpus
+
+
+class FolderEngine(SymbolEngine):
+    """A folder of Hugging Face, of Marian (OPUS-MT) or of CTranslate2."""
+
+    counted = (*SymbolEngine.counted, APPROXIMATE)
+
+    def __init__(self, args: "Corpus", number: int):
+        super().__init__(args, number)
+        options = args.models
+        if args.input is None:
+            raise KDPluginError(
+                f"--path {options.path}: its symbols are not those of {args.data}. Remedy: --input with the raw text"
+            )
+        for flag, given in (("--dict-dir", options.dict_dir), ("--model-overrides", options.model_overrides != "{}")):
+            if given:
+                raise KDPluginError(
+                    f"{flag}: is for checkpoints of fairseq, not for {options.path}. Remedy: leave it out"
+                )
+        asked = Asked(options.path, args.folder, args.subwords, (options.source_lang, options.target_lang))
+        model = self._model = open_folder(asked)
+        own: Sequence[Optional[str]] = model.languages or (None, None)
+        source, target = options.source_lang or own[0], options.target_lang or own[1]
+        if source is None or target is None:
+            raise KDPluginError(
+                f"--path {options.path}: does not say what languages the translations are in. Remedy: -s LANG -t LANG"
+            )
+        self.languages = [source, target]
+        check_languages(source, target, where=options.path)
+        self.subwords = model.subwords
+        self.source = TextSource(args.input, self.subwords.source)
+        if args.compute_type == "auto" and model.is_converted:
+            self._compute_type = "default"  # as its weights are stored
+        args.search.check_vocabulary(len(model.target_symbols))
+
+    def identity(self) -> Dict[str, Any]:
+        """As Engine's."""
+        found = {**super().identity(), "engine": "ctranslate2", **self._model.identity()}
+        if self.subwords.target.identity() != self.subwords.source.identity():
+            found["target_subwords"] = self.subwords.target.identity()
+        return found
+
+    @property
+    def _folder(self) -> Path:
+        """Of the converted model: by what it is converted from."""
+        if self._model.is_converted:
+            return Path(self._model.path)
+        return Path(self._args.to.output) / f"model-ctranslate2-{digest_of(self._model.identity())[:16]}"
+
+    def prepare(self) -> None:
+        """As Engine's."""
+        if not self._folder.is_dir():
+            self._model.convert(self._folder)
+
+    def open_decoder(self) -> Decoder:
+        """As SymbolEngine's."""
+        device, index = self._device.type, self._device.index or 0
+        around = self._model.around
+        return CTranslate2Decoder(self._folder, self._args.search, device, self._compute_type, 0, index, around=around)
+
+    def check(self, sentences: Sequence[Sentence]) -> None:
+        """As SymbolEngine's."""
+        check_known((sentence.tokens for sentence in sentences), self._model.source_symbols, True)
+
+    def is_known(self, token: str) -> bool:
+        """As SymbolEngine's."""
+        return token != UNKNOWN and token in self._model.source_symbols

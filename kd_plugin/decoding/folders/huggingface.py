@@ -1,0 +1,226 @@
+"""A folder of Hugging Face's transformers: its own tokenizer segments, CTranslate2's converter converts it."""
+
+import functools
+from pathlib import Path
+from typing import Any, Dict, FrozenSet, List, Optional
+
+import torch
+from torch import Tensor
+
+from kd_plugin.checkpoints.ctranslate2_models import CANNOT, open_translator, vocabulary, write_model
+from kd_plugin.checkpoints.exported import description
+from kd_plugin.checkpoints.huggingface import Folder, Languages, Layout, Tokenizer, folder_sha256
+from kd_plugin.corpus.subwords import Segmentation, Subwords
+from kd_plugin.decoding.base import UNKNOWN, Around
+from kd_plugin.decoding.folders.base import Asked, TextModel
+from kd_plugin.errors import KDPluginError
+
+LOADERS = {  # of CTranslate2's, which registers them by the classes of configurations
+    "marian": "MarianMTLoader",
+    "m2m_100": "M2M100Loader",
+    "mbart": "MBartLoader",
+    "t5": "T5Loader",
+    "mt5": "MT5Loader",
+    "umt5": "UMT5Loader",
+}
+PROBE = 8  # symbols of a side with which a conversion is checked
+AGREEMENT = 1e-3  # of log-probabilities, relative where they are above 1
+
+
+class TokenizerSubwords(Subwords):
+    """A side of a tokenizer of transformers.
+
+    Args:
+        vocabulary: symbol -> index of that side
+    """
+
+    def __init__(self, tokenizer: Any, vocabulary: Dict[str, int], sha256: str):
+        super().__init__(None, "none")
+        self._tokenizer, self._identity, self.indices = tokenizer, f"transformers:{sha256}", vocabulary
+        self.symbols = {index: symbol for symbol, index in vocabulary.items()}
+
+    def identity(self) -> str:
+        """As Subwords'."""
+        return self._identity
+
+    def encode(self, text: str) -> List[str]:
+        """Symbols of a raw line, without what the model expects around it."""
+        ids = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        return [self.symbols.get(index, UNKNOWN) for index in ids]
+
+    def decode(self, tokens: List[str]) -> str:
+        """Raw text; unknown symbols stay visible, as sentencepiece writes them."""
+        parts: List[List[int]] = [[]]
+        for token in tokens:
+            if token == UNKNOWN:
+                parts.append([])
+            elif token in self.indices:
+                parts[-1].append(self.indices[token])
+        options = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
+        texts = [self._tokenizer.decode(part, **options) for part in parts]
+        return " ".join(" \u2047 ".join(texts).splitlines()) if len(parts) > 1 else " ".join(texts[0].splitlines())
+
+
+class HuggingFaceFolder(TextModel):
+    """MarianMT, M2M100 and NLLB, mBART, T5: what checkpoints.huggingface opens. The weights are read by `convert`."""
+
+    def __init__(self, asked: Asked):
+        asked.refuse(
+            ["source_prefix", "source_suffix", "target_prefix"],
+            "is a folder of Hugging Face, whose tokenizer knows what stands around sentences",
+            "--model-source-lang and --model-target-lang where it translates several languages",
+        )
+        asked.refuse(["subwords"], "is a folder of Hugging Face, which has its own tokenizer", "leave them out")
+        self.path = asked.path
+        tokenizer = self._tokenizer = Tokenizer(asked.path, "model")
+        self._sha256 = folder_sha256(asked.path)
+        self._asked_languages = self._codes(asked)
+        layout = self._layout = tokenizer.layout(self._asked_languages)
+        vocabularies = tokenizer.vocabularies()
+        sides = [TokenizerSubwords(tokenizer.tokenizer, known, self._sha256) for known in vocabularies]
+        self.subwords = Segmentation(*sides)
+        self.source_symbols, self.target_symbols = map(frozenset, vocabularies)
+        source, target = tokenizer.symbols(layout)
+        self.around = Around(
+            tuple(source[index] for index in layout.source_prefix),
+            tuple(source[index] for index in layout.source_suffix),
+            tuple(target[index] for index in layout.target_prefix[1:]),
+        )
+        self.languages = self._said()
+
+    def _codes(self, asked: Asked) -> Languages:
+        """Codes of the model's own: those of the flags, and where there are none the corpus's if it knows them."""
+        said = asked.options.model_source_lang, asked.options.model_target_lang
+        needed = {"both": (True, True), "target": (False, True), "none": (False, False)}[
+            self._tokenizer.takes_languages
+        ]
+        codes = []
+        for side, code, of_corpus, is_needed in zip(("source", "target"), said, asked.languages, needed):
+            if code is not None and not is_needed:
+                raise KDPluginError(
+                    f"--model-{side}-lang {code}: {self.path} is not told its {side} language. Remedy: leave it out"
+                )
+            codes.append(code if code is not None or not is_needed else of_corpus)
+        return Languages(*codes)
+
+    def _said(self) -> Optional[List[str]]:
+        """The languages of a model for one pair, as its tokenizer has them."""
+        pair = [getattr(self._tokenizer.tokenizer, f"{side}_lang", None) for side in ("source", "target")]
+        return [str(code) for code in pair] if all(pair) else None
+
+    def identity(self) -> Dict[str, Any]:
+        """As TextModel's."""
+        return {"kind": "huggingface", "models": [self._sha256], "around": [list(part) for part in self.around]}
+
+    def convert(self, folder: Path) -> Path:
+        """As TextModel's."""
+        opened = Folder(self.path, whose="model")
+        limit = opened.max_positions()
+        before, after, begins = self.around
+        said = description(
+            "ctranslate2",
+            languages=self.languages,
+            parameters=opened.parameters,
+            max_source_tokens=limit - len(before) - len(after),
+            max_target_tokens=limit - len(begins) - 1,
+        )
+        try:
+            return write_model(
+                _converter(opened, self._layout), folder, said, check=functools.partial(self._check_conversion, opened)
+            )
+        except KDPluginError:
+            raise
+        except CANNOT as error:
+            reason = " ".join(str(error).split())[:300]
+            raise KDPluginError(
+                f"{self.path}: CTranslate2 cannot convert it ({reason}). Remedy: another version of ctranslate2; or "
+                "translate with transformers itself, and kd-plugin import"
+            ) from error
+
+    def _check_conversion(self, opened: Folder, folder: Path) -> None:
+        """Compare the converted model with the folder's own, on a made-up pair."""
+        known = [vocabulary(folder, side) for side in ("source", "target")]
+        source, target = (self._some_pieces(side, some) for side, some in zip(self.subwords, known))
+        before, after, begins = self.around
+        translator = open_translator(folder, threads=1)
+        pair = [*before, *source, *after], [*begins, *target]
+        found = translator.score_batch([pair[0]], [pair[1]])[0].log_probs
+        own = self._own_log_probs(opened, source, target, known[1])
+        ours = torch.tensor(found[-len(own) :], dtype=torch.float64)
+        error = float(((ours - own).abs() / own.abs().clamp(min=1.0)).max())
+        if not error < AGREEMENT:
+            raise KDPluginError(
+                f"{self.path}: CTranslate2's conversion of it gives other probabilities than transformers (they differ "
+                f"by {error:.3g}). Remedy: other versions of ctranslate2 and transformers, and tell us"
+            )
+
+    def _some_pieces(self, side: Subwords, known: FrozenSet[str]) -> List[str]:
+        assert isinstance(side, TokenizerSubwords)
+        specials = set(self._tokenizer.tokenizer.all_special_tokens)
+        usual = [symbol for symbol in side.indices if symbol in known and symbol not in specials]
+        return usual[:: max(1, len(usual) // PROBE)][:PROBE]
+
+    @torch.no_grad()
+    def _own_log_probs(self, opened: Folder, source: List[str], target: List[str], known: FrozenSet[str]) -> Tensor:
+        """(len(target) + 1,) what transformers says of the target and its end, among the symbols in `known`."""
+        sides = [side.indices for side in self.subwords if isinstance(side, TokenizerSubwords)]
+        read, written = ([side[symbol] for symbol in some] for side, some in zip(sides, (source, target)))
+        layout = self._layout
+        encoder_input = torch.tensor([[*layout.source_prefix, *read, *layout.source_suffix]])
+        decoder_input = torch.tensor([[*layout.target_prefix, *written]])
+        logits = opened.model(input_ids=encoder_input, decoder_input_ids=decoder_input).logits[0].double()
+        left_out = [index for symbol, index in sides[1].items() if index < logits.size(1) and symbol not in known]
+        logits[:, left_out] = -torch.inf
+        asked = torch.tensor([*written, _end(self._tokenizer)])
+        return torch.log_softmax(logits, dim=-1)[-len(asked) :].gather(1, asked.unsqueeze(1)).squeeze(1)
+
+
+def _converter(opened: Folder, layout: Layout) -> Any:
+    """CTranslate2's, with the model that was opened here instead of one that it reads itself."""
+    from ctranslate2.converters import transformers as known
+    from ctranslate2.converters.converter import Converter
+
+    start = layout.target_prefix[0]
+    source, target = opened.symbols(layout)
+
+    class Loader(getattr(known, LOADERS[opened.model_type])):  # type: ignore[misc]
+        def get_model_spec(self, model: Any) -> Any:
+            spec = super().get_model_spec(model)
+            embeddings, rows = spec.decoder.embeddings, spec.decoder.projection.weight.shape[0]
+            # Marian with two vocabularies may have some that it never uses
+            embeddings.weight = embeddings.weight[:rows]
+            # and begins with zeros, as far as transformers has zeros there
+            if spec.decoder.start_from_zero_embedding:
+                spec.decoder.start_from_zero_embedding = not bool(embeddings.weight[start:][:1].any())
+            return spec
+
+        def set_config(self, config: Any, model: Any, tokenizer: Any) -> None:
+            super().set_config(config, model, tokenizer)
+            config.bos_token = config.bos_token or tokenizer.eos_token  # unused, and CTranslate2 wants a text
+            config.decoder_start_token = target.get(start, tokenizer.eos_token)
+
+        def get_vocabulary(self, *_: Any) -> List[str]:
+            return []  # its own leave out what tokenizers do not name, and shift what is behind
+
+        def set_vocabulary(self, spec: Any, tokens: List[str]) -> None:
+            rows = spec.encoder.embeddings[0].weight.shape[0], spec.decoder.projection.weight.shape[0]
+            spec.register_source_vocabulary(_all(source, rows[0]))
+            spec.register_target_vocabulary(_all(target, rows[1]))
+
+    class OfFolder(Converter):  # type: ignore[misc]
+        def _load(self) -> Any:
+            if opened.model_type == "mbart":  # which transformers does not ask: it has no other kind
+                opened.model.config.normalize_before = opened.model.config.normalize_embedding = True
+            with torch.no_grad():
+                return Loader()(opened.model, opened.tokenizer)
+
+    return OfFolder()
+
+
+def _all(symbols: Dict[int, str], rows: int) -> List[str]:
+    """The symbol of every row."""
+    return [symbols.get(index, f"unused{index}") for index in range(rows)]
+
+
+def _end(tokenizer: Tokenizer) -> int:
+    return int(tokenizer.tokenizer.eos_token_id)

@@ -1,0 +1,111 @@
+"""A folder of Marian, as OPUS-MT packs it: decoder.yml, weights (.npz), vocabularies (.yml), sentencepiece models."""
+
+import re
+from pathlib import Path
+from typing import Any, Dict, FrozenSet, List, Tuple
+
+from kd_plugin.checkpoints.ctranslate2_models import CANNOT, write_model
+from kd_plugin.checkpoints.exported import description
+from kd_plugin.checkpoints.read import model_sha256
+from kd_plugin.decoding.base import Around
+from kd_plugin.decoding.folders.base import Asked, TextModel
+from kd_plugin.errors import KDPluginError
+from kd_plugin.files.atomic import digest_of
+
+DECODER = "decoder.yml"
+POSITIONS = 2048  # that CTranslate2's converter computes; Marian itself has no limit
+TAG = re.compile(r">>(.+)<<")  # before a source sentence of a model with several target languages
+
+
+class MarianFolder(TextModel):
+    """Models that CTranslate2's converter for OPUS-MT reads."""
+
+    def __init__(self, asked: Asked):
+        asked.refuse(
+            ["source_prefix", "source_suffix", "target_prefix", "model_source_lang"],
+            "is a folder of Marian, whose symbols around sentences are known",
+            "leave them out; --model-target-lang where the model translates into several languages",
+        )
+        self.path = asked.path
+        from ctranslate2.converters.marian import load_vocab
+
+        weights, vocabularies = self._files()
+        self._sha256 = digest_of([model_sha256(file) for file in (weights, *vocabularies)])
+        try:
+            symbols: List[FrozenSet[str]] = [frozenset(load_vocab(str(file))) for file in vocabularies]
+        except (OSError, ValueError) as error:
+            raise KDPluginError(
+                f"{self.path}: its vocabularies cannot be read ({error}). Remedy: copy the folder again"
+            ) from error
+        self.source_symbols, self.target_symbols = symbols[0], symbols[-1]
+        self.around = Around((*self._tag(asked),))
+        self.subwords = asked.segmentation()
+        self.subwords.check(
+            self.path, *({s for s in some if not TAG.fullmatch(s)} for some in (symbols[0], symbols[-1]))
+        )
+        for side, known in zip(self.subwords, (self.source_symbols, self.target_symbols)):
+            side.check_joining(known)
+
+    def _files(self) -> Tuple[Path, List[Path]]:
+        """The weights and the vocabularies that decoder.yml names."""
+        import yaml
+
+        folder = Path(self.path)
+        try:
+            content = yaml.safe_load((folder / DECODER).read_text(encoding="utf-8"))
+            models, vocabularies = content["models"], content["vocabs"]
+            files = [folder / str(name) for name in (*models, *vocabularies)]
+        except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError) as error:
+            raise KDPluginError(
+                f"{folder / DECODER}: names no models and vocabs ({error}). Remedy: copy the folder again"
+            ) from error
+        missing = [file for file in files if not file.is_file()]
+        if missing or len(models) != 1 or files[0].suffix != ".npz" or not vocabularies:
+            what = f"{missing[0].name} is not there" if missing else f"it names {len(models)} models, {files[0].name} …"
+            raise KDPluginError(
+                f"{folder / DECODER}: {what}. Remedy: a folder with the weights of one model (.npz) and its "
+                "vocabularies (.yml), as OPUS-MT's archives have them"
+            )
+        return files[0], files[1:]
+
+    def _tag(self, asked: Asked) -> List[str]:
+        """What says the target language, where there are several."""
+        known = sorted(match.group(1) for match in map(TAG.fullmatch, self.source_symbols) if match)
+        code = asked.options.model_target_lang
+        if code is None and asked.languages[1] in known:
+            code = asked.languages[1]
+        if not known and code is None:
+            return []
+        if code in known:
+            return [f">>{code}<<"]
+        some = ", ".join(known[:6]) + (f" … ({len(known)})" if len(known) > 6 else "")
+        problem = "translates into several languages" if code is None else f"does not know {code}"
+        raise KDPluginError(
+            f"{self.path}: {problem}. Remedy: --model-target-lang, one of its own codes: {some}"
+            if known
+            else f"--model-target-lang {code}: {self.path} translates into one language. Remedy: leave it out"
+        )
+
+    def identity(self) -> Dict[str, Any]:
+        """As TextModel's."""
+        return {"kind": "marian", "models": [self._sha256], "around": [list(part) for part in self.around]}
+
+    def convert(self, folder: Path) -> Path:
+        """As TextModel's."""
+        from ctranslate2.converters import OpusMTConverter
+
+        longest = POSITIONS - 1 - len(self.around.source_prefix)
+        said = description(
+            "ctranslate2",
+            languages=self.languages,
+            max_source_tokens=longest,
+            max_target_tokens=longest,
+        )
+        try:
+            return write_model(OpusMTConverter(self.path), folder, said)
+        except CANNOT as error:
+            reason = " ".join(str(error).split())[:300]
+            raise KDPluginError(
+                f"{self.path}: CTranslate2 cannot convert it ({reason}). Remedy: a transformer of Marian's as OPUS-MT "
+                "trains them, or its own marian-decoder and kd-plugin import"
+            ) from error
