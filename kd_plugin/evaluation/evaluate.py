@@ -283,7 +283,7 @@ def _open(
     checkpoints, folder = (None, None) if opened is None else (opened.checkpoints, opened.folder)
     if opened is None and Path(path).is_dir() and not holds_ctranslate2(path):
         # of the flags for subwords it needs none: they are for the other models
-        folder = TextFolder(Asked(path, args.folder, SubwordOptions(), languages))
+        folder = TextFolder(Asked(path, args.folder, SubwordOptions(), languages, alone=False))
     return open_model(
         path, settings, engine, device, threads, overrides, *languages, checkpoints=checkpoints, folder=folder
     )

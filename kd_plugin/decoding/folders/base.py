@@ -22,12 +22,14 @@ class Asked(NamedTuple):
     """What the flags say of a folder.
 
     languages: source and target of the corpus, as its files' names have them; None: not said
+    alone: whether all flags are for this model; others may be for models beside it
     """
 
     path: str
     options: FolderOptions
     subwords: SubwordOptions
     languages: Tuple[Optional[str], Optional[str]]
+    alone: bool = True
 
     def refuse(self, names: List[str], reason: str, remedy: str) -> None:
         """Refuse flags that this kind of folder has no use for.
@@ -38,7 +40,7 @@ class Asked(NamedTuple):
         given = {**self.options._asdict(), **self.subwords._asdict()}
         fields = [field for name in names for field in (SPM_FIELDS if name == "subwords" else (name,))]
         flags = [f"--{field.replace('_', '-')}" for field in fields if given[field] is not None]
-        if flags:
+        if flags and self.alone:
             raise KDPluginError(f"{' and '.join(flags)}: {self.path} {reason}. Remedy: {remedy}")
 
     def segmentation(self) -> Segmentation:

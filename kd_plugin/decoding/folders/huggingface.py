@@ -96,11 +96,11 @@ class HuggingFaceFolder(TextModel):
         ]
         codes = []
         for side, code, of_corpus, is_needed in zip(("source", "target"), said, asked.languages, needed):
-            if code is not None and not is_needed:
+            if code is not None and not is_needed and asked.alone:
                 raise KDPluginError(
                     f"--model-{side}-lang {code}: {self.path} is not told its {side} language. Remedy: leave it out"
                 )
-            codes.append(code if code is not None or not is_needed else of_corpus)
+            codes.append((code or of_corpus) if is_needed else None)
         return Languages(*codes)
 
     def _said(self) -> Optional[List[str]]:

@@ -71,7 +71,7 @@ class MarianFolder(TextModel):
     def _tag(self, asked: Asked) -> List[str]:
         """What says the target language, where there are several."""
         known = sorted(match.group(1) for match in map(TAG.fullmatch, self.source_symbols) if match)
-        code = asked.options.model_target_lang
+        code = asked.options.model_target_lang if asked.alone or known else None
         if code is None and asked.languages[1] in known:
             code = asked.languages[1]
         if not known and code is None:
