@@ -2,8 +2,17 @@
 
 import argparse
 
-from kd_plugin.cli.options import add_destination, add_job, add_models, add_subwords, destination, filled, subwords
-from kd_plugin.decoding.base import DTYPE_NAMES, ModelOptions
+from kd_plugin.cli.options import (
+    add_destination,
+    add_folder,
+    add_job,
+    add_models,
+    add_subwords,
+    destination,
+    filled,
+    subwords,
+)
+from kd_plugin.decoding.base import DTYPE_NAMES, FolderOptions, ModelOptions
 from kd_plugin.runners.jobs import Job
 
 
@@ -11,10 +20,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("input_dir", metavar="INPUT_DIR", help="translations: kd-plugin decode, import, select, filter")
     add_models(
         parser,
-        "the model, or an ensemble; one of the other direction scores the source, given the translation. Exactly one "
-        "of --path, --metric and --command says who scores",
+        "the model, or an ensemble, or a folder as decode takes it; one of the other direction scores the source, "
+        "given the translation. Exactly one of --path, --metric and --command says who scores",
         required=False,
     )
+    add_folder(parser)
     parser.add_argument(
         "--metric",
         metavar="METRIC",
@@ -47,6 +57,7 @@ def run(args: argparse.Namespace) -> int:
 
     groups = {
         "models": filled(ModelOptions, args),
+        "folder": filled(FolderOptions, args),
         "subwords": subwords(args),
         "job": filled(Job, args),
         "to": destination(args, [("--metric", args.metric)]),

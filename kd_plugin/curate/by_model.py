@@ -8,7 +8,7 @@ translation: what a translation has left out or made up costs there.
 import functools
 import math
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Optional, Protocol, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -20,12 +20,10 @@ from kd_plugin.corpus.batches import by_length
 from kd_plugin.corpus.languages import check_languages
 from kd_plugin.corpus.subword_checks import Marks, check_known, check_text
 from kd_plugin.corpus.subwords import SubwordOptions
-from kd_plugin.curate.scorers import Progress, Scorer, Texts
+from kd_plugin.curate.scorers import Pair, Progress, Scorer, Texts
 from kd_plugin.decoding.base import ModelOptions, not_a_number
 from kd_plugin.decoding.fairseq import DTYPES, Checkpoints, checkpoints_of, default_dtype, load_ensemble
 from kd_plugin.errors import KDPluginError
-
-Pair = Tuple[List[str], List[str]]  # symbols of what the model reads and of what it is asked about
 
 
 class ModelScorer(Scorer):
@@ -53,7 +51,7 @@ class ModelScorer(Scorer):
         check_languages(models.source_lang, models.target_lang)
         self._languages, self._folder, self._max_tokens = languages, folder, max_tokens
         checkpoints = self._checkpoints = checkpoints_of(models)
-        self._backward = self._is_backward(checkpoints)
+        self._backward = is_backward(checkpoints.paths[0], checkpoints.languages, languages, folder)
         self._subwords = subwords.open()
         dictionaries = checkpoints.source_dictionary.symbols, checkpoints.target_dictionary.symbols
         self._subwords.check(models.path, *dictionaries)
@@ -77,17 +75,6 @@ class ModelScorer(Scorer):
         """As Scorer's."""
         self._checkpoints.let_go()
 
-    def _is_backward(self, checkpoints: Checkpoints) -> bool:
-        """Whether the model translates from the translations' target to their source language."""
-        if checkpoints.languages is None or checkpoints.languages == self._languages:
-            return False
-        if checkpoints.languages == self._languages[::-1]:
-            return True
-        raise KDPluginError(
-            f"{checkpoints.paths[0]}: translates {'-'.join(checkpoints.languages)}, and {self._folder} "
-            f"holds {'-'.join(self._languages)}. Remedy: a model of these languages, in either direction"
-        )
-
     def __call__(self, pairs: Sequence[Texts], progress: Progress) -> List[Optional[float]]:
         """As Scorer's. Nothing for nothing, as decode translates empty lines, has 0."""
         texts = [pair[::-1] if self._backward else pair for pair in pairs]
@@ -99,20 +86,54 @@ class ModelScorer(Scorer):
         symbols = [(self._subwords.source.encode(read), self._subwords.target.encode(asked)) for read, asked in texts]
         for side, (subwords, dictionary) in enumerate(zip(self._subwords, self._scorer.dictionaries)):
             check_known((pair[side] for pair in symbols), dictionary.indices, subwords.path is not None)
-        return self._scores(symbols, progress)
+        return scores_of(symbols, self._scorer, self._max_tokens, progress)
 
-    def _scores(self, pairs: List[Pair], progress: Progress) -> List[Optional[float]]:
-        lengths = np.array([[len(read), len(asked)] for read, asked in pairs], dtype=np.int64).reshape(-1, 2).T
-        possible = np.flatnonzero((lengths <= np.array(self._scorer.max_tokens)[:, None]).all(0) & lengths.any(0))
-        scores: List[Optional[float]] = [None if read or asked else 0.0 for read, asked in pairs]
-        progress(len(pairs) - len(possible))
-        padded = lengths[:, possible] + 1
-        for positions in by_length(np.stack([padded[0], padded.max(0, initial=0)]), self._max_tokens):
-            batch = possible[positions]
-            for at, score in zip(batch, self._scorer([pairs[at] for at in batch])):
-                scores[at] = score
-            progress(len(batch))
-        return scores
+
+def is_backward(path: str, model: Optional[List[str]], languages: List[str], folder: Path) -> bool:
+    """Whether a model translates from the translations' target to their source language.
+
+    Args:
+        model, languages: source and target of the model, None where nobody says, and of the translations in `folder`
+
+    Raises:
+        KDPluginError: they are other languages
+    """
+    if model is None or model == languages:
+        return False
+    if model == languages[::-1]:
+        return True
+    raise KDPluginError(
+        f"{path}: translates {'-'.join(model)}, and {folder} holds {'-'.join(languages)}. Remedy: a model of these "
+        "languages, in either direction"
+    )
+
+
+class BatchScorer(Protocol):
+    """A model that is ready to score. max_tokens: of what it reads and is asked about, without ends of sentence."""
+
+    max_tokens: Tuple[int, int]
+
+    def __call__(self, pairs: List[Pair]) -> List[float]:
+        """Log-probability a token of the second of each pair, given the first.
+
+        Args:
+            pairs: symbols, without end of sentence; one batch
+        """
+
+
+def scores_of(pairs: List[Pair], scorer: BatchScorer, max_tokens: int, progress: Progress) -> List[Optional[float]]:
+    """The score of each pair: None where it is too long, 0 of nothing for nothing. max_tokens: in a batch, padded"""
+    lengths = np.array([[len(read), len(asked)] for read, asked in pairs], dtype=np.int64).reshape(-1, 2).T
+    possible = np.flatnonzero((lengths <= np.array(scorer.max_tokens)[:, None]).all(0) & lengths.any(0))
+    scores: List[Optional[float]] = [None if read or asked else 0.0 for read, asked in pairs]
+    progress(len(pairs) - len(possible))
+    padded = lengths[:, possible] + 1
+    for positions in by_length(np.stack([padded[0], padded.max(0, initial=0)]), max_tokens):
+        batch = possible[positions]
+        for at, score in zip(batch, scorer([pairs[at] for at in batch])):
+            scores[at] = score
+        progress(len(batch))
+    return scores
 
 
 class SymbolScorer:
@@ -130,11 +151,7 @@ class SymbolScorer:
         self.max_tokens = (self._ensemble.max_source_tokens, self._ensemble.max_target_tokens)
 
     def __call__(self, pairs: List[Pair]) -> List[float]:
-        """Log-probability a token of the second of each pair, given the first.
-
-        Args:
-            pairs: symbols, without end of sentence; one batch
-        """
+        """As BatchScorer's."""
         samples: List[Dict[str, Any]] = []
         for number, pair in enumerate(pairs):
             source, target = (

@@ -9,10 +9,11 @@ from kd_plugin.corpus.languages import check_languages
 from kd_plugin.corpus.subwords import SIDES, SubwordOptions
 from kd_plugin.corpus.translations import Translations
 from kd_plugin.curate.by_command import CommandScorer
+from kd_plugin.curate.by_folder import FolderScorer
 from kd_plugin.curate.by_metric import open_metric
 from kd_plugin.curate.by_model import ModelScorer
 from kd_plugin.curate.scorers import Scorer
-from kd_plugin.decoding.base import ModelOptions
+from kd_plugin.decoding.base import FolderOptions, ModelOptions
 from kd_plugin.errors import KDPluginError
 from kd_plugin.files.sharded_folder import Plan
 from kd_plugin.runners.jobs import Job, device_of
@@ -31,6 +32,7 @@ class Scoring(NamedTuple):
     metric: Optional[str]
     command: Optional[str]
     models: ModelOptions
+    folder: FolderOptions
     subwords: SubwordOptions
     compute_type: str
     max_tokens: Optional[int]
@@ -66,6 +68,7 @@ def _check(args: Scoring) -> None:
         "--compute-type": args.compute_type != "auto",
         "--max-tokens": args.max_tokens is not None,
         "--sentencepiece-model": args.subwords.sentencepiece_model,
+        **dict.fromkeys(args.folder.given, True),
         **{f"--{side}-sentencepiece-model": getattr(args.subwords, f"{side}_sentencepiece_model") for side in SIDES},
     }
     unread = [name for name, value in of_models.items() if value and flag != "--path"]
@@ -95,8 +98,11 @@ class Session(TranslationSession):
         if args.metric is not None:
             return open_metric(args.metric, args.batch_size or BATCH_SIZE, device)
         max_tokens = args.max_tokens or MAX_TOKENS
-        options = args.models, args.subwords, args.compute_type, max_tokens
-        return ModelScorer(*options, self.languages, self._translations.folder, device)
+        options = args.subwords, args.compute_type, max_tokens, self.languages, self._translations.folder, device
+        if Path(args.models.path).is_dir():
+            return FolderScorer(args.models, args.folder, *options)
+        args.folder.refuse(f"--path {args.models.path} is no folder of another toolkit")
+        return ModelScorer(args.models, *options)
 
     def prepare(self) -> None:
         """Workers of their own open what scores again."""

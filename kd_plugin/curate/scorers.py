@@ -3,6 +3,7 @@
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 Texts = Tuple[str, str]  # a source and its translation, raw
+Pair = Tuple[List[str], List[str]]  # symbols of what a model reads and of what it is asked about
 Progress = Callable[[int], Any]  # told how many pairs are done
 
 

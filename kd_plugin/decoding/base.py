@@ -25,6 +25,16 @@ class FolderOptions(NamedTuple):
     source_suffix: Optional[str] = None
     target_prefix: Optional[str] = None
 
+    @property
+    def given(self) -> List[str]:
+        """The flags that are."""
+        return [f"--{name.replace('_', '-')}" for name, value in self._asdict().items() if value is not None]
+
+    def refuse(self, reason: str) -> None:
+        """Refuse all of them."""
+        if self.given:
+            raise KDPluginError(f"{' and '.join(self.given)}: {reason}. Remedy: leave it out")
+
 
 class ModelOptions(NamedTuple):
     """The checkpoints that the flags name; languages: None: theirs."""
@@ -34,6 +44,12 @@ class ModelOptions(NamedTuple):
     dict_dir: Optional[str] = None
     source_lang: Optional[str] = None
     target_lang: Optional[str] = None
+
+    def refuse_of_checkpoints(self) -> None:
+        """Refuse flags that a folder of another toolkit has no use for."""
+        for flag, given in (("--dict-dir", self.dict_dir), ("--model-overrides", self.model_overrides != "{}")):
+            if given:
+                raise KDPluginError(f"{flag}: is for checkpoints of fairseq, not for {self.path}. Remedy: leave it out")
 
 
 class Around(NamedTuple):

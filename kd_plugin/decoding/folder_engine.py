@@ -30,11 +30,7 @@ class FolderEngine(SymbolEngine):
             raise KDPluginError(
                 f"--path {options.path}: its symbols are not those of {args.data}. Remedy: --input with the raw text"
             )
-        for flag, given in (("--dict-dir", options.dict_dir), ("--model-overrides", options.model_overrides != "{}")):
-            if given:
-                raise KDPluginError(
-                    f"{flag}: is for checkpoints of fairseq, not for {options.path}. Remedy: leave it out"
-                )
+        options.refuse_of_checkpoints()
         asked = Asked(options.path, args.folder, args.subwords, (options.source_lang, options.target_lang))
         model = self._model = open_folder(asked)
         own: Sequence[Optional[str]] = model.languages or (None, None)

@@ -116,6 +116,7 @@ class CheckpointEngine(SymbolEngine):
     def __init__(self, args: "Corpus", number: int, engine: str):
         super().__init__(args, number)
         self._engine, path = engine, args.models.path
+        args.folder.refuse(f"--path {path} is no folder of another toolkit")
         checkpoints = self._checkpoints = checkpoints_of(args.models, _inferred_languages(args))
         if checkpoints.languages is None:
             raise KDPluginError(f"--path {path}: its languages are not in the checkpoint. Remedy: -s LANG -t LANG")

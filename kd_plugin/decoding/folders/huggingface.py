@@ -32,11 +32,13 @@ class TokenizerSubwords(Subwords):
 
     Args:
         vocabulary: symbol -> index of that side
+        text: what the tokenizer calls text of that side
     """
 
-    def __init__(self, tokenizer: Any, vocabulary: Dict[str, int], sha256: str):
+    def __init__(self, tokenizer: Any, vocabulary: Dict[str, int], text: str, sha256: str):
         super().__init__(None, "none")
-        self._tokenizer, self._identity, self.indices = tokenizer, f"transformers:{sha256}", vocabulary
+        self._tokenizer, self._identity = tokenizer, f"transformers:{sha256}"
+        self._text, self.indices = text, vocabulary
         self.symbols = {index: symbol for symbol, index in vocabulary.items()}
 
     def identity(self) -> str:
@@ -45,7 +47,7 @@ class TokenizerSubwords(Subwords):
 
     def encode(self, text: str) -> List[str]:
         """Symbols of a raw line, without what the model expects around it."""
-        ids = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids = self._tokenizer(**{self._text: text}, add_special_tokens=False)["input_ids"]
         return [self.symbols.get(index, UNKNOWN) for index in ids]
 
     def decode(self, tokens: List[str]) -> str:
@@ -77,7 +79,10 @@ class HuggingFaceFolder(TextModel):
         self._asked_languages = self._codes(asked)
         layout = self._layout = tokenizer.layout(self._asked_languages)
         vocabularies = tokenizer.vocabularies()
-        sides = [TokenizerSubwords(tokenizer.tokenizer, known, self._sha256) for known in vocabularies]
+        sides = [
+            TokenizerSubwords(tokenizer.tokenizer, known, text, self._sha256)
+            for known, text in zip(vocabularies, ("text", "text_target"))
+        ]
         self.subwords = Segmentation(*sides)
         self.source_symbols, self.target_symbols = map(frozenset, vocabularies)
         source, target = tokenizer.symbols(layout)

@@ -1,0 +1,104 @@
+"""The cross-entropy of translations from a model of another toolkit, as CTranslate2 runs it."""
+
+import functools
+import math
+from pathlib import Path
+from typing import List, Optional, Sequence
+
+import torch
+
+from kd_plugin.checkpoints.ctranslate2_models import open_translator
+from kd_plugin.checkpoints.ctranslate2_weights import check_weights
+from kd_plugin.checkpoints.exported import read_description
+from kd_plugin.corpus.languages import check_languages
+from kd_plugin.corpus.subword_checks import check_known
+from kd_plugin.corpus.subwords import SubwordOptions
+from kd_plugin.curate.by_model import is_backward, scores_of
+from kd_plugin.curate.scorers import Pair, Progress, Scorer, Texts
+from kd_plugin.decoding.base import FolderOptions, ModelOptions, not_a_number
+from kd_plugin.decoding.ctranslate2 import UNSAID_TOKENS
+from kd_plugin.decoding.fairseq import default_dtype
+from kd_plugin.decoding.folders.base import Asked
+from kd_plugin.decoding.folders.opening import TextFolder
+
+
+class FolderScorer(Scorer):
+    """Scores by a model of Hugging Face, of Marian (OPUS-MT) or of CTranslate2, as by ModelScorer.
+
+    What stands around sentences is not scored; the end of sentence is.
+
+    Args:
+        languages, folder, compute_type, max_tokens: as ModelScorer's
+    """
+
+    def __init__(
+        self,
+        models: ModelOptions,
+        options: FolderOptions,
+        subwords: SubwordOptions,
+        compute_type: str,
+        max_tokens: int,
+        languages: List[str],
+        folder: Path,
+        device: torch.device,
+    ):
+        check_languages(models.source_lang, models.target_lang)
+        models.refuse_of_checkpoints()
+        self._max_tokens = max_tokens
+        # without a word it translates as the translations do
+        named = models.source_lang or languages[0], models.target_lang or languages[1]
+        self._opened = TextFolder(Asked(models.path, options, subwords, named))
+        model = self._opened.model
+        said = model.languages if (models.source_lang, models.target_lang) == (None, None) else list(named)
+        self._backward = is_backward(models.path, said, languages, folder)
+        if compute_type == "auto":
+            compute_type = "default" if model.is_converted else default_dtype(device)
+        self.identity = {
+            "backward": self._backward,
+            "compute_type": compute_type,
+            **model.identity(),
+            "subwords": model.subwords.identity(),
+            "max_tokens": max_tokens,
+        }
+        self._open = functools.partial(_FolderScores, self._opened, device, compute_type)
+
+    @functools.cached_property
+    def _scores(self) -> "_FolderScores":
+        """Converted and opened by the process that scores, and not by one that only shares the work out."""
+        return self._open()
+
+    def __call__(self, pairs: Sequence[Texts], progress: Progress) -> List[Optional[float]]:
+        """As Scorer's. Nothing for nothing, as decode translates empty lines, has 0."""
+        texts = [pair[::-1] if self._backward else pair for pair in pairs]
+        model = self._opened.model
+        source, target = model.subwords
+        symbols = [(source.encode(read), target.encode(asked)) for read, asked in texts]
+        for side, known in enumerate((model.source_symbols, model.target_symbols)):
+            check_known((pair[side] for pair in symbols), known, True)
+        return scores_of(symbols, self._scores, self._max_tokens, progress)
+
+
+class _FolderScores:
+    """The converted model. As SymbolScorer: called with a batch of pairs, and what it can take."""
+
+    def __init__(self, opened: TextFolder, device: torch.device, compute_type: str):
+        self._path, self._compute_type, self._around = opened.model.path, compute_type, opened.model.around
+        folder = opened.converted
+        self._translator = open_translator(folder, device.type, compute_type, 0, device.index or 0)
+        check_weights(folder)
+        description = read_description(folder)
+        most = [int(description.get(f"max_{side}_tokens", UNSAID_TOKENS)) for side in ("source", "target")]
+        self.max_tokens = most[0], most[1]
+
+    def __call__(self, pairs: List[Pair]) -> List[float]:
+        before, after, begins = self._around
+        sources = [[*before, *source, *after] for source, _ in pairs]
+        targets = [[*begins, *target] for _, target in pairs]
+        found = self._translator.score_batch(sources, targets, max_input_length=0)
+        scores = []
+        for answer, (_, target) in zip(found, pairs):
+            log_probs = answer.log_probs[len(begins) :]
+            scores.append(sum(log_probs) / (len(target) + 1) if len(log_probs) == len(target) + 1 else math.nan)
+        if not all(map(math.isfinite, scores)):
+            raise not_a_number(self._path, self._compute_type)
+        return scores
