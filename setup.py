@@ -45,6 +45,13 @@ REPORT = [
     "Jinja2>=3.0",  # the same: its page, with every name escaped
 ]
 
+HTTP = [
+    "httpx>=0.24,<1",  # kd-plugin decode --engine http: many requests at a time over connections that stay open
+    "sniffio",  # httpx looks for it a dozen times a request, and not to find it takes longer than to send the request
+    "tenacity>=8.2",  # the same: requests that are repeated, later each time
+    "Babel>=2.12",  # the same: what English calls a language, for the prompt
+]
+
 setup(
     name="kd-plugin",
     version=VERSION,
@@ -118,6 +125,7 @@ setup(
             "transformers>=4.40",  # score --metric metricx, which is an mT5
             "sentencepiece",  # mT5's tokenizer
         ],
+        "http": HTTP,
         "bench": [
             "matplotlib>=3.5",  # the pictures of scripts/bench_*.py
         ],
@@ -144,6 +152,7 @@ setup(
             'ctranslate2>=4.0; python_version >= "3.9"',  # the tests of export, evaluate and the fast decoder
             'safetensors>=0.4; python_version >= "3.9"',  # the tests of export
             *REPORT,  # the tests of report
+            *HTTP,  # the tests of decode --engine http
             # the tests of Hugging Face teachers; 5 imports torchaudio, which a torch of another build cannot load
             'transformers>=4.40,<5; python_version >= "3.9"',
             "protobuf",  # the tests of vocabulary

@@ -17,7 +17,8 @@ OK, WARN, FAIL = "ok", "warn", "FAIL"
 TESTED_FAIRSEQ = ("fairseq:0.12.2", "fairseq-fixed:0.12.3.1")
 REQUIRED_PACKAGES = ("numpy", "sentencepiece", "sacrebleu", "omegaconf", "hydra-core")
 OPTIONAL_PACKAGES = (
-    "numba triton ctranslate2 safetensors transformers ray unbabel-comet tensorboard num2words Babel".split()
+    *"numba triton ctranslate2 safetensors transformers ray unbabel-comet httpx tenacity".split(),
+    *"tensorboard num2words Babel".split(),
 )
 
 

@@ -3,6 +3,7 @@
 import argparse
 from typing import TYPE_CHECKING
 
+from kd_plugin.cli.http import add_http, check_engine
 from kd_plugin.cli.options import (
     add_destination,
     add_folder,
@@ -15,6 +16,7 @@ from kd_plugin.cli.options import (
     subwords,
 )
 from kd_plugin.decoding.base import ENGINES, FolderOptions, ModelOptions, Settings
+from kd_plugin.decoding.http.options import HttpOptions
 from kd_plugin.runners.jobs import Job
 
 if TYPE_CHECKING:
@@ -30,9 +32,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser,
         "the teacher, or an ensemble; or a folder with a model of Hugging Face, of Marian as OPUS-MT packs it, or of "
         "CTranslate2",
+        required=False,
     )
     add_folder(parser)
-    parser.add_argument("--gen-subset", default="train", help="split of DATA (default: %(default)s)")
+    # flags that --engine http does not take are absent from args unless they are given: their defaults are Corpus'
+    parser.add_argument("--gen-subset", default=argparse.SUPPRESS, help="split of DATA (default: train)")
     add_subwords(parser, "for raw text, unless it is segmented already", remove_bpe=True)
     add_destination(parser)
     _add_engine(parser)
@@ -45,27 +49,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="different source sentences in a file: what a killed job loses at most (default: %(default)s)",
     )
     add_job(parser)
+    add_http(parser)
 
 
 def _add_engine(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--engine",
         default="auto",
-        choices=("auto", *ENGINES),
+        choices=("auto", *ENGINES, "http"),
         help="fairseq: checkpoints of any architecture, ensembles; ctranslate2: transformers, converted on the way, "
-        "two to four times as fast on CPUs, and folders (default: fairseq for checkpoints, ctranslate2 for folders)",
+        "two to four times as fast on CPUs, and folders; http: a language model behind an OpenAI-compatible server "
+        "(default: fairseq for checkpoints, ctranslate2 for folders)",
     )
     parser.add_argument(
         "--compute-type",
-        default="auto",
+        default=argparse.SUPPRESS,
         help="float32, float16, bfloat16, and int8, int8_float16, … of ctranslate2 (default: float16 on a GPU, float32 "
         "on a CPU)",
     )
     parser.add_argument(
         "--max-tokens",
         type=int,
-        default=4000,
-        help="source tokens in a batch, padded; with --engine fairseq on a CPU 500 is faster (default: %(default)s)",
+        default=argparse.SUPPRESS,
+        help="source tokens in a batch, padded; with --engine fairseq on a CPU 500 is faster (default: 4000)",
     )
 
 
@@ -81,8 +87,10 @@ def corpus(args: argparse.Namespace) -> "Corpus":
     """What the flags ask for."""
     from kd_plugin.decoding.decode import Corpus
 
+    check_engine(args)
     groups = {
-        "models": filled(ModelOptions, args),
+        "models": filled(ModelOptions, args, path=args.path or ""),  # a server has none
+        "http": filled(HttpOptions, args),
         "folder": filled(FolderOptions, args),
         "subwords": subwords(args),
         "search": filled(Settings, args),

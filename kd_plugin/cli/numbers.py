@@ -51,6 +51,11 @@ LIMITS: Dict[str, Limits] = {
     "shard_id": Limits(0),
     "workers": Limits(1, 1024, also=(0,)),
     "threads": Limits(1, 1024),
+    # requests to a server
+    "concurrency": Limits(1, 1024),
+    "timeout": Limits(0.1, 86_400),
+    "retries": Limits(0, 100),
+    "max_answer_ratio": Limits(1, 1000),
     # cache
     "k": Limits(1),
     "max_source_positions": Limits(2),

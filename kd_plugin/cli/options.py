@@ -15,7 +15,7 @@ Kind = TypeVar("Kind")
 POSITIONAL_INPUTS = ("data", "input_dir", "file", "checkpoint", "teacher")
 INPUTS = (
     "input path teacher_path dict_dir source reference scores model test comet check vocabulary_map_from evaluation "
-    "log subset"
+    "log subset prompt few_shot"
 ).split()
 
 
@@ -83,7 +83,7 @@ def add_languages(parser: argparse.ArgumentParser, text: str) -> None:
 def add_models(parser: argparse.ArgumentParser, help_of_path: str, required: bool = True) -> None:
     """The fields of decoding.base.ModelOptions. required: whether --path is"""
     parser.add_argument("--path", required=required, metavar="A.pt[:B.pt…]", help=help_of_path)
-    parser.add_argument("--model-overrides", default="{}", metavar="JSON", help="as fairseq-generate's")
+    parser.add_argument("--model-overrides", default=argparse.SUPPRESS, metavar="JSON", help="as fairseq-generate's")
     parser.add_argument("--dict-dir", metavar="DIR", help="folder with the models' dictionaries, where elsewhere")
     add_languages(parser, "the models'; default: the checkpoint's")
 
@@ -126,7 +126,10 @@ def add_subwords(parser: argparse.ArgumentParser, purpose: str, remove_bpe: bool
         )
     if remove_bpe:
         parser.add_argument(
-            "--remove-bpe", default=SYMBOLS[0], choices=SYMBOLS, help="of segmented text (default: %(default)s)"
+            "--remove-bpe",
+            default=argparse.SUPPRESS,
+            choices=SYMBOLS,
+            help=f"of segmented text (default: {SYMBOLS[0]})",
         )
 
 
@@ -143,4 +146,4 @@ def add_search(parser: argparse.ArgumentParser) -> None:
             parser.add_argument(flag, action="store_true", help="draw translations instead of searching for the best")
         else:
             text = f"as fairseq-generate's (default: {default})"
-            parser.add_argument(flag, type=type(default), default=default, help=text)
+            parser.add_argument(flag, type=type(default), default=argparse.SUPPRESS, help=text)

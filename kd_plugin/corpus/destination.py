@@ -55,6 +55,10 @@ class TranslationSession(Session):
     input_lines: int
     lines: int
 
+    def summary(self) -> str:
+        """What there is to say of this process' work, in a line; empty: nothing."""
+        return ""
+
     @property
     def folder(self) -> TranslationsFolder:
         return TranslationsFolder(self.output, digest_of(self.identity))
@@ -92,6 +96,8 @@ def run_session(
 
     with claim_share(folder, "--output", job, session) as claim:
         manifest = fill(folder, claim, job, session, make_session, conclude, name, "sent")
+    if session.summary():
+        print(session.summary())
     if manifest is not None:
         to.finish(manifest)
     return manifest

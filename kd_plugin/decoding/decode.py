@@ -16,6 +16,7 @@ from kd_plugin.corpus.subwords import SubwordOptions
 from kd_plugin.decoding.base import DTYPE_NAMES, FolderOptions, ModelOptions, Settings
 from kd_plugin.decoding.engine import Answer
 from kd_plugin.decoding.engines import engine_for, open_engine
+from kd_plugin.decoding.http.options import HttpOptions
 from kd_plugin.decoding.symbol_engines import UNKNOWN_SOURCE, UNKNOWN_TARGET
 from kd_plugin.errors import KDPluginError
 from kd_plugin.files.sharded_folder import Plan
@@ -29,25 +30,30 @@ class Corpus(NamedTuple):
 
     data: Optional[str]
     input: Optional[str]
-    gen_subset: str
     models: ModelOptions
     folder: FolderOptions
     subwords: SubwordOptions
+    http: HttpOptions
     engine: str
-    compute_type: str
-    max_tokens: int
     search: Settings
     seed: int
     shard_sentences: int
     job: Job
     to: Destination
+    gen_subset: str = "train"
+    compute_type: str = "auto"
+    max_tokens: int = 4000
 
 
 def decode(args: Corpus) -> None:
     """Write this job's share of a folder of translations."""
     check_languages(args.models.source_lang, args.models.target_lang)
     args.job.check()
-    args.search.check()
+    if args.engine == "http":
+        # a server computes; what this machine has of GPUs says nothing of how many processes should wait for it
+        args = args._replace(job=args.job._replace(workers=args.job.workers or 1))
+    else:
+        args.search.check()
     if (args.data is None) == (args.input is None):
         raise KDPluginError("kd-plugin decode: needs either DATA (binarised) or --input FILE (raw text)")
     if engine_for(args) == "fairseq" and args.compute_type not in ("auto", *DTYPE_NAMES):
@@ -107,6 +113,10 @@ class Session(TranslationSession):
         """As Session's."""
         self._engine.prepare()
 
+    def summary(self) -> str:
+        """As TranslationSession's."""
+        return self._engine.summary()
+
     def __call__(self, plan: Plan) -> Plan:
         """Translate a shard and write it."""
         groups = [self._groups.ids(group) for group in range(plan.first, plan.last)]
@@ -122,6 +132,9 @@ class Session(TranslationSession):
                 counts[name] += len(ids)
             for name in answer.translations:
                 counts[name] += 1
+            for name, amount in answer.amounts.items():
+                counts[name] += amount
             records.append(Record(ids, sentence.text, answer.hypotheses))
         self.folder.write_records(plan.name, records, counts)
+        self._engine.written(plan.number)
         return plan

@@ -1,7 +1,7 @@
 """What `kd-plugin decode` translates with: an engine, and what it answers."""
 
 from abc import ABC, abstractmethod
-from typing import Any, Callable, Dict, List, NamedTuple, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Sequence, Tuple
 
 from kd_plugin.corpus.hypotheses import Hypothesis
 from kd_plugin.corpus.sources import Sentence, Source
@@ -13,11 +13,13 @@ class Answer(NamedTuple):
     hypotheses: its translations, best first; none where it is left out
     lines: the names under which the manifest counts every line that holds the sentence
     translations: the names under which it counts translations, one entry for each of them
+    amounts: what else it sums up, by its name
     """
 
     hypotheses: List[Hypothesis]
     lines: Tuple[str, ...] = ()
     translations: Tuple[str, ...] = ()
+    amounts: Mapping[str, int] = {}
 
 
 class Engine(ABC):
@@ -49,3 +51,11 @@ class Engine(ABC):
             shard: its number; draws depend on it, and not on the order in which shards are done
             progress: told how many more sentences are answered
         """
+
+    def written(self, shard: int) -> None:
+        """The shard of this number, which this engine has translated, is on the disk."""
+        return None
+
+    def summary(self) -> str:
+        """What there is to say of this process' work, in a line; empty: nothing."""
+        return ""

@@ -23,7 +23,17 @@ def _ctranslate2(args: "Corpus", number: int) -> Engine:
     return FolderEngine(args, number)
 
 
-OPEN: Dict[str, Callable[["Corpus", int], Engine]] = {"fairseq": _of_checkpoints, "ctranslate2": _ctranslate2}
+def _http(args: "Corpus", number: int) -> Engine:
+    from kd_plugin.decoding.http.engine import HttpEngine
+
+    return HttpEngine(args, number)
+
+
+OPEN: Dict[str, Callable[["Corpus", int], Engine]] = {
+    "fairseq": _of_checkpoints,
+    "ctranslate2": _ctranslate2,
+    "http": _http,
+}
 
 
 def engine_for(args: "Corpus") -> str:

@@ -31,7 +31,7 @@ from kd_plugin.files.locks import LOCK, Claim
 
 MANIFEST = "manifest.json"
 # the names that a folder of shards gives to its files, in any of its formats
-OWN_NAMES = re.compile(r"shard-\d+\.(jsonl?|bin|crc)|manifest\.json", re.IGNORECASE)
+OWN_NAMES = re.compile(r"shard-\d+\.(jsonl?|bin|crc)|\.shard-\d+\.answers|manifest\.json", re.IGNORECASE)
 Parsed = TypeVar("Parsed")
 
 

@@ -1,0 +1,101 @@
+"""The flags of `kd-plugin decode --engine http`, and which flags go with which engine."""
+
+import argparse
+
+from kd_plugin.decoding.base import FolderOptions
+from kd_plugin.decoding.http.options import APIS, HttpOptions
+from kd_plugin.errors import KDPluginError
+
+# what a server has no word for: a flag of these beside --engine http is refused, and not ignored
+NOT_FOR_SERVERS = (
+    *("data", "path", "model_overrides", "dict_dir", *FolderOptions._fields, "gen_subset", "sentencepiece_model"),
+    *("source_sentencepiece_model", "target_sentencepiece_model", "remove_bpe", "compute_type", "max_tokens", "beam"),
+    *("max_len_a", "lenpen", "unkpen", "sampling_topk"),
+)
+
+
+def add_http(parser: argparse.ArgumentParser) -> None:
+    """The fields of decoding.http.options.HttpOptions. Those that are not given are absent from args."""
+    default = HttpOptions()
+    group = parser.add_argument_group("--engine http")
+    for name, metavar, kind, text in (
+        ("url", "URL", str, "an OpenAI-compatible server (vLLM, llama.cpp, Ollama, TGI, an API): http://HOST:PORT/v1"),
+        ("model", "NAME", str, "the model, as the server calls it"),
+        (
+            "prompt",
+            "FILE",
+            str,
+            "the template of a request, with {source}, and {source_lang} and {target_lang} for the languages' names; "
+            "other braces are written twice (default: asks for the translation alone)",
+        ),
+        ("few-shot", "FILE", str, "examples, which are shown before every sentence: source TAB translation"),
+        ("source-name", "NAME", str, "for {source_lang} (default: the English name of --source-lang)"),
+        ("target-name", "NAME", str, "for {target_lang} (default: the English name of --target-lang)"),
+        (
+            "extra-body",
+            "JSON",
+            str,
+            "more fields of each request, such as '{\"top_k\": 20}'; null takes one of ours out",
+        ),
+        ("api-key-env", "NAME", str, "the environment variable with the server's key (default: no key is sent)"),
+        ("concurrency", "N", int, f"requests at the same time, of each worker (default: {default.concurrency})"),
+        ("timeout", "S", float, f"seconds for one request (default: {default.timeout:g})"),
+        (
+            "retries",
+            "N",
+            int,
+            "how often a request is sent again after a fault, after random times of up to 0.5, 1, 2, … 60 s, or what "
+            f"Retry-After says (default: {default.retries})",
+        ),
+        (
+            "max-answer-ratio",
+            "R",
+            float,
+            "an answer that says so many times as much as its source is left out, both measured by their characters "
+            f"(default: {default.max_answer_ratio:g})",
+        ),
+        (
+            "expect-script",
+            "NAME[,NAME…]",
+            str,
+            "answers with fewer than half of their letters in these scripts, as Unicode calls them (LATIN, CYRILLIC, "
+            "CJK), are left out",
+        ),
+    ):
+        group.add_argument(f"--{name}", metavar=metavar, type=kind, default=argparse.SUPPRESS, help=text)
+    group.add_argument(
+        "--api",
+        choices=tuple(APIS),
+        default=argparse.SUPPRESS,
+        help="chat: /chat/completions; completions: /completions, for models without instructions (default: "
+        f"{default.api})",
+    )
+    group.add_argument(
+        "--logprobs",
+        action="store_true",
+        default=argparse.SUPPRESS,
+        help="ask for log-probabilities; a translation's score is their mean, a token",
+    )
+
+
+def check_engine(args: argparse.Namespace) -> None:
+    """Refuse flags that the engine would not look at."""
+    if args.engine == "http":
+        for name in NOT_FOR_SERVERS:
+            if getattr(args, name, None) is not None:
+                remedy = "--extra-body '{\"top_k\": N}', where the server knows it" if name == "sampling_topk" else ""
+                raise KDPluginError(
+                    f"{'DATA' if name == 'data' else flag_of(name)}: is not for --engine http. Remedy: "
+                    f"{remedy or 'leave it out'}"
+                )
+        return
+    for name in HttpOptions._fields:
+        if hasattr(args, name):
+            raise KDPluginError(f"{flag_of(name)}: is for --engine http alone. Remedy: add that, or leave it out")
+    if args.path is None:
+        raise KDPluginError("kd-plugin decode: no model. Remedy: --path, or --engine http with --url and --model")
+
+
+def flag_of(name: str) -> str:
+    """Of an attribute of args."""
+    return f"--{name.replace('_', '-')}"

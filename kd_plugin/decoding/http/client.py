@@ -1,0 +1,189 @@
+"""Requests to a server: sent again after a fault, later each time, and given up where that cannot help.
+
+httpx sends them and tenacity repeats them; both are of the extra [http].
+"""
+
+import asyncio
+import collections
+import re
+import time
+from typing import Any, Counter, Dict, List, Optional
+
+import httpx
+import tenacity
+
+from kd_plugin.decoding.http.answers import FAILED, REFUSED, REJECTED, TOO_LONG
+from kd_plugin.decoding.http.options import HttpOptions
+from kd_plugin.decoding.http.replies import (
+    Malformed,
+    Reply,
+    error_code,
+    read_reply,
+    seconds_to_wait,
+    server_words,
+)
+from kd_plugin.errors import KDPluginError, shown
+
+KEPT = "what is answered is kept, and the same command goes on"
+FIRST_WAIT, LONGEST_WAIT = 0.5, 60.0  # seconds; the upper limit of a random wait doubles from fault to fault
+LONGEST_ASKED = 600.0  # seconds of a Retry-After; beyond it the work had better be begun again later
+CONNECT = 10.0  # seconds until a server takes a connection
+RETRIES_AT_FIRST = 3  # without any answer yet a server that takes no connection is rather none
+LARGEST = 16 << 20  # bytes of a reply
+_TOO_LONG = re.compile(
+    r"context.{0,30}(?:length|size|window)|maximum.{0,20}(?:length|tokens)|too (?:long|many tokens)", re.I
+)
+
+
+class NoAnswer(Exception):
+    """A sentence remains without an answer, and others may have one. name: what it is counted as"""
+
+    def __init__(self, name: str, why: str):
+        super().__init__(why)
+        self.name = name
+
+
+class _Fault(Exception):
+    """What may be gone the next time. kind: in a word; wait: seconds that the server asks for"""
+
+    def __init__(self, kind: str, why: str, wait: Optional[float] = None):
+        super().__init__(why)
+        self.kind, self.wait = kind, wait
+
+
+class Client:
+    """Asks one server. It is an asynchronous context manager, used within one event loop.
+
+    requests: how many were sent; faults: how many of them failed and were repeated or given up, by kind
+    """
+
+    def __init__(self, options: HttpOptions):
+        self._options, self._url, self._key = options, options.endpoint(), options.key()
+        self.requests = 0
+        self.faults: Counter[str] = collections.Counter()
+        self._has_answered = False
+        # httpx looks through all its connections for each request: with one each that takes no time
+        self._idle: List[httpx.AsyncClient] = []
+        try:
+            self._tls = httpx.create_ssl_context()
+            self._idle.append(self._connection())
+            httpx.URL(self._url)
+        except (ImportError, ValueError, TypeError, httpx.InvalidURL, OSError) as error:  # address, proxy, certificates
+            raise KDPluginError(f"--url {options.url}: {error}. Remedy: an address, or proxy, that exists") from error
+
+    async def __aenter__(self) -> "Client":
+        return self
+
+    async def __aexit__(self, *exception: Any) -> None:
+        for connection in self._idle:
+            await connection.aclose()
+
+    def _connection(self) -> httpx.AsyncClient:
+        headers = {} if self._key is None else {"Authorization": f"Bearer {self._key}"}
+        # the whole request has a limit of its own, which a server cannot draw out byte by byte
+        timeout = httpx.Timeout(None, connect=min(CONNECT, self._options.timeout))
+        limits = httpx.Limits(max_connections=1, max_keepalive_connections=1)
+        return httpx.AsyncClient(headers=headers, limits=limits, timeout=timeout, verify=self._tls)
+
+    async def ask(self, body: Dict[str, Any]) -> Reply:
+        """The server's reply to a request, after as many faults as --retries allows.
+
+        Raises:
+            NoAnswer: this request will have none
+            KDPluginError: no request can have one
+        """
+        attempts = tenacity.AsyncRetrying(
+            retry=tenacity.retry_if_exception_type(_Fault), stop=self._stops, wait=_wait, reraise=True
+        )
+        try:
+            reply: Reply = await attempts(self._send, body)
+        except _Fault as fault:
+            if fault.kind == "connection":
+                raise KDPluginError(
+                    f"--url {self._options.url}: {fault}. Remedy: start the server, or correct the address; {KEPT}"
+                ) from fault
+            raise NoAnswer(FAILED, str(fault)) from fault
+        self._has_answered = True
+        return reply
+
+    def _stops(self, state: tenacity.RetryCallState) -> bool:
+        fault: Any = state.outcome.exception() if state.outcome is not None else None
+        retries = self._options.retries
+        if fault.kind == "connection" and not self._has_answered:
+            retries = min(retries, RETRIES_AT_FIRST)
+        return state.attempt_number > retries
+
+    async def _send(self, body: Dict[str, Any]) -> Reply:
+        self.requests += 1
+        limit = self._options.timeout
+        try:
+            response, content = await asyncio.wait_for(self._post(body), limit)
+            if response.is_success:
+                return read_reply(content)
+            raise self._error(response, content)
+        except _Fault as fault:
+            self.faults[fault.kind] += 1
+            raise
+        except Malformed as error:
+            raise self._fault("malformed", f"the server's reply is malformed: {error}") from error
+        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError) as error:
+            why = str(error) or f"no connection within {min(CONNECT, limit):g} s"
+            raise self._fault("connection", f"cannot be reached: {why}") from error
+        except (asyncio.TimeoutError, httpx.TimeoutException) as error:
+            raise self._fault("timeout", f"no answer within {limit:g} s (--timeout)") from error
+        except (httpx.TransportError, httpx.DecodingError) as error:
+            raise self._fault("broken", f"the connection broke: {str(error) or type(error).__name__}") from error
+
+    def _fault(self, kind: str, why: str) -> _Fault:
+        self.faults[kind] += 1
+        return _Fault(kind, why)
+
+    async def _post(self, body: Dict[str, Any]) -> Any:
+        content = bytearray()
+        connection = self._idle.pop() if self._idle else self._connection()
+        try:
+            async with connection.stream("POST", self._url, json=body) as response:
+                async for piece in response.aiter_bytes():
+                    content += piece
+                    if len(content) > LARGEST:
+                        raise Malformed(f"longer than {LARGEST:,} bytes")
+        finally:
+            self._idle.append(connection)
+        return response, bytes(content)
+
+    def _error(self, response: httpx.Response, content: bytes) -> Exception:
+        """What a status other than 200 means: a fault, no answer to this sentence, or to none."""
+        status, code, words = response.status_code, error_code(content), server_words(content)
+        if self._key is not None:
+            words = words.replace(self._key, "…")  # some servers repeat a key that they do not know
+        what = f"{status} {response.reason_phrase}{': ' + words if words else ''}"
+        if status in (408, 409, 425, 429) or status >= 500:
+            if code == "insufficient_quota":
+                return KDPluginError(f"--url {self._options.url}: {what}. Remedy: more quota; {KEPT}")
+            wait = seconds_to_wait(response.headers.get("retry-after"), time.time())
+            if wait is not None and wait > LONGEST_ASKED:
+                return KDPluginError(
+                    f"--url {self._options.url}: {what}; it asks to wait {shown(round(wait))} s. Remedy: run the same "
+                    f"command again then; {KEPT}"
+                )
+            return _Fault(str(status), f"the server answers {what}", wait)
+        if status in (400, 413, 422):
+            if code == "content_filter" or "content_policy" in code:
+                return NoAnswer(REFUSED, what)
+            if status == 413 or code == "context_length_exceeded" or _TOO_LONG.search(words):
+                return NoAnswer(TOO_LONG, what)
+            return NoAnswer(REJECTED, what)
+        remedy = {
+            401: "the right key in --api-key-env",
+            403: "the right key in --api-key-env",
+            404: "the right --url, which mostly ends in /v1, --model or --api",
+        }.get(status, "the address of an OpenAI-compatible API")
+        return KDPluginError(f"--url {self._options.url}: the server answers {what}. Remedy: {remedy}; {KEPT}")
+
+
+def _wait(state: tenacity.RetryCallState) -> float:
+    """Seconds until the next attempt: what the server asks for, else a random time (exponential back-off)."""
+    fault: Any = state.outcome.exception() if state.outcome is not None else None
+    if fault.wait is not None:
+        return float(fault.wait)
+    return tenacity.wait_random_exponential(multiplier=FIRST_WAIT, max=LONGEST_WAIT)(state)
