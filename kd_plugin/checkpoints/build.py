@@ -7,7 +7,9 @@ from fairseq.tasks.translation import TranslationConfig, TranslationTask
 
 from kd_plugin.checkpoints.architectures import architecture_of
 from kd_plugin.checkpoints.describe import Description
+from kd_plugin.checkpoints.language_tokens import task_name
 from kd_plugin.checkpoints.read import CheckpointFile
+from kd_plugin.checkpoints.user_code import unknown_task
 from kd_plugin.compat import BETTER_TRANSFORMER_COPY
 from kd_plugin.errors import KDPluginError
 
@@ -23,8 +25,8 @@ def build_model(file: CheckpointFile, description: Description) -> Any:
     """
     path, cfg, name = file.path, file.cfg, architecture_of(file.cfg.model)
     # models.build_model, never task.build_model: that would make every later --eval-bleu decode with the teacher.
-    # The model needs a task for its two dictionaries alone.
-    stand_in = TranslationTask(TranslationConfig(), *description.dictionaries)
+    # A model needs a task for its two dictionaries alone; that of a fork may want its own.
+    stand_in = description.task or TranslationTask(TranslationConfig(), *description.dictionaries)
     for field in EMBEDDING_FILES:
         if getattr(cfg.model, field, None):
             setattr(cfg.model, field, None)
@@ -33,7 +35,7 @@ def build_model(file: CheckpointFile, description: Description) -> Any:
     except Exception as error:  # other people's models raise anything
         raise KDPluginError(
             f"{path}: its architecture {name!r} cannot be built ({str(error).strip() or type(error).__name__}). "
-            "Remedy: make the package that registers it importable, or replace the field of its configuration "
+            "Remedy: the code that it was trained with, or replace the field of its configuration "
             "(--teacher-overrides in fairseq-train and kd-plugin cache, --model-overrides in decode and score)"
         ) from error
     # a teacher from 0.12.2 has weights that other fairseqs do not know; they are copies of others
@@ -46,7 +48,7 @@ def build_model(file: CheckpointFile, description: Description) -> Any:
         raise KDPluginError(
             f"{path}: its weights do not fit its architecture {name!r} with the dictionaries "
             f"{' and '.join(description.dictionary_paths)} ({reason[:300]}). Remedy: give it the dictionaries that it "
-            "was trained with"
+            f"was trained with{unknown_task(task_name(cfg.task))}"
         ) from error
     freeze(model)
     return model

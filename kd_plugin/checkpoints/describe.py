@@ -8,7 +8,8 @@ from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tu
 from fairseq import utils
 from fairseq.data import Dictionary, data_utils
 
-from kd_plugin.checkpoints.language_tokens import check_rows, how_sentences_begin, languages_of
+from kd_plugin.checkpoints.language_tokens import check_rows, how_sentences_begin, languages_of, task_name
+from kd_plugin.checkpoints.own_tasks import own_task
 from kd_plugin.checkpoints.read import CheckpointFile
 from kd_plugin.corpus.dictionaries import load_dictionary
 from kd_plugin.corpus.languages import check_languages
@@ -23,6 +24,7 @@ class Description(NamedTuple):
     languages: Optional[List[str]]  # None: nobody says, and the dictionary is a joined one
     dictionaries: List[Dictionary]
     dictionary_paths: List[str]
+    task: Any = None  # of a user's code, whose dictionaries they are; None: files' as they are
 
 
 def describe(
@@ -50,6 +52,9 @@ def describe(
             "dictionaries are elsewhere"
         )
     check_languages(*given, where=None if given == [source_lang, target_lang] else path, distinct=False)
+    task = own_task(file, directories, given)
+    if task is not None:
+        return _described_by(task, file, directories, given)
     found = []
     for name in (given[0] or "source", given[1] or "target"):
         file_of_it = next(filter(os.path.isfile, _candidates(directories, name)), None)
@@ -76,6 +81,9 @@ def describe_beside(file: CheckpointFile, overrides: Dict[str, Any], languages: 
     check_direction(file.path, own, languages)
     known = [said or other for said, other in zip(own, languages)]
     directories = dictionary_directories(file, overrides)
+    task = own_task(file, directories, known)
+    if task is not None:
+        return _described_by(task, file, directories, known)
     found = [find_dictionary(directories, language, file.path) for language in known]
     return _described(file, None if None in known else [str(language) for language in known], found)
 
@@ -89,6 +97,19 @@ def _described(
         logger.warning(f"{file.path}: {begins}")
     check_rows(file.weights, file.cfg.task, dictionaries, files, file.path)
     return Description(languages, dictionaries, files)
+
+
+def _described_by(
+    task: Any, file: CheckpointFile, directories: Sequence[str], languages: Sequence[Optional[str]]
+) -> Description:
+    """As its own task has it."""
+    files = [
+        next(filter(os.path.isfile, _candidates(directories, language)), f"the task {task_name(file.cfg.task)}")
+        for language in languages
+    ]
+    found = list(zip((task.source_dictionary, task.target_dictionary), files))
+    named = None if None in languages else [str(language) for language in languages]
+    return _described(file, named, found)._replace(task=task)
 
 
 def check_direction(path: str, own: Sequence[Optional[str]], languages: Sequence[Optional[str]]) -> None:

@@ -7,10 +7,18 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from kd_plugin.checkpoints.describe import dictionary_directories, find_dictionary
 from kd_plugin.checkpoints.huggingface import Folder, Languages, is_huggingface
-from kd_plugin.checkpoints.language_tokens import VOCABULARY_WEIGHTS, languages_of, missing_symbols, vocabulary_rows
+from kd_plugin.checkpoints.language_tokens import (
+    VOCABULARY_WEIGHTS,
+    languages_of,
+    missing_symbols,
+    task_name,
+    vocabulary_rows,
+)
 from kd_plugin.checkpoints.open import beside
+from kd_plugin.checkpoints.own_tasks import own_task
 from kd_plugin.checkpoints.paths import join_model_paths, split_model_paths
 from kd_plugin.checkpoints.read import CheckpointFile, no_checkpoint, read_file
+from kd_plugin.checkpoints.user_code import FLAG, import_user_code
 from kd_plugin.environment import FAIL, Check
 from kd_plugin.errors import KDPluginError
 
@@ -18,7 +26,7 @@ LAYERS = ("encoder_layers", "decoder_layers", "num_layers", "num_decoder_layers"
 
 
 def examine(
-    teacher: str, dict_dir: Optional[str], languages: Sequence[Optional[str]]
+    teacher: str, dict_dir: Optional[str], languages: Sequence[Optional[str]], user_dir: Optional[str] = None
 ) -> Tuple[List[Check], Optional[str]]:
     """What teachers are, and the command to distil from them; None where something is wrong with one.
 
@@ -26,12 +34,17 @@ def examine(
         teacher: as --teacher-path
         dict_dir: with their dictionaries
         languages: source and target, where a checkpoint does not say
+        user_dir: as --teacher-user-dir
+
+    Raises:
+        KDPluginError: as `import_user_code`
     """
+    import_user_code(user_dir, FLAG)
     paths = split_model_paths(teacher)
     found = {path: teacher_checks(path, dict_dir, languages) for path in dict.fromkeys(paths)}
     checks = [check for path in paths for check in found[path]]
     wrong = any(check.status == FAIL for check in checks)
-    return checks, None if wrong else training_command(checks, paths, dict_dir, languages)
+    return checks, None if wrong else training_command(checks, paths, dict_dir, languages, user_dir)
 
 
 def teacher_checks(path: str, dict_dir: Optional[str], languages: Sequence[Optional[str]]) -> List[Check]:
@@ -105,11 +118,17 @@ def architecture(model_cfg: Any) -> str:
 def fitting_checks(section: str, file: CheckpointFile, langs: List[Any], overrides: Dict[str, str]) -> List[Check]:
     """Do the dictionaries that training would find fit the embeddings, and can the model be built with them?"""
     checks: List[Check] = []
+    directories = dictionary_directories(file, overrides)
+    task = own_task(file, directories, langs)
     for side, lang in zip(VOCABULARY_WEIGHTS, langs):
         rows = vocabulary_rows(file.weights, side)
         checks.append(Check(section, f"{side} vocabulary", "not found" if rows is None else f"{rows:,}"))
         try:
-            dictionary, dictionary_path = find_dictionary(dictionary_directories(file, overrides), lang, file.path)
+            if task is not None:
+                dictionary = getattr(task, f"{side}_dictionary")
+                dictionary_path = f"of its own task {task_name(file.cfg.task)}"
+            else:
+                dictionary, dictionary_path = find_dictionary(directories, lang, file.path)
         except KDPluginError as error:
             return [*checks, Check(section, f"{side} dictionary", "not found", FAIL, str(error))]
         check = Check(section, f"{side} dictionary", f"{dictionary_path} ({len(dictionary):,} symbols)")
@@ -127,7 +146,11 @@ def fitting_checks(section: str, file: CheckpointFile, langs: List[Any], overrid
 
 
 def training_command(
-    checks: List[Check], paths: List[str], dict_dir: Optional[str], languages: Sequence[Optional[str]] = ()
+    checks: List[Check],
+    paths: List[str],
+    dict_dir: Optional[str],
+    languages: Sequence[Optional[str]] = (),
+    user_dir: Optional[str] = None,
 ) -> str:
     """A fairseq-train call with these teachers, their hashes pinned; only DATA_BIN is left to fill in."""
     hashes = [check.value for check in checks if check.name == "sha256"]
@@ -141,6 +164,7 @@ def training_command(
     parts = [
         ["fairseq-train", "DATA_BIN", "--user-dir", '"$(kd-plugin path)"', "--task", "distillation_translation"],
         ["--teacher-path", shlex.quote(join_model_paths(paths)), "--teacher-sha256", ":".join(hashes)],
+        ["--teacher-user-dir", shlex.quote(user_dir)] if user_dir else [],
         codes,
         [shlex.quote(part) for part in overrides],
         ["--criterion", "kd_label_smoothed_cross_entropy", "--label-smoothing", "0.1"],

@@ -8,12 +8,13 @@ import gc
 import os
 from typing import Any, Dict, Hashable, Iterator, Optional, Sequence
 
-from kd_plugin.checkpoints.architectures import check_translates
+from kd_plugin.checkpoints.architectures import architecture_of, check_translates
 from kd_plugin.checkpoints.build import build_model, count_of
 from kd_plugin.checkpoints.describe import Description, check_direction, describe, describe_beside
 from kd_plugin.checkpoints.finite import check_finite
 from kd_plugin.checkpoints.language_tokens import languages_of
 from kd_plugin.checkpoints.read import CheckpointFile, check_file, file_key, no_checkpoint, read_file
+from kd_plugin.checkpoints.user_code import check_registered
 
 
 class Checkpoint:
@@ -24,12 +25,15 @@ class Checkpoint:
         cfg: its configuration, a DictConfig {model, task, …}
         languages: source and target; None: nobody says, and the dictionary is a joined one
         dictionaries, dictionary_paths: of source and target
+        changes_dictionaries: whether its own task, of a user's code, may have made other dictionaries of the files
         weight_bytes: as the file stores them, without optimizer state
     """
 
     def __init__(self, file: CheckpointFile, description: Description, overrides: Dict[str, Any]):
         self.path, self.sha256, self.cfg, self.weight_bytes = file.path, file.sha256, file.cfg, file.weight_bytes
-        self.languages, self.dictionaries, self.dictionary_paths = self._description = description
+        self._description = description
+        self.languages, self.dictionaries, self.dictionary_paths, task = description
+        self.changes_dictionaries = task is not None
         self._overrides = overrides
         self._file: Optional[CheckpointFile] = file
         self._model: Any = None
@@ -136,5 +140,6 @@ def beside(file: CheckpointFile, languages: Sequence[Optional[str]], overrides: 
 
 def _check(file: CheckpointFile) -> None:
     """What can be told before the model is built, which may be later, by whoever translates."""
+    check_registered(file.path, architecture_of(file.cfg.model))
     check_translates(file.path, file.cfg)
     check_finite(file.weights, file.path)

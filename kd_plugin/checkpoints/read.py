@@ -8,10 +8,12 @@ import re
 from typing import Any, Dict, Mapping, NamedTuple, Optional, Tuple, Union
 
 import torch
+from fairseq.registry import REGISTRIES
 
 from kd_plugin.checkpoints.finite import own_tensors
 from kd_plugin.checkpoints.foreign_states import foreign_state, origin
 from kd_plugin.checkpoints.formats import foreign_file, foreign_folder
+from kd_plugin.checkpoints.user_code import missing_code
 from kd_plugin.compat import WEIGHTS_ONLY_IS_WEAK, bring_up_to_date, load_safely
 from kd_plugin.errors import KDPluginError
 from kd_plugin.files.atomic import sha256_of
@@ -152,14 +154,25 @@ def read_checkpoint(
     if "best_loss" not in state:  # not from before 2018: files stripped of all training state are welcome too
         state["extra_state"] = state.get("extra_state") or {}
         state["optimizer_history"] = state.get("optimizer_history") or [{"best_loss": None}]
+    _forget_training(state.get("args"))
     try:
         return bring_up_to_date(state, overrides)
     except Exception as error:
+        missing = missing_code(path, state["args"]) if state.get("args") is not None else None
+        if missing is not None:
+            raise missing from error
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise KDPluginError(
             f"{path}: fairseq cannot bring its configuration up to date ({reason}). Remedy: another checkpoint, or "
             "other overrides of its fields"
         ) from error
+
+
+def _forget_training(args: Any) -> None:
+    """Drop criterion, optimizer and the like of flags that name code which is not here: no model needs them."""
+    for kind, registry in REGISTRIES.items():
+        if getattr(args, kind, None) not in registry["registry"] and hasattr(args, kind):
+            delattr(args, kind)
 
 
 def _damage(error: BaseException) -> str:

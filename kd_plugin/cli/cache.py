@@ -14,6 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--teacher-weights", metavar="W[,W…]", help="of an ensemble, as in training")
     parser.add_argument("--teacher-overrides", default="{}", metavar="JSON", help="as in training")
+    parser.add_argument("--teacher-user-dir", metavar="DIR", help="as in training: code of the teacher's; it is run")
     parser.add_argument("--teacher-sha256", metavar="HASH[:HASH…]", help="refuse any other file as teacher")
     parser.add_argument(
         "--teacher-dtype",

@@ -5,6 +5,7 @@ import json
 from dataclasses import asdict
 
 from kd_plugin import environment
+from kd_plugin.errors import KDPluginError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -15,6 +16,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="folder with the teacher's dict.LANG.txt or joined dict.txt (default: beside the checkpoint, then its "
         "training data)",
+    )
+    parser.add_argument(
+        "--user-dir",
+        metavar="DIR",
+        help="folder with code that registers a teacher's architecture or task, as fairseq's --user-dir",
     )
     parser.add_argument(
         "-s",
@@ -30,11 +36,13 @@ def run(args: argparse.Namespace) -> int:
     """Exit status 1 when a line of the report is FAIL, else 0."""
     from kd_plugin.compat import has_fairseq
 
+    if args.user_dir and not args.teacher:
+        raise KDPluginError("--user-dir: of no effect without --teacher. Remedy: name a teacher, or leave it out")
     checks, command = environment.environment_checks(), None
     if args.teacher and has_fairseq():
         from kd_plugin.checkpoints.examine import examine
 
-        found, command = examine(args.teacher, args.dict, [args.source_lang, args.target_lang])
+        found, command = examine(args.teacher, args.dict, [args.source_lang, args.target_lang], args.user_dir)
         checks += found
     ok = not any(check.status == environment.FAIL for check in checks)
     command = command if ok else None

@@ -4,7 +4,15 @@ import argparse
 
 from sacrebleu.metrics import BLEU
 
-from kd_plugin.cli.options import add_folder_languages, add_languages, add_subwords, filled, inputs_of, subwords
+from kd_plugin.cli.options import (
+    add_folder_languages,
+    add_languages,
+    add_subwords,
+    add_user_dir,
+    filled,
+    inputs_of,
+    subwords,
+)
 from kd_plugin.decoding.base import ENGINES, FolderOptions, Settings
 from kd_plugin.files.atomic import digest_of
 
@@ -30,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_subwords(parser, "for raw text, unless it is segmented already", remove_bpe=True)
     add_languages(parser, "default: the checkpoint's")
     parser.add_argument("--dict-dir", metavar="DIR", help="folder with the checkpoints' dictionaries, where elsewhere")
+    add_user_dir(parser)
     for name, text in (("beam", "beam size"), ("max_len_a", ""), ("max_len_b", ""), ("lenpen", "length penalty")):
         default = getattr(Settings(), name)
         text = f"{text or 'as fairseq-generate'} (default: {default})"

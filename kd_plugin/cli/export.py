@@ -2,7 +2,7 @@
 
 import argparse
 
-from kd_plugin.cli.options import add_languages, add_subwords, filled, inputs_of, subwords
+from kd_plugin.cli.options import add_languages, add_subwords, add_user_dir, filled, inputs_of, subwords
 from kd_plugin.export.forms import FORMATS, QUANTIZED_THRESHOLD, SUBWORDS, THRESHOLD, Export
 
 
@@ -24,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_subwords(parser, f"of the training data: is put beside the model ({names})")
     add_languages(parser, "default: the checkpoint's")
     parser.add_argument("--dict-dir", metavar="DIR", help="folder with its dictionaries, where they are elsewhere")
+    add_user_dir(parser)
     parser.add_argument(
         "--max-positions",
         type=int,

@@ -14,8 +14,8 @@ Kind = TypeVar("Kind")
 # what the verbs' arguments and flags call files and folders to read; --…sentencepiece-model too
 POSITIONAL_INPUTS = ("data", "input_dir", "file", "checkpoint", "teacher")
 INPUTS = (
-    "input path teacher_path dict_dir source reference scores model test comet check vocabulary_map_from evaluation "
-    "log subset prompt few_shot"
+    "input path teacher_path dict_dir user_dir teacher_user_dir source reference scores model test comet check "
+    "vocabulary_map_from evaluation log subset prompt few_shot"
 ).split()
 
 
@@ -85,6 +85,7 @@ def add_models(parser: argparse.ArgumentParser, help_of_path: str, required: boo
     parser.add_argument("--path", required=required, metavar="A.pt[:B.pt…]", help=help_of_path)
     parser.add_argument("--model-overrides", default=argparse.SUPPRESS, metavar="JSON", help="as fairseq-generate's")
     parser.add_argument("--dict-dir", metavar="DIR", help="folder with the models' dictionaries, where elsewhere")
+    add_user_dir(parser)
     add_languages(parser, "the models'; default: the checkpoint's")
 
 
@@ -110,6 +111,14 @@ def add_folder(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
             f"--{name}", metavar="SYMBOLS", help=f"of a CTranslate2 folder: what the model expects {what}"
         )
+
+
+def add_user_dir(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--user-dir",
+        metavar="DIR",
+        help="folder with code that registers a checkpoint's architecture or task, as fairseq's --user-dir; it is run",
+    )
 
 
 def add_subwords(parser: argparse.ArgumentParser, purpose: str, remove_bpe: bool = False) -> None:

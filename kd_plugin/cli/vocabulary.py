@@ -2,7 +2,7 @@
 
 import argparse
 
-from kd_plugin.cli.options import add_subwords, filled, inputs_of, subwords
+from kd_plugin.cli.options import add_subwords, add_user_dir, filled, inputs_of, subwords
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--joined-dictionary", action="store_true", help="one dictionary for both languages, to share embeddings"
     )
     parser.add_argument("--dict-dir", metavar="DIR", help="folder with a checkpoint's dictionaries, where elsewhere")
+    add_user_dir(parser)
     add_subwords(parser, "of a checkpoint; a folder of Hugging Face's has its own")
 
 

@@ -63,6 +63,7 @@ def _check(args: Scoring) -> None:
     of_models = {
         "--model-overrides": args.models.model_overrides != ModelOptions._field_defaults["model_overrides"],
         "--dict-dir": args.models.dict_dir,
+        "--user-dir": args.models.user_dir,
         "--source-lang": args.models.source_lang,
         "--target-lang": args.models.target_lang,
         "--compute-type": args.compute_type != "auto",

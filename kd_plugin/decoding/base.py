@@ -37,17 +37,23 @@ class FolderOptions(NamedTuple):
 
 
 class ModelOptions(NamedTuple):
-    """The checkpoints that the flags name; languages: None: theirs."""
+    """The checkpoints that the flags name; languages: None: theirs. user_dir: code of theirs, to import"""
 
     path: str
     model_overrides: str = "{}"
     dict_dir: Optional[str] = None
+    user_dir: Optional[str] = None
     source_lang: Optional[str] = None
     target_lang: Optional[str] = None
 
     def refuse_of_checkpoints(self) -> None:
         """Refuse flags that a folder of another toolkit has no use for."""
-        for flag, given in (("--dict-dir", self.dict_dir), ("--model-overrides", self.model_overrides != "{}")):
+        changed = self.model_overrides != "{}"
+        for flag, given in (
+            ("--dict-dir", self.dict_dir),
+            ("--user-dir", self.user_dir),
+            ("--model-overrides", changed),
+        ):
             if given:
                 raise KDPluginError(f"{flag}: is for checkpoints of fairseq, not for {self.path}. Remedy: leave it out")
 

@@ -18,6 +18,7 @@ from kd_plugin.cache.records import Records
 from kd_plugin.cache.writer import ShardWriter, StoreFolder, plan_shards
 from kd_plugin.checkpoints.huggingface import Languages
 from kd_plugin.checkpoints.overrides import parse_overrides
+from kd_plugin.checkpoints.user_code import code_sha256
 from kd_plugin.corpus.batches import by_length
 from kd_plugin.corpus.binarised import check_ids, format_of_pair, readable
 from kd_plugin.corpus.languages import check_languages
@@ -40,6 +41,7 @@ class Questions(NamedTuple):
     teacher_path: str
     teacher_weights: Optional[str]
     teacher_overrides: str
+    teacher_user_dir: Optional[str]
     teacher_sha256: Optional[str]
     teacher_dtype: str
     teacher_source_lang: Optional[str]
@@ -161,6 +163,7 @@ class Session(jobs.Session):
             opened,
             Languages(options.teacher_source_lang, options.teacher_target_lang),
             options.teacher_missing_symbols,
+            options.teacher_user_dir,
         )
         self._device = device_of(number)
         overrides = parse_overrides(options.teacher_overrides)
@@ -171,6 +174,8 @@ class Session(jobs.Session):
             )
         self._pad = task.target_dictionary.pad()
         texts = split.fingerprint()
+        sha256 = code_sha256(options.teacher_user_dir)
+        code = {} if sha256 is None else {"code": sha256}
         identity = Identity(
             kind=options.kind,
             k=options.k,
@@ -184,7 +189,7 @@ class Session(jobs.Session):
             max_positions=list(map(int, utils.resolve_max_positions(*self._teacher.max_positions()))),
             data=describe_data(texts, self.sizes),
             teachers=[
-                {**member.identity(), "weight": weight}
+                {**member.identity(), "weight": weight, **code}
                 for member, weight in zip(self._teacher.members, self._teacher.weights())
             ],
             overrides={name: value for name, value in overrides.items() if name != "data"},

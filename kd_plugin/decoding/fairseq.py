@@ -15,6 +15,7 @@ from kd_plugin.checkpoints.open import Checkpoint, key_of, open_beside, open_che
 from kd_plugin.checkpoints.overrides import parse_overrides
 from kd_plugin.checkpoints.paths import split_model_paths
 from kd_plugin.checkpoints.read import check_format, model_sha256
+from kd_plugin.checkpoints.user_code import FLAG, code_sha256, import_user_code
 from kd_plugin.decoding.base import ModelOptions, Scored, Settings, Tokens, not_a_number
 from kd_plugin.decoding.length_limit import length_limit
 from kd_plugin.errors import KDPluginError
@@ -33,6 +34,7 @@ class Checkpoints:
 
     def __init__(self, first: Checkpoint, paths: Sequence[str], overrides: Dict[str, Any]):
         self.paths, self.overrides = list(paths), overrides
+        self.code: Optional[str] = None  # sha256 of a user's code with which they were opened
         self.source_dictionary, self.target_dictionary = first.dictionaries
         self.languages = first.languages  # None: nobody says
         # with which the first one's source sentences begin: a language token
@@ -62,7 +64,8 @@ class Checkpoints:
     def identity(self) -> List[str]:
         """All that decides what the models answer."""
         dictionaries = (self.source_dictionary, self.target_dictionary)
-        return [*map(model_sha256, self.paths), *(dictionary_sha256(d.symbols) for d in dictionaries)]
+        code = [self.code] if self.code is not None else []
+        return [*map(model_sha256, self.paths), *(dictionary_sha256(d.symbols) for d in dictionaries), *code]
 
 
 def open_checkpoints(
@@ -88,11 +91,14 @@ def checkpoints_of(options: ModelOptions, languages: Sequence[Optional[str]] = (
     Args:
         languages: source and target, where the flags do not say; None: the checkpoint's
     """
+    import_user_code(options.user_dir, FLAG)
     overrides = parse_overrides(options.model_overrides, "--model-overrides")
     if options.dict_dir is not None:
         overrides["data"] = options.dict_dir
     source_lang, target_lang = options.source_lang or languages[0], options.target_lang or languages[1]
-    return open_checkpoints(options.path, overrides, source_lang, target_lang)
+    checkpoints = open_checkpoints(options.path, overrides, source_lang, target_lang)
+    checkpoints.code = code_sha256(options.user_dir)
+    return checkpoints
 
 
 class Ensemble(NamedTuple):

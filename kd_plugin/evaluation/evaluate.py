@@ -11,6 +11,7 @@ from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tu
 import torch
 
 from kd_plugin.checkpoints.formats import holds_ctranslate2
+from kd_plugin.checkpoints.user_code import FLAG, import_user_code
 from kd_plugin.corpus.languages import Tokenizer, bleu_tokenizer, check_languages, family, may_be_the_same
 from kd_plugin.corpus.raw_text import numbered_lines
 from kd_plugin.corpus.subword_checks import Marks, check_known, check_text
@@ -58,6 +59,7 @@ class Comparison(NamedTuple):
     source_lang: Optional[str]
     target_lang: Optional[str]
     dict_dir: Optional[str]
+    user_dir: Optional[str]
     search: Settings
     max_tokens: int
     threads: int
@@ -84,6 +86,9 @@ def evaluate(args: Comparison) -> None:
     check_tokenizer(args.tokenize)
     output = Path(args.output)
     _check_output(output, models, [test.name for test in tests], args)
+    if args.user_dir and all(Path(path).is_dir() for path in models.values()):
+        raise KDPluginError(f"{FLAG}: has code for checkpoints of fairseq, and no --model is one. Remedy: leave it out")
+    import_user_code(args.user_dir, FLAG)
     comet = Comet(args.comet, int(torch.cuda.is_available())) if args.comet else None
     subwords = args.subwords.open()
     torch.set_num_threads(args.threads)

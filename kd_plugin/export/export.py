@@ -13,6 +13,7 @@ from kd_plugin.checkpoints.exported import DESCRIPTION, description_of, read_des
 from kd_plugin.checkpoints.finite import check_range
 from kd_plugin.checkpoints.open import Checkpoint, open_checkpoint
 from kd_plugin.checkpoints.stock import write_stock_checkpoint
+from kd_plugin.checkpoints.user_code import FLAG, import_user_code
 from kd_plugin.corpus.languages import check_languages
 from kd_plugin.corpus.raw_text import numbered_lines
 from kd_plugin.corpus.subword_checks import Marks, check_text
@@ -42,6 +43,7 @@ def export(args: Export) -> None:
     output = Path(args.output)
     check_outputs(args.inputs, [("--output", args.output)])
     _refuse_existing(output)
+    import_user_code(args.user_dir, FLAG)
     subwords = args.subwords.open()
     opened = open_checkpoint(args.checkpoint, overrides, args.source_lang, args.target_lang)
     subwords.check(args.checkpoint, *(dictionary.symbols for dictionary in opened.dictionaries))
@@ -139,11 +141,13 @@ def _with_dictionaries(opened: Checkpoint, folder: Path, args: Export) -> None:
 
 
 def _copy_dictionaries(opened: Checkpoint, folder: Path) -> None:
-    if opened.languages is None:  # found as a joined one
-        shutil.copyfile(opened.dictionary_paths[0], folder / "dict.txt")
-        return
-    for language, path in zip(opened.languages, opened.dictionary_paths):
-        shutil.copyfile(path, folder / f"dict.{language}.txt")
+    # found as a joined one where there is none
+    names = ["dict.txt"] if opened.languages is None else [f"dict.{language}.txt" for language in opened.languages]
+    for name, dictionary, path in zip(names, opened.dictionaries, opened.dictionary_paths):
+        if opened.changes_dictionaries:
+            dictionary.save(str(folder / name))
+        else:
+            shutil.copyfile(path, folder / name)
 
 
 def _segmented(opened: Checkpoint, args: Export) -> Iterator[Tuple[Tokens, Tokens]]:

@@ -24,6 +24,7 @@ class Export(NamedTuple):
     source_lang: Optional[str]
     target_lang: Optional[str]
     dict_dir: Optional[str]
+    user_dir: Optional[str]
     max_positions: Optional[int]
     vocabulary_map_from: Optional[List[str]]
     check: Optional[str]

@@ -60,6 +60,13 @@ class TeacherFlags(*own_flags(), FairseqDataclass):  # type: ignore[misc]
             '"DATA_BIN"}\' for the folder of its dictionaries'
         },
     )
+    teacher_user_dir: Optional[str] = field(
+        default=None,
+        metadata={
+            "help": "folder with code that registers the teacher's architecture or task, as fairseq's --user-dir; "
+            "several as in --teacher-path. It is run: name only code that you trust"
+        },
+    )
     teacher_dtype: ChoiceEnum(["auto", *TEACHER_DTYPES]) = field(  # type: ignore[valid-type]
         default="auto",
         metadata={"help": "dtype of the teacher; auto: as the student computes on a GPU, fp32 on a CPU"},

@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 # what a teacher was asked with, and the flags' defaults
 OF_THE_ANSWERS = {
     "teacher_overrides": "{}",
+    "teacher_user_dir": None,
     "teacher_dtype": "auto",
     "teacher_source_lang": None,
     "teacher_target_lang": None,

@@ -39,7 +39,7 @@ def open_asked(task: TranslationTask, cfg: Any) -> Optional[Teacher]:
     for kind in TEACHERS.values():
         if kind.asked(cfg):
             return kind.open(task, cfg)
-    for name in ("teacher_weights", "teacher_sha256", "teacher_source_lang", "teacher_target_lang"):
+    for name in ("teacher_weights", "teacher_sha256", "teacher_user_dir", "teacher_source_lang", "teacher_target_lang"):
         if getattr(cfg, name):
             raise KDPluginError(f"--{name.replace('_', '-')} is given without --teacher-path")
     if str(cfg.teacher_missing_symbols) != REFUSE:

@@ -10,6 +10,7 @@ from kd_plugin.checkpoints.huggingface import Folder, Languages, is_huggingface
 from kd_plugin.checkpoints.open import open_beside
 from kd_plugin.checkpoints.overrides import parse_overrides
 from kd_plugin.checkpoints.paths import split_model_paths
+from kd_plugin.checkpoints.user_code import TEACHERS_FLAG, import_user_code
 from kd_plugin.errors import KDPluginError
 from kd_plugin.teachers.fairseq import fit
 from kd_plugin.teachers.huggingface import fit_folder
@@ -32,6 +33,7 @@ def open_teacher(
     opened: Optional[Dict[Hashable, Any]] = None,
     languages: Languages = ONE_DIRECTION,
     missing_symbols: str = REFUSE,
+    user_dir: Optional[str] = None,
 ) -> OnlineTeacher:
     """The teacher or ensemble that the flags name, for the student's task.
 
@@ -39,6 +41,7 @@ def open_teacher(
         opened: as for `open_beside`: for another student whose teacher is the same
         languages: of the members that translate between several
         missing_symbols: --teacher-missing-symbols
+        user_dir: --teacher-user-dir
     """
     paths = split_model_paths(path)
     hashes = parse_hashes(sha256)
@@ -47,7 +50,8 @@ def open_teacher(
     opened = {} if opened is None else opened
     expected = hashes or [None] * len(paths)
     folders = {one: _opened_folder(one, pin, opened) for one, pin in zip(paths, expected) if is_huggingface(one)}
-    _check_flags(paths, folders, overrides, languages)
+    _check_flags(paths, folders, overrides, languages, user_dir)
+    import_user_code(user_dir, TEACHERS_FLAG)
     students, replaced = [task.cfg.source_lang, task.cfg.target_lang], parse_overrides(overrides)
     members: List[Member] = []
     for one, pin in zip(paths, expected):
@@ -77,6 +81,7 @@ def open_online(task: TranslationTask, cfg: Any) -> OnlineTeacher:
         str(cfg.teacher_dtype),
         languages=Languages(cfg.teacher_source_lang, cfg.teacher_target_lang),
         missing_symbols=str(cfg.teacher_missing_symbols),
+        user_dir=cfg.teacher_user_dir,
     )
 
 
@@ -104,7 +109,9 @@ def _opened_folder(path: str, expected: Optional[str], opened: Dict[Hashable, An
     return folder
 
 
-def _check_flags(paths: List[str], folders: Dict[str, Folder], overrides: Any, languages: Languages) -> None:
+def _check_flags(
+    paths: List[str], folders: Dict[str, Folder], overrides: Any, languages: Languages, user_dir: Optional[str]
+) -> None:
     """Refuse flags that none of the teachers would read."""
     taken = {folder.takes_languages for folder in folders.values()}
     for side, code in zip(("source", "target"), languages):
@@ -113,6 +120,11 @@ def _check_flags(paths: List[str], folders: Dict[str, Folder], overrides: Any, l
                 f"--teacher-{side}-lang {code}: none of the teachers translates between several languages by a code of "
                 "its own. Remedy: leave it out"
             )
+    if len(folders) == len(set(paths)) and user_dir:
+        raise KDPluginError(
+            f"{TEACHERS_FLAG} {user_dir}: has code for checkpoints of fairseq, and no teacher is one. Remedy: leave it "
+            "out"
+        )
     if len(folders) == len(set(paths)) and parse_overrides(overrides):
         raise KDPluginError(
             "--teacher-overrides: replaces fields of a fairseq checkpoint's configuration, and no teacher is one. "

@@ -9,6 +9,7 @@ from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 from kd_plugin.checkpoints.huggingface import Tokenizer, is_huggingface
 from kd_plugin.checkpoints.open import open_checkpoint
 from kd_plugin.checkpoints.overrides import parse_overrides
+from kd_plugin.checkpoints.user_code import FLAG, import_user_code
 from kd_plugin.corpus.languages import check_languages
 from kd_plugin.corpus.pieces import Counts, Pieces, read_pieces
 from kd_plugin.corpus.raw_text import numbered_lines
@@ -32,6 +33,7 @@ class Wanted(NamedTuple):
     coverage: float
     joined_dictionary: bool
     dict_dir: Optional[str]
+    user_dir: Optional[str]
     subwords: SubwordOptions
     inputs: List[Named]
 
@@ -119,10 +121,15 @@ def _corpus(wanted: Wanted) -> Optional[Tuple[List[Path], List[Path]]]:
 def _sides(wanted: Wanted) -> Tuple[Side, Side]:
     languages = wanted.source_lang, wanted.target_lang
     if is_huggingface(wanted.teacher):
+        if wanted.user_dir:
+            raise KDPluginError(
+                f"{FLAG}: has code for checkpoints of fairseq, and {wanted.teacher} is none. Remedy: leave it out"
+            )
         tokenizer = Tokenizer(wanted.teacher)
         models = [read_pieces(path, "the teacher's") for path in tokenizer.sentencepiece_models()]
         indices: Sequence[Dict[str, int]] = tokenizer.vocabularies()
     else:
+        import_user_code(wanted.user_dir, FLAG)
         overrides = {"data": wanted.dict_dir} if wanted.dict_dir else parse_overrides("{}")
         checkpoint = open_checkpoint(wanted.teacher, overrides, *languages)
         indices = [dictionary.indices for dictionary in checkpoint.dictionaries]
