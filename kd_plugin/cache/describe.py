@@ -12,6 +12,12 @@ def describe(store: Store) -> str:
         for teacher in identity.teachers
     )
     counts = [sum(column) for column in zip(*(shard.histogram for shard in manifest.shards))]
+    dropped = []
+    if manifest.teacher_dropped is not None:
+        share = f"{manifest.teacher_dropped:.2%}"
+        dropped = [
+            f"  dropped      {share} of the teacher's mass, on symbols that the student lacks; the rest is stored"
+        ]
     lines = [
         f"{store.folder}",
         f"  split        {identity.split}: {data['sentences']:,} sentences, {data['tokens']:,} target tokens",
@@ -21,6 +27,7 @@ def describe(store: Store) -> str:
         f"  data         source {data['source_sha256'][:16]}, target {data['target_sha256'][:16]}, "
         f"dictionary {identity.dictionary_sha256[:16]}",
         f"  size         {width} bytes a token, {manifest.tokens * width:,} bytes in {len(manifest.shards)} shards",
+        *dropped,
         f"  captured     {manifest.captured:.2%} of the teacher's mass in the mean; tokens by what is captured:",
     ]
     largest = max([1, *counts])

@@ -1,17 +1,18 @@
 """The manifest of a store: whose answers to which data it holds, and which bytes that is, in JSON."""
 
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple, Tuple
+from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
 from kd_plugin.cache.records import Layout
 from kd_plugin.files.atomic import digest_of
-from kd_plugin.files.json_text import typed
+from kd_plugin.files.json_text import is_number, typed
 from kd_plugin.files.sharded_folder import Format, shard_name
 
 KINDS = ("topk", "sampled")
 BLOCK_TOKENS = 1024  # records under one checksum: what is read once more when one of them is asked for first
 AGAIN = "run the same kd-plugin cache command again, or fetch an undamaged copy"
 REMEDY = f"Remedy: {AGAIN}"
+OF_PARTS = ("dropped", "dropped_tokens")
 FORMAT = Format("kd_plugin teacher cache", 2, "a teacher cache", "answers", REMEDY)
 
 
@@ -19,6 +20,8 @@ class Shard(NamedTuple):
     """One file of records, of the target tokens that follow those of the shard before.
 
     sha256 is the records', checksums_sha256 that of the file of checksums beside them.
+    dropped: of the teacher's probability, summed over `dropped_tokens`, on symbols that the student lacks; None: it
+        lacks none. It is in the shard's part alone: a manifest has the mean of all
     """
 
     name: str
@@ -27,6 +30,8 @@ class Shard(NamedTuple):
     checksums_sha256: str
     histogram: List[int]
     captured: float
+    dropped: Optional[float] = None
+    dropped_tokens: int = 0
 
     def records_path(self, folder: Path) -> Path:
         return folder / f"{self.name}.bin"
@@ -74,8 +79,15 @@ class Identity(NamedTuple):
 
 
 class Manifest(NamedTuple):
+    """What a store holds.
+
+    teacher_dropped: the mean share of the teacher's probability on symbols that the student lacks; None: it lacks none,
+        or the store is of a version that did not say
+    """
+
     identity: Identity
     shards: List[Shard]
+    teacher_dropped: Optional[float] = None
 
     @property
     def tokens(self) -> int:
@@ -94,8 +106,14 @@ class Manifest(NamedTuple):
             "tokens": self.tokens,
             "captured_mass": self.captured,
             "captured_mass_histogram": [sum(counts) for counts in zip(*(s.histogram for s in self.shards))],
-            "shards": [shard._asdict() for shard in self.shards],
+            # with the keys that all versions of this format have
+            "shards": [
+                {name: value for name, value in shard._asdict().items() if name not in OF_PARTS}
+                for shard in self.shards
+            ],
         }
+        if self.teacher_dropped is not None:
+            content["teacher_dropped"] = self.teacher_dropped
         FORMAT.write(folder, content)
 
     @classmethod
@@ -104,7 +122,11 @@ class Manifest(NamedTuple):
 
     @classmethod
     def _parse(cls, content: Dict[str, Any]) -> Tuple["Manifest", bool]:
-        manifest = cls(typed(Identity, content["identity"]), [typed(Shard, shard) for shard in content["shards"]])
+        dropped = content.get("teacher_dropped")
+        if dropped is not None and not (is_number(dropped) and 0 <= dropped <= 1):
+            raise TypeError(f"teacher_dropped is {str(dropped)[:60]}")
+        shards = [typed(Shard, shard) for shard in content["shards"]]
+        manifest = cls(typed(Identity, content["identity"]), shards, dropped)
         if min(manifest.identity.k, manifest.identity.vocab, *(1 + shard.tokens for shard in manifest.shards)) < 1:
             raise TypeError("k, vocab or tokens below 0")
         return manifest, (

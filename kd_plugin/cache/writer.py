@@ -1,7 +1,7 @@
 """Writing a store, shard by shard: whatever is finished stays finished, whenever a job is killed."""
 
 from pathlib import Path
-from typing import List
+from typing import List, Optional
 
 import numpy as np
 
@@ -49,7 +49,9 @@ class StoreFolder(ShardedFolder[Shard]):
 
     def conclude(self, shards: List[Shard]) -> Manifest:
         """Write the manifest of all shards. Any job may do it, and several at once."""
-        manifest = Manifest(self.identity, shards)
+        dropped = [shard.dropped for shard in shards if shard.dropped is not None]
+        mean = sum(dropped) / max(1, sum(shard.dropped_tokens for shard in shards)) if dropped else None
+        manifest = Manifest(self.identity, shards, mean)
         manifest.write(self.path)
         return manifest
 
@@ -88,8 +90,8 @@ class ShardWriter:
         self._log_rest[positions] = records.log_rest
         self._written[local] = True
 
-    def finish(self) -> Shard:
-        """Write the shard."""
+    def finish(self, dropped: Optional[float] = None, dropped_tokens: int = 0) -> Shard:
+        """Write the shard. dropped, dropped_tokens: as Shard's"""
         if not self._written.all():
             raise KDPluginError(f"{self._plan.name}: {int((~self._written).sum())} sentences have no records")
         encoded, identity = self._encoded.tobytes(), self._folder.identity
@@ -102,5 +104,7 @@ class ShardWriter:
             digest_of_bytes(crc),
             counts.tolist(),
             captured,
+            dropped,
+            dropped_tokens,
         )
         return self._folder.write(shard, {"bin": encoded, "crc": crc})

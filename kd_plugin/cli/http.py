@@ -8,8 +8,16 @@ from kd_plugin.errors import KDPluginError
 
 # what a server has no word for: a flag of these beside --engine http is refused, and not ignored
 NOT_FOR_SERVERS = (
-    *("data", "path", "model_overrides", "dict_dir", *FolderOptions._fields, "gen_subset", "sentencepiece_model"),
-    *("source_sentencepiece_model", "target_sentencepiece_model", "remove_bpe", "compute_type", "max_tokens", "beam"),
+    *("data", "path", "model_overrides", "dict_dir", "user_dir", *FolderOptions._fields, "gen_subset"),
+    *(
+        "sentencepiece_model",
+        "source_sentencepiece_model",
+        "target_sentencepiece_model",
+        "remove_bpe",
+        "compute_type",
+        "max_tokens",
+        "beam",
+    ),
     *("max_len_a", "lenpen", "unkpen", "sampling_topk"),
 )
 

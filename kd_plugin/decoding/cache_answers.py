@@ -110,10 +110,14 @@ def _write_store(split: Split, session: "Session", claim: Claim, options: Questi
     manifest = fill(store, claim, options.job, session, make_session, store.conclude, split.name, "tok")
     if manifest is None:
         return
+    lacking = ""
+    if manifest.teacher_dropped is not None:
+        lacking = f" (without {manifest.teacher_dropped:.1%} of it on symbols that the student lacks)"
     print(
         f"{store.path}: {manifest.tokens:,} target tokens, {identity.layout.width} bytes each, "
         f"{manifest.tokens * identity.layout.width / 1e6:,.1f} MB in {len(plans)} shards; {identity.kind} {identity.k} "
-        f"captures {manifest.captured:.1%} of the teacher's mass. Train with --teacher-cache {options.cache_dir}"
+        f"captures {manifest.captured:.1%} of the teacher's mass{lacking}. Train with --teacher-cache "
+        f"{options.cache_dir}"
     )
 
 
@@ -197,16 +201,20 @@ class Session(jobs.Session):
         name = f"{split.name}-{digest_of(list(texts.values()))[:8]}"
         self.store = StoreFolder(Path(options.cache_dir) / name, identity)
         self.plans = plan_shards(self.sizes, options.shard_tokens)
+        # of the shard at work: as Shard's
+        self._dropped: Optional[float] = None
+        self._dropped_tokens = 0
 
     def __call__(self, plan: Plan) -> Plan:
         """Write a shard."""
         writer = ShardWriter(self.store, plan, self.sizes)
         # by the shard's number, so that draws depend neither on other shards nor on a restart
         generator = torch.Generator().manual_seed(self.store.identity.seed * 1_000_003 + plan.number)
+        self._dropped, self._dropped_tokens = None, 0
         for sentences in self._batches(plan):
             writer.add(sentences, self._answers(sentences, generator))
             self.progress(int(self.sizes[sentences].sum()))
-        writer.finish()
+        writer.finish(self._dropped, self._dropped_tokens)
         return plan
 
     def _batches(self, plan: Plan) -> Iterator[np.ndarray]:
@@ -238,8 +246,12 @@ class Session(jobs.Session):
         sample = utils.apply_to_sample(lambda tensor: tensor.to(self._device), sample)
         target = sample["target"].reshape(-1)
         rows = target.ne(self._pad).nonzero(as_tuple=True)[0]
-        answer = self._teacher.answer(sample, Request(rows, torch.float32)).distribution
+        answer, dropped = self._teacher.answer(sample, Request(rows, torch.float32))[:2]
         assert answer is not None
+        if dropped is not None and dropped.tokens:
+            # of some of the batch's tokens, for all of them
+            self._dropped = (self._dropped or 0.0) + float(dropped.mass) / dropped.tokens * rows.numel()
+            self._dropped_tokens += rows.numel()
         records = compress_answer(answer, rows.numel(), identity.vocab, kind, k, temperature, generator)
         lengths = self.sizes[sample["id"].cpu().numpy()]
         starts = np.cumsum(lengths) - lengths
