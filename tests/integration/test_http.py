@@ -163,17 +163,18 @@ def test_jobs_of_an_array_and_processes_make_the_same(tmp_path):
     assert tree(tmp_path / "one") == tree(tmp_path / "array") == tree(tmp_path / "two")
 
 
-def test_ctrl_c_ends_it_at_once_and_the_same_command_goes_on(tmp_path):
+@pytest.mark.parametrize("number, word", [(signal.SIGINT, "interrupted"), (signal.SIGTERM, "terminated")])
+def test_a_stop_ends_it_at_once_and_the_same_command_goes_on(tmp_path, number, word):
     write_corpus(tmp_path / "in.en", 40)
     with serving(lambda asked: "hang" if len(server.asked) > 20 else None) as server:
         process = start(*command(server, tmp_path / "in.en", tmp_path / "out", "--concurrency", 4))
         while len(server.asked) < 24 and process.poll() is None:
             time.sleep(0.01)
         begin = time.monotonic()
-        os.kill(process._request.pid if hasattr(process, "_request") else process.pid, signal.SIGINT)
+        os.kill(process._request.pid if hasattr(process, "_request") else process.pid, number)
         output = process.communicate(timeout=60)[0]
-        assert time.monotonic() - begin < 5 and process.returncode == 130
-        assert "interrupted: finished shards are kept" in output and "Traceback" not in output
+        assert time.monotonic() - begin < 5 and process.returncode == 128 + number
+        assert f"{word}: finished shards are kept" in output and "Traceback" not in output
         answered = {source for source, count in server.answered.items() if count}
         server.behaviour, server.asked[:] = lambda asked: None, []
         run(*command(server, tmp_path / "in.en", tmp_path / "out"))

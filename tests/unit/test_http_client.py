@@ -3,6 +3,8 @@
 import asyncio
 import email.utils
 import json
+import subprocess
+import sys
 import time
 
 import pytest
@@ -18,7 +20,7 @@ from kd_plugin.decoding.http.replies import Reply
 from kd_plugin.errors import KDPluginError
 from kd_plugin.files.sharded_folder import MANIFEST
 from tests.llm_server import KEY, score_of, serving, translation
-from tests.support import free_port
+from tests.support import ROOT, free_port
 from tests.unit.translation_folders import counts_of
 
 LINES = [f"line {number} of a dog" for number in range(12)]
@@ -312,6 +314,26 @@ def test_a_server_that_rejects_everything_is_told_from_sentences_that_it_rejects
     )
 
 
+def test_shards_smaller_than_the_patience_are_no_way_around_it(tmp_path, capsys):
+    corpus = tmp_path / "in.en"
+    many = [f"number {number}" for number in range(60)]
+    corpus.write_text("".join(f"{line}\n" for line in many))
+
+    def behave(asked):
+        return None if int(asked.source.split()[1]) < 5 else (400, {}, {"error": {"message": "unknown field"}})
+
+    with serving(behave) as server:
+        flags = ["--concurrency", 1, "--shard-sentences", 8]
+        decode(server, corpus, tmp_path / "out", *flags, status=1)
+        assert len(server.asked) == 25 and "no answer to 20 sentences in a row" in capsys.readouterr().err
+        server.behaviour = lambda asked: None
+        decode(server, corpus, tmp_path / "out", *flags)
+        again = {number for number, line in enumerate(many) if server.counts[line] > 1}
+        # the first three shards were written before the server was given up
+        assert again == {24}
+    assert counts_of(tmp_path / "out")["rejected_lines"] == 19
+
+
 def test_a_first_try_on_a_few_lines_can_be_tried_again(corpus, tmp_path, capsys):
     with serving(lambda asked: (400, {}, {"error": {"message": "unknown field"}})) as server:
         decode(server, corpus, tmp_path / "out", status=1)
@@ -343,6 +365,14 @@ def test_no_more_requests_at_a_time_than_asked_for(corpus, tmp_path):
         with serving(slowly) as server:
             decode(server, corpus, tmp_path / f"out{number}", "--concurrency", number)
             assert server.most_at_once == number
+
+
+def test_a_server_that_refuses_n_is_told_one(corpus, tmp_path):
+    with serving(lambda asked: (400, {}, {"error": "n"}) if asked.body.get("n", 1) > 1 else None) as server:
+        flags = ["--sampling", "--nbest", 2]
+        decode(server, corpus, tmp_path / "out", *flags, status=1)
+        decode(server, corpus, tmp_path / "one", *flags, "--extra-body", '{"n": 1}')
+    assert all(len(set(record.hypotheses)) == 2 for record in Translations(tmp_path / "one").records())
 
 
 def test_the_order_of_answers_does_not_matter(corpus, tmp_path):
@@ -453,8 +483,15 @@ def test_a_journal_of_another_job_is_nobody_s_to_write_over(corpus, tmp_path, ca
     assert (tmp_path / "out" / ".shard-00000.answers").read_text() == "mine\n"
 
 
+def test_no_other_engine_and_no_help_text_imports_what_requests_need():
+    code = "import sys; from kd_plugin.cli import build_parser; build_parser('decode').format_help()\n"
+    code += "import kd_plugin.decoding.decode, kd_plugin.decoding.symbol_engines, kd_plugin.cli.score\n"
+    code += "assert not {'httpx', 'tenacity', 'babel'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
 def test_without_the_extra_it_is_named(corpus, tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(__import__("sys").modules, "httpx", None)
+    monkeypatch.setitem(sys.modules, "httpx", None)
     with serving() as server:
         decode(server, corpus, tmp_path / "out", status=1)
     assert "Remedy: pip install 'kd-plugin[http]'" in capsys.readouterr().err

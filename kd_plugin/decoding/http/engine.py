@@ -13,7 +13,7 @@ from kd_plugin.corpus.sources import Sentence, TextSource
 from kd_plugin.corpus.subwords import Subwords
 from kd_plugin.decoding.engine import Answer, Engine
 from kd_plugin.decoding.http.answers import FAILED, REASONS, REJECTED, TOO_LONG, Choice, Rules, fault_of, translation_in
-from kd_plugin.decoding.http.journal import Entry, Journal, remove_finished
+from kd_plugin.decoding.http.journal import Entry, Journal, journal_path, remove_finished
 from kd_plugin.decoding.http.options import HttpOptions, check_search
 from kd_plugin.decoding.http.prompt import open_prompt
 from kd_plugin.errors import KDPluginError
@@ -61,13 +61,14 @@ class HttpEngine(Engine):
         self._prompt = open_prompt(options, self.languages)
         self._rules, self._extra = Rules(options.max_answer_ratio, options.scripts, self.languages[1]), options.extra()
         self.source = TextSource(args.input, Subwords(None, "none"))
-        self._row: List[int] = []  # places of the last sentences, as long as the server has failed at each
+        self._streak = 0  # sentences without an answer since the last one with one
+        self._row: List[int] = []  # places of those that are of the shard at hand
         self._why, self._left_out = "", 0
         self._is_good = False  # whether any sentence got an answer
         self._said: Counter[str] = collections.Counter()
         self._run: Counter[str] = collections.Counter()  # of this run alone, for the summary
         self._faults: Counter[str] = collections.Counter()
-        self._seconds = 0.0
+        self._seconds, self._prepared = 0.0, time.monotonic()
 
     def identity(self) -> Dict[str, Any]:
         """As Engine's. The address is no part of it, as a server may move; the key is none either."""
@@ -92,10 +93,11 @@ class HttpEngine(Engine):
     def prepare(self) -> None:
         """As Engine's."""
         remove_finished(Path(self._args.to.output))
+        self._prepared = time.monotonic()
 
     def __call__(self, sentences: Sequence[Sentence], shard: int, progress: Callable[[int], Any]) -> List[Answer]:
         """As Engine's."""
-        begin = time.monotonic()
+        begin, self._row = time.monotonic(), []
         with Journal(Path(self._args.to.output), shard, self._identity_sha256, len(sentences)) as journal:
             self._is_good = self._is_good or any(entry.lost is None for entry in journal.entries.values())
             progress(len(journal.entries))
@@ -107,7 +109,7 @@ class HttpEngine(Engine):
             except _GivenUp as error:
                 journal.forget(error.places)
                 raise KDPluginError(
-                    f"--url {self._options.url}: no answer to {len(error.places)} sentences in a row; the last time: "
+                    f"--url {self._options.url}: no answer to {self._streak} sentences in a row; the last time: "
                     f"{error}. Remedy: mend the server or the flags, then run the same command again; what is "
                     "answered is kept"
                 ) from error
@@ -117,11 +119,13 @@ class HttpEngine(Engine):
 
     def written(self, shard: int) -> None:
         """As Engine's: its journal has served."""
-        remove_finished(Path(self._args.to.output))
+        journal_path(Path(self._args.to.output), shard).unlink(missing_ok=True)
 
     def summary(self) -> str:
         """As Engine's."""
         run, seconds = self._run, self._seconds
+        if not self._args.job.is_here:
+            return f"{self._options.url}: {time.monotonic() - self._prepared:,.1f} s of all workers together"
         if not run["sentences"]:
             return ""
         faults = ", ".join(f"{kind} {count:,}" for kind, count in sorted(self._faults.items()))
@@ -217,11 +221,12 @@ class HttpEngine(Engine):
         """Stop where nothing is to be expected of the server, warn where nothing is of its answers."""
         self._run.update({"sentences": 1, PROMPT_TOKENS: entry.tokens[0], ANSWER_TOKENS: entry.tokens[1]})
         if entry.lost in (REJECTED, FAILED):
+            self._streak += 1
             self._row.append(entry.place)
-            if len(self._row) >= GIVE_UP:
+            if self._streak >= GIVE_UP:
                 raise _GivenUp(self._row, self._why)
         elif entry.lost is None:
-            self._row, self._is_good = [], True
+            self._streak, self._row, self._is_good = 0, [], True
             self._left_out = 0 if entry.texts else self._left_out + len(entry.faults)
             if self._left_out >= WARN and not self._said["row"]:
                 self._said["row"] += 1

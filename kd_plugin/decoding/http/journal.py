@@ -51,7 +51,7 @@ class Journal:
     """
 
     def __init__(self, folder: Path, shard: int, identity_sha256: str, sentences: int):
-        self.path = Path(folder) / f".{shard_name(shard)}{ENDING}"
+        self.path = journal_path(folder, shard)
         self._head = json.dumps({"identity_sha256": identity_sha256}).encode() + b"\n"
         self.entries: Dict[int, Entry] = {}
         whole = self._read(sentences)
@@ -142,8 +142,13 @@ def _entry(line: bytes) -> Optional[Entry]:
     return entry if fits and (entry.texts or entry.faults or entry.lost) else None
 
 
+def journal_path(folder: Path, shard: int) -> Path:
+    """Where the answers of a shard of this number are, until it is finished."""
+    return Path(folder) / f".{shard_name(shard)}{ENDING}"
+
+
 def remove_finished(folder: Path) -> None:
-    """Journals whose shard is finished, by this run or by one that was killed just then."""
+    """Remove journals whose shard is finished: of a run that was killed just after that."""
     for path in Path(folder).glob(f".shard-*{ENDING}"):
         found = NAME.fullmatch(path.name)
         if found and (path.parent / f"{found[1]}.json").is_file():
