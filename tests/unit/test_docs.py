@@ -39,7 +39,7 @@ BLOCK = re.compile(r"^( *)```bash\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 MARKER = re.compile(r"<!-- (tested|needs): (.+) -->$")
 REST = "…"  # in a command: as before
 # neither ours nor fairseq's
-OTHERS = {"cat", "echo", "sacrebleu", "spm_encode", "subword-nmt"}
+OTHERS = {"cat", "echo", "llama-server", "ollama", "sacrebleu", "spm_encode", "subword-nmt", "vllm"}
 KEYWORDS = {"for", "done", "export"}
 
 

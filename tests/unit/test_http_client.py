@@ -3,6 +3,7 @@
 import asyncio
 import email.utils
 import json
+import re
 import subprocess
 import sys
 import time
@@ -15,7 +16,9 @@ pytest.importorskip("tenacity", reason="tenacity is not installed")
 from kd_plugin.cli import main
 from kd_plugin.corpus.translations import Translations
 from kd_plugin.decoding.http import client as clients
+from kd_plugin.decoding.http.engine import ANSWER_TOKENS, PROMPT_TOKENS, UNSCORED, HttpEngine
 from kd_plugin.decoding.http.options import HttpOptions
+from kd_plugin.decoding.http.prompt import parse
 from kd_plugin.decoding.http.replies import Reply
 from kd_plugin.errors import KDPluginError
 from kd_plugin.files.sharded_folder import MANIFEST
@@ -161,7 +164,7 @@ def test_waits_are_random_and_double(monkeypatch):
         for _ in range(20):
             ask(server, retries=9)
     for number in range(9):
-        some = waits[number::10]  # the tenth is for nothing
+        some = waits[number :: len(waits) // 20]  # tenacity may ask for one more, which nobody waits for
         assert len(some) == len(set(some)) == 20 and max(some) <= min(60, 0.5 * 2**number)
         assert number < 2 or max(some) > 0.5 * min(60, 0.5 * 2**number)
 
@@ -481,6 +484,14 @@ def test_a_journal_of_another_job_is_nobody_s_to_write_over(corpus, tmp_path, ca
         decode(server, corpus, tmp_path / "out", status=1)
         assert ".shard-00000.answers is there already" in capsys.readouterr().err and not server.asked
     assert (tmp_path / "out" / ".shard-00000.answers").read_text() == "mine\n"
+
+
+def test_the_page_has_a_template_that_can_be_filled_in_and_every_count():
+    page = (ROOT / "docs" / "how-to" / "llm-server.md").read_text(encoding="utf-8")
+    (template,) = re.findall(r"^```text\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    assert {name for _, name in parse(template, "the page")} == {"source", "source_lang", "target_lang", None}
+    rows, others = re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE), (UNSCORED, PROMPT_TOKENS, ANSWER_TOKENS)
+    assert sorted([*rows, *others]) == sorted(HttpEngine.counted) and all(f"`{name}`" in page for name in others)
 
 
 def test_no_other_engine_and_no_help_text_imports_what_requests_need():
