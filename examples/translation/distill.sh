@@ -4,8 +4,8 @@
 #
 #   distill.sh DATA_BIN TEACHER SAVE_DIR [further fairseq-train flags]      → SAVE_DIR/averaged.pt
 #
-# TEACHER is a checkpoint, or several: a.pt:b.pt (see TEACHER_WEIGHTS), or the folder of a cache that kd-plugin cache has
-# written. With KD=0 it is not read.
+# TEACHER is a checkpoint, or several: a.pt:b.pt (see TEACHER_WEIGHTS), a folder of Hugging Face's, or the folder of a cache
+# that kd-plugin cache has written. With KD=0 it is not read.
 # Each value below can be set from outside: `ALPHA=0.3 distill.sh …`. Run again after an interruption, it resumes.
 set -euo pipefail
 # OpenMP's threads sleep while they wait for each other. Beside other work they would burn its time and their own.
@@ -54,7 +54,8 @@ if [ "$KD" = 0 ]; then
     objective=(--task translation --criterion label_smoothed_cross_entropy)
 else
     kind=--teacher-path
-    [ ! -d "$teacher" ] || kind=--teacher-cache
+    # a folder of Hugging Face's says what it is in its config.json; a cache has none
+    [ ! -d "$teacher" ] || [ -f "$teacher/config.json" ] || kind=--teacher-cache
     objective=(--task distillation_translation "$kind" "$teacher"
         --criterion kd_label_smoothed_cross_entropy --kd-alpha "$ALPHA" --kd-temperature "$TEMPERATURE")
     [ -z "$TEACHER_WEIGHTS" ] || objective+=(--teacher-weights "$TEACHER_WEIGHTS")

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import List, Optional
 
 import torch
 
@@ -28,16 +29,16 @@ KINDS = {
 T5_PREFIX = "translate English to German: "
 
 
-def make_folder(kind: str, folder: Path) -> Path:
-    """A model of this kind with its tokenizer in `folder`."""
+def make_folder(kind: str, folder: Path, lines: Optional[List[str]] = None, size: int = 200) -> Path:
+    """A model of this kind in `folder` with its tokenizer, of `size` pieces learned from `lines`."""
     import transformers
 
-    lines = sentences("en") + sentences("de")
+    lines = lines or sentences("en") + sentences("de")
     t5 = kind in ("t5", "madlad")
     ids = dict(pad_id=0, eos_id=1, unk_id=2, bos_id=-1) if t5 else {}
     asked = ["<2de>", "<2fr>"] if kind == "madlad" else []
     folder.mkdir(parents=True)
-    spm = train(folder / "joint.spm", [*lines, T5_PREFIX], 200, user_defined_symbols=asked, **ids)
+    spm = train(folder / "joint.spm", [*lines, T5_PREFIX], size, user_defined_symbols=asked, **ids)
     pieces = _pieces(spm)
     torch.manual_seed(7)
     if kind.startswith("marian"):
