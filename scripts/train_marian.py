@@ -3,8 +3,8 @@
 
     train_marian.py CORPUS OUT [--source en] [--target de] [--vocab 1000] [--updates 900] [--dim 128] …
 
-CORPUS holds train.SRC and train.TGT, a sentence a line, as scripts/quickstart_corpus.py writes them. OUT becomes a folder
-as save_pretrained makes it, with both sentencepiece models. Needs transformers, accelerate and sentencepiece.
+CORPUS holds train.SRC and train.TGT, a sentence a line, as scripts/quickstart_corpus.py writes them. OUT becomes a
+folder as save_pretrained makes it, with both sentencepiece models. Needs transformers, accelerate and sentencepiece.
 """
 
 import argparse
@@ -93,6 +93,8 @@ def main() -> None:
         if parameter.dim() > 1 and "embed" not in name and "shared" not in name:
             torch.nn.init.xavier_uniform_(parameter)
     torch.nn.init.normal_(model.get_input_embeddings().weight, std=args.dim**-0.5)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[-1].zero_()  # padding: the decoder begins with it, in Marian with zeros
     arguments = transformers.Seq2SeqTrainingArguments(
         output_dir=str(args.out / "training"), max_steps=args.updates, per_device_train_batch_size=args.batch_size,
         learning_rate=args.lr, warmup_steps=args.warmup, lr_scheduler_type="linear", weight_decay=0.0, adam_beta2=0.98,

@@ -7,7 +7,8 @@
 # valid.SRC, …, test.SRC, test.TGT as raw text. OUT gets the vocabulary, the data, the student and its evaluation. A step
 # whose result is there is not done again.
 # Variables: SRC, TGT (en, de); TEACHER_SRC, TEACHER_TGT (codes of the teacher's own: eng_Latn, deu_Latn); WAY (cache, online,
-# sequence or plain: what the student learns from); K (entries of a cache); COVERAGE (of the pieces); SEED and all others of
+# sequence or plain: what the student learns from); K (entries of a cache); COVERAGE (of the pieces); FILTER (flags
+# of kd-plugin filter, for WAY=sequence); SEED and all others of
 # distill.sh, whose ALPHA is 0.2 here; EVALUATE=0 leaves the evaluation out.
 set -euo pipefail
 export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}
@@ -24,6 +25,7 @@ TEACHER_TGT=${TEACHER_TGT:-}
 WAY=${WAY:-cache}
 K=${K:-16}
 COVERAGE=${COVERAGE:-0.9999}
+FILTER=${FILTER:-}
 EVALUATE=${EVALUATE:-1}
 export ALPHA=${ALPHA:-0.2}
 
@@ -107,13 +109,14 @@ case "$WAY" in
         # The teacher's translation of every source sentence in the place of the reference (Kim & Rush 2016).
         kd-plugin decode --path "$teacher" ${model_codes[@]+"${model_codes[@]}"} -s "$SRC" -t "$TGT" \
             --input "$corpus/train.$SRC" --output "$out/translations"
-        kd-plugin filter "$out/translations" --output "$out/filtered" --text "$out/distilled"
+        # shellcheck disable=SC2086 # several flags
+        kd-plugin filter "$out/translations" --output "$out/filtered" --text "$out/distilled" $FILTER
         binarise distilled-bin "$out/distilled"
         KD=0 bash "$here/distill.sh" "$out/distilled-bin" "$teacher" "$student" "$@"
         ;;
 esac
 
-[ "$EVALUATE" = 0 ] || kd-plugin evaluate --model "teacher=$teacher" ${model_codes[@]+"${model_codes[@]}"} \
+[ "$EVALUATE" = 0 ] || [ -f "$out/evaluation-$WAY/evaluation.json" ] || kd-plugin evaluate --model "teacher=$teacher" ${model_codes[@]+"${model_codes[@]}"} \
     --model "$WAY=$student/averaged.pt" --baseline teacher --test "test=$corpus/test.$SRC,$corpus/test.$TGT" \
     --source-sentencepiece-model "$out/$(of sentencepiece.model "$SRC")" \
     --target-sentencepiece-model "$out/$(of sentencepiece.model "$TGT")" \

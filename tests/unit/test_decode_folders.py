@@ -57,7 +57,7 @@ class Reference:
 
         model = transformers.AutoModelForSeq2SeqLM.from_pretrained(str(path)).eval()
         tokenizer = self.tokenizer = transformers.AutoTokenizer.from_pretrained(str(path))
-        source, target = KINDS[kind]
+        source, target = KINDS.get(kind, (None, None))
         self.before = ""
         if hasattr(tokenizer, "src_lang"):
             tokenizer.src_lang, tokenizer.tgt_lang = source, target
@@ -298,6 +298,22 @@ def _scale_norms(folder):
             if "layer_norm.weight" in name:
                 parameter.mul_(3)
     model.save_pretrained(str(folder))
+
+
+def test_a_marian_model_whose_padding_is_no_zeros_begins_with_it(tmp_path):
+    """As where somebody has initialised all embeddings anew: transformers begins with that row, Marian with zeros."""
+    import transformers
+
+    folder = make_folder("marian", tmp_path / "model")
+    model = transformers.MarianMTModel.from_pretrained(str(folder))
+    with torch.no_grad():
+        model.get_input_embeddings().weight[-1].normal_()
+    model.save_pretrained(str(folder))
+    (tmp_path / "in.en").write_text("".join(line + "\n" for line in LINES))
+    decode(folder, tmp_path / "in.en", tmp_path / "out", "--beam", 3, "--max-len-b", 12)
+    reference = Reference("marian, padding as it is", folder, beam_size=3, max_len_a=0, max_len_b=12)
+    for record in Translations(tmp_path / "out").records():
+        assert record.hypotheses[0].score == pytest.approx(reference(record.source)[0][1], abs=2e-4)
 
 
 def test_a_binarised_corpus_and_a_folder_of_something_else_are_refused(folder_of, tmp_path, capsys):

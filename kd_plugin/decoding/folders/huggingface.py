@@ -194,10 +194,18 @@ def _converter(opened: Folder, layout: Layout) -> Any:
             embeddings, rows = spec.decoder.embeddings, spec.decoder.projection.weight.shape[0]
             # Marian with two vocabularies may have some that it never uses
             embeddings.weight = embeddings.weight[:rows]
-            # and begins with zeros, as far as transformers has zeros there
             if spec.decoder.start_from_zero_embedding:
-                spec.decoder.start_from_zero_embedding = not bool(embeddings.weight[start:][:1].any())
+                spec.decoder.start_from_zero_embedding = self._is_zero(embeddings, start)
             return spec
+
+        def _remove_pad_weights(self, spec: Any) -> None:
+            # Marian begins with zeros, and so does transformers where padding's row is zeros
+            if self._is_zero(spec.decoder.embeddings, start):
+                super()._remove_pad_weights(spec)
+
+        @staticmethod
+        def _is_zero(embeddings: Any, row: int) -> bool:
+            return not bool(embeddings.weight[row:][:1].any())
 
         def set_config(self, config: Any, model: Any, tokenizer: Any) -> None:
             super().set_config(config, model, tokenizer)
