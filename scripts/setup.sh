@@ -70,7 +70,14 @@ run() {
   }
 }
 
-pip_install() { "$python" -m pip install --no-input "$@"; }
+# pip compiles every file that it installs, one after the other: half of the set-up.
+pip_install() { "$python" -m pip install --no-input --no-compile "$@"; }
+
+# On all cores, without what nobody imports. Files that are no Python of this version are none of ours.
+compile_installed() {
+  "$python" -m compileall -q -j 0 -x '/(tests?|testing|_vendor)/|/transformers/models/|/ray/(rllib|serve|tune|llm)/' \
+    "$("$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" >/dev/null 2>&1 || true
+}
 
 has() { "$python" -c "import $1" 2>/dev/null; }
 
@@ -121,6 +128,7 @@ fi
 run "$fairseq" pip_install "${keep[@]}" ${isolation[@]+"${isolation[@]}"} "$fairseq"
 run "kd_plugin, editable, with what its tests, the quickstart and the documentation need" \
   pip_install "${keep[@]}" --no-build-isolation -e '.[fairseq,dev,quickstart,tensorboard,docs]'
+run "compiling what is imported" compile_installed
 run "a look at the result" "$python" -c 'import fairseq.data.data_utils_fast, kd_plugin, torch; print(torch.__version__)'
 
 recipe_hash >"$stamp.new"
