@@ -106,6 +106,7 @@ setup(
         ],
         "report": REPORT,
         "cpu": [
+            'accelerate>=0.26; python_version >= "3.9"',  # transformers' trainer, which scripts/train_marian.py uses
             "numba>=0.57",  # the loss on CPUs in compiled loops: three to five times faster than PyTorch's operations
         ],
         "ray": [
