@@ -174,7 +174,9 @@ def without_user_dir(arguments):
 
 def check_script(program, variables):
     path = ROOT / program if "/" in program else RECIPES / program
-    text = path.read_text(encoding="utf-8") + (RECIPES / "common.sh").read_text(encoding="utf-8")
+    text = path.read_text(encoding="utf-8")
+    for called in {"common.sh", *re.findall(r"\$here/([\w-]+\.sh)", text)}:
+        text += (RECIPES / called).read_text(encoding="utf-8")
     for variable in variables:
         assert re.search(rf"\b{variable}\b", text), f"{program} reads no {variable}"
 
