@@ -27,6 +27,7 @@ from tests.unit.conftest import WORDS, write_dictionaries
 pytest.importorskip("ctranslate2", reason="CTranslate2 is not installed")
 
 LANGS = ["-s", "en", "-t", "de"]
+SHORT = Settings(max_len_b=12)
 SENTENCES = [random.Random(i).choices(WORDS, k=1 + i % 9) for i in range(16)]
 TEACHER = Path(ROOT).parent / "shared" / "teachers" / "multi30k.en-de"
 MULTI30K = Path(ROOT).parent / "shared" / "data" / "multi30k" / "test_2016_flickr.en.gz"
@@ -100,6 +101,26 @@ def test_without_the_checkpoint_it_is_searched_once_and_scored_as_the_model_does
             log_probs = decoder._translator.score_batch([source], [tokens])[0].log_probs
             assert score == pytest.approx(sum(log_probs) / (len(tokens) + 1), abs=1e-4)
             assert 0 < len(tokens) <= 12 and not {"<blank>", "</s>"} & set(tokens)
+
+
+def test_what_is_not_fairseqs_search_is_counted_and_said(untrained, tmp_path, monkeypatch):
+    """A bare folder has no checkpoint with which fairseq could search for what takes too long step by step."""
+    both(untrained, untrained.parent, SHORT)  # converts it
+    monkeypatch.setattr(ctranslate2_search, "STEPS", 0)
+    monkeypatch.setattr(Search, "_is_clean", lambda *_: False)  # as of a model that wants to write padding everywhere
+    decoder = CTranslate2Decoder(untrained.parent / "converted", SHORT)
+    found = translate(decoder, SENTENCES)
+    assert found.approximate == len(SENTENCES)
+    checkpoints = open_checkpoints(str(untrained), {"data": str(untrained.parent)}, "en", "de")
+    beside = CTranslate2Decoder(untrained.parent / "converted", SHORT, checkpoints=checkpoints)
+    assert translate(beside, SENTENCES).approximate == 0
+    for name in ("test.en", "test.de"):
+        (tmp_path / name).write_text("".join(" ".join(sentence) + "\n" for sentence in SENTENCES))
+    arguments = ["evaluate", "--model", f"m={untrained.parent / 'converted'}", "--bootstrap", "0", "--max-len-b", "12"]
+    test, output = f"t={tmp_path / 'test.en'},{tmp_path / 'test.de'}", str(tmp_path / "out")
+    assert main([*arguments, "--test", test, "--output", output, "--remove-bpe", "none"]) == 0
+    (row,) = json.loads((tmp_path / "out" / "evaluation.json").read_text())["models"]
+    assert f"{len(SENTENCES)} translations are from CTranslate2's own search" in row["note"]
 
 
 @pytest.mark.skipif(not (TEACHER / "teacher.pt").is_file(), reason="there is no shared teacher")
