@@ -1,7 +1,7 @@
 """Knowledge distillation for neural machine translation as a fairseq `--user-dir` plugin.
 
 Importing the package registers the task `distillation_translation`, the criterion `kd_label_smoothed_cross_entropy`
-and the student architectures (`kd_plugin.registration`). The command `kd-plugin` does that when a verb needs it.
+and the student architectures (`kd_plugin.registration`). The command `kd-plugin` does so only if a verb needs it.
 """
 
 from kd_plugin.quiet import is_command

@@ -1,4 +1,4 @@
-"""What differs between the fairseq distributions and the torch and numpy versions, in one place."""
+"""All differences between fairseq distributions and between torch and numpy versions, in one place."""
 
 import argparse
 import codecs
@@ -24,12 +24,12 @@ def _version(text: str) -> Tuple[int, ...]:
 
 
 TORCH_VERSION = _version(torch.__version__)
-# below, torch.load(weights_only=True) itself could be made to run code (CVE-2025-32434, CVE-2026-24747)
+# in older versions, torch.load(weights_only=True) itself could be made to run code (CVE-2025-32434, CVE-2026-24747)
 TRUSTED_TORCH = (2, 10)
-# torch's allow-list for weights_only can be extended (from 2.4 on, but it was not tried there)
+# whether torch's allow-list for weights_only can be extended (already in 2.4, which is untested)
 HAS_SAFE_GLOBALS = TORCH_VERSION >= (2, 5)
 NUMPY_2 = _version(np.__version__) >= (2, 0)
-# older ones read with our own restricted unpickler instead
+# even older versions use our own restricted unpickler instead
 WEIGHTS_ONLY_IS_WEAK = HAS_SAFE_GLOBALS and TORCH_VERSION < TRUSTED_TORCH
 
 
@@ -38,7 +38,7 @@ def has_fairseq() -> bool:
 
 
 def require_fairseq() -> None:
-    """Raise KDPluginError with the remedy where no fairseq is installed."""
+    """Raises KDPluginError with the remedy if fairseq is not installed."""
     if not has_fairseq():
         raise KDPluginError(
             "fairseq is not installed. Remedy: pip install 'kd-plugin[fairseq]' "
@@ -61,12 +61,12 @@ def fairseq_distribution() -> str:
 
 
 def _allowed_types() -> Dict[str, Any]:
-    """Everything beyond tensors and plain containers that a fairseq checkpoint holds, by its pickled name.
+    """The types beyond tensors and plain containers in fairseq checkpoints, by their pickled names.
 
-    argparse.Namespace carries the flags of the run; the numpy entries appear once --eval-bleu logged its counts.
-    None of them runs code when it is rebuilt.
+    argparse.Namespace holds the run's flags; the numpy types occur if --eval-bleu has logged its counts. None of them
+    runs code when it is rebuilt.
     """
-    # numpy 2 renamed it
+    # numpy 2 has renamed the module
     multiarray: Any = importlib.import_module("numpy._core.multiarray" if NUMPY_2 else "numpy.core.multiarray")
     allowed: Dict[str, Any] = {"argparse.Namespace": argparse.Namespace, "numpy.ndarray": np.ndarray}
     allowed["numpy.dtype"] = np.dtype
@@ -80,15 +80,15 @@ def _allowed_types() -> Dict[str, Any]:
 
 
 def _safe_globals() -> List[Any]:
-    # (object, name) pairs are understood from torch 2.6 on; 2.5 derives the name itself
+    # torch accepts (object, name) pairs from 2.6 on; 2.5 derives the name itself
     allowed = _allowed_types()
     return [(value, name) for name, value in allowed.items()] if TORCH_VERSION >= (2, 6) else list(allowed.values())
 
 
 def allow_fairseq_checkpoints() -> None:
-    """Let stock fairseq load and resume fairseq checkpoints on torch >= 2.6, where weights_only is the default.
+    """Lets stock fairseq load and resume its checkpoints on torch >= 2.6, where weights_only is the default.
 
-    fairseq calls torch.load with no argument, so the exact types go onto torch's own allow-list; weights_only stays
+    fairseq calls torch.load without arguments, so exactly these types go onto torch's allow-list; weights_only stays
     on, and anything else in a file is still refused.
     """
     if HAS_SAFE_GLOBALS:
@@ -96,11 +96,11 @@ def allow_fairseq_checkpoints() -> None:
 
 
 def let_ranks_share_checkpoints() -> None:
-    """Let stock fairseq resume on several ranks with torch >= 2.6.
+    """Lets stock fairseq resume on several ranks with torch >= 2.6.
 
-    Rank 0 reads the checkpoint, with weights_only, and sends the objects made of it to the other ranks as a pickle,
-    which holds omegaconf's many types and which they open with torch.load. That message comes from the run's own rank
-    0, as every other message that fairseq pickles between ranks; no byte of the file is in it unread.
+    Rank 0 reads the checkpoint, with weights_only, and sends the resulting objects to the other ranks as a pickle. It
+    contains many omegaconf types, and the others open it with torch.load. The message comes from the run's own rank 0,
+    like all messages that fairseq pickles between ranks, and contains only what weights_only has accepted.
     """
     from fairseq.distributed import utils
 
@@ -132,12 +132,12 @@ def load_safely(file: Any, map_location: Any = "cpu") -> Any:
     Raises pickle.UnpicklingError naming the first type that is not on the list.
     """
     if HAS_SAFE_GLOBALS:
-        # not the context manager safe_globals: leaving it takes away what was allowed before, too
+        # not the context manager safe_globals, which on exit also removes what was allowed before
         allow_fairseq_checkpoints()
         return torch.load(file, map_location=map_location, weights_only=True)
-    # "weights_only" is not said: below 2.5 the default is False, and the stand-in for pickle does the refusing.
-    # torch 1.13 overlooks pickle_module, so the name that it takes instead is replaced as well: there is no other way
-    # in, and torch's own weights_only of that time knows no further types.
+    # Below 2.5 weights_only defaults to False, and the stand-in for pickle refuses unknown types instead. torch 1.13
+    # ignores pickle_module, so the name that it uses is replaced as well; the weights_only of that time cannot be
+    # extended.
     restricted = _restricted_pickle()
     with _pickle_of_torch(restricted):
         return torch.load(file, map_location=map_location, pickle_module=restricted)
@@ -154,10 +154,10 @@ def _pickle_of_torch(module: types.ModuleType) -> Iterator[None]:
 
 
 def bring_up_to_date(state: Dict[str, Any], overrides: Optional[Dict[str, Any]] = None) -> Dict[str, Any]:
-    """A checkpoint's content as today's fairseq has it: what `load_checkpoint_to_cpu` does once it has read a file.
+    """Upgrades a checkpoint's content to today's fairseq, as `load_checkpoint_to_cpu` does after reading a file.
 
     Args:
-        state: changed
+        state: modified in place
         overrides: fields to replace in its configuration
     """
     from fairseq import checkpoint_utils
@@ -169,7 +169,7 @@ def bring_up_to_date(state: Dict[str, Any], overrides: Optional[Dict[str, Any]] 
         for name, value in (overrides or {}).items():
             setattr(state["args"], name, value)
     if state.get("cfg") is not None:
-        # the configuration of an old model is a Namespace, which is no primitive type of omegaconf's
+        # an old model's configuration contains a Namespace, which is not an omegaconf primitive
         if _version(omegaconf) >= (2, 2):
             state["cfg"] = OmegaConf.create(state["cfg"], flags={"allow_objects": True})
         else:
@@ -185,7 +185,7 @@ def bring_up_to_date(state: Dict[str, Any], overrides: Optional[Dict[str, Any]] 
 
 
 def _restricted_pickle() -> types.ModuleType:
-    """A stand-in for the pickle module for torch < 2.5, whose weights_only has no allow-list to extend."""
+    """A stand-in for the pickle module on torch < 2.5, whose weights_only has no extensible allow-list."""
     allowed = _allowed_types()
     allowed["collections.OrderedDict"] = collections.OrderedDict
     allowed["_codecs.encode"] = codecs.encode  # how numpy's bytes are pickled
@@ -196,10 +196,10 @@ def _restricted_pickle() -> types.ModuleType:
     for dtype in ("float16", "float32", "float64", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool"):
         allowed[f"torch.{dtype}"] = getattr(torch, dtype)
     allowed["torch.Size"] = torch.Size
-    # the names under which the same objects appear on Python 2 pickles are left out on purpose
+    # names from Python 2 pickles are left out on purpose
     buildable = (argparse.Namespace, collections.OrderedDict, np.ndarray, np.dtype, torch.Tensor)
 
-    # the pure-Python unpickler, because only it lets BUILD be guarded
+    # the pure-Python unpickler, the only one in which BUILD can be guarded
     base: Any = pickle._Unpickler  # type: ignore[attr-defined]
 
     class Unpickler(base):  # type: ignore[misc]
@@ -212,7 +212,7 @@ def _restricted_pickle() -> types.ModuleType:
             return allowed[full_name]
 
         def load_build(self) -> None:
-            # BUILD on a class or function would set attributes on it: only instances of these are filled in
+            # BUILD on a class or function would set attributes on it, so allow only instances of these types
             if not isinstance(self.stack[-2], buildable):
                 raise pickle.UnpicklingError(f"Unsupported global: GLOBAL {self.stack[-2]!r} (state for it)")
             base.load_build(self)
@@ -229,15 +229,15 @@ def _restricted_pickle() -> types.ModuleType:
     return module
 
 
-# fairseq 0.12.2 keeps a second copy of each encoder layer's weights for its BetterTransformer path
+# names of the second copy of encoder layer weights that fairseq 0.12.2 keeps for its BetterTransformer path
 BETTER_TRANSFORMER_COPY = re.compile(r"(^|\.)encoder\.layers\.\d+\.(in_proj|out_proj|fc1|fc2)_(weight|bias)$")
 
 
 def disable_better_transformer() -> None:
-    """Keep the encoders of fairseq 0.12.2 off its BetterTransformer path; other fairseqs are left alone.
+    """Keeps encoders of fairseq 0.12.2 off its BetterTransformer path; leaves other fairseq versions alone.
 
-    It is taken by models that were loaded and not trained, such as every teacher, and dies with "Mask Type should be
-    defined" on torch >= 1.13: without this, not even stock fairseq-generate runs there.
+    Models that are loaded but not trained, such as teachers, take this path, and it fails with "Mask Type should be
+    defined" on torch >= 1.13; there, not even stock fairseq-generate runs without this fix.
     """
     from fairseq.modules.transformer_layer import TransformerEncoderLayerBase
 
@@ -253,10 +253,10 @@ def disable_better_transformer() -> None:
 
 
 def refuse_idle_ranks(parser: argparse.ArgumentParser) -> None:
-    """Make `parser` refuse the flags with which fairseq exits 0 having trained nothing.
+    """Makes `parser` refuse flags with which fairseq would train nothing and exit 0.
 
-    With --distributed-init-method and without --distributed-no-spawn fairseq spawns min(GPUs, world size) processes:
-    none on a machine without a GPU. No task is ever set up then, so the command line is the last place to say so.
+    With --distributed-init-method but without --distributed-no-spawn, fairseq spawns min(GPUs, world size) processes:
+    none on a machine without a GPU. Since no task is set up then, only the command line can be refused.
     """
     parse: Callable[..., argparse.Namespace] = parser.parse_args
 
@@ -269,7 +269,7 @@ def refuse_idle_ranks(parser: argparse.ArgumentParser) -> None:
         ):
             raise KDPluginError(
                 "--distributed-init-method without --distributed-no-spawn on a machine without a GPU: fairseq would "
-                "start no process, train nothing and exit 0. Remedy: start one process a rank, each with "
+                "start no process, train nothing and exit 0. Remedy: start one process per rank, each with "
                 "--cpu --distributed-no-spawn --distributed-rank RANK --distributed-backend gloo "
                 "--ddp-backend legacy_ddp"
             )
@@ -279,7 +279,7 @@ def refuse_idle_ranks(parser: argparse.ArgumentParser) -> None:
 
 
 def cpu_computes(dtype: str) -> bool:
-    """Whether this CPU has units for `bf16` or `fp16` matrix products; where it has none, torch emulates them."""
+    """Whether this CPU has units for `bf16` or `fp16` matrix products; without them torch emulates these products."""
     units = {"bf16": {"avx512_bf16", "amx_bf16", "bf16"}, "fp16": {"avx512_fp16", "amx_fp16", "asimdhp"}}
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:

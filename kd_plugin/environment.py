@@ -1,4 +1,4 @@
-"""Is everything here that distillation needs? What `kd-plugin doctor` reports, but for teacher files."""
+"""Checks whether the installation has what distillation needs: `kd-plugin doctor` without teacher files."""
 
 import os
 import platform
@@ -13,7 +13,7 @@ from kd_plugin.version import __version__
 
 OK, WARN, FAIL = "ok", "warn", "FAIL"
 
-# The distributions and versions this package is tested with.
+# the distributions and versions that this package is tested with
 TESTED_FAIRSEQ = ("fairseq:0.12.2", "fairseq-fixed:0.12.3.1")
 REQUIRED_PACKAGES = ("numpy", "sentencepiece", "sacrebleu", "omegaconf", "hydra-core")
 OPTIONAL_PACKAGES = (
@@ -24,7 +24,7 @@ OPTIONAL_PACKAGES = (
 
 @dataclass
 class Check:
-    """One line of the report; `remedy` says what to do where the status is not ok."""
+    """One line of the report; `remedy` says what to do if the status is not ok."""
 
     section: str
     name: str
@@ -34,7 +34,7 @@ class Check:
 
 
 def table(checks: List[Check]) -> str:
-    """The report for a terminal, one check a line, grouped by section."""
+    """The report for a terminal, one check per line, grouped by section."""
     width = max(len(check.name) for check in checks)
     lines: List[str] = []
     section = None
@@ -49,7 +49,7 @@ def table(checks: List[Check]) -> str:
 
 
 def environment_checks() -> List[Check]:
-    """Interpreter, packages, devices, and whether fairseq's names lead to this package."""
+    """Checks the interpreter, packages, devices, and whether this package owns its names in fairseq."""
     return [
         Check("system", "Python", platform.python_version()),
         Check("system", "OS", platform.platform()),
@@ -77,7 +77,7 @@ def weights_only_check() -> Check:
     from kd_plugin.compat import TORCH_VERSION, TRUSTED_TORCH
 
     if TORCH_VERSION >= TRUSTED_TORCH:
-        return Check("packages", "weights_only", "trustworthy: no code of a checkpoint is run")
+        return Check("packages", "weights_only", "trustworthy: runs no code from a checkpoint")
     value = f"not trustworthy below torch {'.'.join(map(str, TRUSTED_TORCH))} (CVE-2025-32434, CVE-2026-24747)"
     remedy = "upgrade torch; until then read only checkpoints that you made yourself or whose hash you pin"
     return Check("packages", "weights_only", value, WARN, remedy)
@@ -108,7 +108,7 @@ def fairseq_check() -> Check:
 
     value = f"{fairseq_distribution()} ({os.path.dirname(os.path.abspath(fairseq.__file__))})"
     if installed_version("fairseq") and installed_version("fairseq-fixed"):
-        remedy = "each has overwritten files of the other: uninstall both, then install one"
+        remedy = "they overwrite each other's files: uninstall both, then install one"
         return Check("packages", "fairseq", "both fairseq and fairseq-fixed are installed", FAIL, remedy)
     if fairseq_distribution() not in TESTED_FAIRSEQ:
         remedy = f"not among the tested ones ({', '.join(TESTED_FAIRSEQ)}): run scripts/test.sh on it"
@@ -121,7 +121,7 @@ def device_checks() -> List[Check]:
 
     section = "devices"
     if not torch.cuda.is_available():
-        return [Check(section, "GPU", "none"), Check(section, "bf16", "no GPU; on a CPU it is slow, stay with fp32")]
+        return [Check(section, "GPU", "none"), Check(section, "bf16", "no GPU; slow on a CPU, so stay with fp32")]
     checks = []
     for index in range(torch.cuda.device_count()):
         gpu = torch.cuda.get_device_properties(index)
@@ -132,7 +132,7 @@ def device_checks() -> List[Check]:
 
 
 def registration_checks() -> List[Check]:
-    """A duplicate task name is silently ignored by fairseq, and forks own our criterion's name: look who has them."""
+    """Checks who owns our names: fairseq silently ignores a duplicate task, and forks may have our criterion's name."""
     from kd_plugin.compat import has_fairseq
 
     if not has_fairseq():
@@ -151,13 +151,13 @@ def registration_checks() -> List[Check]:
         if owner is not None and owner.split(".")[0] == "kd_plugin":
             checks.append(Check("registered names", kind, name))
         else:
-            remedy = "another package or fairseq fork registers this name first: take it out of this environment"
+            remedy = "another package or fairseq fork registers this name first: remove it from this environment"
             checks.append(Check("registered names", kind, f"{name} belongs to {owner}", FAIL, remedy))
     return checks
 
 
 def machine() -> Dict[str, Any]:
-    """What an evaluation says of where it was made."""
+    """The machine's description in an evaluation."""
     import torch
 
     cpu = platform.processor() or platform.machine()
@@ -171,7 +171,7 @@ def machine() -> Dict[str, Any]:
 
 
 def versions() -> Dict[str, str]:
-    """Of the packages that decide an evaluation."""
+    """The versions of the packages that affect an evaluation."""
     from kd_plugin.compat import fairseq_distribution
 
     fairseq, _, fairseq_version = fairseq_distribution().partition(":")

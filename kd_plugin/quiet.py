@@ -1,7 +1,7 @@
-"""What other packages print that a user of kd-plugin cannot do anything about, and how a stop is told.
+"""Silences output of other packages that users of kd-plugin cannot act on, and handles interrupts.
 
-For the command `kd-plugin` and its worker processes alone. In fairseq-train, which imports the plugin after fairseq,
-nothing here changes anything: there logs and signals are fairseq's.
+This is only for the command `kd-plugin` and its worker processes. In fairseq-train, which imports the plugin after
+fairseq, nothing here has any effect: there fairseq controls logs and signals.
 """
 
 import contextlib
@@ -13,23 +13,23 @@ import threading
 import warnings
 from typing import Any, Iterator
 
-# fairseq tells everything about every model, sacreBLEU each step of its bootstrap; what counts our verbs say themselves
+# fairseq logs every detail of every model, sacreBLEU each bootstrap step; our verbs report what matters
 CHATTY = {"fairseq": logging.WARNING, "sacrebleu": logging.ERROR}
-# of Python's own kinds only RuntimeWarning is about numbers, and stays
+# warnings about code; of Python's categories only RuntimeWarning is about numbers, and stays on
 ABOUT_CODE = (FutureWarning, DeprecationWarning, PendingDeprecationWarning, UserWarning, ImportWarning, ResourceWarning)
-# exit statuses, as a shell has them; not every system has SIGPIPE
+# exit statuses as in a shell; not every system has SIGPIPE
 INTERRUPTED, TERMINATED, NO_READER = 128 + signal.SIGINT, 128 + signal.SIGTERM, 128 + 13
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM: what a batch system or `timeout` sends. Work ends as with Ctrl-C."""
+    """Raised on SIGTERM, which a batch system or `timeout` sends. Work ends as with Ctrl-C."""
 
 
 @contextlib.contextmanager
 def first_import() -> Iterator[None]:
-    """Around our import of fairseq: it sets up logging for everybody, only to say that a package is missing.
+    """Wraps our import of fairseq, which sets up global logging just to say that a package is missing.
 
-    Where fairseq is there already nothing is done.
+    Does nothing if fairseq is already imported.
     """
     if "fairseq" in sys.modules:
         yield
@@ -44,8 +44,8 @@ def first_import() -> Iterator[None]:
     except KeyboardInterrupt:
         if not is_command():
             raise
-        print("kd-plugin: interrupted: nothing was begun", file=sys.stderr, flush=True)
-        os._exit(INTERRUPTED)  # exit() would print where Python was
+        print("kd-plugin: interrupted: nothing was started", file=sys.stderr, flush=True)
+        os._exit(INTERRUPTED)  # exit() would print a traceback
     finally:
         logging.disable(disabled)
         root.setLevel(level)
@@ -55,13 +55,13 @@ def first_import() -> Iterator[None]:
 
 
 def is_command() -> bool:
-    """Whether this process is `kd-plugin …` or one of its workers, and not a program that imports the package."""
+    """Whether this process is `kd-plugin …` or one of its workers, rather than a program that imports the package."""
     return os.path.basename(sys.argv[0]).startswith("kd-plugin") or "kd_plugin.cli" in getattr(sys, "orig_argv", ())
 
 
 @contextlib.contextmanager
 def quietly() -> Iterator[None]:
-    """`quiet`, and everything as before at the end, for programs that call kd_plugin.cli.main."""
+    """`quiet` within a context that restores everything at the end, for programs that call kd_plugin.cli.main."""
     levels = {name: logging.getLogger(name).level for name in CHATTY}
     handlers = list(logging.getLogger().handlers)
     try:
@@ -75,29 +75,29 @@ def quietly() -> Iterator[None]:
 
 
 def quiet() -> None:
-    """From here on only warnings about the work are shown, ours each in a line of its own."""
-    for stream in (sys.stdout, sys.stderr):  # a terminal without ± or a file's name without UTF-8 end no work
+    """From here on, shows only warnings about the work itself, each of ours on its own line."""
+    for stream in (sys.stdout, sys.stderr):  # a terminal without ± or a non-UTF-8 file name must not end the work
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     _ignore_warnings()
     for name, level in CHATTY.items():
         logging.getLogger(name).setLevel(level)
     root = logging.getLogger()
-    if not root.handlers:  # else a program that calls us has its own
+    if not root.handlers:  # a program that calls us may have its own
         handler = logging.StreamHandler()
         handler.setFormatter(_Line())
         root.addHandler(handler)
 
 
 def _ignore_warnings() -> None:
-    if sys.warnoptions:  # the user has said which to show
+    if sys.warnoptions:  # the user has chosen which to show
         return
     for category in ABOUT_CODE:
         warnings.simplefilter("ignore", category)
 
 
 class _Line(logging.Formatter):
-    """`kd-plugin: warning: …`, as errors are shown."""
+    """Formats messages as `kd-plugin: warning: …`, like errors."""
 
     def format(self, record: logging.LogRecord) -> str:
         return f"kd-plugin: {record.levelname.lower()}: {record.getMessage()}"
@@ -105,9 +105,9 @@ class _Line(logging.Formatter):
 
 @contextlib.contextmanager
 def sigterm_as_interrupt() -> Iterator[None]:
-    """Inside, SIGTERM raises Terminated, so that temporary files are removed and workers are stopped."""
+    """Within this context, SIGTERM raises Terminated, so that temporary files are removed and workers stopped."""
     if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
-        yield  # somebody else's business
+        yield  # the calling program handles signals
         return
 
     def terminate(number: int, frame: Any) -> None:
@@ -122,7 +122,7 @@ def sigterm_as_interrupt() -> Iterator[None]:
 
 @contextlib.contextmanager
 def deaf_children() -> Iterator[None]:
-    """Processes that are started inside never see Ctrl-C: the one that started them does, and ends them."""
+    """Processes started within this context ignore Ctrl-C: their parent receives it and stops them."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
@@ -134,6 +134,6 @@ def deaf_children() -> Iterator[None]:
 
 
 def stop(pool: Any) -> None:
-    """End the processes of a concurrent.futures.ProcessPoolExecutor at once, in the middle of their work."""
+    """Terminates a ProcessPoolExecutor's processes at once, even in the middle of their work."""
     for process in list((getattr(pool, "_processes", None) or {}).values()):
         process.terminate()

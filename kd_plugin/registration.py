@@ -1,4 +1,4 @@
-"""What importing the plugin does to fairseq, once."""
+"""Registers the plugin with fairseq on import, once."""
 
 import functools
 import importlib.util
@@ -8,9 +8,9 @@ from kd_plugin.quiet import first_import
 
 @functools.lru_cache(maxsize=None)
 def register() -> None:
-    """Register with fairseq, and mend what keeps it from working on today's torch (kd_plugin.compat).
+    """Registers with fairseq, and fixes what keeps fairseq from working on today's torch (kd_plugin.compat).
 
-    Without fairseq there is nothing to register with, and nothing is done; the losses work all the same.
+    Does nothing without fairseq; the losses work all the same.
     """
     if importlib.util.find_spec("fairseq") is None:
         return

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""What a cached teacher costs: updates that read it, reading alone, and writing it.
+"""Measures a cached teacher: updates that read from it, reading alone, and writing it.
 
     bench_cache.py [--quick] [--device cpu|cuda] [--threads N] [--seconds S] [--out DIR]
 
-Updates are fairseq's own Trainer.train_step, as in bench_step.py; one from the cache reads its records from a store on
-disk, in the same process. The store holds random records of a large corpus, asked for sentence by sentence in random
-order, as shuffled training does.
+Updates are fairseq's own Trainer.train_step, as in bench_step.py; an update from the cache reads its records from a
+store on disk, in the same process. The store holds random records for a large corpus, read sentence by sentence in
+random order as in shuffled training.
 """
 
 import argparse
@@ -113,7 +113,7 @@ class Reader:
         self._generator = np.random.default_rng(3)
 
     def read(self, tokens: int) -> torch.Tensor:
-        """As training's collater does it."""
+        """As the training collater does."""
         sentences = self._generator.integers(0, len(self._sizes), 2 * tokens // 25 + 50)
         sizes = self._sizes[sentences]
         ends = np.cumsum(sizes)
@@ -170,7 +170,7 @@ def update_rows(case: ModelCase, folder: pathlib.Path, arguments: argparse.Names
     tokens = [len(target_rows(sample, dictionary.pad())[0]) for sample in samples]
     corpus = Corpus(folder / "cache", 2_000 if arguments.quick else 100_000, case.vocab, dictionary.symbols)
     store = corpus.write()
-    # checksums are verified once a process, while the first epoch is read: the other table has that
+    # checksums are verified once per process, while reading the first epoch: the other table includes that
     for positions in np.array_split(np.arange(int(corpus.sizes.sum())), 100):
         store.read_encoded(positions)
     reader = Reader(store, corpus.sizes)
@@ -278,7 +278,7 @@ def large_table(arguments: argparse.Namespace, progress: Progress) -> Table:
 
 
 class Measured:
-    """Time and highest memory of what runs inside, looked at twenty times a second."""
+    """Time and peak memory of the code inside, sampled twenty times per second."""
 
     def __enter__(self) -> "Measured":
         self.before = self.highest = _own_memory()
@@ -303,7 +303,7 @@ class Measured:
 
 
 def _own_memory() -> float:
-    """MB; 0 where the system does not tell."""
+    """MB; 0 if the system does not report it."""
     try:
         status = pathlib.Path("/proc/self/status").read_text()
     except OSError:

@@ -1,12 +1,11 @@
 #!/usr/bin/env python3
-"""Translating on one CPU thread: fairseq-generate, as a user runs it, and CTranslate2 on the exported model.
+"""Measures translation on one CPU thread: fairseq-generate, as a user runs it, and CTranslate2 on the exported model.
 
     bench_decode.py CHECKPOINT DATA_BIN --source RAW.src --reference RAW.tgt [--sentencepiece-model M]
                     [--vocabulary-map-from RAW.src RAW.tgt] [--rounds N] [--quick] [--out DIR]
 
-All use the same beam and length limits and batches of as many sentences, sorted by length. Times are of the search
-alone, on both sides: fairseq-generate's own "Translated … in … s", and translate_batch. Neither counts its start, the
-subwords or files.
+All use the same beam, length limits and batch size in sentences, sorted by length. Times cover only the search on both
+sides: fairseq-generate's own "Translated … in … s", and translate_batch. Neither includes start-up, subwords or files.
 """
 
 import argparse
@@ -83,7 +82,7 @@ def lines(path: str) -> List[str]:
 
 
 def generate(arguments: argparse.Namespace) -> Answer:
-    """fairseq-generate in a process of its own."""
+    """fairseq-generate in its own process."""
     command = [
         str(pathlib.Path(sys.executable).parent / "fairseq-generate"), arguments.data, "--user-dir", str(PACKAGE),
         "--task", "translation", "--path", arguments.checkpoint, "--gen-subset", arguments.gen_subset, "--cpu",

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Time, memory and accuracy of the distillation loss, forward and backward, beside the usual ways to write it.
+"""Compares time, memory and accuracy of the distillation loss, forward and backward, with the usual implementations.
 
     bench_loss.py [--quick] [--device cpu|cuda] [--threads N] [--seconds S] [--no-compile] [--no-memory]
         [--out DIR]
@@ -79,7 +79,7 @@ class Case(NamedTuple):
 
 
 def usual(case: Case, teacher_term: Optional[Callable[..., Tensor]] = None) -> LossFunction:
-    """As forks of fairseq write it: fairseq's own cross-entropy, and two more softmaxes for the KL, all in fp32.
+    """As in fairseq forks: fairseq's own cross-entropy, and two more softmaxes for the KL, all in fp32.
 
     teacher_term: (log p, q) -> (tokens, vocab), to be summed over the vocabulary; default: the KL
     """
@@ -90,7 +90,7 @@ def usual(case: Case, teacher_term: Optional[Callable[..., Tensor]] = None) -> L
         lprobs = torch.log_softmax(student, dim=-1, dtype=dtype)
         ce, _ = label_smoothed_nll_loss(lprobs, target, LABEL_SMOOTHING)
         kd = teacher_term(*softmaxes(student.to(dtype), teacher.to(dtype), case.temperature))
-        return mixed(ce, kd.sum(dim=-1).sum(), case)  # one value a token, for forks mask them
+        return mixed(ce, kd.sum(dim=-1).sum(), case)  # first one value per token, because forks mask them
 
     return loss
 
@@ -113,7 +113,7 @@ def pytorch_losses(case: Case) -> LossFunction:
 
 
 def softmaxes(student: Tensor, teacher: Tensor, temperature: float) -> Tuple[Tensor, Tensor]:
-    """The student's logarithms of probabilities and the teacher's probabilities, as F.kl_div takes them."""
+    """The student's log-probabilities and the teacher's probabilities, as F.kl_div expects them."""
     if temperature != 1.0:
         student, teacher = student / temperature, teacher / temperature
     return torch.log_softmax(student, dim=-1), torch.softmax(teacher, dim=-1)
@@ -124,7 +124,7 @@ def mixed(ce: Tensor, kd: Tensor, case: Case) -> Tensor:
 
 
 def torch_label_smoothing(vocab: int) -> float:
-    """fairseq's smoothing in PyTorch's terms: PyTorch also gives the target its share of what is spread."""
+    """fairseq's smoothing in PyTorch's terms: PyTorch also gives the target its share of the smoothing mass."""
     return LABEL_SMOOTHING * vocab / (vocab - 1)
 
 
@@ -134,12 +134,12 @@ def _compiled(temperature: float) -> LossFunction:
 
 
 def compiled(case: Case) -> LossFunction:
-    """The usual way through torch.compile, for this shape alone."""
+    """The usual way through torch.compile, for this shape only."""
     return _compiled(case.temperature)
 
 
 def liger(case: Case) -> LossFunction:
-    """Liger-Kernel's Triton kernels for the cross-entropy and the KL; the former writes over the student's logits."""
+    """Liger-Kernel's Triton kernels for the cross-entropy and the KL; the former overwrites the student's logits."""
     from liger_kernel.transformers import LigerCrossEntropyLoss, LigerKLDIVLoss
 
     cross_entropy = LigerCrossEntropyLoss(label_smoothing=torch_label_smoothing(case.vocab), reduction="sum")
@@ -153,7 +153,7 @@ def liger(case: Case) -> LossFunction:
 
 
 def ours(case: Case, inplace: bool, kernels: bool = True) -> LossFunction:
-    """Ours; without kernels it runs as where neither Numba nor Triton is installed."""
+    """Ours; without kernels it runs as if neither Numba nor Triton were installed."""
 
     def with_what_is_installed(student: Tensor, teacher: Tensor, target: Tensor) -> Tensor:
         return distillation_loss(
@@ -216,7 +216,7 @@ def loss_contestant(name: str, arena: LossArena, case: Case) -> Contestant:
 
 
 def build_loss(name: str, case: Case, device: str) -> Contestant:
-    """A contestant by itself, as a process that measures its memory needs it."""
+    """A single contestant, for a process that measures its memory."""
     arena = LossArena(draw_logits(case.tokens, case.vocab, DTYPES[case.dtype], torch.device(device)))
     return loss_contestant(name, arena, case)
 
@@ -260,12 +260,12 @@ def cases(arguments: argparse.Namespace) -> List[Case]:
 
 
 def _why_not_compiled(case: Case, arguments: argparse.Namespace) -> Optional[str]:
-    """It takes tens of seconds a shape: this keeps the benchmark short."""
+    """Decides whether to compile, which takes tens of seconds per shape, to keep the benchmark short."""
     size = sizes(arguments)
     chosen = case.vocab == size.middle_vocab and case.vocab * case.tokens == size.elements
     if chosen and not (case.dtype == "bf16" and arguments.device.type == "cpu"):
         return None
-    return "it compiles each shape anew: not done here"
+    return "it compiles each shape separately: skipped here"
 
 
 def reasons(case: Case, arguments: argparse.Namespace) -> Dict[str, Optional[str]]:
@@ -276,7 +276,7 @@ def reasons(case: Case, arguments: argparse.Namespace) -> Dict[str, Optional[str
 
 
 def count_steps(arguments: argparse.Namespace) -> int:
-    """Of the whole benchmark, for its progress: races, memory and gradients."""
+    """The steps of the whole benchmark, for its progress: races, memory and gradients."""
     losses = sum(1 + list(reasons(case, arguments).values()).count(None) for case in cases(arguments))
     heads = sum(name != PRODUCTS for name in HEADS) - bool(why_not(LIGER, arguments.device, arguments))
     return losses + 1 + 2 + 1 + heads
@@ -463,7 +463,7 @@ class Head:
         return run
 
     def allocating_products(self) -> Callable[[], Any]:
-        """The same as operations that return new tensors, whose pages the kernel has to find first."""
+        """The same with operations that return new tensors, whose pages the kernel must allocate first."""
         features, weight = self.features.detach(), self.weight.detach()
 
         def run() -> None:
@@ -498,7 +498,7 @@ class Head:
         return run
 
     def liger(self) -> Callable[[], Any]:
-        """Its fused projection, cross-entropy and KL; it has no label smoothing."""
+        """Liger-Kernel's fused projection, cross-entropy and KL; it has no label smoothing."""
         from liger_kernel.chunked_loss import LigerFusedLinearJSDLoss
 
         loss_function = LigerFusedLinearJSDLoss(weight_hard_loss=ALPHA, weight_soft_loss=1 - ALPHA, beta=0.0)
@@ -576,7 +576,7 @@ def head_table(arguments: argparse.Namespace, memory: Memory, progress: Progress
 
 def main(argv: Optional[Sequence[str]] = None) -> None:
     arguments = parse_arguments(__doc__, argv, optional=["compile", "memory"])
-    # compiled anew in every run, so that the time it takes is told
+    # compile in every run, so that its time is measured
     with tempfile.TemporaryDirectory() as cache, environment(TORCHINDUCTOR_CACHE_DIR=cache):
         memory = Memory(arguments, modules=["kd_plugin.losses"])
         progress = Progress(count_steps(arguments))

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Time of a whole training update: distillation beside plain cross-entropy, and where it goes.
+"""Measures a whole training update: distillation against plain cross-entropy, and where the time goes.
 
     bench_step.py [--quick] [--device cpu|cuda] [--threads N] [--seconds S] [--out DIR]
 
 An update is fairseq's own Trainer.train_step: forward, backward, clipping, Adam, logging. Task, criterion, optimizer
-and models are built from the flags that a user gives to fairseq-train; only the reading of data is left out. The
-students of a comparison are of one size and see the same batches, made by fairseq's own batching and collater.
+and models are built from fairseq-train flags; only reading data is left out. The students in a comparison have the same
+size and see the same batches, made by fairseq's own batching and collater.
 """
 
 import argparse
@@ -57,7 +57,7 @@ def cases(arguments: argparse.Namespace) -> List[ModelCase]:
         return [ModelCase("tiny student", Size(1, 16, 32, 2), 256, QUICK_MAX_TOKENS, 2)]
     tiny = Size(2, 64, 128, 4)  # transformer_student_micro
     if arguments.device.type == "cpu":
-        # a base transformer has six layers a side; two of them keep the shares of layers and vocabulary alike
+        # a base transformer has six layers per side; with two, layers and vocabulary have similar shares
         multi30k = Size(4, 128, 256, 4)  # examples/translation/train-teacher.sh's
         students = [
             ("tiny", tiny, 4096, 1),
@@ -93,7 +93,7 @@ def update(name: str, of_trainer: Trainer, samples: Sequence[Dict[str, Any]]) ->
 
 
 class Alone:
-    """The teacher's answer and the loss by themselves, on the batches that the updates see."""
+    """The teacher's answer and the loss alone, on the same batches as the updates."""
 
     def __init__(self, samples: Sequence[Dict[str, Any]], padding_idx: int, vocab: int, device: torch.device):
         self._samples = samples if device.type == "cpu" else [utils.move_to_cuda(sample) for sample in samples]

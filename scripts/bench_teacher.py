@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Time and memory of a teacher's forward pass: fairseq's own beside kd_plugin's OnlineTeacher.
+"""Compares time and memory of a teacher's forward pass: fairseq's own and kd_plugin's OnlineTeacher.
 
     bench_teacher.py [--quick] [--device cpu|cuda] [--threads N] [--seconds S] [--no-memory] [--out DIR]
 
-The teacher is a fairseq transformer with random weights. One run answers several batches, made by fairseq's own
-batching and collater. fairseq's way, as distillation forks use it, computes every position, padding included;
-OnlineTeacher's computes the tokens that there are.
+The teacher is a fairseq transformer with random weights. One run answers for several batches, made by fairseq's own
+batching and collater. fairseq, as used in distillation forks, computes every position including padding; OnlineTeacher
+computes only real tokens.
 """
 
 import argparse
@@ -53,7 +53,7 @@ def cases(arguments: argparse.Namespace) -> List[ModelCase]:
         return [ModelCase("tiny", Size(1, 16, 32, 2), 256, QUICK_MAX_TOKENS, 2)]
     if arguments.device.type == "cpu":
         small = [ModelCase("Multi30k, 1,024 tokens a batch", multi30k, vocab, 1024, 4) for vocab in (8192, 32768)]
-        # as many as the recipe's --max-tokens
+        # the recipe's --max-tokens
         small.insert(1, ModelCase("Multi30k, 4,096 tokens a batch", multi30k, 8192, 4096, 2))
         return [*small, *(ModelCase("base, 512 tokens a batch", base, vocab, 512, 2) for vocab in (8192, 32768))]
     sizes = {"Multi30k": multi30k, "base": base}
@@ -95,12 +95,12 @@ class Teacher:
         return self._asked(sample, rows).logits
 
     def answer(self, sample: Dict[str, Any], rows: Tensor) -> None:
-        """As the loss asks for it."""
+        """In the way that the loss asks for it."""
         for _ in self._asked(sample, rows).pieces(len(rows), self._vocab):
             pass
 
     def largest_difference(self) -> float:
-        """Between fairseq's logits and ours."""
+        """The largest difference between fairseq's logits and ours."""
         differences = []
         for sample, rows in zip(self.samples, self.rows):
             logits = self.stock_logits(sample, rows)
@@ -109,7 +109,7 @@ class Teacher:
         return max(differences)
 
 
-# frozen weights send fairseq's projection through another path of PyTorch
+# with frozen weights, fairseq's projection takes another path in PyTorch
 STOCK, FROZEN, OURS = "fairseq eval", "fairseq eval, requires_grad False", "kd_plugin OnlineTeacher"
 WAYS = (STOCK, FROZEN, OURS)
 
@@ -135,7 +135,7 @@ def teacher_of(case: ModelCase, device: torch.device) -> Iterator[Teacher]:
 
 
 def build(name: str, case: ModelCase, device: str) -> Contestant:
-    """A contestant by itself, as a process that measures its memory needs it."""
+    """A single contestant, for a process that measures its memory."""
     with teacher_of(case, torch.device(device)) as teacher:
         return contestant(name, teacher)
 

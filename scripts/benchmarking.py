@@ -1,9 +1,9 @@
-"""What the benchmarks share: flags, timing, memory, reports, and inputs like those of a training.
+"""Shared by the benchmarks: flags, timing, memory, reports, and realistic inputs.
 
-How the numbers come about. Contestants are compared only side by side, in one run: each round runs every one of them
-once, in turning order, after a warm-up. A time is the median over the rounds, a ratio the median of the ratios within
-a round, so that a machine that slows down slows both sides. Memory is the peak beyond what was there before: of the
-resident set, in a process of its own for each contestant (CPU), or of the allocator (CUDA).
+How it measures: contestants are compared only within one run. After a warm-up, each round runs every contestant once,
+in rotating order. A time is the median over the rounds, a ratio the median of the ratios within a round, so that a
+machine that slows down affects both sides. Memory is the increase of the peak: of the resident set, in a separate
+process per contestant (CPU), or of the allocator (CUDA).
 """
 
 import argparse
@@ -32,7 +32,7 @@ from torch import Tensor
 from kd_plugin.errors import KDPluginError
 from kd_plugin.files.protection import check_outputs
 
-# fairseq greets at length and turns on everybody's messages
+# fairseq logs a lot on import and turns on all loggers' messages
 logging.disable(logging.INFO)
 warnings.simplefilter("ignore")
 
@@ -41,7 +41,7 @@ ROUNDS = (5, 200)  # at least, at most
 QUICK_ROUNDS = (3, 3)
 QUICK_MAX_TOKENS = 128  # of a batch of --quick
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-# written before each timed run, so that none finds its inputs in a cache
+# written before each timed run, so that no run finds its inputs in a cache
 EVICTED_BYTES = 64 * 1024 * 1024
 
 
@@ -49,30 +49,30 @@ EVICTED_BYTES = 64 * 1024 * 1024
 
 
 LEFT_OUT = {
-    "compile": "leave torch.compile out, which takes tens of seconds for each shape",
-    "memory": "leave memory out, for which every contestant runs again in a process of its own",
+    "compile": "skip torch.compile, which takes tens of seconds per shape",
+    "memory": "skip measuring memory, for which every contestant runs again in its own process",
 }
 
 
 def parse_arguments(
     description: str, argv: Optional[Sequence[str]] = None, optional: Sequence[str] = ()
 ) -> argparse.Namespace:
-    """The flags that all benchmarks have, and --no-X for each optional part X of LEFT_OUT.
+    """Parses the flags of all benchmarks, and --no-X for each optional part X of LEFT_OUT.
 
-    Returns them with `device` a torch.device; torch's number of threads is set.
+    Returns them with `device` as a torch.device, and sets torch's number of threads.
     """
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--device", choices=["cpu", "cuda"], help="default: cuda if there is one")
-    parser.add_argument("--threads", type=int, help="threads of torch on the CPU; default: torch's own choice")
+    parser.add_argument("--device", choices=["cpu", "cuda"], help="default: cuda if available")
+    parser.add_argument("--threads", type=int, help="torch's CPU threads; default: torch's own choice")
     parser.add_argument(
         "--seconds",
         type=float,
         default=4.0,
-        help=f"time for the rounds of each comparison, of which at least {ROUNDS[0]} are run; default: %(default)s",
+        help=f"time for the rounds of each comparison, at least {ROUNDS[0]} rounds; default: %(default)s",
     )
-    parser.add_argument("--quick", action="store_true", help="tiny sizes: shows that it runs, its numbers mean nothing")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes: shows that it runs; the numbers mean nothing")
     for part in optional:
         parser.add_argument(f"--no-{part}", action="store_true", help=LEFT_OUT[part])
     parser.add_argument("--out", type=pathlib.Path, metavar="DIR", help="folder for the report: .md, .json and .png")
@@ -86,7 +86,7 @@ def parse_arguments(
 
 
 class Progress:
-    """Where a benchmark is: a bar on a terminal, otherwise a line now and then."""
+    """A benchmark's progress: a bar on a terminal, otherwise an occasional line."""
 
     def __init__(self, steps: int, line_every: float = 10.0):
         self._steps, self._done = steps, 0
@@ -94,7 +94,7 @@ class Progress:
         self._bar = sys.stderr.isatty()
 
     def step(self, what: str) -> None:
-        """`what` starts now."""
+        """Reports that `what` starts now."""
         self._done = min(self._done + 1, self._steps)
         place = f"{self._done}/{self._steps} {what}"
         if self._bar:
@@ -113,7 +113,7 @@ class Progress:
 
 
 class Contestant(NamedTuple):
-    """run: what is timed; prepare: what has to be put right before each run; optional: may fail, with a reason."""
+    """run: the timed code; prepare: what to restore before each run; optional: may fail, with a reason."""
 
     name: str
     run: Callable[[], Any]
@@ -122,10 +122,10 @@ class Contestant(NamedTuple):
 
 
 class Timing:
-    """Seconds of one contestant.
+    """One contestant's times in seconds.
 
-    first:   its first run, compilation included
-    rounds:  the later ones
+    first:   its first run, including compilation
+    rounds:  later runs
     skipped: why there are none
     """
 
@@ -139,13 +139,13 @@ class Timing:
         return statistics.median(self.rounds)
 
     def over(self, other: "Timing") -> Optional[float]:
-        """Median of the ratios to another contestant's runs of the same rounds; None where one was skipped."""
+        """The median ratio to another contestant's runs in the same rounds; None if one was skipped."""
         if not self.rounds or not other.rounds:
             return None
         return statistics.median(mine / theirs for mine, theirs in zip(self.rounds, other.rounds))
 
     def row(self) -> Dict[str, Any]:
-        """For a table."""
+        """The values for a table row."""
         if self.skipped is not None:
             return {"skipped": self.skipped}
         return {
@@ -157,7 +157,7 @@ class Timing:
 
 
 def race(contestants: Sequence[Contestant], arguments: argparse.Namespace) -> Dict[str, Timing]:
-    """Time all contestants, round by round."""
+    """Times all contestants, round by round."""
     device = arguments.device
     timings = {contestant.name: Timing() for contestant in contestants}
     fit = [contestant for contestant in contestants if _warm_up(contestant, timings[contestant.name], device)]
@@ -182,7 +182,7 @@ def _warm_up(contestant: Contestant, timing: Timing, device: torch.device) -> bo
         timing.first = _seconds(contestant, device)
         for _ in range(WARM_UPS[device.type] - 1):
             _seconds(contestant, device)
-    except Exception as error:  # compilers and other people's kernels raise anything
+    except Exception as error:  # compilers and third-party kernels may raise anything
         if not (contestant.optional or "out of memory" in str(error)):
             raise
         timing.skipped = first_line(error)
@@ -218,7 +218,7 @@ class Memory:
     """Peak memory of contestants, each named by a function that builds it and that function's arguments."""
 
     def __init__(self, arguments: argparse.Namespace, modules: Sequence[str]):
-        """modules: what a process for a measurement has imported before it starts."""
+        """modules: imported by a measuring process before it starts."""
         self._arguments = arguments
         self.unavailable = self._why_not()
         if self.unavailable is None and arguments.device.type == "cpu":
@@ -226,21 +226,21 @@ class Memory:
 
             self._context = multiprocessing.get_context("forkserver")
             self._context.set_forkserver_preload(["benchmarking", *modules])
-            # every freed block goes back to the system at once: the resident set is then what is alive
+            # return every freed block to the system at once, so that the resident set is the live memory
             with environment(MALLOC_MMAP_THRESHOLD_="65536", PYTHONPATH=os.pathsep.join(filter(None, sys.path))):
                 forkserver.ensure_running()
-            if not arguments.quick:  # its imports would slow down what is timed first
+            if not arguments.quick:  # its imports would slow down the first timed runs
                 self.extra_bytes(_nothing)
 
     def _why_not(self) -> Optional[str]:
         if self._arguments.no_memory:
             return "--no-memory"
         if self._arguments.device.type == "cpu" and not os.access(HIGH_WATER_RESET, os.W_OK):
-            return "the peak of the resident set can be reset on Linux only"
+            return "the peak of the resident set can only be reset on Linux"
         return None
 
     def extra_bytes(self, build: Callable[..., Contestant], *build_arguments: Any) -> Optional[int]:
-        """Peak of one run beyond what its inputs take; None: it cannot be told, or the run failed."""
+        """The peak of one run beyond its inputs; None: unknown, or the run failed."""
         if self.unavailable is not None:
             return None
         if self._arguments.device.type == "cuda":
@@ -296,7 +296,7 @@ def _extra_bytes_cuda(build: Callable[..., Contestant], *build_arguments: Any) -
 
 @contextlib.contextmanager
 def environment(**variables: str) -> Iterator[None]:
-    """Environment variables for the processes that are started meanwhile."""
+    """Environment variables for processes started within this context."""
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
     try:
@@ -313,7 +313,7 @@ def environment(**variables: str) -> Iterator[None]:
 
 
 class Column(NamedTuple):
-    """title, the row's key, and how its value is written (a format for numbers)."""
+    """A column: title, the row's key, and the format of its values."""
 
     title: str
     key: str
@@ -326,7 +326,7 @@ SPREAD = Column("lowest – highest", "lowest", "spread")
 
 
 class Table:
-    """Rows are dictionaries with at least `case` and `contestant`; a row with `skipped` says why it has no numbers."""
+    """A table. Rows are dictionaries with at least `case` and `contestant`; `skipped` says why one has no numbers."""
 
     def __init__(
         self, title: str, columns: Sequence[Column], notes: Sequence[str] = (), chart: Optional[Column] = None
@@ -375,7 +375,7 @@ def _milliseconds(seconds: float) -> str:
 
 
 def machine(device: torch.device) -> Dict[str, Any]:
-    """What the numbers were measured on."""
+    """The machine and software of the measurement."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
     return {
         "device": device.type,
@@ -403,7 +403,7 @@ HOW_IT_WAS_MEASURED = (
 
 
 class Report:
-    """The tables of one benchmark: on the screen as they come, and in the folder of --out in the end."""
+    """One benchmark's tables: on the screen as they are finished, and finally in the folder of --out."""
 
     def __init__(self, name: str, arguments: argparse.Namespace):
         self.name, self.arguments = name, arguments
@@ -414,7 +414,7 @@ class Report:
         print(self._head(), flush=True)
 
     def _check_folder(self) -> None:
-        """Refuse, before hours of work, to write over anything but an earlier report of this benchmark."""
+        """Refuses, before hours of work, to overwrite anything but an earlier report of this benchmark."""
         folder = self.arguments.out
         if folder is None:
             return
@@ -456,12 +456,12 @@ class Report:
         line = f"{m['name']} ({m['cores']} cores, {m['threads']} threads), torch {m['torch']}, Python {m['python']}"
         lines = [f"# {self.name}", "", f"{line}, {m['date']}, `{self.command}`", "", HOW_IT_WAS_MEASURED]
         if self.arguments.quick:
-            lines += ["", "**--quick: a trial of the script; these numbers mean nothing.**"]
+            lines += ["", "**--quick: a trial run of the script; these numbers mean nothing.**"]
         return "\n".join(lines)
 
 
 def draw(tables: Sequence[Table], path: pathlib.Path) -> None:
-    """One panel of bars for each table that has a chart: a group a case, a colour a contestant."""
+    """One panel of bars for each table with a chart: one group per case, one colour per contestant."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -507,7 +507,7 @@ class Logits(NamedTuple):
     target: Tensor  # (tokens,)
 
 
-DISTINCT_ROWS = 128  # the others repeat them: drawing takes longer than what is measured
+DISTINCT_ROWS = 128  # repeated for all tokens, because drawing would take longer than the measurement
 HOW_LOGITS_ARE_DRAWN = (
     "Logits: for each token, normal noise (2 nats) that student and teacher share, minus the logarithm of the word's "
     "frequency rank, plus five likely words, raised by up to 11, 8, 7, 6, 5 nats on a token that is easy and by half "
@@ -525,7 +525,7 @@ def draw_logits(tokens: int, vocab: int, dtype: torch.dtype, device: torch.devic
     teacher -= torch.arange(1, vocab + 1, device=device).log()
     ease = 0.5 + 0.5 * torch.rand(rows, 1, **place)
     raised = torch.tensor([11.0, 8.0, 7.0, 6.0, 5.0], device=device) * ease
-    # frequent words are likelier to be likely
+    # frequent words are more likely to be the likely ones
     likely = (vocab * torch.rand(rows, raised.size(1), **place) ** 3).long()
     teacher.scatter_add_(1, likely, raised + likely.add(1).log())
     student = torch.randn(rows, vocab, **place).add_(teacher)
@@ -535,7 +535,7 @@ def draw_logits(tokens: int, vocab: int, dtype: torch.dtype, device: torch.devic
 
 
 class FromModel(torch.autograd.Function):
-    """Logits as they come out of a model: no leaf of the graph, and a gradient that the model takes away at no cost."""
+    """Logits as from a model: not a leaf of the graph, with a gradient that the model consumes at no cost."""
 
     @staticmethod
     def forward(ctx: Any, anchor: Tensor, values: Tensor, gradients: Optional[List[Tensor]]) -> Tensor:
@@ -554,8 +554,8 @@ LossFunction = Callable[[Tensor, Tensor, Tensor], Tensor]  # of student logits, 
 
 
 class LossArena:
-    """Forward and backward of losses from the same logits. The student's are restored before each run, because a loss
-    may write over them, and no contestant finds its inputs in a cache."""
+    """Forward and backward of losses from the same logits. The student's logits are restored before each run, because a
+    loss may overwrite them and so that no contestant finds its inputs in a cache."""
 
     def __init__(self, drawn: Logits):
         self.drawn = drawn
@@ -608,7 +608,7 @@ class Size(NamedTuple):
 
 
 class ModelCase(NamedTuple):
-    """A model and the batches it sees; max_tokens of a batch as fairseq's flag, dtype is a key of DTYPES."""
+    """A model and its batches; max_tokens as in fairseq's flag, dtype is a key of DTYPES."""
 
     model: str
     size: Size
@@ -651,13 +651,13 @@ def write_checkpoint(path: pathlib.Path, size: Size) -> Any:
 
 
 def draw_batches(dictionary: Any, max_tokens: int, count: int) -> List[Dict[str, Any]]:
-    """Batches by fairseq's own dataset, batching and collater: sentences of 4 to 60 tokens, most of about 14, targets
-    about as long as their sources, of similar length in a batch, padded as much as all batches are on average."""
+    """Batches from fairseq's own dataset, batching and collater: sentences of 4 to 60 tokens, mostly around 14, targets
+    about as long as sources, similar lengths within a batch, with average padding."""
     from fairseq.data import LanguagePairDataset, ListDataset
     from fairseq.data.data_utils import batch_by_size
 
     generator = torch.Generator().manual_seed(7)
-    # Multi30k's: the fewer there are, the more padding a batch of similar ones has; --quick's few tokens need no 30,000
+    # Multi30k's size: with fewer sentences, batches have more padding; the few tokens of --quick do not need 30,000
     n_sentences = 30_000 if max_tokens > QUICK_MAX_TOKENS else 1_000
 
     def lengths(logarithm: Tensor, spread: float) -> Tensor:
@@ -681,20 +681,20 @@ def draw_batches(dictionary: Any, max_tokens: int, count: int) -> List[Dict[str,
     padded = np.array([len(batch) * int(target_sizes[batch].max()) for batch in batches])
     real = np.array([int(target_sizes[batch].sum()) for batch in batches])
     from_the_mean = np.abs(real / padded - real.sum() / padded.sum())
-    # of all lengths, not only the shortest
+    # batches of all lengths, not only the shortest
     chosen = [part[from_the_mean[part].argmin()] for part in np.array_split(np.arange(len(batches)), count)]
     return [dataset.collater([dataset[index] for index in batches[at]]) for at in chosen]
 
 
 def target_rows(sample: Dict[str, Any], padding_idx: int) -> Tuple[Tensor, Tensor]:
-    """(tokens,) positions in the flattened target that are no padding, and the targets there."""
+    """(tokens,) non-padding positions in the flattened target, and the targets there."""
     target = sample["target"].reshape(-1)
     rows = target.ne(padding_idx).nonzero(as_tuple=True)[0]
     return rows, target[rows]
 
 
 def padding(samples: Sequence[Dict[str, Any]]) -> str:
-    """How much of the positions it is, for the notes."""
+    """The share of padding, for the notes."""
     inputs = [sample["net_input"] for sample in samples]
     target = 1 - sum(sample["ntokens"] for sample in samples) / sum(sample["target"].numel() for sample in samples)
     real, all_of_them = sum(int(i["src_lengths"].sum()) for i in inputs), sum(i["src_tokens"].numel() for i in inputs)

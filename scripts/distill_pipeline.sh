@@ -1,32 +1,32 @@
 #!/usr/bin/env bash
-# The whole way to a small model that runs: teacher → decode → select → filter → mix → cache → student → export
+# The whole pipeline to a small deployable model: teacher → decode → select → filter → mix → cache → student → export
 # → evaluate → report. Needs an environment with the plugin, fairseq, and CTranslate2 (pip install '.[fairseq,export,report]').
 set -euo pipefail
-# OpenMP's threads sleep while they wait for each other. Beside other work they would burn its time and their own.
+# Make OpenMP's threads sleep instead of busy-waiting for each other, which would slow down all work on the machine.
 export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}
 
 usage() {
   cat <<'HELP'
 usage: scripts/distill_pipeline.sh PREPARED OUT [TEACHER.pt]
 
-  PREPARED   what examples/translation/prepare-*.sh made: one sentencepiece model and dictionary for both languages
-  OUT        folder for everything; ends with OUT/report.html and OUT/evaluation/evaluation.md
-  TEACHER    with its dictionary beside it; without one a teacher is trained first (train-teacher.sh)
+  PREPARED   folder made by examples/translation/prepare-*.sh: one sentencepiece model and dictionary for both languages
+  OUT        folder for all output, including OUT/report.html and OUT/evaluation/evaluation.md
+  TEACHER    checkpoint with its dictionary beside it; without it, a teacher is trained first (train-teacher.sh)
 
-A step that is done is not done again, a killed one goes on where it was; a step is done again where its command or
-anything before it has changed.
+Finished steps are skipped, and a killed step is resumed; a step is repeated if its command or anything before it has
+changed.
 
-  ENGINE=ctranslate2   or fairseq: what decodes           MONO=FILE    further source text to translate, a sentence a line
-  NBEST=5 BEAM=5       translations of each sentence      SELECT=reference   score, mbr: which of them is kept
+  ENGINE=ctranslate2   or fairseq: the decoder            MONO=FILE    further source text to translate, one sentence per line
+  NBEST=5 BEAM=5       translations per sentence          SELECT=reference   or score, mbr: which translation to keep
   PARTS=both           pseudo: without the original pairs UPSAMPLE=1   how often an epoch reads the original pairs
   FILTER=              further flags of kd-plugin filter
-  CACHE=16             the teacher's best entries of each token, 0: the teacher runs beside the student
-  BASELINE=1           also the same student without any distillation, for the same number of updates
-  MAX_UPDATE=5000      of both; ALPHA, LR, WARMUP, DIM, SEED, …: as examples/translation/distill.sh
-  AVERAGE=4            weights of as many checkpoints, a twentieth of MAX_UPDATE apart (SAVE_INTERVAL_UPDATES), are averaged
-  TEACHER_FLAGS=       fairseq-train's, for a teacher that is trained here; TEACHER_AVERAGE=8 of its epochs are averaged
-  CHECK_THRESHOLD=     BLEU that an exported model must have against its checkpoint; default: kd-plugin export's
-  WORKERS, PYTHON      processes and interpreter
+  CACHE=16             the teacher's best entries per token to cache; 0: run the teacher online
+  BASELINE=1           also train the same student without distillation, for the same number of updates
+  MAX_UPDATE=5000      of both; ALPHA, LR, WARMUP, DIM, SEED, …: as in examples/translation/distill.sh
+  AVERAGE=4            number of checkpoints to average, a twentieth of MAX_UPDATE apart (SAVE_INTERVAL_UPDATES)
+  TEACHER_FLAGS=       fairseq-train flags for a teacher that is trained here; TEACHER_AVERAGE=8 of its epochs are averaged
+  CHECK_THRESHOLD=     BLEU that an exported model must reach against its checkpoint; default: kd-plugin export's
+  WORKERS, PYTHON      number of processes, and the interpreter
 HELP
 }
 
@@ -42,35 +42,35 @@ out=$(cd "$2" && pwd)
 teacher=${3:-}
 [ -z "$teacher" ] || teacher=$(cd "$(dirname "$teacher")" && pwd)/${teacher##*/}
 [ -z "${MONO:-}" ] || MONO=$(cd "$(dirname "$MONO")" && pwd)/${MONO##*/}
-cd "$out" # from here on names are plain and relative
+cd "$out" # from here on, names are plain and relative
 if command -v flock >/dev/null; then # not on every system
   exec 9>done/.lock
-  flock -n 9 || { echo "${0##*/}: another run is at work in $out: wait for it, or name another OUT" >&2; exit 1; }
+  flock -n 9 || { echo "${0##*/}: another run is working in $out: wait for it, or name another OUT" >&2; exit 1; }
 fi
 
 ENGINE=${ENGINE:-ctranslate2} NBEST=${NBEST:-5} BEAM=${BEAM:-5} SELECT=${SELECT:-reference} PARTS=${PARTS:-both}
 UPSAMPLE=${UPSAMPLE:-1} CACHE=${CACHE:-16} BASELINE=${BASELINE:-1} MAX_UPDATE=${MAX_UPDATE:-5000}
 TEACHER_AVERAGE=${TEACHER_AVERAGE:-8}
-# The number of updates ends a student's training, and updates say which checkpoints are averaged: an epoch of other data
-# has another length.
+# A student's training ends after a number of updates, and the averaged checkpoints are counted in updates, because epochs
+# of different data have different lengths.
 export AVERAGE=${AVERAGE:-4} SAVE_INTERVAL_UPDATES=${SAVE_INTERVAL_UPDATES:-$(((MAX_UPDATE + 19) / 20))}
-unset MAX_EPOCH KD TEACHER_WEIGHTS USER_DIR # those of the recipes that this is not about
+unset MAX_EPOCH KD TEACHER_WEIGHTS USER_DIR # settings of the recipes that do not apply here
 endless=100000
 PYTHON=${PYTHON:-$(command -v python || command -v python3)}
 export PYTHON
 pair=$(sed -n 's/^pair //p' "$prepared/prepared.txt")
 src=${pair%-*} tgt=${pair#*-}
 spm=$prepared/spm.model
-# what distill.sh reads from outside
+# the settings that distill.sh reads from the environment
 settings=$(env | grep -E '^(ALPHA|TEMPERATURE|(EN|DE)CODER_LAYERS|DIM|FFN|HEADS|DROPOUT|LABEL_SMOOTHING|LR|WARMUP|MAX_TOKENS|UPDATE_FREQ|AVERAGE|SAVE_INTERVAL_UPDATES|SEED)=' | sort) || true
 
-chain=$(cat "$prepared/prepared.txt") # everything so far: a change anywhere before makes a step new
-# step NAME WHAT COMMAND…: once; its output goes to a log, and to the terminal where it fails.
+chain=$(cat "$prepared/prepared.txt") # fingerprint of everything so far: any earlier change repeats a step
+# step NAME WHAT COMMAND…: runs a command once; its output goes to a log, and to the terminal if it fails.
 step() {
   local name=$1 what=$2 started=$SECONDS
   shift 2
   local word previous='' counted=()
-  for word in "$@"; do # how many processes share the work changes nothing of it
+  for word in "$@"; do # the number of processes does not change the result
     [ "$word" = --workers ] || [ "$previous" = --workers ] || counted+=("$word")
     previous=$word
   done
@@ -83,13 +83,13 @@ step() {
     echo "${0##*/}: $out has a $name (or logs/$name.log) that this script did not make: name another OUT" >&2
     exit 1
   fi
-  # what another command has left; what this one has left it goes on with
+  # remove leftovers of another command; those of this one are resumed
   if [ "$(cat "done/$name" 2>/dev/null)" != "begun $chain" ]; then
     rm -rf "$name" "logs/$name.log"
     echo "begun $chain" >"done/$name"
   fi
   echo "$what (log: $out/logs/$name.log)"
-  if ! "$@" >>"logs/$name.log" 2>&1; then # the report reads the curve of a resumed training from both parts
+  if ! "$@" >>"logs/$name.log" 2>&1; then # append, because the report reads both parts of a resumed training's curve
     echo "${0##*/}: \"$what\" failed. The end of logs/$name.log:" >&2
     tail -n 20 "logs/$name.log" >&2
     exit 1
@@ -101,7 +101,7 @@ step() {
 
 if [ -z "$teacher" ]; then
   read -r -a flags <<<"${TEACHER_FLAGS:-}"
-  # the sizes and rates in the environment are the student's
+  # sizes and rates in the environment are for the student
   step teacher "teacher" env -u ENCODER_LAYERS -u DECODER_LAYERS -u DIM -u FFN -u HEADS -u DROPOUT -u LABEL_SMOOTHING -u LR \
     -u WARMUP -u MAX_TOKENS -u UPDATE_FREQ SEED="${SEED:-1}" AVERAGE="$TEACHER_AVERAGE" bash "$recipes/train-teacher.sh" "$prepared/data-bin" teacher \
     ${flags[@]+"${flags[@]}"}
@@ -126,7 +126,7 @@ parts=(filtered/pseudo)
 [ "$PARTS" = pseudo ] || parts=(original "${parts[@]}")
 if [ -n "${MONO:-}" ]; then
   chain=$chain$(sha256sum <"$MONO")
-  [ "$SELECT" != reference ] || mono_select=score # it has no references
+  [ "$SELECT" != reference ] || mono_select=score # this text has no references
   step mono-decoded "translating $MONO" "${decoding[@]}" --input "$MONO" --output mono-decoded
   step mono-selected "one of $NBEST of each" kd-plugin select mono-decoded --by "${mono_select:-$SELECT}" \
     --output mono-selected
@@ -140,7 +140,7 @@ teaches=$teacher
 if [ "$CACHE" != 0 ]; then
   subsets=train
   for ((part = 1; part < ${#parts[@]}; part++)); do subsets=$subsets,train$part; done
-  step cache "the teacher's answers, $CACHE a token" kd-plugin cache mixed/data-bin --subset "$subsets,valid" \
+  step cache "the teacher's answers, $CACHE per token" kd-plugin cache mixed/data-bin --subset "$subsets,valid" \
     --teacher-path "$teacher" --cache-dir cache --k "$CACHE" --workers "${WORKERS:-1}"
   teaches=cache
 fi
@@ -175,4 +175,4 @@ step evaluation "scores, significance, speed" kd-plugin evaluate "${models[@]}" 
 step report.html "report" kd-plugin report --output report.html --evaluation evaluation "${logs[@]}" --title "$pair"
 echo
 cat evaluation/evaluation.md
-echo "$out/report.html shows it as a picture; student-int8 is the model to use"
+echo "$out/report.html shows the results as charts; student-int8 is the model to use"

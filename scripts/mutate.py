@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Would a test notice? Changes one thing at a time in a copy of the plugin and runs the unit tests on it.
+"""Mutation testing: changes one thing at a time in a copy of the plugin and runs the unit tests on it.
 
     python scripts/mutate.py --count 68 --seed 1
 
@@ -24,7 +24,7 @@ from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# which unit tests are asked first about a file; the first pattern that fits
+# the unit tests to run first for a file; the first matching pattern counts
 TESTS: Dict[str, Sequence[str]] = {
     "kd_plugin/losses/sparse.py": ("test_sparse", "test_gaps_and_masks", "test_losses", "test_cache", "test_criterion"),
     "kd_plugin/losses/selection.py": ("test_selection", "test_criterion"),
@@ -36,7 +36,7 @@ TESTS: Dict[str, Sequence[str]] = {
     "kd_plugin/teachers/": ("test_teachers", "test_task", "test_packed", "test_criterion"),
     "kd_plugin/cache/": ("test_cache", "test_task"),
 }
-# the modules whose score is quoted
+# the modules with a published score
 DEFAULT = (
     *(f"kd_plugin/losses/{name}.py" for name in ("answer", "selection", "sparse", "schedules")),
     "kd_plugin/losses/engine/dispatch.py",
@@ -54,7 +54,7 @@ ARITHMETIC = {
     ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.FloorDiv: ast.Mult,
     ast.Mod: ast.FloorDiv, ast.Pow: ast.Mult,
 }  # fmt: skip
-# what they do is said to a person, or decides nothing
+# calls that only produce messages or have no effect on results
 SPOKEN = ("warning", "info", "debug", "KDPluginError", "field", "register_task", "register_criterion")
 
 
@@ -72,7 +72,7 @@ class Killed(NamedTuple):
 
 
 def points(node: ast.AST, silent: bool = False) -> Iterator[Tuple[ast.AST, str]]:
-    """Each (node, kind of change) that may be tried below a node."""
+    """Each possible (node, kind of change) below a node."""
     if isinstance(node, (ast.Raise, ast.Import, ast.ImportFrom, ast.JoinedStr)):
         return
     if isinstance(node, ast.Call) and _name(node.func) in SPOKEN:
@@ -106,7 +106,7 @@ def _name(node: ast.AST) -> str:
 
 
 def _text(node: ast.BinOp) -> bool:
-    """Whether it joins strings, lists or tuples, where no other operator works."""
+    """Whether it concatenates strings, lists or tuples, where no other operator works."""
     literal = (ast.JoinedStr, ast.List, ast.Tuple, ast.ListComp)
     sides = (node.left, node.right)
     return any(isinstance(n, literal) or isinstance(n, ast.Constant) and isinstance(n.value, str) for n in sides)
@@ -125,7 +125,7 @@ def _speaks(node: ast.AST) -> bool:
 
 
 def changed(node: ast.AST, kind: str) -> Tuple[ast.AST, str]:
-    """The node after the change, and the change in words."""
+    """The changed node, and a description of the change."""
     before, new = ast.unparse(node), copy.deepcopy(node)
     if kind == "compare":
         new.ops[0] = COMPARE[type(node.ops[0])]()  # type: ignore[attr-defined]
@@ -157,7 +157,7 @@ class _Replace(ast.NodeTransformer):
 
 
 def mutants(files: Sequence[Path]) -> List[Tuple[Path, int, str]]:
-    """(file, number of the point in it, kind) of every change that could be tried."""
+    """(file, index of the point in it, kind) of every possible change."""
     return [
         (file, number, kind)
         for file in files
@@ -181,7 +181,7 @@ def tests_for(path: str, folder: Path) -> List[str]:
 
 
 def judge(folder: Path, tests: Sequence[str], timeout: float) -> Killed:
-    """Run tests in a fork of this process, which has imported what takes long and nothing of the plugin."""
+    """Runs tests in a fork of this process, which has imported slow packages but nothing of the plugin."""
     start = time.monotonic()
     pid = os.fork()
     if pid == 0:
@@ -217,7 +217,7 @@ def _run_tests(folder: Path, tests: Sequence[str]) -> None:
 
 
 def copied(folder: Path) -> None:
-    """What git tracks of the plugin and its tests, as it is in the working tree."""
+    """The files of the plugin and its tests that git tracks, as in the working tree."""
     names = ["kd_plugin", "tests", "scripts", "examples", "pyproject.toml", "setup.py", "README.md"]
     listed = subprocess.run(
         ["git", "ls-files", "-co", "--exclude-standard", *names],
@@ -243,14 +243,14 @@ def chosen_files(names: Sequence[str]) -> List[Path]:
 def main(argv: Optional[Sequence[str]] = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "files", nargs="*", default=DEFAULT, help="files or folders (default: those with a quoted score)"
+        "files", nargs="*", default=DEFAULT, help="files or folders (default: those with a published score)"
     )
     parser.add_argument("--count", type=int, default=68, help="mutants to draw (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=1, help="of the draw (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=1, help="seed of the draw (default: %(default)s)")
     parser.add_argument(
         "--timeout", type=float, default=600, help="seconds for a mutant's tests (default: %(default)s)"
     )
-    parser.add_argument("--all-unit-tests", action="store_true", help="ask all of tests/unit about what is left")
+    parser.add_argument("--all-unit-tests", action="store_true", help="run all of tests/unit on surviving mutants")
     parser.add_argument("--list", action="store_true", help="print the mutants and run nothing")
     args = parser.parse_args(argv)
     everything = mutants(chosen_files(args.files))
@@ -265,7 +265,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     os.environ.update(OMP_NUM_THREADS="1", PYTHONDONTWRITEBYTECODE="1")
     sys.dont_write_bytecode = True
     sys.path[:] = [path for path in sys.path if Path(path or ".").resolve() not in (ROOT, ROOT / "scripts")]
-    import fairseq.tasks.translation  # noqa: F401  (what takes long, once for all)
+    import fairseq.tasks.translation  # noqa: F401  (slow imports, once for all)
     import hypothesis  # noqa: F401
     import pytest  # noqa: F401
     import torch
@@ -296,7 +296,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
                 f"{number:3} {verdict.why:13} {verdict.seconds:5.0f} s  {mutant.path}:{mutant.line}  {mutant.what}",
                 flush=True,
             )
-    print(f"\n{len(drawn) - len(survivors)} of {len(drawn)} noticed: {1 - len(survivors) / len(drawn):.1%}")
+    print(f"\n{len(drawn) - len(survivors)} of {len(drawn)} detected: {1 - len(survivors) / len(drawn):.1%}")
     for mutant in survivors:
         print(f"survived: {mutant.path}:{mutant.line}  {mutant.what}")
     return 0

@@ -1,22 +1,22 @@
 #!/usr/bin/env bash
-# The main job on a bare machine: set-up, a corpus, a teacher, a student without and the same student with distillation,
-# an exported model, one table and a report. Needs no root and, pip packages apart, no download.
+# The main workflow on a bare machine: set-up, a corpus, a teacher, a student without and the same student with
+# distillation, an exported model, one table and a report. Needs no root and, apart from pip packages, no download.
 set -euo pipefail
-# OpenMP's threads sleep while they wait for each other. Beside other work they would burn its time and their own.
+# Make OpenMP's threads sleep instead of busy-waiting for each other, which would slow down all work on the machine.
 export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}
 
 usage() {
   cat <<'HELP'
 usage: scripts/quickstart.sh [--smoke]
 
-  --smoke   a tiny corpus and a few updates, about a minute: shows that everything runs, its scores mean nothing
+  --smoke   a tiny corpus and a few updates, about a minute: shows that everything runs, but the scores mean nothing
             (also KD_QUICKSTART_SMOKE=1)
 
-  KD_QUICKSTART_DIR   where everything goes (default: quickstart/ in the checkout)
+  KD_QUICKSTART_DIR   folder for all output (default: quickstart/ in the checkout)
   KD_VENV, PYTHON, KD_TORCH   see scripts/setup.sh
-  OMP_NUM_THREADS     threads of the training (default: one per core)
-  OMP_WAIT_POLICY     whether they spin (ACTIVE) or sleep (PASSIVE, the default) while they wait for each other
-A step that is complete is not done again; a step whose command, script or input has changed is.
+  OMP_NUM_THREADS     training threads (default: one per core)
+  OMP_WAIT_POLICY     whether threads spin (ACTIVE) or sleep (PASSIVE, the default) while they wait for each other
+Finished steps are skipped; a step is repeated if its command, script or input has changed.
 HELP
 }
 
@@ -32,7 +32,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 root=$PWD
 out=${KD_QUICKSTART_DIR:-quickstart}
 [ "$smoke" != 1 ] || out=$out/smoke
-# What is in this folder is removed and made anew: it has to be one that this script made.
+# The content of this folder is removed and recreated, so it must be one that this script made.
 if [ -d "$out" ] && [ -n "$(ls -A "$out" | grep -vx smoke)" ] && [ ! -e "$out/.quickstart" ] && [ ! -e "$out/corpus/.done" ]; then
   echo "quickstart: $out has files that this script did not make: empty it, or set KD_QUICKSTART_DIR" >&2
   exit 1
@@ -43,15 +43,15 @@ case "$venv" in /*) ;; *) venv=$root/$venv ;; esac
 export PATH="$venv/bin:$PATH"
 
 # --- the recipe ------------------------------------------------------------------------------------------------------
-# Corpus: 40,000 lines are about as many as the teacher reads once: nobody learns lines by heart. As in a corpus crawled
-#   from the web, a part of the training lines (and only of those) has the German of another line. This is where a
-#   teacher has something to say: it has averaged the slips out, while every wrong reference pulls at a student that
-#   reads them. On the same corpus without slips both students came out alike (BLEU 76.3 without and 74.9 with
-#   distillation, seed 1, 900 updates, a teacher without label smoothing): what follows rules, clean references teach as well as a teacher.
-# Teacher: a small transformer on the same lines, slips included.
+# Corpus: the teacher reads about 40,000 lines once, so that nothing is memorised. As in a corpus crawled from the web, a
+#   part of the training lines (and only of those) has the German of another line. Here a teacher helps: it has averaged
+#   these errors out, while each wrong reference misleads a student that reads it. On the same corpus without errors, both
+#   students were about equal (BLEU 76.3 without and 74.9 with distillation, seed 1, 900 updates, a teacher without label
+#   smoothing): if text follows rules, clean references teach as well as a teacher does.
+# Teacher: a small transformer on the same lines, errors included.
 # Student: half the width and fewer layers, about a sixth of the parameters.
-# Both students share lines, seed, batches, updates, optimiser, learning rate, and differ in nothing but the criterion.
-#   Equal updates are not equal seconds: the teacher reads along, which the last column of the table shows.
+# Both students share lines, seed, batches, updates, optimiser and learning rate, and differ only in the criterion.
+#   Equal updates do not take equal time: the teacher runs along, as the last column of the table shows.
 corpus=(--train 40000 --valid 500 --test 1000 --misaligned 0.3 --seed 1)
 vocab_size=1000
 teacher_updates=900
@@ -78,7 +78,7 @@ student_model=(
   --arch transformer --encoder-layers 2 --decoder-layers 1 --encoder-attention-heads 2 --decoder-attention-heads 2
   --encoder-embed-dim 64 --decoder-embed-dim 64 --encoder-ffn-embed-dim 256 --decoder-ffn-embed-dim 256 --lr 5e-3
 )
-# Batches are small, because a short training is short of updates before it is short of sentences.
+# Batches are small, because a short training runs out of updates before it runs out of sentences.
 training=(
   --share-all-embeddings --encoder-normalize-before --decoder-normalize-before --dropout 0
   --optimizer adam --adam-betas "(0.9, 0.98)" --clip-norm 1 --lr-scheduler polynomial_decay
@@ -87,7 +87,7 @@ training=(
   --log-format json --log-interval "$status_interval"
 )
 plain=(--task translation --criterion label_smoothed_cross_entropy)
-# alpha 0 listens to the teacher alone: it has read the references already.
+# alpha 0 uses the teacher alone, because it has already learned from the references.
 distilled=(
   --task distillation_translation --criterion kd_label_smoothed_cross_entropy --teacher-path teacher/checkpoint_last.pt
   --kd-alpha 0 --kd-temperature 1
@@ -96,12 +96,12 @@ distilled=(
 # --- how a step runs -------------------------------------------------------------------------------------------------
 mkdir -p "$out/logs"
 touch "$out/.quickstart"
-# From inside it all names are plain and relative: fairseq and sentencepiece split theirs at colons and commas.
+# Inside the folder all names are plain and relative, because fairseq and sentencepiece split paths at colons and commas.
 cd "$out"
 out=$PWD
 
 child=
-# A step is a process group of its own (set -m, below), so that stopping this script stops the step with it.
+# Each step is its own process group (set -m, below), so that stopping this script also stops the step.
 stop_child() { [ -z "$child" ] || kill -TERM -- "-$child" 2>/dev/null || true; }
 trap stop_child EXIT
 trap 'exit 130' INT
@@ -119,7 +119,7 @@ fingerprint() {
   done
 }
 
-chain= # the fingerprint of all steps so far: a step is done again when anything before it has changed
+chain= # the fingerprint of all steps so far: a step is repeated if anything before it has changed
 number=0
 steps=9
 python -c "import ctranslate2" 2>/dev/null || steps=8
@@ -158,7 +158,7 @@ step() {
   printf '    %d s\n' "$((SECONDS - started))"
 }
 
-# While the step runs: one line kept up to date on a terminal, a line every half minute elsewhere.
+# While the step runs: one line that is updated on a terminal, or a line every half minute elsewhere.
 show_progress() {
   local log=$1 started=$2 updates elapsed ticks=0
   while kill -0 "$child" 2>/dev/null; do
@@ -200,7 +200,7 @@ if python -c "import ctranslate2" 2>/dev/null; then
     --source-lang en --target-lang de --check corpus/valid.en --check-threshold "$check_threshold" --output exported.new/model
   models+=(--model exported=exported/model)
 else
-  echo "(no CTranslate2 here: the export is left out)"
+  echo "(CTranslate2 is not installed: skipping the export)"
 fi
 step evaluation "scores, significance and speed" kd-plugin evaluate "${models[@]}" --baseline student \
   --test test=corpus/test.en,corpus/test.de --sentencepiece-model subwords/subwords.model --dict-dir data --beam 4 \
@@ -213,4 +213,4 @@ python "$root/scripts/quickstart_table.py" evaluation/it/evaluation.json \
   teacher="teacher" student="student" distilled="student, distilled" exported="the same, exported" | tee table.txt.new
 mv table.txt.new table.txt
 echo
-echo "$out/report/report.html shows it as a picture, with learning curves"
+echo "$out/report/report.html shows the results as charts, with learning curves"

@@ -85,9 +85,9 @@ def spell(number: float, **options: str) -> Pair:
 
 
 def magnitude(rng: random.Random, digits: int) -> int:
-    """A whole number of any length up to `digits`; drawn evenly by value it would nearly always be a long one.
+    """A whole number with any length up to `digits`; drawn uniformly by value, nearly all would be long.
 
-    It starts at 2 because one is the number that German declines by gender.
+    Starts at 2, because German declines one by gender.
     """
     return rng.randrange(2, 10 ** rng.randint(1, digits))
 
@@ -259,12 +259,12 @@ def phrase(rng: random.Random) -> Pair:
 
 
 def plain_spaces(text: str) -> str:
-    """CLDR uses no-break and narrow spaces; sentencepiece and a terminal would both rather not."""
+    """Replaces CLDR's no-break and narrow spaces, which neither sentencepiece nor a terminal handles well."""
     return " ".join(text.split())
 
 
 def generate(count: int, seed: int) -> List[Pair]:
-    """`count` pairs in which no line of either language occurs twice, so that no split can leak into another."""
+    """`count` pairs without repeated lines in either language, so that no split can leak into another."""
     rng = random.Random(seed)
     pairs: List[Pair] = []
     seen: Tuple[Set[str], Set[str]] = (set(), set())
@@ -279,7 +279,7 @@ def generate(count: int, seed: int) -> List[Pair]:
 
 
 def split(pairs: Sequence[Pair], sizes: Dict[str, int]) -> Dict[str, List[Pair]]:
-    """Cut into consecutive parts; the lines were drawn independently, so there is no order to shuffle away."""
+    """Splits the lines into consecutive parts; they were drawn independently, so there is no need to shuffle."""
     parts, start = {}, 0
     for name, size in sizes.items():
         parts[name] = list(pairs[start : start + size])
@@ -288,9 +288,9 @@ def split(pairs: Sequence[Pair], sizes: Dict[str, int]) -> Dict[str, List[Pair]]
 
 
 def misalign(pairs: Sequence[Pair], share: float, seed: int) -> List[Pair]:
-    """Give a share of the lines the German of another such line, as a crawled corpus does where its aligner slipped.
+    """Gives a share of the lines the German of another such line, like alignment errors in a crawled corpus.
 
-    The German lines stay the same set, so that nothing can leak from another split.
+    The set of German lines stays the same, so that nothing can leak from another split.
     """
     chosen = sorted(random.Random(seed).sample(range(len(pairs)), round(share * len(pairs))))
     slipped = list(pairs)
@@ -309,7 +309,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
 
-    # The held-out sets come first: they stay the same when --train changes.
+    # The held-out sets come first, so that they do not change with --train.
     sizes = {"test": args.test, "valid": args.valid, "train": args.train}
     os.makedirs(args.out_dir, exist_ok=True)
     there = [name for name in os.listdir(args.out_dir) if name.rpartition(".")[0] in sizes]

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Print one table of what kd-plugin evaluate found out, and of what the trainings cost.
+"""Prints one table with the results of kd-plugin evaluate and the cost of the trainings.
 
 quickstart_table.py EVALUATION.json MODEL=LABEL…
 
@@ -18,7 +18,7 @@ class Row(NamedTuple):
     bleu: float
     chrf: float
     parameters: int
-    speed: float  # sentences a second
+    speed: float  # sentences per second
     cpu_seconds: Optional[float]
 
 
@@ -67,7 +67,7 @@ def main() -> None:
     labels = dict(model.split("=", 1) for model in args.models)
     rows = [row(label, models[name]) for name, label in labels.items() if name in models]
     print(
-        f"{evaluation['tests'][0]['lines']} test sentences. sentences/s: translating, on one CPU thread. CPU seconds: "
+        f"{evaluation['tests'][0]['lines']} test sentences. sentences/s: translation on one CPU thread. CPU seconds: "
         "the whole training command, user and system, on all cores."
     )
     for score in models["student"]["scores"]:

@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# Set-up on a bare machine: a virtual environment with torch, fairseq and this plugin, editable. Needs no root.
+# Set-up on a bare machine: a virtual environment with torch, fairseq and this plugin (editable). Needs no root.
 set -euo pipefail
 
 usage() {
   cat <<'HELP'
 usage: scripts/setup.sh
 
-Makes .venv in the checkout and installs everything in it; returns at once where that is already done.
-  KD_VENV   another place for the environment (relative to the checkout). A torch that it already has is kept.
-  PYTHON    the interpreter to make it with (default: the first of python3.11, python3 that runs; 3.8 or newer)
-  KD_TORCH  the torch to install, e.g. "torch==2.10.0" (default: 2.13.0; below Python 3.10 1.13.1 with its torchaudio)
+Creates .venv in the checkout and installs everything in it; returns at once if this is already done.
+  KD_VENV   another path for the environment (relative to the checkout). If it already has torch, that version is kept.
+  PYTHON    the interpreter to create it with (default: the first of python3.11, python3 that runs; 3.8 or newer)
+  KD_TORCH  the torch to install, e.g. "torch==2.10.0" (default: 2.13.0; below Python 3.10: 1.13.1 with its torchaudio)
 HELP
 }
 case "${1:-}" in
@@ -32,7 +32,7 @@ die() {
   exit 1
 }
 
-# Another recipe, interpreter or place of the checkout (the plugin is installed editable) makes another hash.
+# The hash changes with the recipe, the interpreter and the path of the checkout (the plugin is installed editable).
 recipe_hash() {
   { cat setup.py scripts/setup.sh; "$python" -VV; printf '%s\n' "$PWD" "${KD_TORCH:-}"; } | hash_of_input
 }
@@ -48,7 +48,7 @@ choose_python() {
   local candidate candidates=(python3.11 python3)
   [ -z "${PYTHON:-}" ] || candidates=("$PYTHON")
   for candidate in "${candidates[@]}"; do
-    # Run it, not only look for it: a pyenv shim is there for versions that it then refuses.
+    # Run it, because a pyenv shim may exist for a version that it then refuses to run.
     if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 8))' 2>/dev/null; then
       echo "$candidate"
       return
@@ -57,7 +57,7 @@ choose_python() {
   return 1
 }
 
-# run WHAT COMMAND…: its output goes to the log, of which the end is shown where it fails.
+# run WHAT COMMAND…: its output goes to the log, whose end is shown if it fails.
 run() {
   local what=$1
   shift
@@ -85,10 +85,10 @@ at_least() { "$python" -c "import sys; sys.exit(sys.version_info < ($1, $2))"; }
 
 if ! { [ -x "$python" ] && has pip; }; then
   base=$(choose_python) || die "no Python 3.8 or newer runs here. Remedy: PYTHON=/path/to/python3.11 scripts/setup.sh"
-  # Half an environment, from a set-up that was stopped, is made anew; a folder that is none is not ours to clear.
-  [ ! -e "$venv" ] || [ -f "$venv/pyvenv.cfg" ] || die "$venv is there and is no virtual environment: choose another KD_VENV"
-  say "making $venv with $base ($("$base" -V))"
-  "$base" -m venv --clear "$venv" || die "$base could not make it (Debian and Ubuntu: install python3-venv)"
+  # An incomplete environment from an interrupted set-up is recreated; a folder that is not one must not be cleared.
+  [ ! -e "$venv" ] || [ -f "$venv/pyvenv.cfg" ] || die "$venv exists and is not a virtual environment: choose another KD_VENV"
+  say "creating $venv with $base ($("$base" -V))"
+  "$base" -m venv --clear "$venv" || die "$base could not create it (Debian and Ubuntu: install python3-venv)"
 fi
 : >"$log"
 
@@ -96,17 +96,17 @@ if at_least 3 11; then
   fairseq=fairseq-fixed==0.12.3.1
   torch=(torch==2.13.0)
   numpy=numpy
-  # Built against the torch that is installed; in isolation pip would fetch a second one just to compile.
+  # Build against the installed torch; with isolation, pip would download a second one just to compile.
   isolation=(--no-build-isolation)
   pip=pip
 else
   fairseq=fairseq==0.12.2
   torch=(torch==2.13.0)
-  # fairseq asks for torchaudio, and a torchaudio alone would pull the newest torch in after it.
+  # fairseq requires torchaudio, and torchaudio alone would pull in the newest torch.
   at_least 3 10 || torch=(torch==1.13.1 torchaudio==0.13.1)
   numpy='numpy<1.24'
   isolation=()
-  pip='pip<24.1' # newer ones refuse the metadata of its omegaconf 2.0
+  pip='pip<24.1' # newer versions refuse the metadata of its omegaconf 2.0
 fi
 if [ -n "${KD_TORCH:-}" ]; then
   read -r -a torch <<<"$KD_TORCH"
@@ -118,18 +118,18 @@ has torch || download=' (a large download)'
 run "pip, numpy, cython" pip_install "$pip" "$numpy" cython 'setuptools<81' wheel
 run "${torch[*]}${download:-}" pip_install "${torch[@]}" "$numpy"
 
-# From here on nothing may replace them: a dependency's wish for another torch becomes an error instead of a surprise.
+# From here on nothing may replace them: a dependency that wants another torch causes an error instead of a surprise.
 "$python" -m pip freeze | grep -iE '^(torch|torchaudio|numpy)==' >"$venv/constraints.txt"
 keep=(-c "$venv/constraints.txt")
 
 if ! has fairseq; then
-  say "$fairseq is next. Where pip has no wheel of it yet it is compiled once: 4 to 5 minutes on two cores"
+  say "$fairseq is next. If pip has no wheel yet, it is compiled once: 4 to 5 minutes on two cores"
 fi
 run "$fairseq" pip_install "${keep[@]}" ${isolation[@]+"${isolation[@]}"} "$fairseq"
 run "kd_plugin, editable, with what its tests, the quickstart and the documentation need" \
   pip_install "${keep[@]}" --no-build-isolation -e '.[fairseq,dev,quickstart,tensorboard,docs]'
 run "compiling what is imported" compile_installed
-run "a look at the result" "$python" -c 'import fairseq.data.data_utils_fast, kd_plugin, torch; print(torch.__version__)'
+run "checking the result" "$python" -c 'import fairseq.data.data_utils_fast, kd_plugin, torch; print(torch.__version__)'
 
 recipe_hash >"$stamp.new"
 mv "$stamp.new" "$stamp"

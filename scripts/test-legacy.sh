@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# The same tests on the oldest supported ground: Python 3.8 to 3.10 (the first that runs, or PYTHON) and the official
-# fairseq 0.12.2. Lint and types are the business of scripts/test.sh alone.
+# The same tests on the oldest supported versions: Python 3.8 to 3.10 (the first that runs, or PYTHON) and the official
+# fairseq 0.12.2. Only scripts/test.sh checks lint and types.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 candidates=(python3.8 python3.9 python3.10)
 [ -z "${PYTHON:-}" ] || candidates=("$PYTHON")
 for candidate in "${candidates[@]}"; do
-  # Run it, not only look for it: a pyenv shim is there for versions that it then refuses.
+  # Run it, because a pyenv shim may exist for a version that it then refuses to run.
   if "$candidate" -c "import sys; sys.exit(sys.version_info >= (3, 11))" 2>/dev/null; then
     export PYTHON="$candidate" KD_VENV="${KD_VENV:-.venv-legacy}"
     exec bash scripts/test.sh --no-lint "$@"

@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
-# Set-up and every check: lint, types, shell syntax, then the tests in tiers. Re-runs quickly, needs no root.
+# Set-up and all checks: lint, types, shell syntax, then the tests in tiers. Fast to repeat, needs no root.
 set -uo pipefail
 
 usage() {
   cat <<'HELP'
 usage: scripts/test.sh [--unit | --fast] [--no-lint] [PYTEST ARGUMENTS…]
 
-  --unit      of the tests, only tests/unit
-  --fast      of the tests, only tests/unit and tests/faults, without those marked slow
-  --no-lint   tests alone: no ruff, mypy or shell syntax check
-Other arguments go to pytest. With a path among them (scripts/test.sh tests/unit -k kl) only that path is tested.
+  --unit      run only the tests in tests/unit
+  --fast      run only the tests in tests/unit and tests/faults, without those marked slow
+  --no-lint   run only tests: no ruff, mypy or shell syntax check
+Other arguments go to pytest. If they include a path (scripts/test.sh tests/unit -k kl), only that path is tested.
 
-KD_TEST_WORKERS is the number of tests run side by side (default: one a core, at most 4; 0: none).
-KD_VENV picks the virtual environment (default .venv), PYTHON the interpreter it is made with.
+KD_TEST_WORKERS sets the number of parallel test processes (default: one per core, at most 4; 0: no parallel tests).
+KD_VENV sets the virtual environment (default .venv), PYTHON the interpreter to create it with.
 HELP
 }
 
@@ -20,7 +20,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 
 lint=yes
 paths_given=no
-# Each run of pytest imports everything once a worker, and what its tests share they make once.
+# Each pytest run imports everything once per worker and creates shared fixtures once.
 tiers=("gpu unit" "faults integration")
 pytest_args=()
 for argument in "$@"; do
@@ -37,9 +37,9 @@ done
 export KD_VENV="${KD_VENV:-.venv}"
 bash scripts/setup.sh || { echo "scripts/test.sh: the set-up failed" >&2; exit 1; }
 python="$KD_VENV/bin/python"
-unset PYTHON # it has made the environment; the recipes' scripts, which the tests run, read it too
+unset PYTHON # only needed to create the environment; the recipes' scripts, which the tests run, would read it too
 
-# The tests start several training processes at a time: with more than one OpenMP thread each they slow each other down.
+# The tests run several training processes at a time, which with more than one OpenMP thread each slow each other down.
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 
 status=0
@@ -48,7 +48,7 @@ report=()
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 
-# check NAME COMMAND…: runs it and notes time and verdict; goes on in any case, so that one run shows all that is wrong.
+# check NAME COMMAND…: runs it, records time and verdict, and continues in any case, so that one run shows all failures.
 check() {
   local name=$1 start=$SECONDS exit_status verdict=ok
   shift
@@ -62,7 +62,7 @@ check() {
   report+=("$(printf '%-26s %5ss  %s' "$name" "$((SECONDS - start))" "$verdict")")
 }
 
-# check_tests NAME PYTEST ARGUMENTS…: the same for one run of pytest, whose counts are added up.
+# check_tests NAME PYTEST ARGUMENTS…: the same for a pytest run; adds up its counts.
 check_tests() {
   check "$1" run_pytest "${@:2}"
   local line
@@ -74,14 +74,14 @@ check_tests() {
 }
 
 run_pytest() {
-  # most of the time is the start of fairseq's commands: side by side, but no more than memory bears
+  # starting fairseq's commands takes most of the time, so run in parallel, but no more than memory allows
   "$python" -m pytest -n "${KD_TEST_WORKERS:-auto}" --maxprocesses 4 --dist worksteal "$@"
   local exit_status=$?
-  # 5: nothing collected, as -k does to a whole tier; that not one tier ran a test is caught at the end.
+  # 5: nothing collected, which -k may cause for a whole tier; if no tier ran any test, the end of the script fails.
   [ "$exit_status" -eq 5 ] || return "$exit_status"
 }
 
-# count WORD LINE: the number before WORD in pytest's last line, 0 where it is not there.
+# count WORD LINE: the number before WORD in pytest's last line, or 0.
 count() {
   local number
   number=$(grep -oE "[0-9]+ $1" <<<"$2" | grep -oE '[0-9]+' | head -n 1)
@@ -96,7 +96,7 @@ shell_syntax() {
   return "$exit_status"
 }
 
-# Tests side by side would each compile them. It takes a core a minute, in which the other looks for faults of form.
+# Compile the kernels once, or each parallel test would. It takes one core a minute, while the other runs the linters.
 compile_log=$(mktemp)
 trap 'rm -f "$log" "$compile_log"' EXIT
 "$python" -m tests.compile_kernels >"$compile_log" 2>&1 &

@@ -1,4 +1,4 @@
-"""What mkdocs calls while it builds the site: generated references, formulas and pictures without a network."""
+"""Hooks that mkdocs calls while it builds the site: generated references, formulas and pictures without a network."""
 
 import html
 import re
@@ -25,14 +25,14 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 
 def on_page_content(content: str, page: Any, config: Any, **_: Any) -> str:
-    """Formulas become MathML, which browsers draw; pictures a part of the page, in its colours."""
+    """Formulas become MathML, which browsers draw; pictures become part of the page, in its colours."""
     content = FORMULA.sub(lambda found: mathml(html.unescape(found.group(2)), found.group(1) == "div"), content)
     folder = Path(config["docs_dir"], page.file.src_uri).parent
     return PICTURE.sub(lambda found: inline_picture(folder / found.group(2), found.group(1)), content)
 
 
 def included(name: str) -> str:
-    """A file of the checkout without its title, with an empty line before each list and code block."""
+    """A file of the checkout without its title, with an empty line before each list, table and code block."""
     text = (ROOT / name).read_text(encoding="utf-8").partition("\n")[2]
     lines: List[str] = []
     in_code = False

@@ -11,7 +11,7 @@ TITLES = (
     "The loss (criterion)",
     "fairseq's own, of its criterion `label_smoothed_cross_entropy`",
 )
-# Written in a page as they are; everything else of a help text is escaped.
+# Characters that Markdown would interpret; escaped in help texts.
 SPECIAL = re.compile(r"([\\`*_{}\[\]<>|~$])")
 
 
@@ -20,7 +20,7 @@ def escape(text: str) -> str:
 
 
 def code(text: str) -> str:
-    """A pipe would part the cells of a table."""
+    """As inline code; a pipe would split a table cell."""
     return f"`{text.replace(' | ', ' or ')}`" if text else ""
 
 
@@ -39,7 +39,7 @@ def flags_of(config: type) -> argparse.ArgumentParser:
 
 
 def flag_row(action: argparse.Action) -> List[str]:
-    """Of a flag of fairseq-train, whose help does not say its default."""
+    """The row of a flag of fairseq-train, whose help does not state its default."""
     names = ", ".join(map(code, action.option_strings or [action.dest]))
     text = escape(action.help or "")
     if action.choices:
@@ -95,7 +95,7 @@ def verb_parser(verb: str) -> argparse.ArgumentParser:
 
 
 def shown_actions(parser: argparse.ArgumentParser) -> List[argparse.Action]:
-    """All but --help and what is kept for old command lines alone."""
+    """All but --help and the options kept only for old command lines."""
     return [action for action in parser._actions if action.dest != "help" and action.help is not argparse.SUPPRESS]
 
 

@@ -1,4 +1,4 @@
-"""Averages a training run's last checkpoints, of epochs or of updates, into one without optimizer state."""
+"""Averages the last checkpoints of a training run, by epochs or by updates, into one without optimizer state."""
 
 import argparse
 import functools
@@ -18,25 +18,25 @@ from kd_plugin.files.atomic import digest_of  # noqa: E402
 from kd_plugin.files.protection import check_outputs, place  # noqa: E402
 
 EPOCH = re.compile(r"checkpoint(\d+)\.pt$")
-MARK = "average_of"  # in what is written here
+MARK = "average_of"  # key in the checkpoints written here
 UPDATE = re.compile(r"checkpoint_\d+_(\d+)\.pt$")
 
 
 def last_epochs(save_dir, count):
-    """Paths of the `count` newest checkpointEPOCH.pt, oldest first."""
+    """Paths of the `count` newest checkpointEPOCH.pt files, oldest first."""
     epochs = sorted(int(m.group(1)) for m in map(EPOCH.match, os.listdir(save_dir)) if m)
     if len(epochs) < count:
         raise KDPluginError(
-            f"{save_dir} has {len(epochs)} epoch checkpoints, --last asks for {count}. "
-            "Remedy: train with --keep-last-epochs at least that, or average fewer"
+            f"{save_dir} has {len(epochs)} epoch checkpoints, but --last asks for {count}. "
+            f"Remedy: train with --keep-last-epochs {count} or more, or average fewer"
         )
     return [os.path.join(save_dir, f"checkpoint{epoch}.pt") for epoch in epochs[-count:]]
 
 
 def last_updates(save_dir, count, every):
-    """Paths of the `count` newest checkpoints of a multiple of `every` updates, oldest first.
+    """Paths of the `count` newest checkpoints after a multiple of `every` updates, oldest first.
 
-    fairseq names checkpoint_EPOCH_UPDATE.pt only those that are not of an epoch's end.
+    fairseq gives the name checkpoint_EPOCH_UPDATE.pt only to checkpoints that are not at the end of an epoch.
     """
     found = {}
     for name in os.listdir(save_dir):
@@ -49,9 +49,9 @@ def last_updates(save_dir, count, every):
     updates = sorted(update for update in found if update > 0 and update % every == 0)
     if len(updates) < count:
         raise KDPluginError(
-            f"{save_dir} has {len(updates)} checkpoints of a multiple of {every} updates, --last asks for {count}. "
-            f"Remedy: train with --save-interval-updates {every} and --keep-interval-updates and --keep-last-epochs at "
-            "least that, or average fewer"
+            f"{save_dir} has {len(updates)} checkpoints after a multiple of {every} updates, but --last asks for "
+            f"{count}. Remedy: train with --save-interval-updates {every}, and with --keep-interval-updates and "
+            f"--keep-last-epochs {count} or more, or average fewer"
         )
     return [found[update] for update in updates[-count:]]
 
@@ -63,14 +63,14 @@ def average(paths):
         state = read_checkpoint(path)
         weights = state["model"]
         if sums and sums.keys() != weights.keys():
-            raise KDPluginError(f"{path}: its parameters are not those of {paths[0]}. Remedy: average one run only")
+            raise KDPluginError(f"{path} has other parameters than {paths[0]}. Remedy: average checkpoints of one run")
         for name, value in weights.items():
             value = value.double() if value.is_floating_point() else value
             sums[name] = sums[name] + value if name in sums and value.is_floating_point() else value
     means, tied = {}, {}
     for name, value in sums.items():
         mean = (value / len(paths)).float() if value.is_floating_point() else value
-        # Tied weights share memory, so that they are stored once; they must go on doing so.
+        # Tied weights share memory and are stored once; they must still be after averaging.
         twin = tied.setdefault((weights[name].data_ptr(), weights[name].shape), mean)
         means[name] = twin if torch.equal(twin, mean) else mean
     state["model"] = means
@@ -82,12 +82,12 @@ def average(paths):
 
 
 def job_of(save_dir, output):
-    """Tells the averages of one run, at one place, from all other files. Both may be moved together."""
+    """Identifies the averages of one run, in one place, among all other files. Both may be moved together."""
     return digest_of(os.path.relpath(os.path.realpath(save_dir), os.path.dirname(os.path.realpath(output))))
 
 
 def is_average(job, path):
-    """Whether a file is what this same job has written before."""
+    """Whether a file was written by an earlier run of this same job."""
     try:
         return not os.path.islink(path) and read_checkpoint(str(path)).get(MARK) == job
     except (KDPluginError, OSError):
@@ -97,8 +97,10 @@ def is_average(job, path):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("save_dir", help="--save-dir of the run")
-    parser.add_argument("--last", type=int, required=True, metavar="N", help="how many epochs")
-    parser.add_argument("--every", type=int, metavar="UPDATES", help="not epochs: so many --save-interval-updates")
+    parser.add_argument("--last", type=int, required=True, metavar="N", help="how many checkpoints to average")
+    parser.add_argument(
+        "--every", type=int, metavar="UPDATES", help="average by updates: the value of --save-interval-updates"
+    )
     parser.add_argument("--output", required=True, help="checkpoint to write")
     args = parser.parse_args()
     if args.last < 1 or (args.every is not None and args.every < 1):

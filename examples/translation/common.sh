@@ -1,9 +1,9 @@
 # shellcheck shell=bash
-# What prepare-*.sh and mix-data.sh share; sourced, not run.
+# Shared by prepare-*.sh and mix-data.sh; sourced, not run.
 #
-#   begin OUT SRC TGT  makes $tmp, a temporary folder beside OUT, with an empty $tmp/raw
-#   (the caller fills $tmp/raw with SPLIT.LANG, one sentence a line: train, train1, …, valid, test, test1, …)
-#   finish             makes the rest there and renames the folder to OUT: OUT is whole or absent
+#   begin OUT SRC TGT  creates $tmp, a temporary folder beside OUT, with an empty $tmp/raw
+#   (the caller fills $tmp/raw with SPLIT.LANG, one sentence per line: train, train1, …, valid, test, test1, …)
+#   finish             creates the rest there and renames the folder to OUT: OUT is complete or absent
 #
 # Understood by all: SPM, DICT (an existing model and dictionary), VOCAB, WORKERS, PYTHON.
 
@@ -23,7 +23,7 @@ corpus() {
     "$PYTHON" "$here/corpus.py" "$@"
 }
 
-# download URL FILE: a file that is already there is kept, a broken download leaves nothing
+# download URL FILE: an existing file is kept; a failed download leaves nothing behind
 download() {
     [ -s "$2" ] && return 0
     local get
@@ -48,7 +48,7 @@ begin() {
         [ -z "$file" ] || [ -f "$file" ] || die "no such file: $file"
     done
     out=${1%/} src=$2 tgt=$3
-    [ -n "$out" ] || die "the folder to make has no name: give OUT"
+    [ -n "$out" ] || die "the folder to create has no name: give OUT"
     mkdir -p "$(dirname "$out")"
     tmp=$(mktemp -d "$out.tmp.XXXXXX")
     trap 'rm -rf "$tmp"' EXIT
@@ -58,7 +58,7 @@ begin() {
 
 finish() {
     local tests file valid=spm/valid number=0
-    # Recorded in OUT, to tell a finished folder from one made of something else.
+    # Recorded in OUT, to recognise a finished folder made from the same input.
     {
         echo "pair $src-$tgt"
         echo "text $(corpus fingerprint "$tmp"/raw/*)"
@@ -70,10 +70,10 @@ finish() {
     } >"$tmp/prepared.txt"
     if [ -e "$out" ]; then
         if cmp -s "$tmp/prepared.txt" "$out/prepared.txt"; then
-            echo "$out is there already, from the same input"
+            echo "$out already exists, from the same input"
             return 0
         fi
-        die "$out exists and is from other input or settings: remove it, or set OUT to another folder"
+        die "$out exists, but comes from other input or settings: remove it, or set OUT to another folder"
     fi
 
     if [ -n "$SPM" ]; then
@@ -94,7 +94,7 @@ finish() {
         file=${file##*/}
         tests=$tests${tests:+,}spm/${file%."$src"}
     done
-    # Further training parts, train1 and so on: fairseq-preprocess takes one only, but several sets for validation.
+    # Further training parts, train1 and so on: fairseq-preprocess takes only one, but several validation sets.
     while [ -f "$tmp/spm/train$((number + 1)).$src" ]; do
         number=$((number + 1))
         valid=$valid,spm/train$number

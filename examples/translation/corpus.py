@@ -1,7 +1,7 @@
-"""The text work behind prepare-*.sh: reading, checking, sentencepiece. One sub-command a step; `corpus.py --help`.
+"""The text work behind prepare-*.sh: reading, checking, sentencepiece. One sub-command per step; `corpus.py --help`.
 
-A line ends at a newline byte here and nowhere else. Python, fairseq and sacrebleu also break lines at carriage returns
-and Unicode separators, so those become spaces on reading: otherwise source, target and references fall out of step.
+Here, a line ends at a newline byte and nowhere else. Python, fairseq and sacrebleu also break lines at carriage returns
+and Unicode separators, so those become spaces on reading: otherwise source, target and references would be misaligned.
 """
 
 import argparse
@@ -22,13 +22,13 @@ def clean(line):
 
 
 def iterate_lines(path):
-    """The same as read_lines, one at a time: training data need not fit into memory."""
+    """Like read_lines, one line at a time: training data need not fit into memory."""
     try:
         with (gzip.open if path.endswith(".gz") else open)(path, "rb") as file:
             for number, line in enumerate(file):
                 yield clean(line.decode("utf-8" if number else "utf-8-sig"))
     except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise SystemExit(f"{path} cannot be read ({error}); is it there, whole and in UTF-8?") from error
+        raise SystemExit(f"{path} cannot be read ({error}); does it exist, complete and in UTF-8?") from error
 
 
 def read_lines(path):
@@ -36,11 +36,11 @@ def read_lines(path):
 
 
 def create(path):
-    """A new file for text; what is there already is an input or somebody's work, and stays."""
+    """A new file for text; an existing file is an input or somebody's work, and is kept."""
     try:
         return open(path, "x", encoding="utf-8", newline="\n")
     except OSError as error:
-        raise SystemExit(f"{path} cannot be made ({error.strerror}); remove it, or give another name") from error
+        raise SystemExit(f"{path} cannot be created ({error.strerror}); remove it, or give another name") from error
 
 
 def write_lines(path, lines):
@@ -62,7 +62,7 @@ def write_pairs(pairs, source_out, target_out):
 
 
 def iterate_pairs(source, target, keep=lambda line: line):
-    """keep: what becomes of a line; None: nothing"""
+    """keep: what a line becomes; None drops it"""
     counts = [0, 0]
     sides = [(line for line in map(keep, iterate_lines(path)) if line is not None) for path in (source, target)]
     for pair in itertools.zip_longest(*sides):
@@ -74,10 +74,10 @@ def iterate_pairs(source, target, keep=lambda line: line):
 
 
 def verify(folder, names):
-    """Checks the named files against SHA256SUMS in their folder, where there is one."""
+    """Checks the named files against SHA256SUMS in their folder, if there is one."""
     sums = os.path.join(folder, "SHA256SUMS")
     if not os.path.exists(sums):
-        print(f"no SHA256SUMS in {folder}: files taken as they are")
+        print(f"no SHA256SUMS in {folder}: files are not checked")
         return
     expected = {line.split()[1].lstrip("*"): line.split()[0] for line in read_lines(sums) if line}
     for name in names:
@@ -91,7 +91,7 @@ def verify(folder, names):
 
 
 def fingerprint(paths):
-    """One digest over the contents of files, to see whether a prepared folder came from the same input."""
+    """A digest of the contents of files, which shows whether a prepared folder came from the same input."""
     digest = hashlib.sha256()
     for path in paths:
         with open(path, "rb") as file:
@@ -100,7 +100,7 @@ def fingerprint(paths):
 
 
 def iwslt_train_line(line):
-    """Text of one line of train.tags.*, None for one about the talk; titles and descriptions count as sentences."""
+    """Text of a line of train.tags.*, None for a line about the talk; titles and descriptions count as sentences."""
     if re.match(r"</?(url|talkid|keywords|speaker|translator|reviewer|doc)\b", line):
         return None
     return clean(html.unescape(re.sub(r"</?(title|description)>", "", line)))
@@ -112,7 +112,7 @@ def iwslt_test_line(line):
 
 
 def iwslt_keep(source, target):
-    """The filter of the usual recipe (1 to 175 tokens, ratio at most 1.5), words and punctuation marks being tokens."""
+    """The filter of the usual recipe (1 to 175 tokens, ratio at most 1.5); tokens are words and punctuation marks."""
     lengths = [len(re.findall(r"\w+|[^\w\s]", line)) for line in (source, target)]
     return 1 <= min(lengths) and max(lengths) <= 175 and max(lengths) <= 1.5 * min(lengths)
 
@@ -182,9 +182,9 @@ def encode(model, dictionary, folder, out):
                 unknown += sum(piece not in symbols for piece in pieces)
                 file.write(" ".join(pieces) + "\n")
         print(f"{name}: {tokens} tokens, {unknown} of them not in the dictionary")
-        # A test set may well hold a new character; a training set of another dictionary is a mistake.
+        # A test set may well contain a new character; a training set that does not fit the dictionary is a mistake.
         if name.startswith("train") and unknown > tokens * 0.01:
-            raise SystemExit(f"{name}: over 1 % unknown: do sentencepiece model and dictionary belong together?")
+            raise SystemExit(f"{name}: over 1% unknown: do the sentencepiece model and the dictionary belong together?")
 
 
 def count_binarised(index):

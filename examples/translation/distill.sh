@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# A student taught by a teacher beside it, then the average of its last checkpoints. KD=0 trains the same student without
-# the teacher: same data order, seed, updates and settings, so that the two may be compared.
+# Distils a student from a teacher that runs beside it, then averages its last checkpoints. KD=0 trains the same student
+# without the teacher: same data order, seed, updates and settings, so that the two can be compared.
 #
 #   distill.sh DATA_BIN TEACHER SAVE_DIR [further fairseq-train flags]      → SAVE_DIR/averaged.pt
 #
-# TEACHER is a checkpoint, or several: a.pt:b.pt (see TEACHER_WEIGHTS), a folder of Hugging Face's, or the folder of a cache
-# that kd-plugin cache has written. With KD=0 it is not read.
-# Each value below can be set from outside: `ALPHA=0.3 distill.sh …`. Run again after an interruption, it resumes.
+# TEACHER is a checkpoint, or several: a.pt:b.pt (see TEACHER_WEIGHTS), a Hugging Face folder, or the folder of a cache
+# written by kd-plugin cache. With KD=0 it is not read.
+# Each value below can be set from outside: `ALPHA=0.3 distill.sh …`. After an interruption, run it again to resume.
 set -euo pipefail
-# OpenMP's threads sleep while they wait for each other. Beside other work they would burn its time and their own.
+# OpenMP's threads sleep while they wait for each other; busy waiting would slow down other work and themselves.
 export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 [ $# -ge 3 ] || { echo "usage: ${0##*/} DATA_BIN TEACHER SAVE_DIR [further fairseq-train flags]" >&2; exit 2; }
@@ -16,7 +16,7 @@ data=$1 teacher=$2 save_dir=$3
 shift 3
 
 KD=${KD:-1}
-ALPHA=${ALPHA:-0.5} # weighs the cross-entropy: 1 is plain training, 0 listens to the teacher alone
+ALPHA=${ALPHA:-0.5} # weight of the cross-entropy: 1 is plain training, 0 uses the teacher alone
 TEMPERATURE=${TEMPERATURE:-1.0}
 TEACHER_WEIGHTS=${TEACHER_WEIGHTS:-} # of several teachers: 0.7,0.3
 ENCODER_LAYERS=${ENCODER_LAYERS:-2}
@@ -31,20 +31,20 @@ WARMUP=${WARMUP:-2000}
 MAX_TOKENS=${MAX_TOKENS:-4096}
 UPDATE_FREQ=${UPDATE_FREQ:-1}
 MAX_EPOCH=${MAX_EPOCH:-38}
-AVERAGE=${AVERAGE:-8} # of the last so many epochs; of as many times SAVE_INTERVAL_UPDATES where epochs are long
+AVERAGE=${AVERAGE:-8} # how many epochs to average; with SAVE_INTERVAL_UPDATES, for long epochs: how many such intervals
 SAVE_INTERVAL_UPDATES=${SAVE_INTERVAL_UPDATES:-}
-UPSAMPLE_PRIMARY=${UPSAMPLE_PRIMARY:-1} # how often an epoch reads `train` where there is a train1 too
+UPSAMPLE_PRIMARY=${UPSAMPLE_PRIMARY:-1} # how often an epoch reads `train` if there is a train1 too
 SEED=${SEED:-1}
 # With KD=0 the plugin takes no part in the training; it lets torch >= 2.6 read fairseq's checkpoints when resuming.
 USER_DIR=${USER_DIR:-$(cd "$here/../../kd_plugin" && pwd)}
 
 [ -n "$save_dir" ] || { echo "${0##*/}: SAVE_DIR is empty" >&2; exit 1; }
-if [ "$KD" != 0 ]; then # fairseq-train resumes from what it finds in SAVE_DIR, and writes its own checkpoints over it
+if [ "$KD" != 0 ]; then # fairseq-train resumes from what it finds in SAVE_DIR, and overwrites it with its checkpoints
     IFS=: read -r -a teachers <<<"$teacher"
     for path in "${teachers[@]}"; do
         case "${path##*/}" in checkpoint*.pt | averaged.pt) ;; *) continue ;; esac
         if [ "$(dirname "$path")" -ef "$save_dir" ]; then
-            echo "${0##*/}: SAVE_DIR $save_dir holds the teacher $path, which would be written over: name another" >&2
+            echo "${0##*/}: SAVE_DIR $save_dir contains the teacher $path, which would be overwritten: name another" >&2
             exit 1
         fi
     done

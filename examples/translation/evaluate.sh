@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Translates the test sets of a prepared folder and scores them: one row a test set, appended to a Markdown table.
+# Translates the test sets of a prepared folder and scores them: one row per test set, appended to a Markdown table.
 #
 #   evaluate.sh PREPARED CHECKPOINT [NAME]      e.g. evaluate.sh multi30k.en-de student/averaged.pt "student, KD"
 #
-# PREPARED is what prepare-*.sh made.
-# Variables: RESULTS (results.md), OUT (folder of the translations: translations/NAME beside RESULTS),
+# PREPARED is a folder made by prepare-*.sh.
+# Variables: RESULTS (results.md), OUT (folder for the translations: translations/NAME beside RESULTS),
 # TESTS (all of PREPARED: "test test1"), BEAM, MAX_TOKENS, USER_DIR, PYTHON.
 set -euo pipefail
-# OpenMP's threads sleep while they wait for each other. Beside other work they would burn its time and their own.
+# OpenMP's threads sleep while they wait for each other; busy waiting would slow down other work and themselves.
 export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 [ $# -ge 2 ] || { echo "usage: ${0##*/} PREPARED CHECKPOINT [NAME]" >&2; exit 2; }
@@ -25,13 +25,13 @@ src=${pair%-*} tgt=${pair#*-}
 TESTS=${TESTS:-$(cut -d' ' -f1 "$prepared/testsets.txt")}
 out=${OUT:-$(dirname "$RESULTS")/translations/${name//\//_}}
 mkdir -p "$out"
-# Whose translations these are: those of another checkpoint, or anybody's files, are not written over.
+# Records whose translations these are: translations of another checkpoint, or other files, are not overwritten.
 job="$(cd "$prepared" && pwd) $(cd "$(dirname "$checkpoint")" && pwd)/${checkpoint##*/}"
 if [ "$(cat "$out/.job" 2>/dev/null)" != "$job" ]; then
     for test in $TESTS; do
         for file in .job "generate-$test.txt" "$test.log" "$test.$tgt"; do
             [ ! -e "$out/$file" ] || {
-                echo "${0##*/}: $out/$file is there already, of another checkpoint: give another NAME, or set OUT" >&2
+                echo "${0##*/}: $out/$file already exists, from another checkpoint: give another NAME, or set OUT" >&2
                 exit 1
             }
         done
@@ -48,7 +48,7 @@ for test in $TESTS; do
         cat "$out/$test.log" >&2
         exit 1
     }
-    rm -f "$out/$test.$tgt" # of an earlier run of this command
+    rm -f "$out/$test.$tgt" # from an earlier run of this command
     "${PYTHON:-python}" "$here/score.py" "$out/generate-$test.txt" --reference "$prepared/raw/$test.$tgt" \
         --hypotheses "$out/$test.$tgt" --name "$name" --results "$RESULTS" \
         --test-set "$(sed -n "s/^$test //p" "$prepared/testsets.txt")"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Training data of several parts, in the subwords and the dictionary of a prepared folder: the original pairs, and what
-# kd-plugin decode, select, filter or import wrote with --text PREFIX.
+# Training data in several parts, with the subwords and the dictionary of a prepared folder: the original pairs, and the
+# pairs that kd-plugin decode, select, filter or import wrote with --text PREFIX.
 #
 #   mix-data.sh PREPARED OUT PART [PART …]      PART: the word original, or PREFIX of PREFIX.SRC and PREFIX.TGT
 #
@@ -8,8 +8,8 @@
 #   mix-data.sh multi30k.en-de mixed.en-de original pseudo/best     both; fairseq reads train and train1 together
 #
 # OUT is a prepared folder like PREPARED, with its validation and test sets: train on OUT/data-bin. The first part is
-# fairseq's `train`, the others are train1, train2, …; --upsample-primary N reads the first one N times an epoch
-# (--task translation needs it, 1 at least).
+# fairseq's `train`, the others are train1, train2, …; --upsample-primary N reads the first one N times per epoch
+# (--task translation needs it, at least 1).
 # Variables: WORKERS, PYTHON.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"

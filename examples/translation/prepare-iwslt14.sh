@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # IWSLT 2014 German-English (TED talks, about 160,000 training pairs) as in fairseq's own example, with sentencepiece
-# in place of Moses and BPE: lower-cased, length filter, every 23rd training pair for validation, five test sets in one.
+# instead of Moses and BPE: lower-cased, length filter, every 23rd training pair for validation, five test sets in one.
 #
 #   prepare-iwslt14.sh [SRC TGT [FOLDER | de-en.tgz]]      default: de en, downloaded
 #
-# FOLDER holds train.tags.de-en.{de,en} and IWSLT14.TED*.xml, itself or in a folder de-en.
-# Variables: OUT (folder to make), LOWERCASE (1; 0 keeps case),
+# FOLDER contains train.tags.de-en.{de,en} and IWSLT14.TED*.xml, directly or in a folder de-en.
+# Variables: OUT (folder to create), LOWERCASE (1; 0 keeps case),
 # VOCAB (10000), or SPM and DICT: the sentencepiece model and dictionary of an existing teacher. Also WORKERS, PYTHON.
 set -euo pipefail
 VOCAB=${VOCAB:-10000}

@@ -3,8 +3,8 @@
 #
 #   prepare-multi30k.sh [SRC TGT [FOLDER]]      default: en de, downloaded
 #
-# FOLDER holds train.LANG.gz, val.LANG.gz and TEST.LANG.gz; a SHA256SUMS file there is checked.
-# Variables: OUT (folder to make), TESTS (names of the test sets; fairseq calls them test, test1, … in this order),
+# FOLDER contains train.LANG.gz, val.LANG.gz and TEST.LANG.gz; a SHA256SUMS file there is checked.
+# Variables: OUT (folder to create), TESTS (names of the test sets; fairseq calls them test, test1, … in this order),
 # VOCAB (4000), or SPM and DICT: the sentencepiece model and dictionary of an existing teacher. Also WORKERS, PYTHON.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"

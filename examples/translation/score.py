@@ -12,7 +12,7 @@ HEADER = "| model | test set | BLEU | chrF | signature |\n|---|---|---|---|---|\
 
 
 def hypotheses_by_id(generated, count):
-    """The detokenised best hypotheses (D lines), in the order of the test set; fairseq writes them by length."""
+    """The detokenised best hypotheses (D lines), in test-set order; fairseq writes them sorted by length."""
     found = {}
     with open(generated, encoding="utf-8", newline="\n") as file:
         for line in file:
@@ -32,24 +32,24 @@ def same(one, other):
 
 
 def check_outputs(args, hypotheses):
-    """Nothing is written over but the same translations, and rows are added to a table of such rows alone."""
+    """Only the same translations may be overwritten, and rows are added only to a table of such rows."""
     for flag, others in (("hypotheses", INPUTS), ("results", (*INPUTS, "hypotheses"))):
         for other in others:
             if same(getattr(args, flag), getattr(args, other)):
-                raise SystemExit(f"--{flag} {getattr(args, flag)} is the file of {other} too; give another name")
+                raise SystemExit(f"--{flag} {getattr(args, flag)} is also the file of {other}; give another name")
     if os.path.lexists(args.hypotheses) and read_lines(args.hypotheses) != hypotheses:
-        raise SystemExit(f"--hypotheses {args.hypotheses} has other text already; remove it, or give another name")
+        raise SystemExit(f"--hypotheses {args.hypotheses} already contains other text; remove it, or give another name")
     if os.path.lexists(args.results):
         with open(args.results, encoding="utf-8", errors="replace") as file:
             content = file.read()
         if content and HEADER not in content:
-            raise SystemExit(f"--results {args.results} is no table of this script; give another name")
+            raise SystemExit(f"--results {args.results} is not a table of this script; give another name")
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("generated", help="generate-TEST.txt")
-    parser.add_argument("--reference", required=True, help="raw text, one sentence a line")
+    parser.add_argument("--reference", required=True, help="raw text, one sentence per line")
     parser.add_argument("--hypotheses", required=True, help="file to write the translations to")
     parser.add_argument("--name", required=True)
     parser.add_argument("--test-set", required=True)

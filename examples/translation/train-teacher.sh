@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# A teacher: a transformer trained with plain fairseq-train, then the average of its last epochs.
+# Trains a teacher, a transformer, with plain fairseq-train, then averages its last epochs.
 #
 #   train-teacher.sh DATA_BIN SAVE_DIR [further fairseq-train flags]      → SAVE_DIR/averaged.pt
 #
-# Each value below can be set from outside: `SEED=2 train-teacher.sh …`. Run again after an interruption, it resumes.
+# Each value below can be set from outside: `SEED=2 train-teacher.sh …`. After an interruption, run again to resume.
 set -euo pipefail
-# OpenMP's threads sleep while they wait for each other. Beside other work they would burn its time and their own.
+# OpenMP's threads sleep while they wait for each other; busy waiting would slow down other work and themselves.
 export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 [ $# -ge 2 ] || { echo "usage: ${0##*/} DATA_BIN SAVE_DIR [further fairseq-train flags]" >&2; exit 2; }

@@ -1,2 +1,4 @@
-"""A teacher's answers on disk: the store's format, how it is written and how it is read. No fairseq; torch only where
-logits become records (compress.py)."""
+"""A teacher's answers on disk: the store's format, its writer and its reader.
+
+No fairseq; torch only where logits become records (compress.py).
+"""

@@ -1,4 +1,4 @@
-"""From a teacher's logits to the few entries of each distribution that a store keeps."""
+"""Reduces a teacher's logits to the few entries per distribution that a store keeps."""
 
 from typing import Optional
 
@@ -21,7 +21,7 @@ def compress_answer(
     temperature: float = 1.0,
     generator: Optional[torch.Generator] = None,
 ) -> Records:
-    """`compress` of all logits of an answer, of which no more than needed are made at a time."""
+    """`compress` for all logits of an answer, computed piece by piece."""
     if kind == "topk" and answer.product is not None:
         head, features = answer.product
         kernels = compiled_finder(features.device, vocab, k) if features.dtype == torch.float32 else None
@@ -31,7 +31,7 @@ def compress_answer(
     records = []
     for _, logits in answer.pieces(tokens, vocab):
         records += [compress(part, kind, k, temperature, generator) for part in logits.split(rows)]
-        del logits  # before the next piece is made
+        del logits  # free them before the next piece is computed
     return Records(*map(np.concatenate, zip(*records)))
 
 
@@ -39,12 +39,12 @@ def compress_answer(
 def compress(
     logits: Tensor, kind: str, k: int, temperature: float = 1.0, generator: Optional[torch.Generator] = None
 ) -> Records:
-    """What is kept of softmax(logits / temperature).
+    """The entries to keep of softmax(logits / temperature).
 
     Args:
         logits: (tokens, vocab), any float dtype
-        kind: topk: the k best entries, best first; sampled: k draws, each as likely as its probability, by symbol
-        generator: of the draws, on the CPU, so that they do not depend on the device
+        kind: topk: the k best entries, best first; sampled: k draws from the distribution, sorted by id
+        generator: for the draws; on the CPU, so that they do not depend on the device
     """
     logits = logits.float()
     kernels = compiled_finder(logits.device, logits.size(1), k) if kind == "topk" else None
@@ -63,9 +63,9 @@ def compress(
         ids = _draws(exps, k, generator)
         kept = logits.gather(-1, ids)
         first = torch.ones_like(ids, dtype=torch.bool)
-        first[:, 1:] = ids[:, 1:] != ids[:, :-1]  # they are sorted
+        first[:, 1:] = ids[:, 1:] != ids[:, :-1]  # ids are sorted
         entries = (kept.exp() * first).sum(dim=-1)
-    # summed without the entries: as a difference a small rest would be inexact
+    # sum without the entries: a small rest computed as a difference would be inexact
     rest = exps.scatter_(-1, ids, 0.0).sum(dim=-1)
     log_total = (entries + rest).log()
     lprobs, log_rest = kept - log_total.unsqueeze(-1), rest.log() - log_total
@@ -73,16 +73,16 @@ def compress(
 
 
 def _draws(exps: Tensor, k: int, generator: Optional[torch.Generator]) -> Tensor:
-    """(tokens, k) indices drawn with probabilities proportional to exps, ascending: the inverse of the distribution
-    function at uniform numbers."""
+    """(tokens, k) ascending indices, drawn with probabilities proportional to exps by inverting the cumulative
+    distribution."""
     distribution = exps.double().cumsum(dim=-1)
     uniform = torch.rand(exps.size(0), k, generator=generator, dtype=torch.float64).to(exps.device)
-    # right: a symbol of probability 0 is never drawn
+    # right=True, so that a symbol of probability 0 is never drawn
     drawn = torch.searchsorted(distribution, uniform * distribution[:, -1:], right=True)
     return drawn.clamp_(max=exps.size(1) - 1).sort(dim=-1).values
 
 
 def unknown(tokens: int, k: int) -> Records:
-    """For target tokens that a teacher cannot be asked about: all mass in the rest."""
+    """Records with all mass in the rest, for target tokens that the teacher cannot answer for."""
     ids = np.zeros((tokens, k), dtype=np.int64)
     return Records(ids, np.full((tokens, k), -np.inf, dtype=np.float32), np.zeros(tokens, dtype=np.float32))

@@ -1,4 +1,4 @@
-"""Which data a store answers for: the bytes of a binarised split, and the order of the target symbols."""
+"""The data that a store answers for, identified by the bytes of a binarised split and the order of target symbols."""
 
 import hashlib
 import os
@@ -12,14 +12,14 @@ from kd_plugin.errors import KDPluginError
 from kd_plugin.files.atomic import pieces_of
 
 TRUNCATED = "source_truncated_to"
-COUNTS = ("sentences", "tokens")  # what describe_data adds to a fingerprint
-ENDS = (".bin", ".idx", "")  # without an ending: --dataset-impl raw
+COUNTS = ("sentences", "tokens")  # describe_data adds these to a fingerprint
+ENDS = (".bin", ".idx", "")  # no ending: --dataset-impl raw
 
 
 class Split(NamedTuple):
-    """A binarised split, in files as fairseq-preprocess names them.
+    """A binarised split, in files named as by fairseq-preprocess.
 
-    truncated_to: tokens of a source that --truncate-source leaves, end of sentence included; None: all
+    truncated_to: the length to which --truncate-source cuts sources, end of sentence included; None: not at all
     """
 
     data: str
@@ -29,24 +29,24 @@ class Split(NamedTuple):
     truncated_to: Optional[int] = None
 
     def prefixes(self) -> Tuple[str, str]:
-        """How the source's and the target's files begin."""
+        """The path prefixes of the source's and the target's files."""
         languages = self.source_lang, self.target_lang
         for pair in ("-".join(languages), "-".join(languages[::-1])):
             source, target = (os.path.join(self.data, f"{self.name}.{pair}.{lang}") for lang in languages)
             if _files(source) and _files(target):
                 return source, target
         raise KDPluginError(
-            f"{self.data}: no binarised split {self.name!r} of {'-'.join(languages)}. Remedy: fairseq-preprocess, or "
-            "the right folder, name of the split, -s and -t"
+            f"{self.data}: no binarised split {self.name!r} of {'-'.join(languages)}. Remedy: run fairseq-preprocess, "
+            "or correct the folder, the name of the split, -s and -t"
         )
 
     def files(self) -> Tuple[List[Path], List[Path]]:
-        """The source's and the target's."""
+        """The source's and the target's files."""
         source, target = self.prefixes()
         return _files(source), _files(target)
 
     def fingerprint(self) -> Dict[str, Any]:
-        """What tells the texts that a teacher reads: the sha256 of either side, and where sources are cut."""
+        """What identifies the text that a teacher reads: each side's sha256, and where sources are cut."""
         source, target = _hashes(self._replace(truncated_to=None))
         cut = {} if self.truncated_to is None else {TRUNCATED: self.truncated_to}
         return {"source_sha256": source, "target_sha256": target, **cut}
@@ -71,14 +71,15 @@ def _sha256(paths: Sequence[Path]) -> str:
 
 
 def describe_data(texts: Dict[str, Any], sizes: np.ndarray) -> Dict[str, Any]:
-    """What a manifest says about its data.
+    """The entry for the data in a manifest.
 
     Args:
+        texts: a fingerprint
         sizes: (sentences,) number of target tokens of each, end of sentence included
     """
     return {**texts, "sentences": len(sizes), "tokens": int(np.sum(sizes, dtype=np.int64))}
 
 
 def dictionary_sha256(symbols: Sequence[str]) -> str:
-    """Of the symbols in their order, which is what ids count in."""
+    """The sha256 of the symbols in the order that ids refer to."""
     return hashlib.sha256("\n".join(symbols).encode()).hexdigest()

@@ -1,10 +1,10 @@
-"""What a store holds, in words: whose answers to which data, and how much of the teacher's mass they capture."""
+"""Describes a store: whose answers it holds, for which data, and how much of the teacher's mass they capture."""
 
 from kd_plugin.cache.store import Store
 
 
 def describe(store: Store) -> str:
-    """A paragraph with a histogram."""
+    """Several lines of text with a histogram."""
     identity, manifest = store.identity, store.manifest
     width, data = identity.layout.width, identity.data
     teachers = ", ".join(
@@ -26,9 +26,9 @@ def describe(store: Store) -> str:
         f"  teacher      {teachers}, {identity.dtype}",
         f"  data         source {data['source_sha256'][:16]}, target {data['target_sha256'][:16]}, "
         f"dictionary {identity.dictionary_sha256[:16]}",
-        f"  size         {width} bytes a token, {manifest.tokens * width:,} bytes in {len(manifest.shards)} shards",
+        f"  size         {width} bytes per token, {manifest.tokens * width:,} bytes in {len(manifest.shards)} shards",
         *dropped,
-        f"  captured     {manifest.captured:.2%} of the teacher's mass in the mean; tokens by what is captured:",
+        f"  captured     {manifest.captured:.2%} of the teacher's mass on average; tokens by captured mass:",
     ]
     largest = max([1, *counts])
     for step, count in enumerate(counts):

@@ -1,4 +1,4 @@
-"""The manifest of a store: whose answers to which data it holds, and which bytes that is, in JSON."""
+"""A store's manifest, in JSON: whose answers it holds, for which data, and the hashes of its files."""
 
 from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Optional, Tuple
@@ -9,7 +9,7 @@ from kd_plugin.files.json_text import is_number, typed
 from kd_plugin.files.sharded_folder import Format, shard_name
 
 KINDS = ("topk", "sampled")
-BLOCK_TOKENS = 1024  # records under one checksum: what is read once more when one of them is asked for first
+BLOCK_TOKENS = 1024  # records per checksum: the first access to any of them reads all of them
 AGAIN = "run the same kd-plugin cache command again, or fetch an undamaged copy"
 REMEDY = f"Remedy: {AGAIN}"
 OF_PARTS = ("dropped", "dropped_tokens")
@@ -17,11 +17,11 @@ FORMAT = Format("kd_plugin teacher cache", 2, "a teacher cache", "answers", REME
 
 
 class Shard(NamedTuple):
-    """One file of records, of the target tokens that follow those of the shard before.
+    """One file of records, for the target tokens that follow the previous shard's.
 
-    sha256 is the records', checksums_sha256 that of the file of checksums beside them.
-    dropped: of the teacher's probability, summed over `dropped_tokens`, on symbols that the student lacks; None: it
-        lacks none. It is in the shard's part alone: a manifest has the mean of all
+    sha256 is the hash of the records, checksums_sha256 that of the checksum file beside them.
+    dropped: the teacher's probability on symbols that the student lacks, summed over `dropped_tokens`; None: it lacks
+        none. Only in the shard's own file: a manifest has the mean of all
     """
 
     name: str
@@ -41,19 +41,19 @@ class Shard(NamedTuple):
 
     @property
     def remedy(self) -> str:
-        """Of damage to its files. Without them the command writes them anew; files of the right size it keeps."""
+        """The remedy for damaged files: the command rewrites missing files, but keeps files of the right size."""
         return f"Remedy: delete {self.name}.* and {AGAIN}"
 
 
 class Identity(NamedTuple):
-    """All that decides what is in a store; two jobs that differ in any of it cannot write the same one.
+    """Everything that determines a store's content; jobs that differ in any of it cannot write to the same store.
 
-    teachers: of each its sha256, parameters, weight, and how its dictionaries are mapped to the student's
-    overrides: --teacher-overrides but for the place of the dictionaries
-    max_positions: the longest (source, target) that the teachers read; longer sentences have no answer
+    teachers: for each, its sha256, parameters, weight, and the mapping of its dictionaries to the student's
+    overrides: --teacher-overrides, without the location of the dictionaries
+    max_positions: the longest (source, target) that the teachers accept; longer sentences have no answer
     data: {target_sha256, source_sha256, sentences, tokens} of the binarised split; with --truncate-source also
         source_truncated_to, in tokens
-    dictionary_sha256: of the target symbols in their order, in which ids count
+    dictionary_sha256: of the target symbols in the order that ids refer to
     """
 
     kind: str
@@ -95,7 +95,7 @@ class Manifest(NamedTuple):
 
     @property
     def captured(self) -> float:
-        """The share of the teacher's mass that the entries hold, over all tokens."""
+        """The share of the teacher's mass that the entries capture, averaged over all tokens."""
         return sum(shard.captured for shard in self.shards) / max(1, self.tokens)
 
     def write(self, folder: Path) -> None:

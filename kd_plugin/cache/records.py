@@ -1,18 +1,18 @@
-"""What is kept of a teacher's answer to one target token, in a fixed number of bytes."""
+"""Records: what a store keeps of a teacher's answer for one target token, in a fixed number of bytes."""
 
 from typing import NamedTuple, Tuple
 
 import numpy as np
 
-WIDE_VOCAB = 65_536  # with more symbols than uint16 can number, ids take four bytes
+WIDE_VOCAB = 65_536  # above it, uint16 is too small and ids take four bytes
 
 
 class Records(NamedTuple):
-    """Answers to some target tokens.
+    """Answers for some target tokens.
 
-    ids:      (tokens, k) int64, indices of symbols of the student's dictionary
-    lprobs:   (tokens, k) fp32, the teacher's log-probabilities of them, in nats, never renormalised
-    log_rest: (tokens,) fp32, the logarithm of the mass of all the other symbols; -inf: there is none
+    ids:      (tokens, k) int64, indices into the student's dictionary
+    lprobs:   (tokens, k) fp32, the teacher's log-probabilities of the ids, in nats, never renormalised
+    log_rest: (tokens,) fp32, the logarithm of the mass of all other symbols; -inf: none
     """
 
     ids: np.ndarray
@@ -21,7 +21,7 @@ class Records(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """k ids, k log-probabilities in fp16, the log of the rest in fp16: 66 bytes at k = 16.
+    """k ids, k log-probabilities in fp16, the log of the rest in fp16: 66 bytes for k = 16 and 2-byte ids.
 
     Numbers are little-endian.
     """
@@ -35,7 +35,7 @@ class Layout(NamedTuple):
 
     @property
     def width(self) -> int:
-        """Bytes of a record."""
+        """Bytes per record."""
         return self.k * (self.id_type.itemsize + 2) + 2
 
     def encode(self, records: Records) -> np.ndarray:
@@ -56,7 +56,7 @@ class Layout(NamedTuple):
 
 
 def mass_histogram(log_rest: np.ndarray) -> Tuple[np.ndarray, float]:
-    """How much of the teacher's mass the k entries capture: (20,) counts of tokens in steps of 5 %, and the sum."""
+    """The teacher's mass captured by the k entries: (20,) counts of tokens in steps of 5 %, and the sum over tokens."""
     captured = 1.0 - np.exp(np.minimum(log_rest.astype(np.float64), 0.0))
     counts, _ = np.histogram(captured, bins=np.linspace(0.0, 1.0, 21))
     return counts, float(captured.sum())

@@ -1,4 +1,4 @@
-"""Reading a store: records by the position of their target token in the split."""
+"""Reads a store: records by the position of their target token in the split."""
 
 import errno
 import mmap
@@ -23,7 +23,8 @@ CHECKSUM = np.dtype("<u4")
 
 
 def checksums(encoded: bytes, width: int, name: str, identity: Identity) -> np.ndarray:
-    """(blocks,) uint32 of a shard's records. Shard and store are part of them, so that no two can be exchanged."""
+    """(blocks,) uint32 of a shard's records. They cover the shard's name and the store's identity, so a block from
+    another place does not pass."""
     size = BLOCK_TOKENS * width
     blocks = range(0, len(encoded), size)
     start, view = _start(name, identity), memoryview(encoded)
@@ -44,7 +45,7 @@ def _checksum(start: int, block: int, content: memoryview) -> int:
 
 
 class _OpenShard:
-    """A shard mapped into memory; a block's checksum is compared before its first record is given away."""
+    """A memory-mapped shard; a block's checksum is verified before its first record is returned."""
 
     def __init__(self, folder: Path, shard: Shard, identity: Identity):
         self.path = shard.records_path(folder)
@@ -65,7 +66,7 @@ class _OpenShard:
             raise KDPluginError(f"teacher cache: {path}: {error.strerror}. {remedy}") from error
         if digest_of_bytes(stored) != shard.checksums_sha256:
             raise KDPluginError(
-                f"{shard.checksums_path(folder)} is damaged: another sha256 than written. {shard.remedy}"
+                f"{shard.checksums_path(folder)} is damaged: its sha256 is not the recorded one. {shard.remedy}"
             )
         self._stored = np.frombuffer(stored, dtype=CHECKSUM)
         self._start = _start(shard.name, identity)
@@ -90,7 +91,7 @@ class _OpenShard:
 
 
 def _allow_open_files(more: int) -> None:
-    """As many as the system allows where the usual 1,024 may be too few: a mapped shard keeps its file open."""
+    """Raises the limit of open files as far as allowed if it may be too low: a mapped shard keeps its file open."""
     if resource is None:
         return
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -99,12 +100,12 @@ def _allow_open_files(more: int) -> None:
 
 
 class Store:
-    """A teacher's answers to every target token of one binarised split, in the split's own order.
+    """A teacher's answers for every target token of one binarised split, in the split's order.
 
-    Memory stays flat however large it is: shards are mapped, and a batch's records are all that is copied.
+    Memory use does not grow with the store: shards are memory-mapped, and only a batch's records are copied.
 
     Raises:
-        KDPluginError: something is missing, of another size or damaged; the file is named
+        KDPluginError: a file, which the message names, is missing, damaged or of the wrong size
     """
 
     def __init__(self, folder: Path):
@@ -117,15 +118,15 @@ class Store:
         self._shards = [_OpenShard(self.folder, shard, self.identity) for shard in self.manifest.shards]
 
     def __reduce__(self) -> Any:
-        """For data-loading workers: each maps the files itself."""
+        """For data-loading workers, each of which maps the files itself."""
         return Store, (self.folder,)
 
     def read(self, positions: np.ndarray) -> Records:
-        """Records at (tokens,) positions, counted over the target tokens of the split."""
+        """Records at (tokens,) positions among all target tokens of the split."""
         return self.identity.layout.decode(self.read_encoded(positions))
 
     def read_encoded(self, positions: np.ndarray) -> np.ndarray:
-        """(tokens, width) uint8."""
+        """As `read`, but (tokens, width) uint8."""
         positions = np.asarray(positions, dtype=np.int64)
         if positions.size and (positions.min() < 0 or positions.max() >= self._starts[-1]):
             raise KDPluginError(f"{self.folder}: no token {positions.max()} among {self._starts[-1]}. {REMEDY}")
@@ -137,18 +138,20 @@ class Store:
         return encoded
 
     def verify(self, progress: Optional[Callable[[int], None]] = None) -> None:
-        """Hash every byte. progress: called with the number of bytes of each piece that is done"""
+        """Hashes every byte. progress: called with the number of bytes of each finished piece"""
         for shard in self.manifest.shards:
             check_sha256(shard.records_path(self.folder), shard.sha256, shard.remedy, progress)
 
 
 def open_stores(folder: Path, flag: str = "--teacher-cache") -> List[Store]:
-    """The finished stores in a cache, one for each split and folder of data."""
+    """The finished stores in a cache, one per split and data folder."""
     if not folder.is_dir():
-        raise KDPluginError(f"{flag} {folder}: no such folder. Remedy: kd-plugin cache writes one")
+        raise KDPluginError(f"{flag} {folder}: no such folder. Remedy: create it with kd-plugin cache")
     stores = [Store(path.parent) for path in sorted(folder.glob(f"*/{MANIFEST}"))]
     if not stores:
         begun = sorted({str(path.parent) for path in folder.glob("*/shard-*.json")})
-        state = f"{', '.join(begun)} begun and not finished" if begun else "nothing was ever written there"
-        raise KDPluginError(f"{flag} {folder}: no finished store ({state}). Remedy: kd-plugin cache, all --num-shards")
+        state = f"{', '.join(begun)} is unfinished" if begun else "nothing was ever written there"
+        raise KDPluginError(
+            f"{flag} {folder}: no finished store ({state}). Remedy: run all --num-shards jobs of kd-plugin cache"
+        )
     return stores

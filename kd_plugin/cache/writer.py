@@ -1,4 +1,4 @@
-"""Writing a store, shard by shard: whatever is finished stays finished, whenever a job is killed."""
+"""Writes a store, shard by shard: a finished shard stays finished, even if the job is killed."""
 
 from pathlib import Path
 from typing import List, Optional
@@ -14,7 +14,7 @@ from kd_plugin.files.sharded_folder import Plan, ShardedFolder
 
 
 def plan_shards(sizes: np.ndarray, shard_tokens: int) -> List[Plan]:
-    """Shards of about `shard_tokens` target tokens, whole sentences each; they depend on the data alone.
+    """Shards of whole sentences with about `shard_tokens` target tokens each; they depend on the data alone.
 
     Args:
         sizes: (sentences,) target tokens of each
@@ -31,7 +31,7 @@ def plan_shards(sizes: np.ndarray, shard_tokens: int) -> List[Plan]:
 
 
 class StoreFolder(ShardedFolder[Shard]):
-    """A store that is being written."""
+    """A store during writing."""
 
     format, kind = FORMAT, Shard
 
@@ -48,7 +48,7 @@ class StoreFolder(ShardedFolder[Shard]):
         return shard.tokens == plan.size and all(found)
 
     def conclude(self, shards: List[Shard]) -> Manifest:
-        """Write the manifest of all shards. Any job may do it, and several at once."""
+        """Writes the manifest of all shards. Any job may call this, even several at once."""
         dropped = [shard.dropped for shard in shards if shard.dropped is not None]
         mean = sum(dropped) / max(1, sum(shard.dropped_tokens for shard in shards)) if dropped else None
         manifest = Manifest(self.identity, shards, mean)
@@ -57,7 +57,7 @@ class StoreFolder(ShardedFolder[Shard]):
 
 
 class ShardWriter:
-    """Collects the records of one shard in any order of its sentences, in memory, and writes them at once.
+    """Collects one shard's records in memory, with sentences in any order, and then writes them all at once.
 
     Args:
         sizes: (sentences,) target tokens of each sentence of the whole split
@@ -73,16 +73,16 @@ class ShardWriter:
         self._written = np.zeros(len(lengths), dtype=bool)
 
     def add(self, sentences: np.ndarray, records: Records) -> None:
-        """Records of some sentences, one after the other, each with as many as it has target tokens."""
+        """Adds the concatenated records of some sentences, one record per target token."""
         local = np.asarray(sentences, dtype=np.int64) - self._plan.first
         lengths = self._lengths[local]
         if int(lengths.sum()) != len(records.ids) or self._written[local].any():
-            raise KDPluginError(f"{self._plan.name}: records do not fit its sentences; nothing of it was written")
+            raise KDPluginError(f"{self._plan.name}: records do not match its sentences; none of it was written")
         bad = np.isnan(records.lprobs).any(axis=1) | np.isnan(records.log_rest)
         if bad.any():
             at = np.unique(np.repeat(np.asarray(sentences), lengths)[bad]).tolist()
             raise KDPluginError(
-                f"{self._plan.name}: the teacher's answers to the sentences {at[:10]} are NaN; nothing of it was "
+                f"{self._plan.name}: the teacher's answers for the sentences {at[:10]} are NaN; none of it was "
                 "written. Remedy: --teacher-dtype fp32, or another checkpoint"
             )
         positions = np.repeat(self._starts[local] - (np.cumsum(lengths) - lengths), lengths) + np.arange(lengths.sum())
@@ -91,7 +91,7 @@ class ShardWriter:
         self._written[local] = True
 
     def finish(self, dropped: Optional[float] = None, dropped_tokens: int = 0) -> Shard:
-        """Write the shard. dropped, dropped_tokens: as Shard's"""
+        """Writes the shard. dropped, dropped_tokens: as in `Shard`"""
         if not self._written.all():
             raise KDPluginError(f"{self._plan.name}: {int((~self._written).sum())} sentences have no records")
         encoded, identity = self._encoded.tobytes(), self._folder.identity

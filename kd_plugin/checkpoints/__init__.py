@@ -1,1 +1,1 @@
-"""Model files: read safely, recognised, opened, described as stock fairseq's, converted."""
+"""Model files: reads them safely, recognises and opens them, describes them as stock fairseq's, converts them."""

@@ -1,4 +1,4 @@
-"""Which checkpoints hold a model that translates one sentence of symbols into another, token by token."""
+"""Checks that a checkpoint's model translates a sentence of symbols into another, token by token."""
 
 import argparse
 import ast
@@ -17,41 +17,41 @@ from omegaconf import OmegaConf
 from kd_plugin.errors import KDPluginError
 
 TRANSLATE_ELSEWHERE = (
-    "translate with fairseq-generate and its own task, and take the translations in with kd-plugin import"
+    "translate with fairseq-generate and its own task, then import the translations with kd-plugin import"
 )
 TRANSLATION_MODEL = "a model that was trained with --task translation"
-# packages of fairseq.models whose models read or write sound
+# packages of fairseq.models whose models read or write audio
 SOUND = ("speech_dlm", "speech_to_speech", "speech_to_text", "text_to_speech", "wav2vec", "hubert")
 
 
-# a loop's variable may be another module's attribute
+# comprehension: its loop variable may be another module's attribute
 ACTIONS = (ast.Call, ast.Await, ast.Lambda, ast.NamedExpr, ast.comprehension)
 
 
 class Refusal(NamedTuple):
-    """what: follows "its architecture NAME" or "it was trained with --task NAME, which"."""
+    """A reason for refusal. what: continues "its architecture NAME" or "it was trained with --task NAME, which"."""
 
     what: str
     remedy: str
 
 
 NOT_BY_TOKEN = Refusal(
-    "writes a whole translation at once or in several passes, and never says how probable the next token is",
+    "generates a whole translation at once or in several passes, and never gives the next token's probability",
     TRANSLATE_ELSEWHERE,
 )
-LANGUAGE_MODEL = Refusal("is a language model: it continues a text and reads no source", TRANSLATION_MODEL)
-ENCODER = Refusal("is an encoder without a decoder: it writes nothing", TRANSLATION_MODEL)
-SEVERAL_MODELS = Refusal("is several models, one for each pair of languages", TRANSLATE_ELSEWHERE)
-OF_SOUND = Refusal("reads or writes sound, not text", TRANSLATE_ELSEWHERE)
+LANGUAGE_MODEL = Refusal("is a language model: it continues text and reads no source", TRANSLATION_MODEL)
+ENCODER = Refusal("is an encoder without a decoder: it generates nothing", TRANSLATION_MODEL)
+SEVERAL_MODELS = Refusal("is several models, one per language pair", TRANSLATE_ELSEWHERE)
+OF_SOUND = Refusal("reads or writes audio, not text", TRANSLATE_ELSEWHERE)
 OTHER_DICTIONARY = Refusal(
-    "counts other special symbols in its dictionary (fairseq's MaskedLMDictionary)", TRANSLATION_MODEL
+    "has different special symbols in its dictionary (fairseq's MaskedLMDictionary)", TRANSLATION_MODEL
 )
 RECONSTRUCTS = Refusal(
-    "teaches a model to mend damaged text, not to translate", f"fine-tune it first, and give {TRANSLATION_MODEL}"
+    "teaches a model to restore corrupted text, not to translate", f"fine-tune it first, and use {TRANSLATION_MODEL}"
 )
 
-# fairseq's tasks whose models do not translate text as those of its translation task do; for those that only add
-# language tokens see language_tokens.py
+# fairseq's tasks whose models do not translate text like those of its translation task; for tasks that only add
+# language tokens, see language_tokens.py
 TASKS: Dict[str, Refusal] = {
     "cross_lingual_lm": LANGUAGE_MODEL,
     "denoising": RECONSTRUCTS,
@@ -74,14 +74,13 @@ TASKS: Dict[str, Refusal] = {
 
 
 def check_translates(path: str, cfg: Any) -> None:
-    """Refuse what no verb can use, before it is built.
+    """Refuses a model that no verb can use, before it is built.
 
     Args:
         cfg: the checkpoint's configuration, {model, task, ...}
 
     Raises:
-        KDPluginError: the model or its task is none that writes a translation of symbols token by token, or one of its
-            options is code
+        KDPluginError: the model or its task does not translate token by token, or one of its options is code
     """
     name = architecture_of(cfg.model)
     task = getattr(cfg.task, "_name", None)
@@ -95,8 +94,8 @@ def check_translates(path: str, cfg: Any) -> None:
     for option, value in _strings(cfg.model):
         if _is_checkpoint(option, value) and getattr(cfg.model, "pretrained", None) != "False":
             raise KDPluginError(
-                f"{path}: its option {option} names another checkpoint, {value}, which would be read as well. Remedy: "
-                f"a model that is whole; where this file has all weights, the overrides '{{\"{option}\": null}}'"
+                f"{path}: its option {option} names another checkpoint, {value}, which fairseq would load too. Remedy: "
+                f"a self-contained model; if this file has all weights, the overrides '{{\"{option}\": null}}'"
             )
         if _acts(value):
             raise KDPluginError(
@@ -107,13 +106,13 @@ def check_translates(path: str, cfg: Any) -> None:
 
 
 def architecture_of(model_cfg: Any) -> str:
-    """By its registered name."""
+    """The registered name of the architecture."""
     return str(getattr(model_cfg, "_name", None) or getattr(model_cfg, "arch", None))
 
 
 def _refusal_of(model_class: Any) -> Optional[Refusal]:
     if not isinstance(model_class, type):
-        return None  # nobody has registered it: building it says so
+        return None  # not registered: building it will fail with an error
     for base, refusal in (
         (FairseqNATModel, NOT_BY_TOKEN),
         (FairseqMultiModel, SEVERAL_MODELS),
@@ -130,7 +129,7 @@ def _refusal_of(model_class: Any) -> Optional[Refusal]:
 
 
 def _strings(model_cfg: Any) -> Iterator[Tuple[str, str]]:
-    """(name, value) of the options that are strings, at any depth."""
+    """(name, value) of all string options, at any depth."""
     options = vars(model_cfg) if isinstance(model_cfg, argparse.Namespace) else model_cfg
     if OmegaConf.is_config(options):
         options = OmegaConf.to_container(options, resolve=False)
@@ -150,7 +149,7 @@ def _is_checkpoint(option: str, value: str) -> bool:
 
 
 def _acts(text: str) -> bool:
-    """Whether `eval`, to which fairseq's models hand such options as `[(512, 3)] * 20`, would do more than compute."""
+    """Whether `eval`, which fairseq's models apply to options such as `[(512, 3)] * 20`, would do more than compute."""
     try:
         tree = ast.parse(text.strip(), mode="eval")
     except (SyntaxError, ValueError, MemoryError, RecursionError):

@@ -1,4 +1,4 @@
-"""The model that a checkpoint describes, whatever its architecture: built, filled and frozen."""
+"""Builds the model that a checkpoint describes, of any architecture, loads its weights and freezes it."""
 
 from typing import Any
 
@@ -13,32 +13,32 @@ from kd_plugin.checkpoints.user_code import unknown_task
 from kd_plugin.compat import BETTER_TRANSFORMER_COPY
 from kd_plugin.errors import KDPluginError
 
-# pretrained ones: a checkpoint has them as they were trained on, and the files may be gone
+# files of pretrained embeddings: the checkpoint has the trained weights, and the files may be gone
 EMBEDDING_FILES = ("encoder_embed_path", "decoder_embed_path")
 
 
 def build_model(file: CheckpointFile, description: Description) -> Any:
-    """A BaseFairseqModel on the CPU, in float32, in eval, without gradient.
+    """A BaseFairseqModel on the CPU, in float32, in eval mode, without gradient.
 
     Raises:
-        KDPluginError: nobody has registered its architecture, or its weights do not fit it
+        KDPluginError: its architecture is not registered, or its weights do not fit it
     """
     path, cfg, name = file.path, file.cfg, architecture_of(file.cfg.model)
-    # models.build_model, never task.build_model: that would make every later --eval-bleu decode with the teacher.
-    # A model needs a task for its two dictionaries alone; that of a fork may want its own.
+    # models.build_model, never task.build_model, which would make every later --eval-bleu decode with the teacher.
+    # The model needs a task only for its two dictionaries; a fork's model may need the fork's own task.
     stand_in = description.task or TranslationTask(TranslationConfig(), *description.dictionaries)
     for field in EMBEDDING_FILES:
         if getattr(cfg.model, field, None):
             setattr(cfg.model, field, None)
     try:
         model = models.build_model(cfg.model, stand_in, from_checkpoint=True)
-    except Exception as error:  # other people's models raise anything
+    except Exception as error:  # third-party models may raise anything
         raise KDPluginError(
             f"{path}: its architecture {name!r} cannot be built ({str(error).strip() or type(error).__name__}). "
-            "Remedy: the code that it was trained with, or replace the field of its configuration "
+            "Remedy: provide the code that it was trained with, or override the field of its configuration "
             "(--teacher-overrides in fairseq-train and kd-plugin cache, --model-overrides in decode and score)"
         ) from error
-    # a teacher from 0.12.2 has weights that other fairseqs do not know; they are copies of others
+    # a teacher from fairseq 0.12.2 has weights that other versions do not know, but they are only copies
     own = model.state_dict()
     weights = {name: w for name, w in file.weights.items() if name in own or not BETTER_TRANSFORMER_COPY.search(name)}
     try:
@@ -47,8 +47,8 @@ def build_model(file: CheckpointFile, description: Description) -> Any:
         reason = " ".join(str(error).split())
         raise KDPluginError(
             f"{path}: its weights do not fit its architecture {name!r} with the dictionaries "
-            f"{' and '.join(description.dictionary_paths)} ({reason[:300]}). Remedy: give it the dictionaries that it "
-            f"was trained with{unknown_task(task_name(cfg.task))}"
+            f"{' and '.join(description.dictionary_paths)} ({reason[:300]}). Remedy: name the dictionaries that it was "
+            f"trained with{unknown_task(task_name(cfg.task))}"
         ) from error
     freeze(model)
     return model
@@ -58,11 +58,11 @@ def freeze(model: Any) -> None:
     model.requires_grad_(False)
     model.eval()
     for module in model.modules():
-        # fairseq's decoder layers average attention weights in eval, for alignments that nobody asks a teacher for
+        # in eval mode, fairseq's decoder layers average attention weights for alignments, which teachers do not need
         if hasattr(module, "need_attn"):
             module.need_attn = False
 
 
 def count_of(model: Any) -> int:
-    """Its parameters, tied ones once."""
+    """The number of a model's parameters, counting tied ones once."""
     return sum(p.numel() for name, p in model.named_parameters() if not BETTER_TRANSFORMER_COPY.search(name))

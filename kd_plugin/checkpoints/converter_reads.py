@@ -1,4 +1,4 @@
-"""Which weights of a model CTranslate2's converter has looked at: it says nothing of layers that it does not know."""
+"""Records which weights CTranslate2's converter reads, because it silently ignores layers that it does not know."""
 
 import re
 from typing import Any, List
@@ -12,9 +12,9 @@ NO_WEIGHTS = re.compile(r"(^|\.)(version|_float_tensor|num_updates)$")
 
 
 class Reads(TorchFunctionMode):
-    """Inside it, tensors that are turned into arrays are recorded.
+    """A context in which tensors that are converted to arrays are recorded.
 
-    The arrays are copies: CTranslate2 rounds in place, and a model would share its memory with them.
+    The arrays are copies, because CTranslate2 rounds in place and would otherwise change the model.
     """
 
     def __init__(self) -> None:
@@ -29,7 +29,7 @@ class Reads(TorchFunctionMode):
         return result.copy()
 
     def left_out(self, model: torch.nn.Module) -> List[str]:
-        """Names of the weights that were not read. Tied ones lie in the same place, and are read together."""
+        """Names of the weights that were not read. Tied weights share memory, so reading one covers all."""
         read = {tensor.data_ptr() for tensor in self.tensors}
         return [
             name

@@ -1,4 +1,4 @@
-"""A fairseq checkpoint as a CTranslate2 model: read by the plugin's safe reader, converted by CTranslate2's code."""
+"""Converts a fairseq checkpoint to a CTranslate2 model: with the plugin's safe reader and CTranslate2's own code."""
 
 import argparse
 import os
@@ -20,7 +20,7 @@ INSTALL = "pip install 'kd-plugin[export]'"
 # what CTranslate2's converters raise for models that they cannot convert
 CANNOT = (AttributeError, KeyError, NotImplementedError, RuntimeError, ValueError)
 MODELS = ("transformer", "transformer_align")
-# options of fairseq's transformers that CTranslate2's converter does not look at, or dies of without naming them
+# options of fairseq's transformers that CTranslate2's converter ignores, or fails on without naming them
 UNKNOWN_TO_CTRANSLATE2 = (
     "adaptive_softmax_cutoff",
     "base_layers",
@@ -48,28 +48,28 @@ def convert(
     vocabulary_map: Optional[Path] = None,
     max_positions: Optional[int] = None,
 ) -> Path:
-    """Write a checkpoint as a CTranslate2 model.
+    """Writes a checkpoint as a CTranslate2 model.
 
     Args:
-        folder: of the model; appears as a whole or not at all. Of two processes that write it at the same time one
-            succeeds and the other keeps what is there
+        folder: of the model; appears complete or not at all. If two processes write it at the same time, the second one
+            keeps the first one's result
         quantization: of the stored weights, by CTranslate2's names
-        vocabulary_map: a file in CTranslate2's format to lie in the model's folder
-        max_positions: keep that many sinusoidal positions only: the longest sentence, with its end, that the model
-            will take and write
+        vocabulary_map: a file in CTranslate2's format to copy into the model's folder
+        max_positions: keep only this many sinusoidal positions: the longest sentence, with its end, that the model
+            will read or write
 
     Returns:
         `folder`
 
     Raises:
-        KDPluginError: CTranslate2 is not installed or cannot run such a model, or unknown quantization
+        KDPluginError: CTranslate2 is not installed or cannot run such a model, or the quantization is unknown
     """
     accepted = quantizations()
     if quantization not in accepted:
         raise KDPluginError(f"--quantization {quantization}: unknown to CTranslate2. Remedy: {', '.join(accepted)}")
     folder = Path(folder)
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
-        raise KDPluginError(f"{folder}: is there already. Remedy: remove it, or name another folder")
+        raise KDPluginError(f"{folder}: already exists. Remedy: remove it, or name another folder")
     options = _options(checkpoint)
     source_tokens, target_tokens = checkpoint.max_source_tokens, checkpoint.max_target_tokens
     if max_positions is not None:
@@ -112,14 +112,16 @@ def write_model(
         check(temporary)
         _rename(temporary, folder)
     except OSError as error:
-        raise KDPluginError(f"{folder}: cannot be written: {error.strerror or error}. Remedy: make room") from error
+        raise KDPluginError(
+            f"{folder}: cannot be written: {error.strerror or error}. Remedy: free some space"
+        ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return folder
 
 
 def _converter(checkpoint: Checkpoint, options: argparse.Namespace) -> Any:
-    """CTranslate2's for fairseq, but for the reading of a file and the building of its model."""
+    """CTranslate2's converter for fairseq, except that it takes a model that is already built."""
     from ctranslate2.converters import fairseq
     from ctranslate2.converters.converter import Converter
 
@@ -133,7 +135,7 @@ def _converter(checkpoint: Checkpoint, options: argparse.Namespace) -> Any:
             left_out = reads.left_out(model)
             if left_out:
                 more = f" and {len(left_out) - 3} more" if len(left_out) > 3 else ""
-                raise _cannot(checkpoint.path, f"its converter leaves out {', '.join(left_out[:3])}{more}")
+                raise _cannot(checkpoint.path, f"CTranslate2's converter ignores {', '.join(left_out[:3])}{more}")
             for side, positions in (
                 (spec.encoder, options.max_source_positions),
                 (spec.decoder, options.max_target_positions),
@@ -151,7 +153,7 @@ def _converter(checkpoint: Checkpoint, options: argparse.Namespace) -> Any:
 
 
 def vocabulary(folder: Path, side: str) -> FrozenSet[str]:
-    """The symbols that a CTranslate2 model knows. side: source or target"""
+    """The symbols in a CTranslate2 model's vocabulary. side: source or target"""
     for name in (f"{side}_vocabulary", "shared_vocabulary"):
         for path in (folder / f"{name}.json", folder / f"{name}.txt"):
             if path.is_file():
@@ -160,54 +162,52 @@ def vocabulary(folder: Path, side: str) -> FrozenSet[str]:
                     return frozenset(parse_json(text) if path.suffix == ".json" else text.split("\n"))
                 except (OSError, TypeError, ValueError) as error:
                     raise KDPluginError(
-                        f"{path}: no vocabulary of CTranslate2 ({error}). Remedy: export again"
+                        f"{path}: not a CTranslate2 vocabulary ({error}). Remedy: export again"
                     ) from error
-    raise KDPluginError(f"{folder}: there is no {side} vocabulary. Remedy: the whole folder that was exported")
+    raise KDPluginError(f"{folder}: contains no {side} vocabulary. Remedy: the whole exported folder")
 
 
 def _rename(temporary: Path, folder: Path) -> None:
     try:
         os.rename(temporary, folder)
     except OSError:
-        if not (folder / "model.bin").is_file():  # else another process was quicker
+        if not (folder / "model.bin").is_file():  # otherwise another process was faster
             raise
 
 
 def _options(checkpoint: Checkpoint) -> argparse.Namespace:
-    """The flags that CTranslate2's converter asks for, all of them, read off the model as fairseq built it."""
+    """All flags that CTranslate2's converter needs, taken from the model as built by fairseq."""
     model = checkpoint.model
     name = next((name for name in MODELS if type(model) is MODEL_REGISTRY[name]), None)
     if name is None:
-        raise _cannot(checkpoint.path, f"it is a {type(model).__name__}; CTranslate2 takes {' and '.join(MODELS)}")
+        raise _cannot(checkpoint.path, f"it is a {type(model).__name__}; CTranslate2 supports {' and '.join(MODELS)}")
     flat = flat_options(model.cfg)
     for option in UNKNOWN_TO_CTRANSLATE2:
         if flat.get(option):
-            raise _cannot(checkpoint.path, f"--{option.replace('_', '-')} is not known to CTranslate2")
+            raise _cannot(checkpoint.path, f"CTranslate2 does not support --{option.replace('_', '-')}")
     for one, other in MUST_BE_EQUAL:
         if flat[one] != flat[other]:
             raise _cannot(checkpoint.path, f"--{one} {flat[one]} and --{other} {flat[other]} differ".replace("_", "-"))
     for dictionary, path in zip(checkpoint.dictionaries, checkpoint.dictionary_paths):
         if len(set(dictionary.symbols)) != len(dictionary):
-            raise _cannot(checkpoint.path, f"{path} holds a symbol twice (#fairseq:overwrite)")
-    if name == "transformer_align":  # fairseq allows a layer that is not there; CTranslate2 crashes
+            raise _cannot(checkpoint.path, f"{path} contains a symbol twice (#fairseq:overwrite)")
+    if name == "transformer_align":  # fairseq allows a layer that does not exist, but CTranslate2 crashes
         flat["alignment_layer"] = min(int(flat.get("alignment_layer") or 0), int(flat["decoder_layers"]) - 1)
     return argparse.Namespace(**{**flat, "arch": name, "_name": name, "task": "translation"})
 
 
 def _shorten(options: argparse.Namespace, max_positions: int, path: str) -> None:
     if options.encoder_learned_pos or options.decoder_learned_pos:
-        raise _cannot(path, "--max-positions, and its positions are learned")
+        raise _cannot(path, "--max-positions does not work with learned positions")
     if not 2 <= max_positions <= min(options.max_source_positions, options.max_target_positions):
-        raise _cannot(
-            path, f"--max-positions {max_positions}: {options.max_source_positions} are there, at least 2 are needed"
-        )
+        raise _cannot(path, f"--max-positions {max_positions} must be between 2 and {options.max_source_positions}")
     options.max_source_positions = options.max_target_positions = max_positions
 
 
 def _cannot(path: str, reason: str) -> KDPluginError:
     return KDPluginError(
-        f"{path}: cannot become a CTranslate2 model: {reason}. Remedy: a plain transformer, such as the plugin's "
-        "students, or the formats fairseq and safetensors and fairseq's own decoder"
+        f"{path}: cannot be converted to CTranslate2: {reason}. Remedy: a plain transformer, such as the plugin's "
+        "students, or the formats fairseq and safetensors, and fairseq's own decoder"
     )
 
 
@@ -230,15 +230,15 @@ def quantizations() -> List[str]:
 def open_translator(
     folder: Path, device: str = "cpu", compute_type: str = "default", threads: int = 0, device_index: int = 0
 ) -> Any:
-    """The ctranslate2.Translator of a converted model.
+    """Opens a converted model as a ctranslate2.Translator.
 
     Args:
-        compute_type: "default" computes in the type of the stored weights, as far as the device can
-        threads: of one batch; 0: CTranslate2's choice
+        compute_type: "default" computes in the type of the stored weights if the device supports it
+        threads: per batch; 0: CTranslate2's choice
         device_index: which of several GPUs
 
     Raises:
-        KDPluginError: CTranslate2 is not installed, or the folder holds no model that it can run there
+        KDPluginError: CTranslate2 is not installed, or cannot run the model on this device
     """
     ctranslate2 = _ctranslate2()
     try:
@@ -253,5 +253,5 @@ def open_translator(
     except (RuntimeError, ValueError) as error:
         raise KDPluginError(
             f"{folder}: CTranslate2 cannot run it on {device} with {compute_type} ({str(error).strip()}). Remedy: a "
-            "folder of kd-plugin export --format ctranslate2, and types that the device can compute in"
+            "folder of kd-plugin export --format ctranslate2, and types that the device supports"
         ) from error

@@ -1,4 +1,4 @@
-"""The tensors in CTranslate2's model.bin: are they numbers? CTranslate2 itself translates with NaN without a word."""
+"""Checks the tensors in CTranslate2's model.bin for NaN, because CTranslate2 itself silently translates with NaN."""
 
 import struct
 from pathlib import Path
@@ -8,14 +8,14 @@ import numpy as np
 
 from kd_plugin.errors import KDPluginError
 
-# by CTranslate2's numbers; there is no bfloat16 in NumPy
+# in the order of CTranslate2's type ids; NumPy has no bfloat16
 DTYPES = (np.float32, np.int8, np.int16, np.int32, np.float16, np.uint16)
 BFLOAT16 = 5
-FIRST_VERSION = 4  # which says the type of each tensor; older ones are years old
+FIRST_VERSION = 4  # the first to store each tensor's type; older versions are years old
 
 
 def check_weights(folder: Path) -> None:
-    """Refuse a model with NaN or infinite weights. folder: a model that CTranslate2 has accepted"""
+    """Refuses a model with NaN or infinite weights. folder: a model that CTranslate2 has accepted"""
     bad = []
     total = 0
     with open(folder / "model.bin", "rb") as file:
@@ -28,7 +28,7 @@ def check_weights(folder: Path) -> None:
         name, wrong, size = bad[0]
         raise KDPluginError(
             f"{folder}: {len(bad)} of its {total} tensors hold NaN or infinite values; the first is {name} "
-            f"({wrong:,} of {size:,} values). Remedy: export a sound checkpoint again"
+            f"({wrong:,} of {size:,} values). Remedy: export an intact checkpoint again"
         )
 
 
@@ -41,12 +41,12 @@ def _not_finite(type_id: int, values: Any) -> int:
 
 
 def _tensors(file: BinaryIO) -> Iterator[Tuple[str, int, Any]]:
-    """Name, number of the type and values of each; nothing of a version that is unknown here."""
+    """Each tensor's name, type id and values; none for unknown versions."""
     (version,) = struct.unpack("<I", file.read(4))
     if version < FIRST_VERSION:
         return
-    _string(file)  # what model it is
-    file.read(4)  # its revision
+    _string(file)  # kind of model
+    file.read(4)  # revision
     (number,) = struct.unpack("<I", file.read(4))
     for _ in range(number):
         name = _string(file)

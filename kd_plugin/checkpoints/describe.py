@@ -1,4 +1,4 @@
-"""What a checkpoint's indices mean: its languages, and the dictionaries that it was trained with."""
+"""The meaning of a checkpoint's indices: its languages, and the dictionaries that it was trained with."""
 
 import logging
 import os
@@ -19,9 +19,9 @@ logger = logging.getLogger(__name__)
 
 
 class Description(NamedTuple):
-    """Each list: source, target."""
+    """Languages and dictionaries, each as [source, target]."""
 
-    languages: Optional[List[str]]  # None: nobody says, and the dictionary is a joined one
+    languages: Optional[List[str]]  # None: unknown, and the dictionary is a joined one
     dictionaries: List[Dictionary]
     dictionary_paths: List[str]
     task: Any = None  # of a user's code, whose dictionaries they are; None: files' as they are
@@ -30,14 +30,14 @@ class Description(NamedTuple):
 def describe(
     file: CheckpointFile, overrides: Dict[str, Any], source_lang: Optional[str], target_lang: Optional[str]
 ) -> Description:
-    """A checkpoint that stands for itself.
+    """Describes a checkpoint that is used on its own.
 
     Args:
         overrides: `data` names the folder with its dictionaries
-        source_lang, target_lang: before what the checkpoint says; not needed with a joined dict.txt
+        source_lang, target_lang: take precedence over the checkpoint's; not needed with a joined dict.txt
 
     Raises:
-        KDPluginError: languages or a dictionary are missing, or lack what its task adds to them
+        KDPluginError: languages or a dictionary are missing, or the dictionary lacks symbols that its task adds
     """
     path, directories = file.path, dictionary_directories(file, overrides)
     inferred, said = _languages_of_data(directories), languages_of(file.cfg.task)
@@ -48,7 +48,7 @@ def describe(
     if None in given and not any(os.path.isfile(os.path.join(folder, "dict.txt")) for folder in directories):
         raise KDPluginError(
             f"{path}: its languages are not in the checkpoint, and there is no joined dict.txt in "
-            f"{' or '.join(directories)}. Remedy: --source-lang and --target-lang, and --dict-dir where the "
+            f"{' or '.join(directories)}. Remedy: --source-lang and --target-lang, and --dict-dir if the "
             "dictionaries are elsewhere"
         )
     check_languages(*given, where=None if given == [source_lang, target_lang] else path, distinct=False)
@@ -68,14 +68,14 @@ def describe(
 
 
 def describe_beside(file: CheckpointFile, overrides: Dict[str, Any], languages: Sequence[Optional[str]]) -> Description:
-    """A checkpoint that is to answer beside another model.
+    """Describes a checkpoint that is used together with another model.
 
     Args:
         overrides: as for `describe`
-        languages: the other model's, which it has to share; its own where the checkpoint does not say
+        languages: the other model's, which both must share; they also stand in for languages the checkpoint lacks
 
     Raises:
-        KDPluginError: as `describe`, or it translates in the other direction
+        KDPluginError: as `describe`, or it translates in the opposite direction
     """
     own = languages_of(file.cfg.task)
     check_direction(file.path, own, languages)
@@ -113,18 +113,18 @@ def _described_by(
 
 
 def check_direction(path: str, own: Sequence[Optional[str]], languages: Sequence[Optional[str]]) -> None:
-    """Refuse a model of the other direction, whose dictionaries may well be the same."""
+    """Refuses a model for the opposite direction, whose dictionaries may well be the same."""
     if None not in own and list(own) == list(languages)[::-1] and own[0] != own[1]:
         raise KDPluginError(
-            f"{path}: this teacher translates {own[0]}-{own[1]}, the student {languages[0]}-{languages[1]}. "
-            "Remedy: take a teacher of the same direction"
+            f"{path}: this teacher translates {own[0]}-{own[1]}, but the student {languages[0]}-{languages[1]}. "
+            "Remedy: use a teacher for the same direction"
         )
 
 
 def dictionary_directories(file: CheckpointFile, overrides: Dict[str, Any]) -> List[str]:
-    """Where its dictionaries may lie: the named folder alone, else beside the file, else its training data.
+    """Where its dictionaries may be: only the named folder, or else beside the file and in its training data.
 
-    Where fairseq-train was given a relative path, it was probably run in one of the folders above the checkpoint's.
+    If fairseq-train got a relative path, it was probably run in one of the folders above the checkpoint.
     """
     if "data" in overrides:
         return [str(overrides["data"])]
@@ -136,10 +136,10 @@ def dictionary_directories(file: CheckpointFile, overrides: Dict[str, Any]) -> L
 
 
 def find_dictionary(directories: Iterable[str], lang: Optional[str], path: str) -> Tuple[Dictionary, str]:
-    """A checkpoint's dictionary of `lang`: `dict.LANG.txt` or a joined `dict.txt` in the first directory with one.
+    """A checkpoint's dictionary for `lang`: `dict.LANG.txt` or a joined `dict.txt` in the first directory with one.
 
-    A fairseq checkpoint does not hold its dictionary, only the path of the data it was trained on. Where nobody says
-    its language, None, only a joined one can be found.
+    A fairseq checkpoint contains only the path of its training data, not its dictionary. If the language is unknown
+    (None), only a joined dictionary can be found.
     """
     tried = _candidates(directories, lang)
     for file in tried:
@@ -148,12 +148,13 @@ def find_dictionary(directories: Iterable[str], lang: Optional[str], path: str) 
     if lang is None:
         raise KDPluginError(
             f"{path}: its languages are not in the checkpoint, and no joined dictionary was found (looked for "
-            f"{', '.join(tried)}). Remedy: name its languages (--source-lang LANG --target-lang LANG), and where "
-            "needed the folder it was trained on (--dict DATA_BIN)"
+            f"{', '.join(tried)}). Remedy: name its languages (--source-lang LANG --target-lang LANG) and, if "
+            "necessary, the folder it was trained on (--dict DATA_BIN)"
         )
     raise KDPluginError(
-        f"{path}: no dictionary of this teacher was found (looked for {', '.join(tried)}), so nothing says "
-        f"that its indices mean the student's symbols. Remedy: put its dict.{lang}.txt beside the checkpoint, or name "
+        f"{path}: no dictionary of this teacher was found (looked for {', '.join(tried)}), so it is unknown "
+        "whether its indices mean the student's symbols. Remedy: put its "
+        f"dict.{lang}.txt beside the checkpoint, or name "
         'the folder it was trained on: --teacher-overrides \'{"data": "DATA_BIN"}\' (fairseq-train, kd-plugin cache), '
         "--dict DATA_BIN (doctor) or --dict-dir DATA_BIN (all others)"
     )
@@ -165,7 +166,7 @@ def _candidates(directories: Iterable[str], lang: Optional[str]) -> List[str]:
 
 
 def _languages_of_data(directories: List[str]) -> Sequence[Optional[str]]:
-    """Source and target by the names of binarised files, as fairseq-train infers them."""
+    """Source and target language from the names of binarised files, as fairseq-train infers them."""
     for folder in directories:
         if not os.path.isdir(folder):
             continue

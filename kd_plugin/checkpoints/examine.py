@@ -1,4 +1,4 @@
-"""What is this checkpoint, and can it be used as a teacher? What `kd-plugin doctor --teacher` reports."""
+"""Examines a checkpoint as a teacher, for `kd-plugin doctor --teacher`."""
 
 import json
 import os
@@ -28,13 +28,13 @@ LAYERS = ("encoder_layers", "decoder_layers", "num_layers", "num_decoder_layers"
 def examine(
     teacher: str, dict_dir: Optional[str], languages: Sequence[Optional[str]], user_dir: Optional[str] = None
 ) -> Tuple[List[Check], Optional[str]]:
-    """What teachers are, and the command to distil from them; None where something is wrong with one.
+    """Checks of the teachers, and the command to distil from them; None if something is wrong with one.
 
     Args:
-        teacher: as --teacher-path
-        dict_dir: with their dictionaries
-        languages: source and target, where a checkpoint does not say
-        user_dir: as --teacher-user-dir
+        teacher: as for --teacher-path
+        dict_dir: the folder with their dictionaries
+        languages: source and target, for checkpoints that do not name them
+        user_dir: as for --teacher-user-dir
 
     Raises:
         KDPluginError: as `import_user_code`
@@ -48,7 +48,7 @@ def examine(
 
 
 def teacher_checks(path: str, dict_dir: Optional[str], languages: Sequence[Optional[str]]) -> List[Check]:
-    """What one teacher file is, up to building the model that it describes."""
+    """Checks of one teacher file, up to building its model."""
     section, overrides = f"teacher {path}", {"data": dict_dir} if dict_dir else {}
     if is_huggingface(path):
         return folder_checks(section, path, languages)
@@ -58,10 +58,10 @@ def teacher_checks(path: str, dict_dir: Optional[str], languages: Sequence[Optio
         file = read_file(path, overrides=overrides)
     except KDPluginError as error:
         return [Check(section, "safe to read", "no", FAIL, str(error))]
-    # Where neither says it, training takes the student's.
+    # if both are unknown, training uses the student's languages
     langs = [said or given for said, given in zip(languages_of(file.cfg.task), languages)]
     checks = [
-        Check(section, "safe to read", "yes, as tensors and fairseq's configuration alone"),
+        Check(section, "safe to read", "yes, with only tensors and fairseq's configuration"),
         Check(section, "size", f"{os.path.getsize(path):,} bytes"),
         Check(section, "sha256", file.sha256),
         Check(section, "architecture", architecture(file.cfg.model)),
@@ -72,7 +72,7 @@ def teacher_checks(path: str, dict_dir: Optional[str], languages: Sequence[Optio
 
 
 def folder_checks(section: str, path: str, languages: Sequence[Optional[str]]) -> List[Check]:
-    """What a folder of Hugging Face's is. languages: its own codes of them, if it needs any"""
+    """Checks of a Hugging Face model folder. languages: its own language codes, if it needs any"""
     try:
         folder = Folder(path)
     except KDPluginError as error:
@@ -80,7 +80,7 @@ def folder_checks(section: str, path: str, languages: Sequence[Optional[str]]) -
     config, sides = folder.model.config, ("source", "target")
     sizes = [f"{name.replace('_', ' ')} {getattr(config, name)}" for name in LAYERS if hasattr(config, name)]
     checks = [
-        Check(section, "safe to read", "yes, as safetensors, without code of the folder's"),
+        Check(section, "safe to read", "yes, as safetensors, without running code from the folder"),
         Check(section, "sha256", folder.sha256),
         Check(section, "architecture", f"{type(folder.model).__name__}; {', '.join(sizes)}"),
         Check(section, "parameters", f"{folder.parameters:,}"),
@@ -96,13 +96,13 @@ def folder_checks(section: str, path: str, languages: Sequence[Optional[str]]) -
     try:
         folder.layout(Languages(*languages) if folder.takes_languages != "none" else Languages())
     except KDPluginError as error:
-        return [*checks, Check(section, "languages", "not known", FAIL, str(error))]
+        return [*checks, Check(section, "languages", "unknown", FAIL, str(error))]
     said = " to ".join(str(code) for code in languages if code)
     return [*checks, Check(section, "languages", said if folder.takes_languages != "none" else "one direction")]
 
 
 def architecture(model_cfg: Any) -> str:
-    """Name and sizes, as far as the configuration has them: a fconv has other fields than a transformer."""
+    """Name and sizes, as far as the configuration has them: fconv has different fields than a transformer."""
     text = str(getattr(model_cfg, "_name", None) or getattr(model_cfg, "arch", None))
     for side in ("encoder", "decoder"):
         sizes = [
@@ -116,7 +116,7 @@ def architecture(model_cfg: Any) -> str:
 
 
 def fitting_checks(section: str, file: CheckpointFile, langs: List[Any], overrides: Dict[str, str]) -> List[Check]:
-    """Do the dictionaries that training would find fit the embeddings, and can the model be built with them?"""
+    """Checks that the dictionaries that training would find fit the embeddings, and that the model can be built."""
     checks: List[Check] = []
     directories = dictionary_directories(file, overrides)
     task = own_task(file, directories, langs)
@@ -133,13 +133,13 @@ def fitting_checks(section: str, file: CheckpointFile, langs: List[Any], overrid
             return [*checks, Check(section, f"{side} dictionary", "not found", FAIL, str(error))]
         check = Check(section, f"{side} dictionary", f"{dictionary_path} ({len(dictionary):,} symbols)")
         if rows is not None and rows != len(dictionary):
-            other = "it is of another training: name the right folder with --dict"
+            other = "it belongs to another training: name the right folder with --dict"
             missing = missing_symbols(file.cfg.task, dictionary, dictionary_path, rows)
             check.status, check.remedy = FAIL, missing or other
             return [*checks, check]
         checks.append(check)
     try:
-        beside(file, langs, overrides).model  # noqa: B018  it is built
+        beside(file, langs, overrides).model  # noqa: B018  builds it
     except KDPluginError as error:
         return [*checks, Check(section, "builds", "no", FAIL, str(error))]
     return [*checks, Check(section, "builds", "yes, and its weights fit")]
@@ -152,7 +152,7 @@ def training_command(
     languages: Sequence[Optional[str]] = (),
     user_dir: Optional[str] = None,
 ) -> str:
-    """A fairseq-train call with these teachers, their hashes pinned; only DATA_BIN is left to fill in."""
+    """A fairseq-train command with these teachers and their hashes pinned; you only fill in DATA_BIN."""
     hashes = [check.value for check in checks if check.name == "sha256"]
     overrides = ["--teacher-overrides", json.dumps({"data": dict_dir})] if dict_dir else []
     asked = " ".join(check.value for check in checks if check.name == "languages")

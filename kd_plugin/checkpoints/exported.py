@@ -1,4 +1,4 @@
-"""What `kd-plugin export` says of a model, in a file beside it."""
+"""The description file that `kd-plugin export` writes beside a model."""
 
 from pathlib import Path
 from typing import Any, Dict, List, Optional
@@ -13,12 +13,12 @@ FORMAT, FORMAT_VERSION = "kd_plugin export", 1
 
 
 def description(kind: str, **more: Any) -> Dict[str, Any]:
-    """What DESCRIPTION says, whatever a model was made from."""
+    """The content of DESCRIPTION that all models share."""
     return {"format": FORMAT, "version": FORMAT_VERSION, "kind": kind, "kd_plugin": __version__, **more}
 
 
 def description_of(checkpoint: Checkpoint, kind: str, **more: Any) -> Dict[str, Any]:
-    """What it says of a checkpoint's."""
+    """The content of DESCRIPTION for a model made from a checkpoint."""
     return {
         **description(kind),
         "checkpoint_sha256": checkpoint.sha256,
@@ -31,7 +31,7 @@ def description_of(checkpoint: Checkpoint, kind: str, **more: Any) -> Dict[str, 
 
 
 def read_description(folder: Path) -> Dict[str, Any]:
-    """What `kd-plugin export` wrote beside a model; empty for a model that something else made."""
+    """The description that `kd-plugin export` wrote beside a model; empty for a model made by something else."""
     try:
         content = parse_json((folder / DESCRIPTION).read_bytes())
     except (OSError, ValueError):
@@ -42,13 +42,14 @@ def read_description(folder: Path) -> Dict[str, Any]:
         value = content.get(name)
         if value is not None and not (type(value) is int and 0 < value < LARGEST):
             raise KDPluginError(
-                f"{folder / DESCRIPTION}: {name} is {str(value)[:60]!r}, no number. Remedy: export the model again"
+                f"{folder / DESCRIPTION}: {name} is {str(value)[:60]!r}, not a valid number. Remedy: export the model "
+                "again"
             )
     return content
 
 
 def described_languages(description: Dict[str, Any]) -> Optional[List[str]]:
-    """Source and target that a description names; None where it does not."""
+    """The source and target language in a description, or None."""
     languages = description.get("languages")
     said = isinstance(languages, list) and len(languages) == 2 and all(isinstance(code, str) for code in languages)
     return languages if said else None

@@ -1,4 +1,4 @@
-"""Are a model's weights numbers, and do they stay so in the dtype that it is to compute in?"""
+"""Checks that a model's weights are finite, and stay finite in the dtype that it will compute in."""
 
 from typing import Any, Dict, Mapping, Tuple
 
@@ -8,13 +8,13 @@ from torch import Tensor
 from kd_plugin.compat import BETTER_TRANSFORMER_COPY
 from kd_plugin.errors import KDPluginError
 
-# one-element markers that fairseq keeps among the weights; 0.12.2 leaves the last one uninitialised
+# one-element markers that fairseq stores among the weights; 0.12.2 leaves _float_tensor uninitialised
 MARKERS = ("version", "_float_tensor")
 PARAMETERS = ("weight", "bias", "weight_g", "weight_v")
 
 
 def check_finite(state: Mapping[str, Any], path: str) -> None:
-    """Refuse NaN or infinite weights: all that a model computes with them is NaN, or silently wrong.
+    """Refuses NaN or infinite weights, with which a model's results would be NaN or silently wrong.
 
     Args:
         state: a model's state_dict, or the `model` of a checkpoint
@@ -27,20 +27,20 @@ def check_finite(state: Mapping[str, Any], path: str) -> None:
     wrong = first.numel() - int(torch.isfinite(first).sum())
     raise KDPluginError(
         f"{path}: {len(bad)} of its {len(weights)} tensors hold NaN or infinite values; the first is {bad[0]} "
-        f"({wrong:,} of {first.numel():,} values). Remedy: an earlier checkpoint of its training, which diverged; or "
-        "copy the file again"
+        f"({wrong:,} of {first.numel():,} values). Remedy: if its training diverged, an earlier checkpoint; if the "
+        "file is damaged, copy it again"
     )
 
 
 def check_range(model: Any, dtype: torch.dtype, path: str, remedy: str) -> None:
-    """Refuse to make infinite weights of finite ones, as float16 does of all above 65,504.
+    """Refuses a dtype in which finite weights would become infinite, as in float16 above 65,504.
 
     Args:
         model: with finite weights
     """
     largest = {name: _magnitude(weight) for name, weight in _weights(model.state_dict()).items()}
     limit, name = torch.finfo(dtype).max, str(dtype).replace("torch.", "")
-    # a value a little above the limit is rounded down to it
+    # a value slightly above the limit is rounded down to it
     beyond = [name for name, size in largest.items() if size > limit and torch.tensor(size).to(dtype).isinf()]
     if beyond:
         raise KDPluginError(
@@ -50,7 +50,7 @@ def check_range(model: Any, dtype: torch.dtype, path: str, remedy: str) -> None:
 
 
 def own_tensors(state: Mapping[str, Any]) -> Dict[str, Tensor]:
-    """Those of a state_dict that a model computes with; tied ones, which share their memory, once."""
+    """The tensors of a state_dict that a model computes with; tied ones, which share memory, once."""
     found: Dict[Tuple[int, int], Tuple[str, Tensor]] = {}
     for name, tensor in state.items():
         if torch.is_tensor(tensor) and not name.endswith(MARKERS) and not BETTER_TRANSFORMER_COPY.search(name):
@@ -63,12 +63,12 @@ def _weights(state: Mapping[str, Any]) -> Dict[str, Tensor]:
 
 
 def _magnitude(weight: Tensor) -> float:
-    """NaN where one is in it."""
+    """The largest absolute value; NaN if the weight contains NaN."""
     smallest, largest = torch.aminmax(weight if weight.dtype in (torch.float32, torch.float64) else weight.float())
     return float(torch.maximum(smallest.abs(), largest.abs()))
 
 
 def _is_finite(name: str, weight: Tensor) -> bool:
     size = _magnitude(weight)
-    # other tensors may hold -inf: a mask of attention that is saved with the weights
+    # other tensors may contain -inf, such as an attention mask saved with the weights
     return size == size and (size != float("inf") or not name.endswith(PARAMETERS))

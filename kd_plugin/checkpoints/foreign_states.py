@@ -1,4 +1,4 @@
-"""What torch could read and is no checkpoint of fairseq's: told by its keys and by the types in it."""
+"""Recognises files that torch can read but that are not fairseq checkpoints, by their keys and types."""
 
 import re
 from typing import AbstractSet, Any, Optional, Tuple
@@ -11,9 +11,9 @@ NO_CONFIGURATION = "fairseq's configuration (cfg or args) is missing"
 
 
 def foreign_state(state: Any) -> Optional[Foreign]:
-    """What a file holds that torch could read, where it is no checkpoint of fairseq; None: it is one."""
+    """What a file that torch has read contains if it is not a fairseq checkpoint; None: it is one."""
     if not isinstance(state, dict):
-        return Foreign(f"no fairseq checkpoint: a {type(state).__name__} alone was saved", WANTED)
+        return Foreign(f"no fairseq checkpoint: it contains only a {type(state).__name__}", WANTED)
     configuration = state.get("cfg") or state.get("args")
     if isinstance(state.get("model"), dict) and configuration:
         if not any(map(torch.is_tensor, state["model"].values())):
@@ -22,21 +22,21 @@ def foreign_state(state: Any) -> Optional[Foreign]:
     keys = [str(key) for key in state]
     for own, program in PROGRAMS:
         if own <= set(keys):
-            return Foreign(f"no fairseq checkpoint: it is one of {program}", ORIGINAL)
+            return Foreign(f"no fairseq checkpoint: it comes from {program}", ORIGINAL)
     if keys and all(map(torch.is_tensor, state.values())):
         if any(re.match(r"(encoder|decoder)\.(embed_tokens|layers\.0|version)", key) for key in keys):
             return Foreign(f"no fairseq checkpoint: bare weights with fairseq's names, {NO_CONFIGURATION}", WANTED)
         if any(re.search(HUGGING_FACE, key) for key in keys):
-            return Foreign("no fairseq checkpoint: bare weights of Hugging Face (pytorch_model.bin)", ORIGINAL)
+            return Foreign("no fairseq checkpoint: bare Hugging Face weights (pytorch_model.bin)", ORIGINAL)
         return Foreign(f"no fairseq checkpoint: bare weights, {NO_CONFIGURATION}", ORIGINAL)
     if "model" in state:
-        reason = NO_CONFIGURATION if not configuration else "its model is no dictionary of tensors"
+        reason = NO_CONFIGURATION if not configuration else "its model is not a dictionary of tensors"
         return Foreign(f"no fairseq checkpoint: {reason}", WANTED)
     holds = ", ".join(sorted(keys)[:5]) or "nothing"
-    return Foreign(f"no fairseq checkpoint: it holds {holds}, and no model with its configuration", WANTED)
+    return Foreign(f"no fairseq checkpoint: it contains {holds}, but no model with its configuration", WANTED)
 
 
-# keys of a whole checkpoint
+# keys of complete checkpoints
 PROGRAMS: Tuple[Tuple[AbstractSet[str], str], ...] = (
     ({"model", "generator", "opt"}, "OpenNMT-py"),
     ({"model", "generator", "vocab"}, "OpenNMT-py"),
@@ -51,16 +51,16 @@ HUGGING_FACE = (
 )
 # where a pickled type comes from
 MODULES: Tuple[Tuple[str, str], ...] = (
-    ("torchtext.", "an old checkpoint of OpenNMT-py"),
-    ("onmt.", "a checkpoint of OpenNMT-py"),
+    ("torchtext.", "an old OpenNMT-py checkpoint"),
+    ("onmt.", "an OpenNMT-py checkpoint"),
     ("transformers.", "an object of Hugging Face's transformers"),
-    ("pytorch_lightning.", "a checkpoint of PyTorch Lightning"),
-    ("sklearn.", "an object of scikit-learn"),
-    ("torch.nn.modules.", "a whole module, saved with its program"),
+    ("pytorch_lightning.", "a PyTorch Lightning checkpoint"),
+    ("sklearn.", "a scikit-learn object"),
+    ("torch.nn.modules.", "a whole module, saved with its code"),
 )
 
 
 def origin(type_name: str) -> str:
-    """` (…)`: what a file with this type in it probably is; nothing where nobody knows."""
+    """` (…)`: what a file with this type probably is; empty if unknown."""
     found = [what for module, what in MODULES if type_name.startswith(module)]
     return f" (it is probably {found[0]})" if found else ""

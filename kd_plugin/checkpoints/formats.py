@@ -1,4 +1,4 @@
-"""What was given where a checkpoint is wanted: files and folders of other programs, told by their content."""
+"""Recognises files and folders of other programs by their content, where a checkpoint is expected."""
 
 import json
 import os
@@ -9,12 +9,12 @@ import zipfile
 from pathlib import Path
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
 
-HEAD = 4096  # bytes that are looked at
-TORCH_PICKLE = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how torch.save began its files before torch 1.6
+HEAD = 4096  # bytes to look at
+TORCH_PICKLE = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the first bytes of torch.save before torch 1.6
 
 
 class Foreign(NamedTuple):
-    """What something is (follows "is"), and what its owner can do."""
+    """What something is (continues "is"), and what the user can do."""
 
     what: str
     remedy: str
@@ -31,9 +31,9 @@ class Looked(NamedTuple):
 
 Test = Callable[[Looked], bool]
 WANTED = "give the .pt file that fairseq-train saved"
-ORIGINAL = "give a .pt file that fairseq-train saved; models of another program are not read"
+ORIGINAL = "give a .pt file that fairseq-train saved; models of other programs are not supported"
 HUGGING_FACE_FOLDER = (
-    "give a .pt file that fairseq-train saved; folders of translation models are read as teachers alone "
+    "give a .pt file that fairseq-train saved; Hugging Face folders of translation models work only as teachers "
     "(--teacher-path, kd-plugin cache, vocabulary, doctor)"
 )
 CONVERTED = "give the .pt file that it was made from"
@@ -44,24 +44,24 @@ def _packed(name: str, command: str) -> Foreign:
     return Foreign(f"packed with {name}", f"{command}, then {WANTED}")
 
 
-MARIAN = Foreign("a model of Marian (.npz)", ORIGINAL)
-TORCHSCRIPT = Foreign("a TorchScript archive, which holds a program", CONVERTED)
+MARIAN = Foreign("a Marian model (.npz)", ORIGINAL)
+TORCHSCRIPT = Foreign("a TorchScript archive, which contains a program", CONVERTED)
 CTRANSLATE2_FILE = Foreign("the weights of a CTranslate2 model", f"{CONVERTED}; kd-plugin evaluate takes its folder")
 CTRANSLATE2_FOLDER = Foreign(
     "a CTranslate2 model", f"{CONVERTED}; kd-plugin evaluate and CTranslate2 take such folders"
 )
 SAFETENSORS = Foreign(
-    "a file of safetensors: weights without fairseq's configuration", "give the .pt file that they were taken from"
+    "a safetensors file: weights without fairseq's configuration", "give the .pt file that they were taken from"
 )
 
 
 def _archive(path: str) -> Optional[Foreign]:
-    """A zip file; one of torch.save has its pickle in a folder of its own."""
+    """Recognises a zip file; torch.save puts its pickle in a folder inside."""
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
-        return None  # torch says so
+        return None  # torch will raise an error
     if any("/code/" in name or name.endswith("/constants.pkl") for name in names):
         return TORCHSCRIPT
     if any(re.match(r"[^/]+/data\.pkl$", name) for name in names):
@@ -71,8 +71,8 @@ def _archive(path: str) -> Optional[Foreign]:
     if names and all(name.endswith(".npy") for name in names):
         return Foreign("an archive of NumPy arrays (.npz)", ORIGINAL)
     if any(name.endswith(".weights.h5") for name in names):
-        return Foreign("a model of Keras", ORIGINAL)
-    return Foreign("a zip archive, and not one of torch.save", f"unzip it, then {WANTED}")
+        return Foreign("a Keras model", ORIGINAL)
+    return Foreign("a zip archive, but not from torch.save", f"unzip it, then {WANTED}")
 
 
 def _is_safetensors(file: Looked) -> bool:
@@ -81,7 +81,7 @@ def _is_safetensors(file: Looked) -> bool:
 
 
 def is_ctranslate2(head: bytes) -> bool:
-    """Whether a file begins as CTranslate2's model.bin: its version, and the name of what follows."""
+    """Whether a file begins like CTranslate2's model.bin, with a version and the name of a model specification."""
     if len(head) < 8:
         return False
     version, length = struct.unpack("<IH", head[:6])
@@ -105,21 +105,21 @@ def _fits(pattern: bytes) -> Test:
 
 
 def _is_named(pattern: str) -> Test:
-    """Where the content does not tell."""
+    """Tests the name, for files whose content is not distinctive."""
     return lambda file: re.search(pattern, file.path) is not None
 
 
-# the first that fits
+# the first match counts
 FILES: Tuple[Tuple[Test, Foreign], ...] = (
-    (_is_safetensors, SAFETENSORS),  # before all others: it begins with a length, which can look like anything
+    (_is_safetensors, SAFETENSORS),  # first, because it begins with a length, which can look like anything
     (
         _begins(b"version https://git-lfs.github.com/spec/"),
-        Foreign("a pointer of Git LFS, not the file itself", "git lfs pull"),
+        Foreign("a Git LFS pointer, not the file itself", "git lfs pull"),
     ),
-    (_begins(b"GGUF"), Foreign("a model in the format GGUF (llama.cpp)", ORIGINAL)),
-    (_begins(b"lmgg", b"tjgg"), Foreign("a model in the format GGML (llama.cpp)", ORIGINAL)),
+    (_begins(b"GGUF"), Foreign("a GGUF model (llama.cpp)", ORIGINAL)),
+    (_begins(b"lmgg", b"tjgg"), Foreign("a GGML model (llama.cpp)", ORIGINAL)),
     (_begins(b"\x89HDF\r\n\x1a\n"), Foreign("an HDF5 file (Keras, TensorFlow)", ORIGINAL)),
-    (_begins(b"\x93NUMPY"), Foreign("an array of NumPy (.npy)", ORIGINAL)),
+    (_begins(b"\x93NUMPY"), Foreign("a NumPy array (.npy)", ORIGINAL)),
     (_begins(b"\x1f\x8b"), _packed("gzip", "gunzip it, or tar -xzf")),
     (_begins(b"\xfd7zXZ\x00"), _packed("xz", "unxz it, or tar -xJf")),
     (_begins(b"BZh"), _packed("bzip2", "bunzip2 it, or tar -xjf")),
@@ -132,46 +132,46 @@ FILES: Tuple[Tuple[Test, Foreign], ...] = (
     (_begins(b"ARROW1"), Foreign("an Arrow table", WANTED)),
     (_begins(b"SQLite format 3\x00"), Foreign("an SQLite database", WANTED)),
     (_begins(b"%PDF"), Foreign("a PDF document", WANTED)),
-    (_begins(b"\x89PNG", b"\xff\xd8\xff"), Foreign("a picture", WANTED)),
+    (_begins(b"\x89PNG", b"\xff\xd8\xff"), Foreign("an image", WANTED)),
     (_begins(b"\x7fELF"), Foreign("a program or library", WANTED)),
-    (_begins(struct.pack("<i", 793712314)), Foreign("a model of fastText", ORIGINAL)),
+    (_begins(struct.pack("<i", 793712314)), Foreign("a fastText model", ORIGINAL)),
     (lambda file: is_ctranslate2(file.head), CTRANSLATE2_FILE),
-    (_is_marian_binary, MARIAN._replace(what="a model of Marian (.bin)")),
-    (_fits(rb"(?s)....TFL3"), Foreign("a model of TensorFlow Lite", ORIGINAL)),
+    (_is_marian_binary, MARIAN._replace(what="a Marian model (.bin)")),
+    (_fits(rb"(?s)....TFL3"), Foreign("a TensorFlow Lite model", ORIGINAL)),
     (
         lambda file: file.tail == struct.pack("<Q", 0xDB4775248B80FB57),
         Foreign("the index of a TensorFlow checkpoint", ORIGINAL),
     ),
     (
         _fits(rb"(?s)\n.{0,63}<(unk|pad|s)>"),
-        Foreign("a model of SentencePiece, which segments text", f"{WANTED}; --sentencepiece-model takes this one"),
+        Foreign("a SentencePiece model, which segments text", f"{WANTED}; --sentencepiece-model takes this one"),
     ),
-    (_fits(rb"\x08[\x01-\x1f][\x12\x1a:B]"), Foreign("a model in the format ONNX", ORIGINAL)),
+    (_fits(rb"\x08[\x01-\x1f][\x12\x1a:B]"), Foreign("an ONNX model", ORIGINAL)),
     (
         lambda file: file.size > len(TORCH_PICKLE) and re.match(rb"\x80[\x02-\x05]", file.head) is not None,
-        Foreign("a pickle of Python that torch.save did not write", WANTED),
+        Foreign("a Python pickle that torch.save did not write", WANTED),
     ),
-    (_is_named(r"\.onnx$"), Foreign("a model in the format ONNX", ORIGINAL)),
+    (_is_named(r"\.onnx$"), Foreign("an ONNX model", ORIGINAL)),
     (_is_named(r"\.(data-\d+-of-\d+|ckpt\.(index|meta)|pb)$"), Foreign("a part of a TensorFlow model", ORIGINAL)),
-    (_is_named(r"\.msgpack$"), Foreign("weights of Flax (JAX)", ORIGINAL)),
-    (_is_named(r"\.nemo$"), Foreign("a model of NVIDIA NeMo", ORIGINAL)),
+    (_is_named(r"\.msgpack$"), Foreign("Flax (JAX) weights", ORIGINAL)),
+    (_is_named(r"\.nemo$"), Foreign("an NVIDIA NeMo model", ORIGINAL)),
     (_is_named(r"\.(mlmodel|mar|engine|plan|params)$"), Foreign("a model of another program", ORIGINAL)),
     (
         lambda file: not file.head.strip(b"\x00"),
-        Foreign("nothing but zero bytes: a download or copy that was broken off", AGAIN),
+        Foreign("nothing but zero bytes: an interrupted download or copy", AGAIN),
     ),
-    (  # torch < 0.4 saved such files; torch's reader of them has been attacked (CVE-2025-32434)
+    (  # torch < 0.4 saved such files; there was an attack on torch's reader for them (CVE-2025-32434)
         lambda file: tarfile.is_tarfile(file.path),
         Foreign(
             "a tar archive",
-            f"unpack it, then {WANTED}; the old tar format of torch < 0.4 has to be saved again by a newer torch",
+            f"unpack it, then {WANTED}; the old tar format of torch < 0.4 must be saved again with a newer torch",
         ),
     ),
 )
 
 
 def foreign_file(path: str) -> Optional[Foreign]:
-    """What a file is that torch.load is not to be given; None: perhaps a checkpoint."""
+    """What a file is if it must not be passed to torch.load; None: it may be a checkpoint."""
     size = os.path.getsize(path)
     if size == 0:
         return Foreign("an empty file: truncated, damaged or never written", AGAIN)
@@ -190,7 +190,7 @@ def _text(head: bytes) -> Optional[Foreign]:
     if head.startswith((b"\xff\xfe", b"\xfe\xff")):
         return Foreign("a text file (UTF-16)", WANTED)
     try:
-        # the last character may be cut
+        # the last character may be truncated
         text = head[:-3].decode("utf-8") if len(head) == HEAD else head.decode("utf-8")
     except UnicodeDecodeError:
         return None
@@ -198,14 +198,14 @@ def _text(head: bytes) -> Optional[Foreign]:
         return None
     begins = text.lstrip("\ufeff \t\r\n").lower()
     if begins.startswith(("<!doctype html", "<html")):
-        return Foreign("a web page: perhaps the error page of a download", AGAIN)
+        return Foreign("a web page, perhaps the error page of a download", AGAIN)
     if begins.startswith(("{", "[")):
         return Foreign("a JSON file", WANTED)
     return Foreign("a text file", WANTED)
 
 
 def foreign_folder(path: str) -> Optional[Foreign]:
-    """What a folder is that holds a model of another kind; None: nobody knows."""
+    """What a folder is if it holds another kind of model; None: unknown."""
     names = sorted(os.listdir(path))
     if not names:
         return Foreign("an empty folder", WANTED)
@@ -218,22 +218,22 @@ def foreign_folder(path: str) -> Optional[Foreign]:
     if _json(path, "kd_plugin.json").get("kind") == "safetensors":
         return Foreign("a model that kd-plugin export wrote as safetensors", CONVERTED)
     if kind is not None or weights & set(names):
-        return Foreign(f"a model of Hugging Face{f' ({kind})' if kind else ''}", HUGGING_FACE_FOLDER)
+        return Foreign(f"a Hugging Face model{f' ({kind})' if kind else ''}", HUGGING_FACE_FOLDER)
     if "adapter_config.json" in names:
-        return Foreign("an adapter of Hugging Face's PEFT", ORIGINAL)
+        return Foreign("a Hugging Face PEFT adapter", ORIGINAL)
     if "saved_model.pb" in names or any(re.search(r"\.data-\d+-of-\d+$", name) for name in names):
         return Foreign("a TensorFlow model", ORIGINAL)
     if any(name.endswith(".npz") for name in names):
-        return MARIAN._replace(what="a folder with arrays of NumPy (.npz), as Marian saves models")
+        return MARIAN._replace(what="a folder with NumPy arrays (.npz), the format of Marian models")
     if any(re.match(r"dict\..*txt$|.*\.idx$", name) for name in names):
-        return Foreign("a folder of binarised data", f"{WANTED}; it lies in the training's --save-dir")
+        return Foreign("a folder of binarised data", f"{WANTED}; it is in the training's --save-dir")
     if any(name.endswith(".distcp") for name in names):
-        return Foreign("a checkpoint of torch.distributed in parts", "put it together in one file first")
+        return Foreign("a torch.distributed checkpoint in several parts", "merge it into one file first")
     return None
 
 
 def holds_ctranslate2(path: str) -> bool:
-    """Whether a folder is a CTranslate2 model: by its model.bin, or by the files beside one that is damaged."""
+    """Whether a folder is a CTranslate2 model, by its model.bin or, if that is damaged, by the files beside it."""
     model = Path(path) / "model.bin"
     if not model.is_file():
         return False

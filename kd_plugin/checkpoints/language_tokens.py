@@ -1,4 +1,4 @@
-"""What fairseq's multilingual tasks add to a dictionary when they start, and no dictionary file holds."""
+"""The language tokens that fairseq's multilingual tasks add to a dictionary at startup; no dictionary file has them."""
 
 import copy
 import shlex
@@ -10,20 +10,20 @@ from fairseq.data.multilingual.multilingual_utils import augment_dictionary
 
 from kd_plugin.errors import KDPluginError
 
-# weights with one row a symbol; the first that a checkpoint has tells the size of that vocabulary
+# weights with one row per symbol; the first that exists in a checkpoint gives the size of the vocabulary
 VOCABULARY_WEIGHTS: Dict[str, Sequence[str]] = {
     "source": ("encoder.embed_tokens.weight",),
     "target": ("decoder.output_projection.weight", "decoder.embed_tokens.weight"),
 }
 DECODED_ELSEWHERE = (
-    "its task {task} puts language tokens in the place of the ends of sentences, which nothing here does: what it "
-    "answered would not be what it learned. Remedy: translate the training text with fairseq-generate --task {task}, "
-    "then kd-plugin import"
+    "its task {task} replaces ends of sentences by language tokens, which is not supported here: the model would not "
+    "answer as it has learned. Remedy: translate the training text with fairseq-generate --task {task}, then kd-plugin "
+    "import"
 )
 
 
 def vocabulary_rows(weights: Mapping[str, Any], side: str) -> Optional[int]:
-    """How many symbols a checkpoint's `model` has on one side, source or target; None: its weights do not tell."""
+    """The number of symbols that a checkpoint's `model` has on one side, source or target; None: unknown."""
     return next(
         (weights[name].size(0) for name in VOCABULARY_WEIGHTS[side] if torch.is_tensor(weights.get(name))), None
     )
@@ -34,7 +34,7 @@ def task_name(task_cfg: Any) -> str:
 
 
 def languages_of(task_cfg: Any) -> List[Optional[str]]:
-    """Source and target as a checkpoint's task names them; also those of the only pair of a multilingual one."""
+    """Source and target language from a checkpoint's task, or from the only pair of a multilingual one."""
     languages = [getattr(task_cfg, field, None) for field in ("source_lang", "target_lang")]
     pairs = _listed(getattr(task_cfg, "lang_pairs", None))
     if languages == [None, None] and len(pairs) == 1 and pairs[0].count("-") == 1:
@@ -43,10 +43,10 @@ def languages_of(task_cfg: Any) -> List[Optional[str]]:
 
 
 def appended_symbols(task_cfg: Any, dictionary: Dictionary) -> List[str]:
-    """The symbols that a checkpoint's task adds behind those of a dictionary file, in its order.
+    """The symbols that a checkpoint's task appends to a dictionary file's, in its order.
 
     Args:
-        dictionary: as the file has it; left alone
+        dictionary: from the file; not modified
     """
     name, more = task_name(task_cfg), copy.deepcopy(dictionary)
     if name == "translation_multi_simple_epoch":
@@ -72,15 +72,17 @@ def appended_symbols(task_cfg: Any, dictionary: Dictionary) -> List[str]:
 def check_rows(
     weights: Mapping[str, Any], task_cfg: Any, dictionaries: Sequence[Dictionary], files: Sequence[str], path: str
 ) -> None:
-    """Refuse dictionary files that lack what the checkpoint's task adds to them; others are left to `load_teacher`.
+    """Refuses dictionary files that lack the symbols that the checkpoint's task adds.
+
+    Other mismatches are left to the loading of the model.
 
     Args:
         weights: the checkpoint's `model`
         dictionaries, files: source and target, and where they were found
 
     Raises:
-        KDPluginError: names the symbols that are missing, and how to give them; or the task uses its tokens in a way
-            that sentences cannot say
+        KDPluginError: symbols are missing (the message names them and says how to add them), or the task uses its
+            tokens in a way that text cannot express
     """
     if _replaces(task_cfg):
         raise KDPluginError(f"{path}: {DECODED_ELSEWHERE.format(task=task_name(task_cfg))}")
@@ -94,7 +96,7 @@ def check_rows(
 
 
 def missing_symbols(task_cfg: Any, dictionary: Dictionary, file: str, rows: int) -> str:
-    """Why a model has more rows than a dictionary file has symbols, and the remedy; empty where its task adds none."""
+    """Why a model has more rows than a dictionary file has symbols, and the remedy; empty if its task adds none."""
     symbols = appended_symbols(task_cfg, dictionary)
     if not symbols:
         return ""
@@ -103,27 +105,27 @@ def missing_symbols(task_cfg: Any, dictionary: Dictionary, file: str, rows: int)
         listed = f"{listed[:300]} … {symbols[-1]}"
     fits = len(dictionary) + len(symbols) == rows
     begins = (
-        f"its task {task_name(task_cfg)} adds {len(symbols)} symbols to the dictionary when it starts, which {file} "
+        f"its task {task_name(task_cfg)} adds {len(symbols)} symbols to the dictionary at startup, which {file} "
         f"({len(dictionary)} symbols) lacks: {listed}"
     )
     if not fits:
         return (
-            f"{begins}. With them there are {len(dictionary) + len(symbols)}, and the model has {rows}. Remedy: the "
-            "dictionary files of its training, with these lines at their end"
+            f"{begins}. With them there are {len(dictionary) + len(symbols)}, but the model has {rows}. Remedy: the "
+            "dictionary files of its training, with these lines at the end"
         )
     if _replaces(task_cfg):
         return DECODED_ELSEWHERE.format(task=task_name(task_cfg))
     lines = " ".join(map(shlex.quote, symbols))
-    append = f"printf '%s 1\\n' {lines} >> DICT" if len(lines) < 2000 else "each with ` 1` behind it"
+    append = f"printf '%s 1\\n' {lines} >> DICT" if len(lines) < 2000 else "each followed by ` 1`"
     return (
-        f"{begins}. Remedy: in a copy of the dictionary files add them at the end, in this order: {append}; name its "
+        f"{begins}. Remedy: add them at the end of a copy of the dictionary files, in this order: {append}; name its "
         "folder (--dict-dir, --dict, or --teacher-overrides '{\"data\": …}'), and binarise the student's data with it "
         f"(fairseq-preprocess --srcdict --tgtdict). {how_sentences_begin(task_cfg)}".rstrip()
     )
 
 
 def how_sentences_begin(task_cfg: Any) -> str:
-    """Where in its sentences a model wants to find language tokens; nothing where it wants none."""
+    """Says where a model expects language tokens in its sentences; empty if nowhere."""
     if task_name(task_cfg) != "translation_multi_simple_epoch" or _replaces(task_cfg):
         return ""
     of_source = {"src": "source", "tgt": "target"}.get(str(getattr(task_cfg, "encoder_langtok", None)))
@@ -133,16 +135,16 @@ def how_sentences_begin(task_cfg: Any) -> str:
     if not parts:
         return ""
     return (
-        f"As in its training, its sentences have to begin with a language token ({_token(task_cfg).format('LANG')}): "
+        f"As in its training, its sentences must begin with a language token ({_token(task_cfg).format('LANG')}): "
         f"{', '.join(parts)}"
     )
 
 
 def source_token(task_cfg: Any, languages: Optional[Sequence[str]]) -> Optional[str]:
-    """The language token with which a model's source sentences begin; None: with none.
+    """The language token at the beginning of a model's source sentences, or None.
 
     Args:
-        languages: source and target; None: nobody knows
+        languages: source and target; None: unknown
     """
     side = {"src": 0, "tgt": 1}.get(str(getattr(task_cfg, "encoder_langtok", None)))
     if languages is None or side is None or not how_sentences_begin(task_cfg):
@@ -151,16 +153,16 @@ def source_token(task_cfg: Any, languages: Optional[Sequence[str]]) -> Optional[
 
 
 def check_source_token(token: Optional[str], sentences: Iterable[Sequence[str]], path: str) -> None:
-    """Refuse to translate sentences that do not begin as the model's: it would answer in any of its languages.
+    """Refuses sentences without the model's language token, which it might translate into any of its languages.
 
     Args:
-        token: what `source_token` gave
+        token: from `source_token`
     """
     found = next((tokens for tokens in sentences if token is not None and tokens and tokens[0] != token), None)
     if found is not None:
         raise KDPluginError(
-            f"{path}: its source sentences begin with {token}, and one of these begins with {found[0]}. Remedy: text "
-            f"that is segmented already (without --sentencepiece-model), with `{token} ` in front of every line; or "
+            f"{path}: its source sentences must begin with {token}, but one begins with {found[0]}. Remedy: text that "
+            f"is already segmented (without --sentencepiece-model), with `{token} ` in front of every line; or "
             "fairseq-generate with the model's own task, then kd-plugin import"
         )
 
@@ -170,7 +172,7 @@ def _token(task_cfg: Any) -> str:
 
 
 def _languages_in_order(task_cfg: Any) -> List[str]:
-    """As MultilingualDatasetManager.load_langs; nothing where the file of --lang-dict is gone."""
+    """As MultilingualDatasetManager.load_langs; empty if the file of --lang-dict is gone."""
     if getattr(task_cfg, "lang_dict", None):
         try:
             with open(task_cfg.lang_dict, encoding="utf-8") as file:
@@ -182,7 +184,7 @@ def _languages_in_order(task_cfg: Any) -> List[str]:
 
 
 def _replaces(task_cfg: Any) -> bool:
-    """Whether the task puts its tokens in the place of the end of sentence: nothing that text could say."""
+    """Whether the task's tokens replace the end of sentence, which text cannot express."""
     name = task_name(task_cfg)
     asked = getattr(task_cfg, "encoder_langtok", None) is not None or bool(getattr(task_cfg, "decoder_langtok", False))
     if name == "translation_multi_simple_epoch":
@@ -193,7 +195,7 @@ def _replaces(task_cfg: Any) -> bool:
 
 
 def _listed(value: Any) -> List[str]:
-    """A comma-separated string, or a list."""
+    """The items of a comma-separated string or a list."""
     if value is None:
         return []
     return value.split(",") if isinstance(value, str) else [str(item) for item in value]

@@ -1,7 +1,6 @@
-"""The one way to open a checkpoint of fairseq's: read (read.py), described (describe.py), built (build.py).
+"""Opens fairseq checkpoints: reads (read.py), describes (describe.py) and builds them (build.py).
 
-Each file is hashed once a process, and unpickled once for each Checkpoint that is made of it. Whoever needs it twice
-hands the Checkpoint on.
+Each file is hashed once per process, and unpickled once per Checkpoint; to use a file twice, pass its Checkpoint on.
 """
 
 import gc
@@ -18,15 +17,15 @@ from kd_plugin.checkpoints.user_code import check_registered
 
 
 class Checkpoint:
-    """A checkpoint file, what its indices mean, and its model on request.
+    """A checkpoint file, the meaning of its indices, and its model on request.
 
     Attributes:
         path, sha256: of the file
         cfg: its configuration, a DictConfig {model, task, …}
-        languages: source and target; None: nobody says, and the dictionary is a joined one
+        languages: source and target; None: unknown, and the dictionary is a joined one
         dictionaries, dictionary_paths: of source and target
-        changes_dictionaries: whether its own task, of a user's code, may have made other dictionaries of the files
-        weight_bytes: as the file stores them, without optimizer state
+        changes_dictionaries: whether the model's own task, from user code, may have changed the files' dictionaries
+        weight_bytes: size of the weights in the file, without optimizer state
     """
 
     def __init__(self, file: CheckpointFile, description: Description, overrides: Dict[str, Any]):
@@ -40,38 +39,38 @@ class Checkpoint:
 
     @property
     def model(self) -> Any:
-        """A BaseFairseqModel, frozen, in eval; on the CPU and in float32, until somebody moves it.
+        """A frozen BaseFairseqModel in eval mode; initially on the CPU and in float32.
 
-        It is built once, and what was read is let go of then: there are no two copies of the weights.
+        It is built once, and the content of the file is freed then, so that there is only one copy of the weights.
 
         Raises:
-            KDPluginError: as `build_model`; or, after `let_go`, the file is another one
+            KDPluginError: as `build_model`; or, after `let_go`, the file has changed
         """
         if self._model is None:
             file = self._file or read_file(self.path, self.sha256, self._overrides)
             self._file = None
             self._model = build_model(file, self._description)
             del file
-            gc.collect()  # loading leaves a cycle behind that holds all weights
+            gc.collect()  # loading leaves a reference cycle with all weights
         return self._model
 
     def let_go(self) -> None:
-        """Free the weights; whoever asks for the model after all has the file read again."""
+        """Frees the weights; a later access to the model reads the file again."""
         self._file = self._model = None
 
     @property
     def parameters(self) -> int:
-        """Tied ones once."""
+        """The number of parameters, counting tied ones once."""
         return count_of(self.model)
 
     @property
     def max_source_tokens(self) -> int:
-        """Without end of sentence."""
+        """The longest source, without end of sentence."""
         return int(self.model.max_positions()[0]) - 1
 
     @property
     def max_target_tokens(self) -> int:
-        """Without end of sentence."""
+        """The longest target, without end of sentence."""
         return int(self.model.max_positions()[1]) - 1
 
 
@@ -81,14 +80,14 @@ def open_checkpoint(
     source_lang: Optional[str] = None,
     target_lang: Optional[str] = None,
 ) -> Checkpoint:
-    """A checkpoint of any architecture that stands for itself, read without running code from it.
+    """Opens a checkpoint of any architecture for use on its own, without running code from it.
 
     Args:
         overrides: as for `read_checkpoint`; `data` names the folder with its dictionaries
-        source_lang, target_lang: where the checkpoint does not say; not needed with a joined dict.txt
+        source_lang, target_lang: if the checkpoint does not name them; not needed with a joined dict.txt
 
     Raises:
-        KDPluginError: as `read_checkpoint` and `describe`; its weights are NaN or infinite; it writes no translations
+        KDPluginError: as `read_checkpoint` and `describe`; its weights are NaN or infinite; it does not translate
     """
     if not os.path.isfile(path):
         raise no_checkpoint(path, "the path of a .pt file of fairseq-train")
@@ -107,16 +106,16 @@ def open_beside(
     hashes: Sequence[Optional[str]] = (),
     opened: Optional[Dict[Hashable, Checkpoint]] = None,
 ) -> Iterator[Checkpoint]:
-    """Checkpoints that are to answer beside another model: teachers, and members of an ensemble; one after the other.
+    """Opens, one by one, checkpoints for use with another model: teachers, and members of an ensemble.
 
     Args:
         languages: the other model's
         overrides: as for `open_checkpoint`
-        hashes: the sha256 that each file has to have; empty: any
-        opened: by `key_of`, what is open already and is used again; what is opened here is added
+        hashes: the expected sha256 of each file; empty: any
+        opened: checkpoints, by `key_of`, that are already open and can be reused; newly opened ones are added
 
     Raises:
-        KDPluginError: as `open_checkpoint`, or of another hash or direction
+        KDPluginError: as `open_checkpoint`, or a hash or direction is wrong
     """
     opened = {} if opened is None else opened
     for path, expected in zip(paths, hashes or [None] * len(paths)):
@@ -128,18 +127,19 @@ def open_beside(
 
 
 def key_of(path: str, languages: Sequence[Optional[str]]) -> Hashable:
-    """The same for files that would be opened as the same checkpoint. Dictionaries may lie beside a link."""
+    """A key for files that open as the same checkpoint. It includes the folder, since a link may have its own
+    dictionaries beside it."""
     return (file_key(path), os.path.dirname(os.path.abspath(path)), *languages)
 
 
 def beside(file: CheckpointFile, languages: Sequence[Optional[str]], overrides: Dict[str, Any]) -> Checkpoint:
-    """As `open_beside`, of a file that was read."""
+    """As `open_beside`, for a file that has been read."""
     _check(file)
     return Checkpoint(file, describe_beside(file, overrides, languages), overrides)
 
 
 def _check(file: CheckpointFile) -> None:
-    """What can be told before the model is built, which may be later, by whoever translates."""
+    """The checks that do not need the model, which may be built much later."""
     check_registered(file.path, architecture_of(file.cfg.model))
     check_translates(file.path, file.cfg)
     check_finite(file.weights, file.path)

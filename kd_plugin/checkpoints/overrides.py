@@ -1,4 +1,4 @@
-"""Fields of a checkpoint's configuration to replace: --teacher-overrides, --model-overrides."""
+"""Parses overrides of a checkpoint's configuration: --teacher-overrides, --model-overrides."""
 
 import ast
 from typing import Any, Dict
@@ -8,7 +8,7 @@ from kd_plugin.files.json_text import RefusedJson, parse_json
 
 
 def parse_overrides(text: Any, flag: str = "--teacher-overrides") -> Dict[str, Any]:
-    """What `flag` says: a JSON or Python dictionary, or a mapping from a YAML file."""
+    """The value of `flag`: a JSON or Python dictionary, or a mapping from a YAML file."""
     if not isinstance(text, str):
         return dict(text or {})
     for parse in (parse_json, ast.literal_eval):
@@ -16,9 +16,9 @@ def parse_overrides(text: Any, flag: str = "--teacher-overrides") -> Dict[str, A
             overrides = parse(text or "{}")
         except RefusedJson as error:
             raise KDPluginError(f"{flag} {text[:200]!r}: {error}. Remedy: each field once, in plain text") from error
-        except (ValueError, SyntaxError, RecursionError, MemoryError):  # the last two: of endless brackets
+        except (ValueError, SyntaxError, RecursionError, MemoryError):  # the last two: from endless brackets
             continue
         if isinstance(overrides, dict) and all(isinstance(name, str) for name in overrides):
             return overrides
     shown = text if len(text) <= 200 else f"{text[:200]}…"
-    raise KDPluginError(f"{flag} {shown!r} is no dictionary. Remedy: write it as '{{\"dropout\": 0.0}}'")
+    raise KDPluginError(f"{flag} {shown!r} is not a dictionary. Remedy: write it like '{{\"dropout\": 0.0}}'")

@@ -1,4 +1,4 @@
-"""Several checkpoints in one flag: A.pt:B.pt, as fairseq writes it, and a JSON list for paths with a colon in them."""
+"""Several checkpoints in one flag: A.pt:B.pt, as in fairseq, or a JSON list for paths with colons."""
 
 import json
 import os
@@ -7,7 +7,7 @@ from typing import List
 
 from kd_plugin.errors import KDPluginError
 
-ESCAPED = re.compile(r"(?<!\\):")  # a colon that is not written as \:
+ESCAPED = re.compile(r"(?<!\\):")  # a colon that is not escaped as \:
 AS_LIST = """'["DIR:1/A.pt", "B.pt"]'"""
 
 
@@ -15,11 +15,11 @@ def split_model_paths(text: str) -> List[str]:
     r"""The paths in --teacher-path, --path, --teacher or --model.
 
     Args:
-        text: `A.pt:B.pt`; a colon of a path is written `\:`; or a JSON list of paths, taken as they are. A path that
-            exists as it is written is one path, unless all its parts exist too.
+        text: `A.pt:B.pt`, with `\:` for a colon in a path; or a JSON list of literal paths. Text that exists as a path
+            is one path, unless all its parts exist too.
 
     Raises:
-        KDPluginError: an empty path, an address of a remote store, a path of Windows, or no list of strings
+        KDPluginError: an empty path, a remote address, a Windows path, or JSON other than a list of strings
     """
     if text.lstrip().startswith("[") and not os.path.exists(text):
         return _from_json(text)
@@ -27,19 +27,17 @@ def split_model_paths(text: str) -> List[str]:
     if len(parts) > 1 and os.path.exists(text) and not all(map(os.path.exists, parts)):
         return [text]
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text):
-        raise KDPluginError(f"{text}: is an address, not a file. Remedy: copy it to a local disk, and give that path")
+        raise KDPluginError(f"{text}: is an address, not a file. Remedy: copy it to a local disk and give that path")
     if os.name != "nt" and re.match(r"[A-Za-z]:[\\/]", text) and not os.path.exists(parts[0]):
-        raise KDPluginError(
-            f"{text}: is a path of Windows. Remedy: where this runs the drive has another path (WSL: /mnt/c/…)"
-        )
+        raise KDPluginError(f"{text}: is a Windows path. Remedy: the drive's path on this system (WSL: /mnt/c/…)")
     if not all(parts):
-        raise KDPluginError(f"{text!r}: an empty path in it. Remedy: A.pt, or several with one colon between them")
+        raise KDPluginError(f"{text!r}: contains an empty path. Remedy: A.pt, or several with one colon between them")
     _refuse_torn(text, parts)
     return parts
 
 
 def join_model_paths(paths: List[str]) -> str:
-    """What `split_model_paths` gives `paths` for."""
+    """The text that `split_model_paths` splits into `paths`."""
     plain = ":".join(paths)
     return (
         plain
@@ -52,19 +50,21 @@ def _from_json(text: str) -> List[str]:
     try:
         paths = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise KDPluginError(f"{text[:200]}: no JSON list of paths ({error}). Remedy: write it as {AS_LIST}") from error
+        raise KDPluginError(
+            f"{text[:200]}: not a JSON list of paths ({error}). Remedy: write it like {AS_LIST}"
+        ) from error
     if not isinstance(paths, list) or not paths or not all(isinstance(path, str) and path for path in paths):
-        raise KDPluginError(f"{text[:200]}: no JSON list of paths. Remedy: write it as {AS_LIST}")
+        raise KDPluginError(f"{text[:200]}: not a JSON list of paths. Remedy: write it like {AS_LIST}")
     return paths
 
 
 def _refuse_torn(text: str, parts: List[str]) -> None:
-    """Where parts do not exist, but do when they are put together again: the colon belongs to the path."""
+    """Refuses parts that do not exist but do when joined: the colon belongs to the path."""
     for first in range(len(parts)):
         for last in range(len(parts), first + 1, -1):
             whole = ":".join(parts[first:last])
             if os.path.exists(whole) and not all(map(os.path.exists, parts[first:last])):
                 raise KDPluginError(
-                    f"{text}: a colon separates several checkpoints, and {whole} has one in its path. Remedy: write "
+                    f"{text}: a colon separates checkpoints, but {whole} has one in its path. Remedy: write "
                     rf"{whole.replace(':', chr(92) + ':')}, or a JSON list: {AS_LIST}"
                 )

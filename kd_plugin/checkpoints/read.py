@@ -1,4 +1,4 @@
-"""Reading a checkpoint file: hashed, without running code from it, its configuration as today's fairseq has it."""
+"""Reads a checkpoint file: hashes it, runs no code from it, and upgrades its configuration to today's fairseq."""
 
 import functools
 import logging
@@ -20,12 +20,12 @@ from kd_plugin.files.atomic import sha256_of
 
 logger = logging.getLogger(__name__)
 
-# how torch and our own reader name a type that they refuse
+# how torch and our own reader name a refused type
 UNSAFE = re.compile(r"GLOBAL (<[^>]*>|[\w.]*\w)")
 
 
 class CheckpointFile(NamedTuple):
-    """What was read from a file and is needed of it; no optimizer state."""
+    """The content of a checkpoint file that is needed, without optimizer state."""
 
     path: str
     sha256: str
@@ -34,22 +34,22 @@ class CheckpointFile(NamedTuple):
 
     @property
     def parameters(self) -> int:
-        """Tied ones once."""
+        """The number of parameters, counting tied ones once."""
         return count_parameters(self.weights)
 
     @property
     def weight_bytes(self) -> int:
-        """As the file stores them, without optimizer state."""
+        """The size of the weights in the file, without optimizer state."""
         return sum(weight.numel() * weight.element_size() for weight in own_tensors(self.weights).values())
 
 
 def count_parameters(weights: Mapping[str, Any]) -> int:
-    """Number of parameters in a checkpoint's `model`, tied ones counted once."""
+    """The number of parameters in a checkpoint's `model`, counting tied ones once."""
     return sum(weight.numel() for weight in own_tensors(weights).values())
 
 
 def no_checkpoint(path: str, remedy: str) -> KDPluginError:
-    """What to raise where `path` is no file."""
+    """The error for a `path` that is not a file."""
     if not os.path.isdir(path):
         return KDPluginError(f"{path}: no such checkpoint file. Remedy: {remedy}")
     inside = sorted(name for name in os.listdir(path) if name.endswith(".pt"))
@@ -63,13 +63,13 @@ def no_checkpoint(path: str, remedy: str) -> KDPluginError:
 
 
 def file_key(path: Union[str, "os.PathLike[str]"]) -> Tuple[Any, ...]:
-    """By what a file that is read a second time is known to be the same."""
+    """A key that identifies an unchanged file."""
     status = os.stat(path)
     return os.path.realpath(path), status.st_size, status.st_mtime_ns, status.st_ino
 
 
 def model_sha256(path: Union[str, "os.PathLike[str]"]) -> str:
-    """sha256 of a file with a model, which is read for it once in the life of the process."""
+    """The sha256 of a model file, computed once per process."""
     return _sha256(file_key(path))
 
 
@@ -79,23 +79,25 @@ def _sha256(key: Tuple[Any, ...]) -> str:
 
 
 def check_file(path: str, expected_sha256: Optional[str] = None) -> str:
-    """The file's sha256, after checking that it is there and, where given, that it is the expected one."""
+    """The file's sha256, after checking that the file exists and, if given, that the hash is the expected one."""
     if not os.path.isfile(path):
         raise no_checkpoint(path, "check the path (several: A.pt:B.pt)")
     try:
         found = model_sha256(path)
     except OSError as error:
-        raise KDPluginError(f"{path}: cannot be read ({error.strerror or error}). Remedy: its permissions") from error
+        raise KDPluginError(
+            f"{path}: cannot be read ({error.strerror or error}). Remedy: check its permissions"
+        ) from error
     if expected_sha256 is not None and found != expected_sha256.lower():
         raise KDPluginError(
-            f"{path}: sha256 is {found}, expected {expected_sha256}: the file is damaged or another one. Remedy: fetch "
-            "it again, or correct the expected hash (--teacher-sha256)"
+            f"{path}: sha256 is {found}, expected {expected_sha256}: the file is damaged or a different one. Remedy: "
+            "fetch it again, or correct the expected hash (--teacher-sha256)"
         )
     return found
 
 
 def check_format(path: str, remedy: str = "check the path") -> None:
-    """Refuse what is no file, and a file that begins as another program's."""
+    """Refuses a path that is not a file, and a file that begins like another program's."""
     if not os.path.isfile(path):
         raise no_checkpoint(path, remedy)
     foreign = foreign_file(path)
@@ -106,11 +108,11 @@ def check_format(path: str, remedy: str = "check the path") -> None:
 def read_file(
     path: str, expected_sha256: Optional[str] = None, overrides: Optional[Dict[str, Any]] = None
 ) -> CheckpointFile:
-    """As `read_checkpoint`, without what only a training that goes on needs."""
+    """As `read_checkpoint`, without what only a resumed training needs."""
     if WEIGHTS_ONLY_IS_WEAK and expected_sha256 is None:
         logger.warning(
-            f"{path}: weights_only of torch {torch.__version__} can be attacked (CVE-2025-32434, CVE-2026-24747). "
-            "Remedy: torch >= 2.10, or pin its sha256 where it teaches (--teacher-sha256 of fairseq-train and cache)"
+            f"{path}: weights_only in torch {torch.__version__} is vulnerable (CVE-2025-32434, CVE-2026-24747). "
+            "Remedy: torch >= 2.10, or pin a teacher's sha256 (--teacher-sha256 of fairseq-train and cache)"
         )
     sha256 = check_file(path, expected_sha256)
     state = read_checkpoint(path, sha256, overrides)
@@ -120,15 +122,15 @@ def read_file(
 def read_checkpoint(
     path: str, expected_sha256: Optional[str] = None, overrides: Optional[Dict[str, Any]] = None
 ) -> Dict[str, Any]:
-    """Read a fairseq checkpoint without ever running code from it, brought up to date as fairseq itself does.
+    """Reads a fairseq checkpoint without running code from it, and upgrades it as fairseq itself does.
 
     Args:
-        expected_sha256: refuse any other file before a byte of it is unpickled
+        expected_sha256: refuse any other file before unpickling it
         overrides: fields of the checkpoint's configuration to replace, as fairseq's --model-overrides
 
     Raises:
-        KDPluginError: missing, damaged, of another hash, not a fairseq checkpoint, or holding types that a
-            checkpoint does not need (the type is named, nothing of it was run)
+        KDPluginError: the file is missing, damaged, not a fairseq checkpoint, has another hash, or contains a type
+            that a checkpoint does not need (the message names it; none of its code was run)
     """
     check_file(path, expected_sha256)
     check_format(path)
@@ -140,18 +142,18 @@ def read_checkpoint(
         unsafe = UNSAFE.search(str(error)) if isinstance(error, pickle.UnpicklingError) else None
         if unsafe is None:
             raise KDPluginError(
-                f"{path} ({size}): cannot be read as a checkpoint, it is truncated, damaged or of another format "
+                f"{path} ({size}): cannot be read as a checkpoint: it is truncated, damaged or in another format "
                 f"({_damage(error)}). Remedy: copy it again and compare its sha256"
             ) from error
         raise KDPluginError(
-            f"{path}: holds {unsafe.group(1)}{origin(unsafe.group(1))}, which no fairseq checkpoint needs and which "
+            f"{path}: contains {unsafe.group(1)}{origin(unsafe.group(1))}, which no fairseq checkpoint needs and which "
             "could run code; it was refused and not run. Remedy: use a checkpoint from a source you trust, saved by "
             "fairseq"
         ) from error
     foreign = foreign_state(state)
     if foreign is not None:
         raise KDPluginError(f"{path}: is {foreign.what}. Remedy: {foreign.remedy}")
-    if "best_loss" not in state:  # not from before 2018: files stripped of all training state are welcome too
+    if "best_loss" not in state:  # newer than 2018; also accept files stripped of all training state
         state["extra_state"] = state.get("extra_state") or {}
         state["optimizer_history"] = state.get("optimizer_history") or [{"best_loss": None}]
     _forget_training(state.get("args"))
@@ -163,8 +165,8 @@ def read_checkpoint(
             raise missing from error
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise KDPluginError(
-            f"{path}: fairseq cannot bring its configuration up to date ({reason}). Remedy: another checkpoint, or "
-            "other overrides of its fields"
+            f"{path}: fairseq cannot upgrade its configuration ({reason}). Remedy: another checkpoint, or different "
+            "overrides of its fields"
         ) from error
 
 
@@ -176,11 +178,11 @@ def _forget_training(args: Any) -> None:
 
 
 def _damage(error: BaseException) -> str:
-    """In our own words: torch's advise to read the file unsafely."""
+    """Our own description, because torch's messages advise to read the file unsafely."""
     if isinstance(error, EOFError):
         return "it ends too early"
     if isinstance(error, pickle.UnpicklingError):
-        return "what it says of its tensors is damaged, or is more than tensors and plain values"
+        return "its description of tensors is damaged, or contains more than tensors and plain values"
     if isinstance(error, RuntimeError):
-        return "its archive is not whole"
+        return "its archive is incomplete"
     return f"{type(error).__name__} while reading it"

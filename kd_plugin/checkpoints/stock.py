@@ -1,6 +1,7 @@
-"""A checkpoint for other people: weights and sizes, and nothing of the machine or the run that made it.
+"""Writes a checkpoint for publication: weights and sizes, without traces of the machine or the training run.
 
-Its configuration is plain dictionaries, so that torch reads it with weights_only and stock fairseq needs no plugin.
+Its configuration consists of plain dictionaries, so that torch reads it with weights_only and stock fairseq needs no
+plugin.
 """
 
 import argparse
@@ -25,10 +26,10 @@ from kd_plugin.checkpoints.student import STOCK_CRITERION, STOCK_TASK
 from kd_plugin.compat import BETTER_TRANSFORMER_COPY
 from kd_plugin.errors import KDPluginError
 
-# of the task: what decides how text becomes indices and batches; the rest is data and evaluation of the run
+# task fields that determine how text becomes indices and batches; the rest is about the run's data and evaluation
 TASK_FIELDS = ("left_pad_source", "left_pad_target", "max_source_positions", "max_target_positions")
 
-# groups that from_pretrained looks into, without a private field: at their defaults
+# groups that from_pretrained reads, with their defaults; none has a private field
 READ_BY_FAIRSEQ = {
     "common_eval": CommonEvalConfig,
     "dataset": DatasetConfig,
@@ -38,7 +39,7 @@ READ_BY_FAIRSEQ = {
 
 
 def own_weights(model: Any, half: bool = False) -> Dict[str, Tensor]:
-    """The model's state, in memory of its own: tied tensors once, and no bytes beside them. half: float32 as float16"""
+    """A copy of the model's state: tied tensors once, and no extra bytes in their storage. half: float32 as float16"""
     copies: Dict[Tuple[int, Tuple[int, ...], Tuple[int, ...]], Tensor] = {}
     weights = {}
     for name, tensor in model.state_dict().items():
@@ -53,7 +54,7 @@ def own_weights(model: Any, half: bool = False) -> Dict[str, Tensor]:
 
 
 def tied_names(weights: Dict[str, Tensor]) -> Dict[str, str]:
-    """Of names that share a tensor, all but the first: name -> first name."""
+    """For names that share a tensor, all but the first: name -> first name."""
     first: Dict[int, str] = {}
     tied = {}
     for name, tensor in weights.items():
@@ -64,13 +65,13 @@ def tied_names(weights: Dict[str, Tensor]) -> Dict[str, str]:
 
 
 def model_fields(opened: Checkpoint, read: Callable[[Dict[str, Any]], Any] = OmegaConf.create) -> Dict[str, Any]:
-    """The options that define the architecture, with `_name`; no paths and nothing of the run.
+    """The options that define the architecture, with `_name`, without paths or anything about the run.
 
     Args:
-        read: makes of them the configuration that the reader will build the model from
+        read: turns them into the configuration from which the reader will build the model
 
     Raises:
-        KDPluginError: they do not rebuild the model
+        KDPluginError: the options do not suffice to rebuild the model
     """
     model, cfg = opened.model, opened.cfg.model
     given = vars(cfg) if isinstance(cfg, argparse.Namespace) else OmegaConf.to_container(cfg, enum_to_str=True)
@@ -81,10 +82,10 @@ def model_fields(opened: Checkpoint, read: Callable[[Dict[str, Any]], Any] = Ome
     allowed = _declared(name, type(model))
     flat.update(dict.fromkeys(EMBEDDING_FILES))
     kept = {key: _public(value) for key, value in flat.items() if key in allowed and _is_plain(value)}
-    # a registered name of this plugin's or of another package would need that package
+    # an architecture name registered by this plugin or another package would require that package
     stock_name = next((n for n in ("transformer", "transformer_align") if type(model) is MODEL_REGISTRY[n]), name)
     kept["_name"] = stock_name
-    # old models look here for the adaptive softmax, BART for how it was trained
+    # old models read this for the adaptive softmax, BART to know how it was trained
     kept["criterion"] = "adaptive_loss" if given.get("criterion") == "adaptive_loss" else STOCK_CRITERION
     kept["task"] = STOCK_TASK
     _check_rebuild(opened, kept, read)
@@ -92,7 +93,7 @@ def model_fields(opened: Checkpoint, read: Callable[[Dict[str, Any]], Any] = Ome
 
 
 def flat_options(config: TransformerConfig) -> Dict[str, Any]:
-    """The flags of fairseq's transformers, where its configuration has groups of them: encoder_layers."""
+    """fairseq's transformer configuration with its groups flattened to flags such as encoder_layers."""
     flat: Dict[str, Any] = {}
     for field, value in vars(config).items():
         inner = [one.name for one in fields(value) if one.name != "_name"] if is_dataclass(value) else []
@@ -101,7 +102,7 @@ def flat_options(config: TransformerConfig) -> Dict[str, Any]:
 
 
 def _declared(name: str, model_class: Any) -> Set[str]:
-    """Options that this model's own code declares."""
+    """The options that the model's own code declares."""
     if name in MODEL_DATACLASS_REGISTRY:
         return {field.name for field in fields(MODEL_DATACLASS_REGISTRY[name])}
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -129,12 +130,12 @@ def _public(value: Any) -> Any:
 def _check_rebuild(opened: Checkpoint, kept: Dict[str, Any], read: Callable[[Dict[str, Any]], Any]) -> None:
     try:
         same = _rebuilds(opened, read(kept))
-    except Exception as error:  # other people's models raise anything
+    except Exception as error:  # third-party models may raise anything
         name, reason = kept["_name"], " ".join(str(error).split())[:200]
         if read is not as_namespace and _is_built(opened, as_namespace(kept)):
             raise KDPluginError(
                 f"{opened.path}: fairseq can build {name!r} from flags, but not from a configuration of plain values "
-                f"({reason}). Remedy: --format safetensors, or the checkpoint as it is"
+                f"({reason}). Remedy: --format safetensors, or use the checkpoint as it is"
             ) from error
         raise KDPluginError(
             f"{opened.path}: its model {name!r} cannot be rebuilt from its own options alone ({reason}). Remedy: a "
@@ -142,25 +143,25 @@ def _check_rebuild(opened: Checkpoint, kept: Dict[str, Any], read: Callable[[Dic
         ) from error
     if not same:
         raise KDPluginError(
-            f"{opened.path}: its model {kept['_name']!r}, rebuilt from its own options alone, has the same weights and "
-            "gives other answers. Remedy: a model whose class declares all its options in add_args"
+            f"{opened.path}: its model {kept['_name']!r}, rebuilt from its own options alone, has the same weights but "
+            "gives different answers. Remedy: a model whose class declares all its options in add_args"
         )
 
 
 def as_namespace(options: Dict[str, Any]) -> argparse.Namespace:
-    """What fairseq's models are built from where no dataclass describes them."""
+    """The form of configuration for fairseq models without a dataclass."""
     return argparse.Namespace(**options)
 
 
 def _is_built(opened: Checkpoint, options: Any) -> bool:
     try:
         return _rebuilds(opened, options)
-    except Exception:  # other people's models raise anything
+    except Exception:  # third-party models may raise anything
         return False
 
 
 def _rebuilds(opened: Checkpoint, options: Any) -> bool:
-    """Whether a model of these options, with the checkpoint's weights, gives its answers."""
+    """Whether a model with these options and the checkpoint's weights gives the same answers."""
     rebuilt = models.build_model(options, TranslationTask(TranslationConfig(), *opened.dictionaries))
     rebuilt.load_state_dict(own_weights(opened.model), strict=True)
     answers = [_answer(model, opened) for model in (opened.model, rebuilt.eval())]
@@ -169,7 +170,7 @@ def _rebuilds(opened: Checkpoint, options: Any) -> bool:
 
 @torch.no_grad()
 def _answer(model: Any, opened: Checkpoint) -> Tensor:
-    """Its log-probabilities for a short sentence pair of the first words."""
+    """A model's log-probabilities for a short sentence pair made of the first words of the dictionaries."""
     shortest = min(opened.max_source_tokens, opened.max_target_tokens, 4)
     source, target = (list(range(d.nspecial, len(d)))[:shortest] for d in opened.dictionaries)
     source, previous = [*source, opened.dictionaries[0].eos()], [opened.dictionaries[1].eos(), *target]
@@ -183,10 +184,10 @@ def _defaults(dataclass: Any) -> Any:
 
 
 def write_stock_checkpoint(opened: Checkpoint, path: Path, half: bool = False) -> None:
-    """Write what stock fairseq-generate, fairseq-interactive and from_pretrained read, without a plugin.
+    """Writes a checkpoint that stock fairseq-generate, fairseq-interactive and from_pretrained read without a plugin.
 
     Args:
-        half: store float16; fairseq computes in float32 all the same unless it is told otherwise
+        half: store float16; by default, fairseq still computes in float32
     """
     task = {field: value for field in TASK_FIELDS if (value := getattr(opened.cfg.task, field, None)) is not None}
     source_lang, target_lang = opened.languages or (None, None)
@@ -211,7 +212,7 @@ def write_stock_checkpoint(opened: Checkpoint, path: Path, half: bool = False) -
             "model": model_fields(opened),
         },
         "model": own_weights(opened.model, half),
-        # fairseq's readers look for these
+        # fairseq's readers expect these
         "criterion": {},
         "optimizer_history": [
             {

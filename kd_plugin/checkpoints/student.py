@@ -1,4 +1,4 @@
-"""A student's checkpoint is an ordinary fairseq checkpoint: it needs and names no plugin and no teacher."""
+"""Makes a student's checkpoint an ordinary fairseq checkpoint, which needs and names neither plugin nor teacher."""
 
 import argparse
 import glob
@@ -18,7 +18,7 @@ STOCK_CRITERION = "label_smoothed_cross_entropy"
 
 
 class Stock(NamedTuple):
-    """A task of fairseq's that a task of ours extends."""
+    """A fairseq task that one of our tasks extends."""
 
     task: str
     config: type
@@ -28,19 +28,19 @@ TRANSLATION = Stock(STOCK_TASK, TranslationConfig)
 
 
 def describe_as_stock(cfg: DictConfig, private_fields: Any, stock: Stock = TRANSLATION) -> None:
-    """Change, in place, the configuration that fairseq's trainer writes into every checkpoint.
+    """Changes, in place, the configuration that fairseq's trainer writes into every checkpoint.
 
-    fairseq-generate, fairseq-validate, from_pretrained and converters build task, criterion and model from it, so
-    it names the stock ones that read the same model; every size of the architecture is already written out.
+    fairseq-generate, fairseq-validate, from_pretrained and converters build task, criterion and model from it, so it
+    names the stock classes that read the same model; all sizes of the architecture are already written out.
 
     Args:
-        cfg: the root configuration that the trainer holds
+        cfg: the trainer's root configuration
         private_fields: names of the plugin's own fields, which the command line also copies into cfg.model
-        stock: the task as which it is described
+        stock: the stock task to name
     """
     with open_dict(cfg):
         cfg.common.user_dir = None
-        # taken out and put back: a structured node lets no field be deleted and no other structure be assigned
+        # removed and reinserted, because a structured node allows neither deleting fields nor assigning another type
         cfg["task"] = _only(cfg.pop("task"), stock.config, stock.task)
         cfg["criterion"] = _only(cfg.pop("criterion"), LabelSmoothedCrossEntropyCriterionConfig, STOCK_CRITERION)
         model = cfg.model
@@ -56,12 +56,12 @@ def describe_as_stock(cfg: DictConfig, private_fields: Any, stock: Stock = TRANS
 
 
 def refuse_to_replace(teachers: Sequence[str], save_dir: str) -> None:
-    """Refuse teachers that a training would write over: its checkpoint*.pt replace all that is called so."""
+    """Refuses teachers that a training would overwrite with its own checkpoint*.pt."""
     for written in glob.glob(os.path.join(glob.escape(save_dir), "checkpoint*.pt")):
         for teacher in teachers:
             if os.path.exists(teacher) and os.path.exists(written) and os.path.samefile(teacher, written):
                 raise KDPluginError(
-                    f"--teacher-path {teacher}: is {written}, over which this training would write the student. "
+                    f"--teacher-path {teacher}: is {written}, which this training would overwrite with the student. "
                     "Remedy: another --save-dir"
                 )
 
@@ -72,12 +72,12 @@ def _only(node: DictConfig, dataclass: type, name: str) -> Dict[str, Any]:
 
 
 def carry_state(iterator: Any, key: str, owner: Callable[[], Any]) -> Any:
-    """Let an iterator's state, which fairseq saves and restores with every checkpoint, carry somebody else's too.
+    """Adds another object's state to an iterator's, which fairseq saves and restores with every checkpoint.
 
     Args:
-        iterator: an EpochBatchIterator; changed, and returned
+        iterator: an EpochBatchIterator; modified and returned
         key: in the iterator's state
-        owner: gives the object whose state_dict() is carried and whose load_state_dict() gets it back
+        owner: returns the object, which has state_dict() and load_state_dict()
     """
     if key in vars(iterator):  # fairseq uses some iterators for several epochs
         return iterator

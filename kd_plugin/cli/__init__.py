@@ -1,4 +1,4 @@
-"""`kd-plugin VERB …`: a thin front; each verb's own module declares its options and has the work done."""
+"""`kd-plugin VERB …`: a thin front end; each verb's own module declares its options and starts the work."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from kd_plugin.version import __version__
 
 
 def build_parser(verb: Optional[str] = None) -> argparse.ArgumentParser:
-    """All verbs by name; the options of `verb` alone, so that no other verb's module is imported."""
+    """A parser of all verb names and the options of `verb` only, so that no other verb's module is imported."""
     parser = argparse.ArgumentParser(
         prog="kd-plugin", description="Knowledge distillation in plain fairseq-train: the tools around the plugin."
     )
@@ -33,19 +33,19 @@ def build_parser(verb: Optional[str] = None) -> argparse.ArgumentParser:
 
 
 def _check_words(arguments: Sequence[str]) -> None:
-    """Refuse what no option means: an empty path is the current folder to Python, and a NUL is in no path."""
+    """Refuse values that no option can mean: Python takes an empty path as the current folder; no path has a NUL."""
     for before, word in zip(["", *arguments], arguments):
         flag, equals, value = word.partition("=") if word.startswith("--") else (before, "", word)
         if not value and (equals or not word):
             name = flag if flag.startswith("-") else "an argument"
-            raise KDPluginError(f"{name} is empty. Remedy: a value, or leave it out")
+            raise KDPluginError(f"{name} is empty. Remedy: give a value, or leave it out")
         if "\0" in word:
             name = f"{flag} {value!r}" if flag.startswith("-") else repr(value)
-            raise KDPluginError(f"{name}: holds a NUL character, which no file's name can. Remedy: another name")
+            raise KDPluginError(f"{name} contains a NUL character, which no file name can. Remedy: use another name")
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
-    """Exit status: 0 done, 1 a `KDPluginError` (or what the verb says), 2 wrong usage, 128 + n stopped by signal n."""
+    """Exit status: 0 done, 1 a `KDPluginError` (or as the verb says), 2 wrong usage, 128 + n stopped by signal n."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     verb = chosen_verb(arguments)
     try:
@@ -64,22 +64,22 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         if (error.name or "kd_plugin").split(".")[0] == "kd_plugin":
             raise
         message = (
-            f"{verb} needs {error.name}, which cannot be imported ({error}). Remedy: kd-plugin doctor says what is "
-            "missing and how to install it"
+            f"{verb} needs {error.name}, which cannot be imported ({error}). Remedy: run kd-plugin doctor, which says "
+            "what is missing and how to install it"
         )
     except KeyboardInterrupt as error:
         what, status = ("terminated", TERMINATED) if isinstance(error, Terminated) else ("interrupted", INTERRUPTED)
         print(f"kd-plugin {verb}: {what}: {VERBS[verb].stopped if verb in VERBS else READS}", file=sys.stderr)
         return status
-    except BrokenPipeError:  # `kd-plugin … | head`: nobody reads any more
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what Python still wants to write as it ends
+    except BrokenPipeError:  # `kd-plugin … | head`: the reader has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python still writes when it exits
         return NO_READER
-    except (MemoryError, RuntimeError) as error:  # of torch and CTranslate2
+    except (MemoryError, RuntimeError) as error:  # from torch and CTranslate2
         if not is_out_of_memory(error):
             raise
         message = (
-            f"{verb}: the memory was not enough ({str(error).strip() or 'MemoryError'}). Remedy: a smaller "
-            "--max-tokens, fewer --workers, or a larger machine or GPU; what is finished is kept"
+            f"{verb}: not enough memory ({str(error).strip() or 'MemoryError'}). Remedy: use a smaller --max-tokens, "
+            "fewer --workers, or a larger machine or GPU; finished work is kept"
         )
     print(f"kd-plugin: error: {message}", file=sys.stderr)
     return 1

@@ -1,4 +1,4 @@
-"""`kd-plugin cache-info`: whose answers a cache holds, to which data, and whether every byte is as it was written."""
+"""`kd-plugin cache-info`: whose answers a cache contains, for which data, and whether its bytes are unchanged."""
 
 import argparse
 from pathlib import Path
@@ -10,7 +10,7 @@ from kd_plugin.runners.progress import progress_bar
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("cache_dir", metavar="DIR", help="the folder of --cache-dir and --teacher-cache")
-    parser.add_argument("--verify", action="store_true", help="hash every byte again")
+    parser.add_argument("--verify", action="store_true", help="hash all bytes again and compare")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -23,5 +23,5 @@ def run(args: argparse.Namespace) -> int:
         with progress_bar("verify", total, "B", unit_scale=True) as bar:
             for store in stores:
                 store.verify(bar.update)
-        print(f"verified: {total:,} bytes are as they were written")
+        print(f"verified: {total:,} bytes are unchanged")
     return 0

@@ -27,26 +27,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "data", nargs="?", metavar="DATA", help="binarised data as fairseq-train takes them, also A:B:C"
     )
-    parser.add_argument("--input", metavar="FILE", help="raw text instead, UTF-8, a sentence a line")
+    parser.add_argument("--input", metavar="FILE", help="raw text instead, UTF-8, one sentence per line")
     add_models(
         parser,
-        "the teacher, or an ensemble; or a folder with a model of Hugging Face, of Marian as OPUS-MT packs it, or of "
-        "CTranslate2",
+        "the teacher, or an ensemble; or a folder with a Hugging Face model, a Marian model as OPUS-MT packages it, or "
+        "a CTranslate2 model",
         required=False,
     )
     add_folder(parser)
-    # flags that --engine http does not take are absent from args unless they are given: their defaults are Corpus'
+    # flags that --engine http does not take are absent from args unless given; their defaults are those of Corpus
     parser.add_argument("--gen-subset", default=argparse.SUPPRESS, help="split of DATA (default: train)")
-    add_subwords(parser, "for raw text, unless it is segmented already", remove_bpe=True)
+    add_subwords(parser, "for raw text that is not segmented yet", remove_bpe=True)
     add_destination(parser)
     _add_engine(parser)
     add_search(parser)
-    parser.add_argument("--seed", type=int, default=1, help="of --sampling (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=1, help="for --sampling (default: %(default)s)")
     parser.add_argument(
         "--shard-sentences",
         type=int,
         default=10_000,
-        help="different source sentences in a file: what a killed job loses at most (default: %(default)s)",
+        help="distinct source sentences per file: the most that a killed job loses (default: %(default)s)",
     )
     add_job(parser)
     add_http(parser)
@@ -57,21 +57,21 @@ def _add_engine(parser: argparse.ArgumentParser) -> None:
         "--engine",
         default="auto",
         choices=("auto", *ENGINES, "http"),
-        help="fairseq: checkpoints of any architecture, ensembles; ctranslate2: transformers, converted on the way, "
-        "two to four times as fast on CPUs, and folders; http: a language model behind an OpenAI-compatible server "
+        help="fairseq: checkpoints of any architecture, ensembles; ctranslate2: folders, and transformers, converted "
+        "automatically, two to four times as fast on CPUs; http: a language model behind an OpenAI-compatible server "
         "(default: fairseq for checkpoints, ctranslate2 for folders)",
     )
     parser.add_argument(
         "--compute-type",
         default=argparse.SUPPRESS,
-        help="float32, float16, bfloat16, and int8, int8_float16, … of ctranslate2 (default: float16 on a GPU, float32 "
-        "on a CPU)",
+        help="float32, float16, bfloat16; with ctranslate2 also int8, int8_float16, … (default: float16 on a GPU, "
+        "float32 on a CPU)",
     )
     parser.add_argument(
         "--max-tokens",
         type=int,
         default=argparse.SUPPRESS,
-        help="source tokens in a batch, padded; with --engine fairseq on a CPU 500 is faster (default: 4000)",
+        help="source tokens per batch, with padding; with --engine fairseq on a CPU, 500 is faster (default: 4000)",
     )
 
 
@@ -84,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def corpus(args: argparse.Namespace) -> "Corpus":
-    """What the flags ask for."""
+    """The job that the flags describe."""
     from kd_plugin.decoding.decode import Corpus
 
     check_engine(args)

@@ -1,4 +1,4 @@
-"""`kd-plugin filter`: drop translations that would teach a student wrong, each counted for the rule that hit."""
+"""`kd-plugin filter`: drop translations that would mislead a student, each counted under the rule that matched."""
 
 import argparse
 from types import SimpleNamespace
@@ -19,8 +19,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--scores",
         metavar="FILE",
-        help="scores of another model, higher is better: number of the line TAB score for each translation, in the "
-        "order of the PREFIX.scores that --text writes for INPUT_DIR",
+        help="scores from another model, higher is better: line number TAB score for each translation, in the order of "
+        "the PREFIX.scores that --text writes for INPUT_DIR",
     )
     add_workers(parser, SENTENCES_A_WORKER)
     add_destination(parser)

@@ -1,4 +1,4 @@
-"""`kd-plugin import`: translations that something else has made."""
+"""`kd-plugin import`: translations made with other programs."""
 
 import argparse
 
@@ -9,23 +9,23 @@ from kd_plugin.corpus.tables import COLUMNS, FORMATS, OBJECT
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "file", metavar="FILE", help=f"TSV or CSV ({COLUMNS}) or JSON lines ({OBJECT}), as they are or packed (.gz)"
+        "file", metavar="FILE", help=f"TSV or CSV ({COLUMNS}) or JSON lines ({OBJECT}), plain or compressed (.gz)"
     )
-    parser.add_argument("--format", choices=FORMATS, help="default: as the file is called: .tsv, .csv, .jsonl")
+    parser.add_argument("--format", choices=FORMATS, help="default: by the file's name: .tsv, .csv, .jsonl")
     parser.add_argument(
         "--columns",
         metavar="NAME,…",
-        help="what the columns of a table are, in its order: source, hypothesis, score, system, and _ for one to leave "
-        "out; Tatoeba's pairs: --columns _,source,_,hypothesis (default: what its first line names, or source, "
-        "hypothesis, score, system)",
+        help="the columns of a table, in order: source, hypothesis, score, system, and _ for one to skip; Tatoeba's "
+        "pairs: --columns _,source,_,hypothesis (default: as its first line names them, or source, hypothesis, score, "
+        "system)",
     )
     parser.add_argument("-s", "--source-lang", required=True, metavar="LANG")
     parser.add_argument("-t", "--target-lang", required=True, metavar="LANG")
     parser.add_argument(
         "--source",
         metavar="FILE",
-        help="the corpus that was translated, a sentence a line: its lines' numbers are kept (default: each source of "
-        "the file is a line of its own)",
+        help="the corpus that was translated, one sentence per line: its line numbers are kept (default: each source "
+        "in the file is a line of its own)",
     )
     add_destination(parser)
 

@@ -1,4 +1,4 @@
-"""Which numbers the flags of kd-plugin take: one table for all verbs, compared before a verb begins its work."""
+"""The numbers that kd-plugin's flags accept: one table for all verbs, checked before a verb begins its work."""
 
 import argparse
 import math
@@ -6,11 +6,11 @@ from typing import Dict, NamedTuple, Tuple
 
 from kd_plugin.errors import KDPluginError, shown
 
-MANY = 2**31 - 1  # what NumPy, torch and CTranslate2 can count everywhere
+MANY = 2**31 - 1  # the largest count that NumPy, torch and CTranslate2 support everywhere
 
 
 class Limits(NamedTuple):
-    """From `low` to `high`, both included; `also` are single values outside, which mean something else."""
+    """From `low` to `high`, inclusive; `also` lists single values outside, which have a special meaning."""
 
     low: float
     high: float = MANY
@@ -21,17 +21,17 @@ class Limits(NamedTuple):
         return self.low <= value <= self.high or value in self.also
 
     def rule(self, value: float) -> str:
-        """What `value` breaks."""
+        """The rule that `value` breaks."""
         also = "".join(f", or {shown(other)}" for other in self.also)
         if self.high == MANY and value < self.low:
             return f"must be at least {shown(self.low)}{also}"
         return f"must lie in {shown(self.low)} … {shown(self.high)}{also}"
 
 
-# by the name in args. What only goes together with another flag or a model (--nbest with --beam, --sampling-topk with
-# the vocabulary) is looked at where both are known.
+# By the name in args. Limits that depend on another flag or a model (--nbest on --beam, --sampling-topk on the
+# vocabulary) are checked where both are known.
 LIMITS: Dict[str, Limits] = {
-    # search: beyond these fairseq divides by numbers that overflow, or writes unknown symbols alone
+    # search: beyond these, fairseq divides by numbers that overflow, or writes only unknown symbols
     "beam": Limits(1, 10_000),
     "nbest": Limits(1, 10_000),
     "max_len_a": Limits(0, 1e6),
@@ -42,7 +42,7 @@ LIMITS: Dict[str, Limits] = {
     "sampling_topp": Limits(1e-6, 1, also=(-1,)),
     "temperature": Limits(0.01, 1000),
     "seed": Limits(-MANY),
-    # the work and how it is shared
+    # batches, and how the work is divided
     "max_tokens": Limits(1),
     "batch_size": Limits(1),
     "shard_sentences": Limits(1),
@@ -63,7 +63,7 @@ LIMITS: Dict[str, Limits] = {
     "coverage": Limits(1e-6, 1),
     # select; filter's are with its rules
     "top": Limits(1),
-    # evaluate and export; of fewer resamples than 40 none is outside of an interval of 95 %
+    # evaluate and export; with fewer than 40 resamples, none lies outside a 95% interval
     "cpu_sentences": Limits(1),
     "bootstrap": Limits(40, 100_000, also=(0,)),
     "max_positions": Limits(2),
@@ -72,13 +72,13 @@ LIMITS: Dict[str, Limits] = {
 
 
 def check_numbers(args: argparse.Namespace) -> None:
-    """Refuse numbers, of any verb's flags, outside of LIMITS."""
+    """Refuse numbers outside LIMITS, whichever verb's flag they are for."""
     for name, value in vars(args).items():
         limits = LIMITS.get(name)
         if limits is None or isinstance(value, bool) or not isinstance(value, (int, float)):
             continue
         if not limits.allow(value):
             raise KDPluginError(
-                f"--{name.replace('_', '-')} {shown(value)}: {limits.rule(value)}. Remedy: such a "
+                f"--{name.replace('_', '-')} {shown(value)}: {limits.rule(value)}. Remedy: give such a "
                 "number, or leave it out"
             )

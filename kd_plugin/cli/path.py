@@ -1,11 +1,11 @@
-"""`kd-plugin path`: the absolute directory of the package, alone on one line, for command substitution."""
+"""`kd-plugin path`: print only the absolute path of the package, for command substitution."""
 
 import argparse
 import os
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """It takes no options."""
+    """This verb takes no options."""
 
 
 def run(args: argparse.Namespace) -> int:

@@ -10,14 +10,14 @@ TITLE = "Distillation report"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--output", required=True, metavar="FILE", help="the page to write, report.html say")
+    parser.add_argument("--output", required=True, metavar="FILE", help="the page to write, such as report.html")
     parser.add_argument(
         "--evaluation",
         nargs="+",
         action="extend",
         default=[],
         metavar="PATH",
-        help="folders or JSON files of kd-plugin evaluate",
+        help="folders or JSON files from kd-plugin evaluate",
     )
     parser.add_argument(
         "--log",
@@ -25,15 +25,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="extend",
         default=[],
         metavar="NAME=FILE",
-        help="logs of fairseq-train (--log-format simple or json), each with the name of its run; a name that comes "
-        "again continues its run",
+        help="logs of fairseq-train (--log-format simple or json), each with the name of its run; a repeated name "
+        "continues that run",
     )
     parser.add_argument("--title", default=TITLE, help=f"of the page (default: {TITLE})")
 
 
 def run(args: argparse.Namespace) -> int:
     """Exit status 0."""
-    from kd_plugin.report.page import write_report  # an extra's libraries
+    from kd_plugin.report.page import write_report  # it needs the libraries of an extra
 
     print(write_report(Path(args.output), args.title, args.evaluation, args.log, inputs_of(args)), file=sys.stderr)
     return 0

@@ -1,4 +1,4 @@
-"""`kd-plugin score`: what a model, a metric without references or a program of yours thinks of translations."""
+"""`kd-plugin score`: score translations with a model, a reference-free metric or your own program."""
 
 import argparse
 
@@ -20,33 +20,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("input_dir", metavar="INPUT_DIR", help="translations: kd-plugin decode, import, select, filter")
     add_models(
         parser,
-        "the model, or an ensemble, or a folder as decode takes it; one of the other direction scores the source, "
-        "given the translation. Exactly one of --path, --metric and --command says who scores",
+        "the model, or an ensemble, or a folder as for decode; a model of the other direction scores the source, given "
+        "the translation. Give exactly one of --path, --metric and --command",
         required=False,
     )
     add_folder(parser)
     parser.add_argument(
         "--metric",
         metavar="METRIC",
-        help="a learned metric that needs no reference: comet-kiwi, metricx, a name of the hub's (OWNER/NAME), a "
-        "COMET checkpoint (.ckpt), a folder with a MetricX model. Higher is better: of MetricX, which predicts errors, "
-        "minus the prediction (-25 … 0)",
+        help="a learned metric that needs no reference: comet-kiwi, metricx, a model on the hub (OWNER/NAME), a COMET "
+        "checkpoint (.ckpt), a folder with a MetricX model. Higher is better: for MetricX, which predicts errors, the "
+        "score is minus the prediction (-25 … 0)",
     )
     parser.add_argument(
         "--command",
         metavar="COMMAND",
-        help="a program of yours, which a shell starts once for each shard: it reads lines `source TAB translation` "
-        "(UTF-8; a tab inside a text comes as a space) and writes a number for each, higher is better, a line each",
+        help="your own program, which a shell starts once per shard: it reads lines `source TAB translation` (UTF-8; a "
+        "tab inside a text becomes a space) and writes one number per line for each, higher is better",
     )
-    add_subwords(parser, "of --path's model (default: its symbols are what spaces separate)")
+    add_subwords(parser, "of the --path model (default: symbols are separated by spaces)")
     parser.add_argument(
         "--compute-type",
         default="auto",
         choices=["auto", *DTYPE_NAMES],
-        help="of --path (default: float16 on a GPU, float32 on a CPU)",
+        help="for --path (default: float16 on a GPU, float32 on a CPU)",
     )
-    parser.add_argument("--max-tokens", type=int, help="of --path: in a batch, padded (default: 4000)")
-    parser.add_argument("--batch-size", type=int, metavar="N", help="of --metric: translations (default: 16)")
+    parser.add_argument("--max-tokens", type=int, help="for --path: tokens per batch, with padding (default: 4000)")
+    parser.add_argument("--batch-size", type=int, metavar="N", help="for --metric: translations (default: 16)")
     add_destination(parser)
     add_job(parser)
 

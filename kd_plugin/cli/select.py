@@ -1,4 +1,4 @@
-"""`kd-plugin select`: of a teacher's n-best translations keep those that teach best."""
+"""`kd-plugin select`: keep those of a teacher's n-best translations that teach best."""
 
 import argparse
 
@@ -15,15 +15,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--by",
         required=True,
         choices=CRITERIA,
-        help="reference: nearest to --reference (sequence-level interpolation); score: the model's own; mbr: highest "
-        "mean chrF with the other translations of the sentence (minimum Bayes risk)",
+        help="reference: closest to --reference (sequence-level interpolation); score: the best score of the model; "
+        "mbr: highest mean chrF against the sentence's other translations (minimum Bayes risk)",
     )
-    parser.add_argument("--reference", metavar="FILE", help="raw text, a line for each line of the corpus")
-    parser.add_argument("--metric", choices=list(METRICS), help="nearness to the reference (default: bleu)")
+    parser.add_argument("--reference", metavar="FILE", help="raw text, one line for each line of the corpus")
+    parser.add_argument("--metric", choices=list(METRICS), help="closeness to the reference (default: bleu)")
     parser.add_argument(
         "--tokenize",
         choices=BLEU.TOKENIZERS,
-        help="sacreBLEU's tokenizer for --metric bleu (default: the target language's, as kd-plugin evaluate has it)",
+        help="sacreBLEU's tokenizer for --metric bleu (default: by target language, as in kd-plugin evaluate)",
     )
     parser.add_argument("--top", type=int, default=1, metavar="N", help="keep the N best (default: %(default)s)")
     add_workers(parser, SENTENCES_A_WORKER)

@@ -1,4 +1,4 @@
-"""The table of verbs. To look at it imports none of them."""
+"""The table of verbs. Reading it imports none of them."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import multiprocessing
 import sys
 from typing import Dict, NamedTuple, Optional, Sequence
 
-# What Ctrl-C leaves behind, and how to go on.
-SHARDS = "finished shards are kept, and the same command goes on with the others"
-ANEW = "nothing is finished, and the same command begins anew"
+# What Ctrl-C leaves behind, and how to continue.
+SHARDS = "finished shards are kept, and the same command continues with the others"
+ANEW = "nothing is finished, and the same command starts from the beginning"
 READS = "nothing was changed"
 
 
@@ -18,8 +18,8 @@ class Verb(NamedTuple):
     Args:
         module: imported only when its verb is asked for. It defines `add_arguments(parser)` and `run(args) -> int`,
             the exit status
-        stopped: what a stop leaves behind
-        fairseq: whether it works with fairseq, which takes seconds to import and is then registered with first
+        stopped: the state that an interruption leaves, and how to continue
+        fairseq: whether it uses fairseq, which takes seconds to import; the plugin is then registered first
     """
 
     help: str
@@ -31,29 +31,29 @@ class Verb(NamedTuple):
 VERBS: Dict[str, Verb] = {
     "doctor": Verb("check this installation and, on request, teacher files", "kd_plugin.cli.doctor", READS, True),
     "cache": Verb("ask a teacher about a corpus once and keep its answers", "kd_plugin.cli.cache", SHARDS, True),
-    "cache-info": Verb("what such a cache holds; --verify: whether it is undamaged", "kd_plugin.cli.cache_info", READS),
+    "cache-info": Verb("what a cache contains; --verify: whether it is intact", "kd_plugin.cli.cache_info", READS),
     "vocabulary": Verb(
-        "a student's dictionaries in its teacher's pieces, all or what a corpus needs",
+        "dictionaries for a student from its teacher's pieces: all, or those that a corpus needs",
         "kd_plugin.cli.vocabulary",
         fairseq=True,
     ),
     "decode": Verb(
         "translate a corpus with a teacher, for sequence-level distillation", "kd_plugin.cli.decode", SHARDS, True
     ),
-    "import": Verb("take in translations made elsewhere: TSV, CSV or JSON lines", "kd_plugin.cli.import_translations"),
-    "select": Verb("of n-best translations keep those that teach best", "kd_plugin.cli.select"),
+    "import": Verb("import translations made elsewhere: TSV, CSV or JSON lines", "kd_plugin.cli.import_translations"),
+    "select": Verb("keep those n-best translations that teach best", "kd_plugin.cli.select"),
     "score": Verb(
-        "what a model, a metric without references or a program of yours thinks of translations",
+        "score translations with a model, a reference-free metric or your own program",
         "kd_plugin.cli.score",
         SHARDS,
         True,
     ),
-    "filter": Verb("drop translations that would teach wrong, by rules", "kd_plugin.cli.filter"),
+    "filter": Verb("drop translations that would mislead a student, by rules", "kd_plugin.cli.filter"),
     "evaluate": Verb(
         "scores, significance, speed and size of models, side by side", "kd_plugin.cli.evaluate", fairseq=True
     ),
     "export": Verb(
-        "a model for use or to give away: CTranslate2, fairseq, safetensors", "kd_plugin.cli.export", fairseq=True
+        "a model to use or to share: CTranslate2, fairseq, safetensors", "kd_plugin.cli.export", fairseq=True
     ),
     "report": Verb("one HTML page of evaluations and learning curves", "kd_plugin.cli.report"),
     "path": Verb('print the directory for --user-dir "$(kd-plugin path)"', "kd_plugin.cli.path", READS),
@@ -61,14 +61,14 @@ VERBS: Dict[str, Verb] = {
 
 
 def chosen_verb(arguments: Sequence[str]) -> Optional[str]:
-    """The name of the verb, known or not, in what follows `kd-plugin`."""
+    """The name of the verb, known or not, in the words after `kd-plugin`."""
     return next((argument for argument in arguments if not argument.startswith("-")), None)
 
 
 def worker_needs_fairseq() -> bool:
-    """Whether this process of the command is a worker, which has the command's arguments, of a verb with fairseq.
+    """Whether this process is a worker of a verb with fairseq; workers have the command's arguments.
 
-    The command itself registers only when it has understood its arguments (kd_plugin.cli).
+    The command itself registers only after parsing its arguments (kd_plugin.cli).
     """
     verb = VERBS.get(chosen_verb(sys.argv[1:]) or "")
     return multiprocessing.current_process().name != "MainProcess" and verb is not None and verb.fairseq

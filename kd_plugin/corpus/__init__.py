@@ -1,1 +1,1 @@
-"""Text: lines, subwords, binarised data, translations on disk, formats that come from elsewhere."""
+"""Text: lines, subwords, binarised data, translations on disk, foreign formats."""

@@ -6,11 +6,13 @@ import numpy as np
 
 
 def by_length(lengths: np.ndarray, max_tokens: int) -> Iterator[np.ndarray]:
-    """Positions of sentences, shortest first, in batches of at most max_tokens with their padding.
+    """Positions of sentences, shortest first, in batches of at most max_tokens including padding.
+
+    A sentence longer than max_tokens is a batch by itself.
 
     Args:
-        lengths: (sentences,), or (keys, sentences) where several lengths count: the last key first, and it alone
-            fills the batch. A sentence longer than max_tokens is a batch by itself.
+        lengths: (sentences,), or (keys, sentences) to sort by several lengths: the last key is the primary one, and
+            batch sizes depend on it alone
     """
     keys = np.atleast_2d(lengths)
     if keys.shape[1] == 0:
@@ -19,7 +21,7 @@ def by_length(lengths: np.ndarray, max_tokens: int) -> Iterator[np.ndarray]:
     ordered = keys[-1][order]
     start = 0
     for at in range(1, len(order) + 1):
-        # ascending: the last one is the longest
+        # lengths ascend, so the last one is the longest
         if at == len(order) or ordered[at] * (at + 1 - start) > max_tokens:
             yield order[start:at]
             start = at

@@ -1,4 +1,4 @@
-"""Binarised text in any of fairseq's formats: which one it is, is it whole, and its sentences."""
+"""Reads binarised text in any of fairseq's formats: detects the format, checks that it is complete, opens it."""
 
 import contextlib
 import os
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kd_plugin.errors import KDPluginError
 
-# fairseq's `cached` wants to be told which sentences will be read; `lazy` reads the same files
+# fairseq's `cached` must know beforehand which sentences will be read; `lazy` reads the same files
 READ_AS = {"cached": "lazy"}
 REMEDY = "Remedy: binarise the text again: fairseq-preprocess --dataset-impl mmap, which is its default"
 
@@ -20,18 +20,18 @@ REMEDY = "Remedy: binarise the text again: fairseq-preprocess --dataset-impl mma
 class _Index(NamedTuple):
     sentences: int
     tokens: int
-    width: int  # bytes of a token
-    bytes: int  # of the whole index
+    width: int  # bytes per token
+    bytes: int  # size of the whole index
 
 
 def dataset_format(prefix: str) -> str:
-    """The --dataset-impl with which a split can be read: mmap, lazy (of what was written as lazy or cached) or raw.
+    """The --dataset-impl to read a split with: mmap, lazy (for data written as lazy or cached) or raw.
 
     Args:
-        prefix: of the files of one side, `DATA/train.en-de.en`
+        prefix: of one side's files, `DATA/train.en-de.en`
 
     Raises:
-        KDPluginError: there is none, it is of a format that is not read here, it is empty, or its files are damaged
+        KDPluginError: the data is missing, empty, damaged, or in an unsupported format
     """
     found = indexed_dataset.infer_dataset_impl(prefix)
     if found in ("mmap", "cached"):
@@ -39,27 +39,27 @@ def dataset_format(prefix: str) -> str:
     if found in ("mmap", "cached", "raw"):
         return READ_AS.get(found, found)
     if found is not None:  # huffman, fasta
-        raise KDPluginError(f"{prefix}: binarised text of the format {found} is not read here. {REMEDY}")
+        raise KDPluginError(f"{prefix}: binarised text of the format {found} is not supported. {REMEDY}")
     index = f"{prefix}.idx"
     if not os.path.isfile(index):
         raise KDPluginError(f"{index}: is missing. {REMEDY}")
     if not os.path.isfile(f"{prefix}.bin"):
         raise KDPluginError(f"{prefix}.bin: is missing. {REMEDY}")
     raise KDPluginError(
-        f"{index} ({os.path.getsize(index):,} bytes): is no index of binarised text, or a damaged one. {REMEDY}"
+        f"{index} ({os.path.getsize(index):,} bytes): is not an index of binarised text, or is damaged. {REMEDY}"
     )
 
 
 def format_of_pair(source: str, target: str) -> str:
-    """`dataset_format` of both sides of a split, which fairseq wants to be the same."""
+    """`dataset_format` of both sides of a split, which fairseq requires to be the same."""
     found = [dataset_format(prefix) for prefix in (source, target)]
     if found[0] != found[1]:
-        raise KDPluginError(f"{source}: is of the format {found[0]}, {target} of {found[1]}. {REMEDY}")
+        raise KDPluginError(f"{source}: has the format {found[0]}, but {target} has {found[1]}. {REMEDY}")
     return found[0]
 
 
 def open_indexed(prefix: str, dictionary: Dictionary) -> Any:
-    """fairseq's dataset of one side of a split: a tensor of symbols for each sentence; errors as `dataset_format`."""
+    """fairseq's dataset for one side of a split: one tensor of symbols per sentence. Raises as `dataset_format`."""
     implementation = dataset_format(prefix)
     with readable(prefix):
         return data_utils.load_indexed_dataset(prefix, dictionary, implementation)
@@ -67,7 +67,7 @@ def open_indexed(prefix: str, dictionary: Dictionary) -> Any:
 
 @contextlib.contextmanager
 def readable(prefix: str) -> Iterator[None]:
-    """Inside, what goes wrong in reading raw text or an index is said of `prefix`."""
+    """Within this context, errors in reading raw text or an index become a KDPluginError that names `prefix`."""
     try:
         yield
     except (AssertionError, OSError, UnicodeError, ValueError, struct.error) as error:
@@ -75,14 +75,14 @@ def readable(prefix: str) -> Iterator[None]:
 
 
 def check_ids(tokens: Tensor, dictionary: Dictionary, data: str) -> None:
-    """Refuse symbols of a larger dictionary, which would be read as unknown, or end in an index error.
+    """Refuses symbols of a larger dictionary, which would be read as unknown or raise an index error.
 
     Args:
         tokens: int64, of any shape
     """
     if tokens.numel() and int(tokens.max()) >= len(dictionary):
         raise KDPluginError(
-            f"{data}: holds the symbol number {int(tokens.max())}, and its dictionary has {len(dictionary)} symbols: "
+            f"{data}: contains symbol number {int(tokens.max())}, but its dictionary has {len(dictionary)} symbols: "
             "it was binarised with another one. Remedy: the dictionary of its fairseq-preprocess, or binarise it again"
         )
 
@@ -92,7 +92,7 @@ def _damaged(prefix: str, reason: str) -> KDPluginError:
 
 
 def _check_whole(prefix: str, implementation: str) -> None:
-    """Do the sizes of both files fit what the index says?"""
+    """Raises unless the sizes of both files match the index."""
     index, data = Path(f"{prefix}.idx"), Path(f"{prefix}.bin")
     try:
         found = _read_mmap(index) if implementation == "mmap" else _read_tnt(index)

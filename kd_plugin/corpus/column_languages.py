@@ -1,10 +1,10 @@
-"""What else a language's code may be called: its codes of ISO 639, and its name in English or in itself."""
+"""Other names of a language code: its ISO 639 codes, and the language's name in English or in itself."""
 
 import re
 
 from kd_plugin.corpus.languages import may_be_the_same
 
-# the commonest languages: codes of ISO 639, then names
+# the most common languages: ISO 639 codes, then names
 _LANGUAGES = """
 ar ara arabic|bg bul bulgarian|bn ben bengali bangla|ca cat catalan català|cs ces cze czech čeština
 da dan danish dansk|de deu ger german deutsch|el ell gre greek ελληνικά|en eng english|es spa spanish español
@@ -21,13 +21,13 @@ NAMED = {name: names.split()[0] for names in re.split("[|\n]", _LANGUAGES) for n
 
 
 def language_of(name: str) -> str:
-    """One spelling for all of a common language's: its code of two letters; any other one's first part."""
+    """The two-letter code for any name of a common language; for other names, their first part."""
     first = re.split(r"[\W_]", name.strip().lower())[0]
     return NAMED.get(first, first)
 
 
 def other_language(said: str, expected: str) -> bool:
-    """Whether a code or an English name cannot mean the language of this code."""
+    """Whether a code or name cannot mean the expected language."""
     one, other = language_of(said), language_of(expected)
     if one in NAMED and other in NAMED:
         return one != other

@@ -1,4 +1,4 @@
-"""Columns of translations that look like something else: numbers, identifiers, labels, names of no systems."""
+"""Detects columns that cannot be what they are taken for: numbers, identifiers or labels, text instead of systems."""
 
 import re
 from collections import Counter
@@ -13,16 +13,16 @@ SAY = "say which column is what: --columns source,hypothesis,score (in the file'
 SIDES = ("sources", "translations")
 FEWEST_SYSTEMS = 4
 FEWEST_OF_A_LABEL = 4
-FEWEST_WORDS = 4  # of a text that ends without a full stop
+FEWEST_WORDS = 4  # for text that does not end in a full stop
 
 
 class Looks:
-    """What the rows look like together; nothing is wrong with any one of them.
+    """Judges all rows together, for what no single row can show.
 
     Args:
         where: for errors
-        remedy: what to do where they look like something else
-        fewest: rows from which on numbers are too many
+        remedy: for errors
+        fewest: the number of rows from which on columns of numbers are refused
     """
 
     def __init__(self, where: str, remedy: str, fewest: int = 1):
@@ -46,14 +46,14 @@ class Looks:
             self._systems[system] += 1
 
     def check(self) -> None:
-        """After the last row: refuse columns that look like something else."""
+        """Call after the last row; refuses columns that look like something else."""
         for side, what in enumerate(SIDES):
             if 2 * self._numbers[side] > self._rows >= self._fewest:
                 raise self._error(f"{self._numbers[side]:,} of {self._rows:,} {what} are numbers", tatoeba=not side)
         named, different = sum(self._systems.values()), len(self._systems)
         sentences = sum(map(_is_sentence, self._systems))
         if 2 * different > named and (named >= FEWEST_SYSTEMS or different > 1 and 2 * sentences > different):
-            raise self._error(f"{different:,} different systems in {named:,} rows: what names them is something else")
+            raise self._error(f"{different:,} different systems in {named:,} rows: the column is not a system's name")
         for side, what in enumerate(SIDES):
             if 2 * self._labels[side] > self._rows >= max(2, self._fewest):
                 raise self._error(f"{self._labels[side]:,} of {self._rows:,} {what} are numbers or identifiers")
@@ -61,7 +61,7 @@ class Looks:
                 raise self._error(f"all {self._rows:,} {what} are {self._first[side]!r}")
 
     def _is_label(self, side: int) -> bool:
-        """Whether what is the same in all rows is far too short for what stands beside it."""
+        """Whether the text that is the same in all rows is far too short for the other side."""
         label = self._first[side]
         each = self._amounts[1 - side] / self._rows
         return len(label.split()) == 1 and not self._same[1 - side] and each > max(2.5, 2 * amount(label))
@@ -78,13 +78,13 @@ def _is_number_for_text(one: str, other: str) -> bool:
 
 
 def _is_identifier_for_text(one: str, other: str) -> bool:
-    """sent_0001, #7, 7., a UUID."""
+    """Whether `one` is an identifier (sent_0001, #7, 7., a UUID) and `other` is text."""
     is_one = one.isascii() and len(one.split()) == 1 and any(map(str.isdigit, one))
     return is_one and any(map(str.isalpha, other)) and (len(other.split()) > 1 or not other.isascii())
 
 
 def _is_sentence(name: str) -> bool:
-    """Whether what should name a system is a text: not nllb 600M, opus-mt or GPT 4."""
+    """Whether a system's name is really a sentence, unlike nllb 600M, opus-mt or GPT 4."""
     words = name.split()
     if len(words) < 2:
         return ENDS_SENTENCE.search(name) is not None and not name.isascii()

@@ -1,6 +1,6 @@
-"""Which column of a table of translations is what: as --columns says it, as a first line does, or as usual.
+"""The meaning of a table's columns: from --columns, from a first line that names them, or by default.
 
-What nobody says is not guessed: a table that looks like something else is refused with the flag to say it.
+Nothing is guessed: if a table does not look like the default, it is refused, and the error names the flag to use.
 """
 
 import re
@@ -13,8 +13,8 @@ from kd_plugin.errors import KDPluginError
 
 SOURCE, HYPOTHESIS, SCORE, SYSTEM = "source", "hypothesis", "score", "system"
 USUAL = (SOURCE, HYPOTHESIS, SCORE, SYSTEM)
-SKIPPED = "_"  # and "-", which has to be written --columns=-,…
-# what others call them, in a first line, in --columns and as keys of JSON
+SKIPPED = "_"  # or "-", which must be written --columns=-,…
+# their names in a first line, in --columns and as JSON keys
 NAMES = {
     SOURCE: "source src source_text src_text source_sentence sourcetext original input",
     HYPOTHESIS: "hypothesis hyp target tgt trg translation mt output prediction target_text tgt_text",
@@ -23,7 +23,7 @@ NAMES = {
     SKIPPED: "id ids index line no number source_id src_id target_id tgt_id sentence_id segment",
 }
 MEANING = {name: role for role, names in NAMES.items() for name in names.split()}
-# words that names of columns are made of, whatever they may mean
+# words that column names consist of, whatever their meaning
 WORDS = frozenset(
     "reference references ref refs sentence sentences sent text texts txt out output in input n num lang language raw "
     "post edited pe gold human machine translated string seg doc domain".split()
@@ -36,7 +36,7 @@ QUOTATION_MARKS = "\"'„“”«»‹›‚‘’「『"
 
 
 class Cells(NamedTuple):
-    """A row's texts; empty where it has no such column."""
+    """A row's texts; empty for a missing column."""
 
     source: str
     hypothesis: str
@@ -48,7 +48,7 @@ def parse_columns(value: Optional[str]) -> Optional[List[str]]:
     """The roles that --columns names.
 
     Raises:
-        KDPluginError: another word, one twice, or no source or hypothesis
+        KDPluginError: an unknown or repeated role, or no source or hypothesis
     """
     if value is None:
         return None
@@ -56,16 +56,16 @@ def parse_columns(value: Optional[str]) -> Optional[List[str]]:
     for name in value.split(","):
         role = SKIPPED if name.strip() in ("-", "_") else MEANING.get(name.strip().lower(), "")
         if not role:
-            raise KDPluginError(f"--columns {value}: {name!r} is none of {', '.join(USUAL)} and _. Remedy: {SAY}")
+            raise KDPluginError(f"--columns {value}: {name!r} is not one of {', '.join(USUAL)} and _. Remedy: {SAY}")
         found.append(role)
     roles = [role for role in found if role != SKIPPED]
     if len(set(roles)) < len(roles) or not {SOURCE, HYPOTHESIS} <= set(roles):
-        raise KDPluginError(f"--columns {value}: needs source and hypothesis, and none twice. Remedy: {SAY}")
+        raise KDPluginError(f"--columns {value}: needs source and hypothesis, and no role twice. Remedy: {SAY}")
     return found
 
 
 def usual_meaning(name: str, languages: Sequence[str]) -> Optional[str]:
-    """The role of a column or key of this name, which may be the language's code; None for any other text."""
+    """The role of a column or key with this name, which may also be a language code; None for any other text."""
     name = re.sub(r"[\s-]+", "_", _bare(name).lower())
     codes = [code.lower().replace("-", "_") for code in languages]
     if name and name in codes:
@@ -74,10 +74,10 @@ def usual_meaning(name: str, languages: Sequence[str]) -> Optional[str]:
 
 
 def meaning(name: str, languages: Sequence[str]) -> Optional[str]:
-    """The role of a column that a first line calls so: by a usual name, or by words and languages, as in en_text.
+    """The role of a column with this name in the first line: a usual name, or words and languages as in en_text.
 
     Returns:
-        "": a name of a column, but no role's; None: any other text
+        the role; "": a column name without a role; None: any other text
     """
     usual = usual_meaning(name, languages)
     if usual is not None:
@@ -110,37 +110,37 @@ def _without_country(match: "re.Match[str]", known: Sequence[str]) -> str:
 
 
 def names_columns(names: Sequence[str], roles: Sequence[Optional[str]]) -> bool:
-    """Whether texts of these roles name columns: a pair such as No, no or German, Deutsch is one of translations."""
+    """Whether texts with these roles name columns; a pair such as No, no or German, Deutsch is a translation."""
     texts = [name.strip().lower() for name in names]
     if None in roles or len(set(texts)) < 2:
         return False
     if all(text in NAMED for text in texts) and len(set(map(language_of, texts))) < 2:
         return False
-    return "in" not in texts or "out" in texts  # a word like any other
+    return "in" not in texts or "out" in texts  # "in" alone is an ordinary word
 
 
 class Table:
-    """Rows of cells to what they mean.
+    """Maps rows of cells to their meaning.
 
     Args:
         where: for errors
-        columns: of parse_columns; None: nobody says
+        columns: from parse_columns; None: not given
         languages: source, target
-        quotes: marks that fields are refused in, because they would keep them
+        quotes: quotation marks; a table with fields in them is refused, because they would become part of the text
     """
 
     def __init__(self, where: str, columns: Optional[Sequence[str]], languages: Sequence[str], quotes: str):
         self._where, self._languages, self._quotes = where, languages, quotes
         self._said, self._columns = columns is not None, list(columns or USUAL)
         self._rows = 0
-        self._quoted: Counter[Tuple[str, str]] = Counter()  # by the mark and by the column, or both of them
+        self._quoted: Counter[Tuple[str, str]] = Counter()  # by mark and by column or "both"
         self._looks = Looks(where, SAY)
 
     def takes_as_header(self, cells: Sequence[str]) -> bool:
-        """Whether the first row names the columns; it is then gone by, unless --columns says otherwise.
+        """Whether the first row names the columns; if so, it defines them, unless --columns does.
 
         Raises:
-            KDPluginError: it names columns, but not which of them are source and hypothesis, or others than --columns
+            KDPluginError: it does not tell source and hypothesis apart, or contradicts --columns
         """
         roles = [meaning(cell, self._languages) for cell in cells]
         if self._said:
@@ -163,16 +163,16 @@ class Table:
         if SCORE in used and (not cells[used[SCORE]] or NUMBER.fullmatch(cells[used[SCORE]])):
             return False
         if [roles[at] for at in pair] == [HYPOTHESIS, SOURCE]:
-            raise self._names(cells, "--columns in its order, or take the line out")
+            raise self._names(cells, "--columns in this order, or remove the line")
         return True
 
     def _names(self, cells: Sequence[str], remedy: str) -> KDPluginError:
         return KDPluginError(f"{self._where}, line 1: names columns: {', '.join(cells)}. Remedy: {remedy}")
 
     def cells(self, row: Sequence[str]) -> Optional[Cells]:
-        """What the row says; None where it has too few or too many columns."""
+        """The row's cells; None if it has too few or too many columns."""
         found = list(row)
-        while len(found) > len(self._columns) and not found[-1]:  # a tab at the end
+        while len(found) > len(self._columns) and not found[-1]:  # trailing tabs
             found.pop()
         last = max(self._columns.index(SOURCE), self._columns.index(HYPOTHESIS))
         if not last < len(found) <= len(self._columns):
@@ -188,23 +188,23 @@ class Table:
     def _look_for_quotes(self, cells: Cells) -> None:
         for mark in self._quotes:
             quoted = [len(text) > 1 and QUOTED[mark].fullmatch(text) is not None for text in cells[:2]]
-            if mark == '"' and any(q and '""' in text[1:-1] for q, text in zip(quoted, cells)):  # nothing else does so
+            if mark == '"' and any(q and '""' in text[1:-1] for q, text in zip(quoted, cells)):  # surely CSV
                 raise self._in_quotes(mark)
             self._quoted[mark, "both"] += all(quoted)
             for name, is_quoted, other in zip(USUAL, quoted, (cells.hypothesis, cells.source)):
-                # quotations have marks on both sides
+                # a real quotation has marks on both sides
                 self._quoted[mark, name] += is_quoted and not other.startswith(tuple(QUOTATION_MARKS))
 
     def _in_quotes(self, mark: str) -> KDPluginError:
         what, remedy = (
-            ('in quotes, as in CSV ("…")', "--format csv takes them off, --format tsv keeps them as text")
+            ('in quotes, as in CSV ("…")', "--format csv removes them, --format tsv keeps them as text")
             if mark == '"'
-            else ("in single quotes ('…')", "take them off; --format with its name keeps them as text")
+            else ("in single quotes ('…')", "remove them, or name the --format to keep them as text")
         )
         return KDPluginError(f"{self._where}: its fields are {what}. Remedy: {remedy}")
 
     def check(self) -> None:
-        """After the last row: refuse columns that look like something else."""
+        """Call after the last row; refuses columns that look like something else."""
         for mark in self._quotes:
             of_one = max(self._quoted[mark, SOURCE], self._quoted[mark, HYPOTHESIS])
             if 2 * self._quoted[mark, "both"] > self._rows or of_one == self._rows > 1:

@@ -1,4 +1,4 @@
-"""Where a verb writes translations: a folder, parallel text on request, and a summary in a line."""
+"""Where a verb writes translations: a folder, parallel text on request, and a one-line summary."""
 
 from pathlib import Path
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence
@@ -12,17 +12,17 @@ from kd_plugin.runners.jobs import Job, Session, claim_share, fill
 
 
 class Destination(NamedTuple):
-    """--output, --text, and all that the verb reads, by its flags."""
+    """--output, --text, and all inputs of the verb, by flag."""
 
     output: str
     text: Optional[str]
     inputs: List[Named]
 
     def check(self, languages: Optional[Sequence[str]] = None, identity: Optional[Dict[str, Any]] = None) -> None:
-        """Refuse, before any work, an --output or a --text that cannot be written or would harm something.
+        """Refuses, before any work, an --output or --text that cannot be written or would destroy something.
 
         Args:
-            languages, identity: of the translations to come; before they are known, what can be told without is checked
+            languages, identity: of the new translations; None, while they are unknown, checks only the rest
         """
         check_outputs(self.inputs, [("--output", self.output)])
         if self.text is not None:
@@ -31,13 +31,13 @@ class Destination(NamedTuple):
             )
 
     def finish(self, manifest: Manifest) -> None:
-        """The text, where --text asks for it, and the summary."""
+        """Writes the text, if --text asks for it, and prints the summary."""
         if self.text:
             write_text(Path(self.output), self.text)
         counts = _counted(manifest)
         print(
             f"{self.output}: {manifest.lines:,} of {manifest.input_lines:,} lines; {manifest.hypotheses:,} "
-            f"translations of {manifest.records:,} different sources"
+            f"translations of {manifest.records:,} distinct sources"
             + (f" ({counts})" if counts else "")
             + (f"; text in {self.text}.{{{','.join(manifest.languages)},scores}}" if self.text else "")
         )
@@ -46,7 +46,7 @@ class Destination(NamedTuple):
 class TranslationSession(Session):
     """A session that writes translations.
 
-    identity, languages, input_lines: as Manifest's. lines: how many have to come out. output: the folder.
+    identity, languages, input_lines: as in Manifest. lines: the expected number of output lines. output: the folder.
     """
 
     output: Path
@@ -67,11 +67,11 @@ class TranslationSession(Session):
 def run_session(
     to: Destination, job: Job, name: str, make_session: Callable[[int], TranslationSession]
 ) -> Optional[Manifest]:
-    """Write this job's shards of a folder of translations; whoever writes the last one writes the manifest too.
+    """Writes this job's shards of a folder of translations; the job that writes the last one also writes the manifest.
 
     Args:
         name: for the progress bar
-        make_session: of a worker's number; can be pickled
+        make_session: takes the worker's number; must be picklable
 
     Returns:
         the manifest; None: other jobs have not finished yet
@@ -88,8 +88,8 @@ def run_session(
         if not manifest.hypotheses:
             found = _counted(manifest) or "nothing was counted"
             raise KDPluginError(
-                f"{folder.path}: not one translation of {manifest.lines:,} lines ({found}). Remedy: sentences that the "
-                "model can take"
+                f"{folder.path}: no translation for any of {manifest.lines:,} lines ({found}). Remedy: sentences that "
+                "the model accepts"
             )
         manifest.write(folder.path)
         return manifest

@@ -1,4 +1,4 @@
-"""fairseq's dictionaries: which symbol an index means."""
+"""Loads fairseq dictionaries."""
 
 from fairseq.data import Dictionary
 
@@ -6,11 +6,11 @@ from kd_plugin.errors import KDPluginError
 
 
 def load_dictionary(path: str) -> Dictionary:
-    """fairseq's dictionary in a file; a damaged one is refused."""
+    """Loads a fairseq dictionary; refuses a damaged one."""
     try:
         return Dictionary.load(path)
-    except Exception as error:  # fairseq raises ValueError, RuntimeError and, for what is no UTF-8, Exception itself
+    except Exception as error:  # fairseq raises ValueError, RuntimeError and, for invalid UTF-8, Exception itself
         raise KDPluginError(
-            f"{path}: no dictionary of fairseq ({' '.join(str(error).split())[:200] or type(error).__name__}). "
+            f"{path}: not a fairseq dictionary ({' '.join(str(error).split())[:200] or type(error).__name__}). "
             "Remedy: the dict.LANG.txt of the data that the model was trained on, undamaged"
         ) from error

@@ -1,6 +1,6 @@
-"""Translations that something else has made (a large language model, an API, another toolkit).
+"""Imports translations made elsewhere (by a large language model, an API, another toolkit).
 
-All sources and translations of the file are held in memory, and nothing is written before the last row is checked.
+It holds the file's sources and translations in memory, and writes nothing before it has checked the last row.
 """
 
 import sys
@@ -19,7 +19,7 @@ from kd_plugin.runners.progress import progress
 
 
 class Table(NamedTuple):
-    """What is taken in: the options of `kd-plugin import`."""
+    """The options of `kd-plugin import`."""
 
     file: str
     format: Optional[str]
@@ -31,7 +31,7 @@ class Table(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """A source on its way. ids: its lines; systems: of all its rows"""
+    """A source during the import. ids: its lines; systems: of all its rows"""
 
     ids: List[int]
     hypotheses: List[Hypothesis]
@@ -39,7 +39,7 @@ class Entry(NamedTuple):
 
 
 def take_in(table: Table) -> None:
-    """Write the translations of a table as a folder."""
+    """Writes a table's translations as a folder."""
     check_languages(table.source_lang, table.target_lang)
     path, languages = Path(table.file), [table.source_lang, table.target_lang]
     format_name = table.format or _format_of(path)
@@ -71,7 +71,7 @@ def take_in(table: Table) -> None:
     counts["lines_without_translation"] = sum(len(e.ids) for e in entries.values() if not e.hypotheses)
     lines = sum(len(entry.ids) for entry in entries.values())
     if not any(entry.hypotheses for entry in entries.values()):
-        what = "is empty" if not counts["rows"] else f"no translation in its {counts['rows']:,} rows"
+        what = "is empty" if not counts["rows"] else f"has no translation in its {counts['rows']:,} rows"
         raise KDPluginError(f"import {path}: {what}. Remedy: {OBJECT if format_name == 'jsonl' else COLUMNS}")
     _check_sides(entries, languages, path)
     writer = Writer(Path(table.to.output), identity, languages, lines)
@@ -81,14 +81,14 @@ def take_in(table: Table) -> None:
 
 
 def _check_sides(entries: Dict[str, Entry], languages: List[str], path: Path) -> None:
-    """Columns in the wrong order can be told where the languages are written with letters of their own."""
+    """Refuses columns in the wrong order, which different scripts give away."""
     known = [family(language) for language in languages]
     hypotheses = (hypothesis.text for entry in entries.values() for hypothesis in entry.hypotheses)
     found = [family_of_text(entries), family_of_text(hypotheses)]
     if known[0] != known[1] and found == known[::-1]:
         raise KDPluginError(
             f"import {path}: its sources look like {languages[1]}, its translations like {languages[0]}. Remedy: "
-            "--columns hypothesis,source, or the languages the other way round"
+            "--columns hypothesis,source, or swap the languages"
         )
 
 
@@ -96,16 +96,16 @@ def _format_of(path: Path) -> str:
     suffix = Path(path.stem if path.suffix == ".gz" else path.name).suffix[1:]
     if suffix not in FORMATS:
         raise KDPluginError(
-            f"import {path}: its name does not tell its format. Remedy: --format {{{','.join(FORMATS)}}}"
+            f"import {path}: its name does not show its format. Remedy: --format {{{','.join(FORMATS)}}}"
         )
     return suffix
 
 
 def _corpus(path: Path) -> Dict[str, Entry]:
-    """The different lines of the corpus, by their first line."""
+    """The distinct lines of the corpus, in the order of first occurrence."""
     entries: Dict[str, Entry] = {}
     for number, line in numbered_lines(path, "--source"):
-        text = line.replace("\r", " ")  # as kd-plugin decode has it
+        text = line.replace("\r", " ")  # as kd-plugin decode does
         entries.setdefault(text, Entry([], [], set())).ids.append(number - 1)
     return entries
 
@@ -115,11 +115,11 @@ def _add(entries: Dict[str, Entry], row: Row, path: Path, corpus: Optional[str],
     if entry is None:
         if corpus is not None:
             raise KDPluginError(
-                f"import {path}, line {row.number}: its source is no line of --source {corpus}: {row.source!r}. "
-                "Remedy: the corpus that was translated, and sources letter by letter as there"
+                f"import {path}, line {row.number}: its source is not a line of --source {corpus}: {row.source!r}. "
+                "Remedy: the corpus that was translated, with exactly the same sources"
             )
         if not row.source.strip():
-            raise KDPluginError(f"import {path}, line {row.number}: its source is empty. Remedy: take the line out")
+            raise KDPluginError(f"import {path}, line {row.number}: its source is empty. Remedy: remove the line")
         entry = entries[row.source] = Entry([len(entries)], [], set())
     for hypothesis in row.hypotheses:
         text = join_lines(hypothesis.text)
@@ -132,9 +132,9 @@ def _add(entries: Dict[str, Entry], row: Row, path: Path, corpus: Optional[str],
 
 
 def record_of(source: str, entry: Entry, counts: Dict[str, int]) -> Record:
-    """Translations best first where all have scores, else as they came; of equal texts the one with the best score.
+    """A record with translations best first if all have scores, else in their order; duplicates keep the best score.
 
-    Equal ones come from corpora in which a source occurs several times, translated each time.
+    Duplicates occur if a corpus contains a source several times and it was translated each time.
     """
     different: Dict[str, Hypothesis] = {}
     for hypothesis in entry.hypotheses:

@@ -1,8 +1,8 @@
-"""What a language's code says: whether spaces part its words, how sacreBLEU cuts it, and whether it can name a file.
+"""What a language code implies: whether spaces separate words, sacreBLEU's tokenizer, and whether it can name a file.
 
-A code may be of ISO 639-1, -2 or -3, with or without script and country, in any case and with any separator: zh, zh_CN,
-zh-Hans, cmn, zho_Hant (NLLB), JA_XX (mBART). Only languages written without spaces need to be known; all others are
-treated alike, which is why a small table serves here better than a library of all languages.
+Codes are ISO 639-1, -2 or -3, with or without script and country, in any case and with any separator: zh, zh_CN,
+zh-Hans, cmn, zho_Hant (NLLB), JA_XX (mBART). Only languages written without spaces, and Korean, need special treatment,
+so a small table suffices here, and a library of all languages is unnecessary.
 """
 
 import itertools
@@ -13,7 +13,7 @@ from sacrebleu.metrics import BLEU
 
 from kd_plugin.errors import KDPluginError
 
-# a language by which all that are written as it is are treated: its codes and names, then its scripts (ISO 15924)
+# families of languages with the same writing system, named by one of them: codes and names, then scripts (ISO 15924)
 _CODES = {
     "zh": "zh zho chi cmn yue wuu nan hak gan hsn lzh cjy cdo cpx czh czo mnp cnp csp cn zht zhs chs cht chinese "
     "mandarin cantonese",
@@ -40,14 +40,14 @@ _OF_SCRIPT = {script: family for family, scripts in _SCRIPTS.items() for script 
 _SPACED_SCRIPTS = frozenset(("latn", "cyrl", "arab", "deva"))  # zh_Latn is pinyin
 WITHOUT_SPACES = frozenset(_CODES) - {"ko"}
 
-# sacreBLEU's tokenizers, the first one that is installed; of the others without spaces: characters
+# sacreBLEU's tokenizers, of which the first installed one is used; other languages without spaces: char
 _TOKENIZERS = {"zh": ("zh",), "ja": ("ja-mecab", "char"), "ko": ("ko-mecab", "char")}
 
 HAN = re.compile("[\u3005\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
 KANA = re.compile("[\u3041-\u30ff\u31f0-\u31ff\uff66-\uff9f]")
 HANGUL = re.compile("[\u1100-\u11ff\u3131-\u318e\uac00-\ud7a3]")
-# characters, blanks apart, that say as much as a word of English; roughly, from parallel text
-CHARACTERS_OF_A_WORD = 5.0  # in alphabets; Thai, Khmer, Lao and Burmese come close to it
+# non-blank characters that say as much as an English word, estimated from parallel text
+CHARACTERS_OF_A_WORD = 5.0  # in alphabets; Thai, Khmer, Lao and Burmese are close to it
 DENSE = ((HAN, 1.7), (KANA, 2.5), (HANGUL, 2.5))
 _LETTERS: Dict[str, Pattern[str]] = {
     "zh": HAN,
@@ -58,16 +58,16 @@ _LETTERS: Dict[str, Pattern[str]] = {
     "my": re.compile("[\u1000-\u103f\u1050-\u109f\ua9e0-\ua9ff\uaa60-\uaa7f]"),
     "bo": re.compile("[\u0f00-\u0f14\u0f40-\u0fbc]"),
 }
-KANA_OF_JAPANESE = 0.1  # of its letters; a Chinese text has next to none
+KANA_OF_JAPANESE = 0.1  # lowest share of kana in Japanese letters; Chinese text has almost none
 LINES_LOOKED_AT = 2000
 
 _NAME = re.compile(r"\w[\w.@+-]*")
 LONGEST_NAME = 64
-RESERVED = ("scores", "jsonl", "json", "none")  # PREFIX.scores, the shards and manifests; fairseq's word for no side
+RESERVED = ("scores", "jsonl", "json", "none")  # PREFIX.scores, shards and manifests; fairseq's name for no side
 
 
 def family(code: Optional[str]) -> Optional[str]:
-    """The key of the languages that are cut into words as this one is; None where spaces do it, or for no code."""
+    """The family of a language that needs its own word segmentation; None if spaces separate its words, or no code."""
     parts = re.findall("[a-z]+", (code or "").lower())
     scripts = [part for part in parts[1:] if len(part) == 4]
     if not parts or any(script in _SPACED_SCRIPTS for script in scripts):
@@ -77,12 +77,12 @@ def family(code: Optional[str]) -> Optional[str]:
 
 
 def has_spaces(code: Optional[str]) -> bool:
-    """Whether spaces part the words of this language; Korean's do."""
+    """Whether spaces separate this language's words; in Korean they do."""
     return family(code) not in WITHOUT_SPACES
 
 
 def amount(text: str) -> float:
-    """How much a text says, in words of English: by its characters, for the comparison of any two scripts.
+    """The amount of text in English words, estimated from its characters, to compare texts in any two scripts.
 
     Args:
         text: without blanks
@@ -95,7 +95,7 @@ def amount(text: str) -> float:
 
 
 def family_of_text(texts: Iterable[str]) -> Optional[str]:
-    """The key of what most of the letters belong to, if no spaces part its words; of the first lines of the text."""
+    """The family without spaces that most letters of the first lines belong to; None: any other language."""
     found, total = dict.fromkeys(_LETTERS, 0), 0
     for text in itertools.islice(texts, LINES_LOOKED_AT):
         letters = "".join(filter(str.isalpha, text))
@@ -111,7 +111,7 @@ def family_of_text(texts: Iterable[str]) -> Optional[str]:
 
 
 def may_be_the_same(one: str, other: str) -> bool:
-    """Whether two codes can mean one language: de and deu_Latn may, de and fr may not."""
+    """Whether two codes can mean the same language: de and deu_Latn can, de and fr cannot."""
     if family(one) != family(other):
         return False
     first, second = (re.split("[^a-z]", code.lower())[0] for code in (one, other))
@@ -119,10 +119,10 @@ def may_be_the_same(one: str, other: str) -> bool:
 
 
 class Tokenizer(NamedTuple):
-    """How sacreBLEU's BLEU cuts a language.
+    """sacreBLEU's tokenizer for BLEU in a language.
 
-    name: of sacreBLEU; None: its default, 13a. family: as `family` has it. note: what a reader of the scores has to
-    know; doubtful: the scores may be worthless
+    name: sacreBLEU's name; None: its default, 13a. family: from `family`. note: what a reader of the scores must know.
+    doubtful: the scores may be worthless
     """
 
     name: Optional[str]
@@ -135,11 +135,11 @@ SPACED = Tokenizer(None, None)
 
 
 def bleu_tokenizer(language: Optional[str], references: Iterable[str] = ()) -> Tokenizer:
-    """By the language's code; where nobody says one, by the letters of the references.
+    """Chooses the tokenizer by the language's code or, without one, by the letters of the references.
 
     Args:
-        language: the target language; None: nobody says
-        references: what is scored against, for that, and to warn where a code says otherwise
+        language: the target language; None: not given
+        references: to detect the language, and to warn if they contradict the code
     """
     known = family(language)
     found = known or family_of_text(references)
@@ -148,19 +148,19 @@ def bleu_tokenizer(language: Optional[str], references: Iterable[str] = ()) -> T
     name, missing = _installed(found)
     if language is not None and known is None:
         note = (
-            f"the references look like {found!r}, which has no spaces between its words, but the target language is "
-            f"{language!r}: BLEU may be worthless. Remedy: --tokenize {name}, or the right --target-lang"
+            f"the references look like {found!r}, which has no spaces between words, but the target language is "
+            f"{language!r}: BLEU may be worthless. Remedy: --tokenize {name}, or the correct --target-lang"
         )
         return Tokenizer(None, None, note, True)
     note = f"BLEU with sacreBLEU's tokenizer {name}, because "
-    note += f"the target language is {language}" if known else f"the references look like {found!r}; nobody says more"
+    note += f"the target language is {language}" if known else f"the references look like {found!r} (no language given)"
     if missing:
         note += f"; {missing} is not installed (pip install 'sacrebleu[{found}]')"
     return Tokenizer(name, found, note)
 
 
 def _installed(found: str) -> Tuple[str, Optional[str]]:
-    """The tokenizer to take, and the better one that is missing."""
+    """The tokenizer to use, and a better one that is not installed, or None."""
     names = _TOKENIZERS.get(found, ("char",))
     for name in names[:-1]:
         if _works(name):
@@ -173,7 +173,7 @@ def _works(name: str) -> bool:
         return False
     try:
         BLEU(tokenize=name)
-    except (ImportError, RuntimeError):  # its own words for a package that is missing
+    except (ImportError, RuntimeError):  # sacreBLEU's errors for a missing package
         return False
     return True
 
@@ -181,12 +181,12 @@ def _works(name: str) -> bool:
 def check_languages(
     source: Optional[str], target: Optional[str], *, where: Optional[str] = None, distinct: bool = True
 ) -> None:
-    """Refuse languages after which no file can be called.
+    """Refuses languages that cannot be part of a file name.
 
     Args:
-        source, target: None: not said
-        where: the file that says so; None: the flags do
-        distinct: whether text of both sides is written, or read, by the names of the languages
+        source, target: None: not given
+        where: the file that names them; None: the flags do
+        distinct: whether files of both sides are told apart by the languages' names
     """
     for side, language in (("source", source), ("target", target)):
         if language is None:
@@ -195,7 +195,9 @@ def check_languages(
         if not _NAME.fullmatch(language) or len(language) > LONGEST_NAME:
             raise KDPluginError(f"{name} cannot be part of a file's name. Remedy: a code such as en, zh or zho_Hans")
         if language.lower() in RESERVED:
-            raise KDPluginError(f"{name} is the name of another file's end. Remedy: a code such as en, zh or zho_Hans")
+            raise KDPluginError(f"{name} is a reserved file ending. Remedy: a code such as en, zh or zho_Hans")
     if distinct and source is not None and target is not None and source.lower() == target.lower():
         name = f"--target-lang {target}" if where is None else f"{where}: its target language {target}"
-        raise KDPluginError(f"{name} is the source's. Remedy: two names; they end the names of the files of text")
+        raise KDPluginError(
+            f"{name} is also the source language. Remedy: two different names, since they end file names"
+        )

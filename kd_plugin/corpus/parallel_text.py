@@ -1,7 +1,7 @@
-"""Parallel text beside a folder of translations, and the receipt that tells such text from anybody else's.
+"""Writes parallel text for a folder of translations, with a receipt that identifies it as this job's.
 
-The folder's `.text.json` names the files that its --text has written, each with its sha256. Only what is still as
-it was written may be written again: whatever else has the name is somebody's own, or another run's.
+The folder's `.text.json` lists the files that its --text has written, with their sha256. Only a file that is unchanged
+since then may be rewritten; any other file with the same name belongs to the user or to another run.
 """
 
 import contextlib
@@ -33,18 +33,18 @@ def check_text(
     languages: Optional[Sequence[str]] = None,
     identity_sha256: Optional[str] = None,
 ) -> None:
-    """Refuse a --text that cannot be written or would write over anything but this job's own text.
+    """Refuses a --text that cannot be written or would overwrite anything but this job's own text.
 
     Args:
         folder, identity_sha256: of the translations
         languages: None: not known yet
     """
     if not prefix or prefix.endswith(("/", os.sep)) or os.path.basename(prefix) in (".", ".."):
-        raise KDPluginError(f"--text {prefix!r}: names no files. Remedy: a prefix such as pseudo/train")
+        raise KDPluginError(f"--text {prefix!r}: is not a file prefix. Remedy: a prefix such as pseudo/train")
     paths = text_paths(prefix, languages or [])
     twice = [path for path in paths if paths.count(path) > 1]
     if twice:
-        raise KDPluginError(f"--text {prefix}: two files of the name {twice[0]}. Remedy: other names of the languages")
+        raise KDPluginError(f"--text {prefix}: two files would be named {twice[0]}. Remedy: other language names")
     for path in paths:
         check_possible("--text", path)
         if same_place(path.parent, folder) and (OWN_NAMES.fullmatch(path.name) or path.name in (RECEIPT, LOCK)):
@@ -54,10 +54,11 @@ def check_text(
 
 
 def write_text(folder: Path, prefix: str) -> List[Path]:
-    """Parallel text in the order of the corpus: a line for each translation of each line; lines without are left out.
+    """Writes parallel text in the order of the corpus: one line per translation of each line; untranslated lines are
+    left out.
 
     Raises:
-        KDPluginError: damaged translations, or the files cannot be written; none of them is then there
+        KDPluginError: the translations are damaged, or the files cannot be written; none of them is left behind
     """
     translations = Translations(folder)
     manifest = translations.manifest
@@ -74,7 +75,7 @@ def write_text(folder: Path, prefix: str) -> List[Path]:
         before = {path for path in paths if receipt.knows(path)}
         receipt.add(hashes)
         for path, file in zip(paths, temporary):
-            # another job of the same identity may have written the same just now
+            # another run of the same job may just have written the same content
             place(file, path, "--text", lambda path: path in before or sha256_of(path) == hashes[path])
             placed.append(path)
     except (OSError, KDPluginError) as error:
@@ -83,7 +84,7 @@ def write_text(folder: Path, prefix: str) -> List[Path]:
         if isinstance(error, KDPluginError):
             raise
         raise KDPluginError(
-            f"--text {prefix}: {error.strerror or error}. Remedy: make room, or another folder"
+            f"--text {prefix}: {error.strerror or error}. Remedy: free some space, or use another folder"
         ) from error
     finally:
         for path in temporary:
@@ -105,10 +106,10 @@ def _write_lines(translations: Translations, paths: Sequence[Path]) -> None:
 
 
 class _Receipt:
-    """The text that a job has written beside its translations, in their folder.
+    """The list of text files that a job has written, stored in its folder of translations.
 
     Raises:
-        KDPluginError: there is a file of its name that is no receipt
+        KDPluginError: the file with its name is not a receipt
     """
 
     def __init__(self, folder: Path, identity_sha256: str):
@@ -119,12 +120,12 @@ class _Receipt:
             remedy = "Remedy: remove it, or another --output"
             content = read_json(self._path, remedy)
             if content.get("format") != FORMAT or not isinstance(content.get("files"), dict):
-                raise KDPluginError(f"{self._path}: is no receipt of kd-plugin's --text. {remedy}")
+                raise KDPluginError(f"{self._path}: is not a receipt of kd-plugin's --text. {remedy}")
             if content.get("identity_sha256") == identity_sha256:
                 self._files = content["files"]
 
     def knows(self, path: Path) -> bool:
-        """Whether a file is as this job has written it."""
+        """Whether a file is unchanged since this job wrote it."""
         if path.is_symlink() or not path.is_file() or self._name(path) not in self._files:
             return False
         return sha256_of(path) == self._files[self._name(path)]
@@ -134,6 +135,6 @@ class _Receipt:
         write_json(self._path, {"format": FORMAT, "identity_sha256": self._identity, "files": self._files})
 
     def _name(self, path: Path) -> str:
-        """Relative to the folder, with which the text may be moved."""
+        """The path relative to the folder, so that both can be moved together."""
         place = os.path.join(os.path.realpath(path.parent), path.name)
         return Path(os.path.relpath(place, os.path.realpath(self._folder))).as_posix()

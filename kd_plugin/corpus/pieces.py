@@ -1,4 +1,4 @@
-"""A sentencepiece model cut down to the pieces that a corpus needs; it still segments every text."""
+"""Reduces a sentencepiece model to the pieces that a corpus needs; it can still segment any text."""
 
 from collections import Counter
 from pathlib import Path
@@ -7,15 +7,15 @@ from typing import Dict, Iterable, List, NamedTuple, Optional, Set
 from kd_plugin.errors import KDPluginError
 
 INSTALL = "pip install 'kd-plugin[hf]'"
-UNIGRAM, BPE = 1, 2  # of sentencepiece's model_type
-NORMAL, USER_DEFINED, UNUSED, BYTE = 1, 4, 5, 6  # of a piece's type
+UNIGRAM, BPE = 1, 2  # sentencepiece's model_type
+NORMAL, USER_DEFINED, UNUSED, BYTE = 1, 4, 5, 6  # a piece's type
 
 
 class Counts(NamedTuple):
-    """What a model makes of a corpus.
+    """Statistics of a corpus that a model has segmented.
 
-    unknown: pieces that the model itself does not have
-    changed: lines that another model segments otherwise
+    unknown: number of pieces that the model does not have
+    changed: number of lines that another model segments differently
     """
 
     lines: int
@@ -29,14 +29,14 @@ class Counts(NamedTuple):
 
 
 class Pieces:
-    """A sentencepiece model whose pieces can be left out.
+    """A sentencepiece model from which pieces can be removed.
 
     Args:
         content: of the model's file
-        name: of it, for errors
+        name: the model's, for errors
 
     Raises:
-        KDPluginError: no sentencepiece model, one of words or characters, or protobuf is not installed
+        KDPluginError: not a sentencepiece model, a model of words or characters, or protobuf is not installed
     """
 
     def __init__(self, content: bytes, name: str):
@@ -51,23 +51,23 @@ class Pieces:
         try:
             self._proto.ParseFromString(content)
             self._processor = sentencepiece.SentencePieceProcessor(model_proto=content)
-        except Exception as error:  # protobuf's own kind of error is no public name
+        except Exception as error:  # protobuf's error class is not public
             raise KDPluginError(
-                f"{name}: no sentencepiece model ({error}). Remedy: the teacher's .model file"
+                f"{name}: not a sentencepiece model ({error}). Remedy: the teacher's .model file"
             ) from error
         self._kind = self._proto.trainer_spec.model_type
         if self._kind not in (UNIGRAM, BPE):
             raise KDPluginError(
-                f"{name}: a sentencepiece model of words or characters. Remedy: one of kind unigram or bpe"
+                f"{name}: is a sentencepiece model of words or characters. Remedy: a unigram or bpe model"
             )
 
     @property
     def symbols(self) -> List[str]:
-        """The pieces that text can become, in the model's order."""
+        """The pieces that can occur in segmented text, in the model's order."""
         return [piece.piece for piece in self._proto.pieces if piece.type in (NORMAL, USER_DEFINED, BYTE)]
 
     def count(self, lines: Iterable[str], other: Optional["Pieces"] = None) -> Counts:
-        """Segment a corpus, and compare with what another model makes of it."""
+        """Segments a corpus and, if `other` is given, compares the result with that model's."""
         known = set(self.symbols)
         counts: Counter[str] = Counter()
         number = changed = 0
@@ -80,8 +80,8 @@ class Pieces:
         return Counts(number, {piece: n for piece, n in counts.items() if piece in known}, unknown, changed)
 
     def needed(self, counts: Counts, coverage: float) -> Set[str]:
-        """The most frequent pieces that together are `coverage` of a corpus, and what segmenting needs beside them:
-        each of its characters, bytes, and the pieces that BPE merges on the way."""
+        """The most frequent pieces that together cover `coverage` of a corpus, and what segmentation needs in addition:
+        the corpus's characters, bytes, and the intermediate pieces of BPE merges."""
         wanted, covered = set(), 0
         total = sum(counts.pieces.values())
         for piece, number in sorted(counts.pieces.items(), key=lambda item: (-item[1], item[0])):
@@ -98,26 +98,26 @@ class Pieces:
         return kept
 
     def without(self, kept: Set[str]) -> "Pieces":
-        """The model with these pieces alone, beside its special ones."""
+        """The model with only these pieces and its special ones."""
         proto = type(self._proto)()
         proto.CopyFrom(self._proto)
         del proto.pieces[:]
         ordinary = (NORMAL, USER_DEFINED, BYTE, UNUSED)
         proto.pieces.extend(p for p in self._proto.pieces if p.type not in ordinary or p.piece in kept)
         proto.trainer_spec.vocab_size = len(proto.pieces)
-        return Pieces(proto.SerializeToString(), "the model without pieces")
+        return Pieces(proto.SerializeToString(), "the reduced model")
 
     def encode(self, line: str) -> List[str]:
         return list(self._processor.encode(line, out_type=str))
 
 
 def _merged(piece: str, scores: Dict[str, float]) -> List[str]:
-    """The pieces that BPE makes on its way from characters to a piece."""
+    """The pieces that BPE forms on the way from characters to a piece."""
     parts, made = list(piece), []
     while len(parts) > 1:
         pairs = [(scores[a + b], -at) for at, (a, b) in enumerate(zip(parts, parts[1:])) if a + b in scores]
         if not pairs:
-            break  # somebody has added it: it is not merged from others
+            break  # added by hand, not merged from other pieces
         at = -max(pairs)[1]
         parts[at : at + 2] = [parts[at] + parts[at + 1]]
         made.append(parts[at])

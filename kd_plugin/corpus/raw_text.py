@@ -1,4 +1,4 @@
-"""UTF-8 files read line by line. A line ends in LF or CR LF and in nothing else: U+2028 and its like are text."""
+"""Reads UTF-8 files line by line. Only LF and CR LF end a line; U+2028 and the like are text."""
 
 import contextlib
 import gzip
@@ -16,17 +16,17 @@ from kd_plugin.errors import KDPluginError
 from kd_plugin.files.atomic import sha256_of
 from kd_plugin.runners.progress import progress
 
-HEAD = 8192  # bytes: as many as a file's buffer holds
+HEAD = 8192  # bytes: the size of a file's buffer
 
 
 def numbered_lines(path: Path, flag: str, table: bool = False) -> Iterator[Tuple[int, str]]:
-    """(number, from 1, and text without its end) of each line; what gzip has packed is unpacked.
+    """(number, from 1, and text without its line end) of each line; unpacks gzip.
 
     Args:
-        table: columns and JSON are asked for, and not sentences
+        table: whether the file should be a table or JSON rather than sentences
 
     Raises:
-        KDPluginError: it cannot be read or unpacked, is no plain text, or no UTF-8: the line is named
+        KDPluginError: the file cannot be read or unpacked, is not plain text, or a line, which is named, is not UTF-8
     """
     number = 0
     try:
@@ -38,46 +38,46 @@ def numbered_lines(path: Path, flag: str, table: bool = False) -> Iterator[Tuple
     except (OSError, EOFError, zlib.error) as error:
         raise KDPluginError(
             f"{flag} {path}: cannot be read after line {number}: {getattr(error, 'strerror', None) or error}. "
-            "Remedy: an undamaged file that exists"
+            "Remedy: an existing, undamaged file"
         ) from error
 
 
 def _unpacked(file: BufferedReader, path: Path) -> BufferedReader:
-    """A pipe cannot be read twice: what it holds is looked at without being taken."""
+    """Unpacks gzip. Uses peek to detect it, because a pipe cannot be read twice."""
     packed = path.suffix == ".gz" or file.peek(len(GZIP)).startswith(GZIP)
     return cast(BufferedReader, gzip.GzipFile(fileobj=file, mode="rb")) if packed else file
 
 
 def decode_line(line: bytes, number: int, path: Path, flag: str) -> str:
-    """A line's text without its end, the first one's without a byte order mark."""
+    """A line's text without its line end and, in the first line, without a byte order mark."""
     line = line[:-1] if line.endswith(b"\n") else line
     line = line[:-1] if line.endswith(b"\r") else line
     try:
         text = line.decode("utf-8")
     except UnicodeDecodeError as error:
         raise KDPluginError(
-            f"{flag} {path}, line {number}: no UTF-8 ({error.reason} at byte {error.start}). Remedy: convert the file "
-            "(iconv), or take the line out"
+            f"{flag} {path}, line {number}: not UTF-8 ({error.reason} at byte {error.start}). Remedy: convert the file "
+            "(iconv), or remove the line"
         ) from error
     return text[1:] if number == 1 and text.startswith("\ufeff") else text
 
 
 def checked_sha256(path: Path, flag: str) -> str:
-    """Of a file that a user has named, which is refused if it cannot be read."""
+    """The sha256 of a file that the user has named; refuses one that cannot be read."""
     try:
         return sha256_of(path)
     except OSError as error:
-        raise KDPluginError(f"{flag} {path}: {error.strerror}. Remedy: a file that exists and can be read") from error
+        raise KDPluginError(f"{flag} {path}: {error.strerror}. Remedy: an existing, readable file") from error
 
 
 class TextLines:
-    """A text file's lines by their number, from 0. In memory are where they begin, 8 bytes a line.
+    """Random access to a text file's lines by number, from 0. Keeps only their offsets in memory, 8 bytes per line.
 
     Args:
-        seen: is shown each line's text once, in their order
+        seen: called with each line's text once, in order
 
     Raises:
-        KDPluginError: it cannot be read, is packed, no plain text, or no UTF-8: the line is named
+        KDPluginError: the file cannot be read, is packed or not plain text, or a line, which is named, is not UTF-8
     """
 
     def __init__(self, path: Path, flag: str, seen: Callable[[str], Any] = lambda text: None):
@@ -87,7 +87,7 @@ class TextLines:
             with open(self._path, "rb") as file:
                 head = file.peek(HEAD)[:HEAD]
                 if head.startswith(GZIP):
-                    raise KDPluginError(f"{flag} {path}: is packed, and must be read in any order. Remedy: gunzip it")
+                    raise KDPluginError(f"{flag} {path}: is packed, but must allow random access. Remedy: gunzip it")
                 check_plain(head, path, flag)
                 for number, line in enumerate(progress(file, None, "reading", "line"), 1):
                     seen(decode_line(line, number, path, flag))
@@ -96,9 +96,7 @@ class TextLines:
                     starts.append(position)
             self._file = open(self._path, "rb")
         except OSError as error:
-            raise KDPluginError(
-                f"{flag} {path}: {error.strerror}. Remedy: a file that exists and can be read"
-            ) from error
+            raise KDPluginError(f"{flag} {path}: {error.strerror}. Remedy: an existing, readable file") from error
         self._starts = np.frombuffer(starts, dtype=np.int64)
         self.sha256 = digest.hexdigest()
 

@@ -1,4 +1,4 @@
-"""What is translated: a raw text file, or a split that fairseq-preprocess has binarised. Equal lines are found once."""
+"""The text to translate: a raw text file, or a split binarised by fairseq-preprocess; equal lines form one group."""
 
 import hashlib
 from pathlib import Path
@@ -18,11 +18,11 @@ from kd_plugin.errors import KDPluginError
 from kd_plugin.files.sharded_folder import Plan
 from kd_plugin.runners.progress import progress
 
-HASH_BYTES = 16  # of a line: among 10^9 lines two of the same hash have a probability of 10^-21
+HASH_BYTES = 16  # per line: among 10^9 lines, a collision has a probability of about 10^-21
 
 
 class Sentence(NamedTuple):
-    """A source sentence: as it will be written, and its symbols without end of sentence."""
+    """A source sentence: its text as it will be written, and its symbols without end of sentence."""
 
     text: str
     tokens: List[str]
@@ -33,7 +33,7 @@ class Source:
 
     Args:
         hashes: of all lines, HASH_BYTES each
-        description: what tells this source from others, without its number of lines
+        description: what identifies this source, without its number of lines
     """
 
     def __init__(self, hashes: Union[bytes, bytearray], description: Dict[str, Any]):
@@ -47,14 +47,14 @@ class Source:
         return {**self._description, "lines": len(self)}
 
     def read(self, lines: Sequence[int]) -> Iterator[Sentence]:
-        """Sentences by their number, from 0."""
+        """Sentences by their numbers, from 0."""
         raise NotImplementedError
 
 
 class TextSource(Source):
-    """A UTF-8 file with a sentence a line; lines end in LF or CR LF, and in nothing else.
+    """A UTF-8 file with one sentence per line; only LF and CR LF end a line.
 
-    Only the lines' positions and hashes are held in memory, 24 bytes a line, and as much again while they are grouped.
+    Keeps only the lines' positions and hashes in memory, 24 bytes per line, and as much again during grouping.
 
     Args:
         subwords: of the source language
@@ -74,7 +74,7 @@ class TextSource(Source):
         for line in lines:
             text = self._lines[line].replace("\r", " ")
             tokens = self._subwords.encode(text)
-            # what is segmented already is put together, as its translation will be
+            # text that is already segmented is joined, as its translation will be
             yield Sentence(self._subwords.decode(tokens) if self._subwords.joins else text, tokens)
 
 
@@ -89,7 +89,7 @@ class BinarisedSource(Source):
         if stored.symbols != dictionary.symbols:
             index = next((i for i, (a, b) in enumerate(zip(stored.symbols, dictionary.symbols)) if a != b), None)
             raise KDPluginError(
-                f"{data}: its dictionary of {source_lang} ({len(stored)} symbols) is not the model's "
+                f"{data}: its {source_lang} dictionary ({len(stored)} symbols) is not the model's "
                 f"({len(dictionary)} symbols); first difference: "
                 + (f"index {index}, {stored[index]!r} and {dictionary[index]!r}" if index is not None else "the size")
                 + ". Remedy: binarise the data with the model's dictionary (fairseq-preprocess --srcdict)"
@@ -105,7 +105,7 @@ class BinarisedSource(Source):
         super().__init__(hashes, {"tokens_sha256": digest.hexdigest(), "subwords": subwords.identity()})
 
     def read(self, lines: Sequence[int]) -> Iterator[Sentence]:
-        """Symbols that the dictionary did not have when the lines were binarised are <unk>."""
+        """As Source.read; symbols that were missing from the dictionary at binarisation are <unk>."""
         for line in lines:
             indices = self._dataset[int(line)].tolist()
             tokens = [self._dictionary[index] for index in indices if index != self._dictionary.eos()]
@@ -113,7 +113,7 @@ class BinarisedSource(Source):
 
 
 class JoinedSource(Source):
-    """Several sources one after the other, as if their lines were in one."""
+    """Several sources, concatenated."""
 
     def __init__(self, sources: Sequence[Source]):
         self._sources = list(sources)
@@ -128,9 +128,10 @@ class JoinedSource(Source):
 
 
 def data_folders(data: str, split: str) -> List[str]:
-    """The folders of A:B:C that hold a part of a split: as in training all of them, but of other splits the first.
+    """The folders of A:B:C that hold a part of a split: all of them for training splits, the first for others, as in
+    fairseq.
 
-    A folder that has a colon in its name is one.
+    If `data` as a whole is a folder (with a colon in its name), it is the only one.
     """
     folders = [data] if Path(data).is_dir() else utils.split_paths(data)
     return folders if split.startswith("train") else folders[:1]
@@ -139,18 +140,18 @@ def data_folders(data: str, split: str) -> List[str]:
 def open_binarised(
     data: str, split: str, languages: Sequence[str], dictionary: Dictionary, subwords: Subwords
 ) -> Source:
-    """The source side of a split in one or several folders, A:B:C."""
+    """The source side of a split in one or more folders, A:B:C."""
     sources = [BinarisedSource(each, split, languages, dictionary, subwords) for each in data_folders(data, split)]
     return sources[0] if len(sources) == 1 else JoinedSource(sources)
 
 
 def source_prefix(data: str, split: str, source_lang: str, target_lang: str) -> str:
-    """Of the source's files of a split; there need be no target (fairseq-preprocess --only-source)."""
+    """The prefix of a split's source files; it needs no target (fairseq-preprocess --only-source)."""
     for pair in (f"{source_lang}-{target_lang}", f"{target_lang}-{source_lang}", f"{source_lang}-None"):
         prefix = str(Path(data) / f"{split}.{pair}.{source_lang}")
         if any(Path(f"{prefix}{end}").is_file() for end in (".idx", ".bin", "")):
             return prefix
-    files = Split(data, split, source_lang, target_lang).files()[0]  # says what is missing
+    files = Split(data, split, source_lang, target_lang).files()[0]  # raises and says what is missing
     return str(files[0])
 
 
@@ -158,7 +159,7 @@ def _dictionary_path(data: Path, language: str) -> Path:
     for path in (data / f"dict.{language}.txt", data / "dict.txt"):
         if path.is_file():
             return path
-    raise KDPluginError(f"{data}: no dict.{language}.txt there. Remedy: the folder that fairseq-preprocess made")
+    raise KDPluginError(f"{data}: contains no dict.{language}.txt. Remedy: the folder that fairseq-preprocess made")
 
 
 def _hash(content: bytes) -> bytes:
@@ -166,10 +167,10 @@ def _hash(content: bytes) -> bytes:
 
 
 class Groups(NamedTuple):
-    """Lines with the same source, by their first line.
+    """Groups of lines with the same source, ordered by their first line.
 
     Args:
-        lines: (lines,) int64, group by group, ascending in each
+        lines: (lines,) int64, group by group, ascending within each
         starts: (groups + 1,) int64, where each group begins in `lines`
     """
 
@@ -201,7 +202,7 @@ def group_equal(hashes: np.ndarray) -> Groups:
 
 
 def shares(groups: Groups, shard_sentences: int) -> List[Plan]:
-    """Shards of so many groups each."""
+    """Shards of `shard_sentences` groups each."""
     firsts = range(0, len(groups), shard_sentences)
     ends = [min(first + shard_sentences, len(groups)) for first in firsts]
     return [Plan(number, first, end, end - first) for number, (first, end) in enumerate(zip(firsts, ends))]

@@ -1,4 +1,4 @@
-"""Whether text, subwords and a model's dictionaries belong together: looked at before anything is translated."""
+"""Checks, before translation, that text, subwords and a model's dictionaries belong together."""
 
 import re
 import sys
@@ -7,20 +7,20 @@ from typing import Collection, Iterable, List, Optional, Sequence
 from kd_plugin.errors import KDPluginError
 
 SPACE, JOINER = "\u2581", "@@"
-KIND_SHARE = 0.01  # of a dictionary's symbols: half of sentencepiece's have ▁, in Chinese a few of a hundred
-# Of a dictionary's symbols may be no pieces. All are in what the right model has written (measured: 0 of 8,000). A
-# model of the same kind and size from other lines of the same corpus lacks 17 %, one of twice the size 0.8 to 1.8 %,
-# one of 3,900 instead of 4,000 pieces 4.5 %. A few placeholders that somebody has added are no sign of another model,
-# beginnings of words (with ▁) are.
+KIND_SHARE = 0.01  # of a dictionary's symbols have the mark: with sentencepiece half of them, in Chinese a few percent
+# The largest share of a dictionary's symbols that may be missing from a model's pieces. Measured: with the right model
+# 0 of 8,000; with a model of the same kind and size from other lines of the same corpus 17 %; with twice the size 0.8
+# to 1.8 %; with 3,900 instead of 4,000 pieces 4.5 %. A few added placeholders do not indicate another model, but
+# beginnings of words (with ▁) do.
 WRONG_SHARE, WRONG_BEGINNINGS, ALLOWED = 0.005, 0.001, 1
 MUST_BE_USED, FIRST_SHARE = 0.96, 0.96
-# what fairseq and its users add to a dictionary beside text: <pad>, <2de>, __de__, [de_DE], >>deu<<, madeupword0001
+# symbols that fairseq and its users add to a dictionary: <pad>, <2de>, __de__, [de_DE], >>deu<<, madeupword0001
 ADDED = re.compile(r"<.*>|__\w+__|\[\w+\]|>>.*<<|[a-z]{2,3}_[A-Z]\w{1,3}|(madeupword|unused)\d+", re.DOTALL)
 SHOWN = 5
 
 
 class Marks:
-    """How many raw lines look segmented: nobody writes ▁ or @@ into every line."""
+    """Counts lines that look segmented: raw text does not have ▁ or @@ in every line."""
 
     def __init__(self, lines: Iterable[str] = ()):
         self.lines = self.spaced = self.joined = 0
@@ -35,8 +35,8 @@ class Marks:
 
 
 def kind_of(symbols: Collection[str]) -> Optional[str]:
-    """Which tool has made a dictionary's symbols, by fairseq's name; None: whole words or characters."""
-    # alone it is a space between characters too (fairseq's --bpe characters)
+    """The tool that made a dictionary's symbols, by fairseq's name; None: whole words or characters."""
+    # ▁ alone may also be the space of fairseq's --bpe characters
     spaced = sum(SPACE in symbol and len(symbol) > 1 for symbol in symbols)
     joined = sum(symbol.endswith(JOINER) for symbol in symbols)
     if max(spaced, joined) < KIND_SHARE * len(symbols) or not spaced + joined:
@@ -45,18 +45,18 @@ def kind_of(symbols: Collection[str]) -> Optional[str]:
 
 
 def check_model(model: str, pieces: Collection[str], symbols: Collection[str], what: str) -> None:
-    """Refuse a sentencepiece model of which a dictionary's symbols are no pieces.
+    """Refuses a sentencepiece model that lacks a dictionary's symbols.
 
     Args:
-        model, what: name the model and the dictionary, for errors
+        model, what: names of the model and the dictionary, for errors
 
     Raises:
-        KDPluginError: more than WRONG_SHARE of the symbols, or WRONG_BEGINNINGS with ▁
+        KDPluginError: more than WRONG_SHARE of the symbols are missing, or WRONG_BEGINNINGS of those with ▁
     """
     regular = [symbol for symbol in symbols if not ADDED.fullmatch(symbol)]
     missing = [symbol for symbol in regular if symbol not in pieces]
     if _is_of_words(pieces):
-        # such a model writes every other word as it is: in the dictionary they are no pieces, but words
+        # a word model leaves unknown words as they are, so dictionary symbols need not be pieces, but must be words
         missing = [symbol for symbol in regular if SPACE not in symbol]
     else:
         missing = _without_unknown_characters(missing, pieces, len(regular))
@@ -66,38 +66,38 @@ def check_model(model: str, pieces: Collection[str], symbols: Collection[str], w
         if SPACE not in "".join(regular):
             raise KDPluginError(
                 f"{model}: no symbol of {what} has sentencepiece's {SPACE}: its text was not segmented with this "
-                f"model ({_some(missing)}). Remedy: leave the model out, and give text as the training data had it "
-                "(whole words, or segmented with subword-nmt) with the --remove-bpe that fits"
+                f"model ({_some(missing)}). Remedy: leave the model out, and give text prepared like the training data "
+                "(whole words, or segmented with subword-nmt) with the matching --remove-bpe"
             )
         raise KDPluginError(
-            f"{model}: is not the one that the translation model's text was segmented with: {len(missing):,} of "
-            f"{len(regular):,} symbols of {what} are no pieces of it ({_some(missing)}). Remedy: the .model file of "
-            "the training data; where source and target have their own, --source-sentencepiece-model and "
+            f"{model}: is not the one that segmented the translation model's text: {len(missing):,} of "
+            f"{len(regular):,} symbols of {what} are not among its pieces ({_some(missing)}). Remedy: the .model file "
+            "of the training data; if source and target have their own, --source-sentencepiece-model and "
             "--target-sentencepiece-model"
         )
 
 
 def check_size(model: str, merges: Sequence[str], symbols: Collection[str], what: str) -> None:
-    """Refuse a BPE model with more merges than the one that the text was segmented with.
+    """Refuses a BPE model with more merges than the one that segmented the training text.
 
-    A larger model learns the same merges first: no symbol of the dictionary tells them apart, but what was learned
-    later is in the text from now on and was never in the training data. Measured, with symbols of a model of 4,000
-    pieces: of as many merges 98.8 % are in use, and none of the later ones. Where a corpus is small, of fewer languages
-    than the model, or rare symbols were left out, 34 to 92 % are.
+    A larger model learns the same merges first, so all of the dictionary's symbols are among its pieces; but its later
+    merges would put symbols into the text that never occurred in the training data. Measured with the symbols of a
+    4,000-piece model: 98.8 % of its own merges are used, and none of a larger model's later ones. If the corpus is
+    small or covers fewer of the model's languages, or if rare symbols were dropped, 34 to 92 % are used.
 
     Args:
-        merges: the model's pieces of several characters, as they were learned
+        merges: the model's pieces of several characters, in the order of learning
         symbols: of all dictionaries that hold its pieces
 
     Raises:
-        KDPluginError: the symbols in use are the first ones, and then there are others
+        KDPluginError: the used merges are the first ones, and further ones follow
     """
     known = frozenset(symbols)
     used = [merge in known for merge in merges]
     first = used[: sum(used)]
     if sum(used) < MUST_BE_USED * len(used) and sum(first) > FIRST_SHARE * len(first):
         raise KDPluginError(
-            f"{model}: is larger than the one that the translation model's text was segmented with: the last "
+            f"{model}: is larger than the one that segmented the translation model's text: the last "
             f"{len(used) - len(first):,} of its {len(used):,} merges are not in {what} "
             f"({_some([merge for merge, is_used in zip(merges, used) if not is_used][-SHOWN:])}). Remedy: the .model "
             "file of the training data"
@@ -105,10 +105,10 @@ def check_size(model: str, merges: Sequence[str], symbols: Collection[str], what
 
 
 def _without_unknown_characters(missing: List[str], pieces: Collection[str], of: int) -> List[str]:
-    """A model leaves characters that it does not know as they are: such symbols say nothing against it."""
+    """Drops symbols with characters unknown to the model: it leaves those as they are, so they prove nothing."""
     known = {piece for piece in pieces if len(piece) == 1}
     left = [symbol for symbol in missing if SPACE in symbol or not known.isdisjoint(symbol)]
-    # but not the whole script
+    # unless that would excuse a whole script
     return left if 2 * (len(missing) - len(left)) < of else missing
 
 
@@ -123,11 +123,11 @@ def _some(symbols: List[str]) -> str:
 
 
 def check_joining(symbol: str, symbols: Collection[str], what: str) -> None:
-    """Refuse to put text together that another tool has segmented.
+    """Refuses a --remove-bpe that does not match the tool that segmented the text.
 
     Args:
         symbol: --remove-bpe
-        what: names the dictionary, for errors
+        what: name of the dictionary, for errors
     """
     kind = kind_of(symbols)
     if symbol == "sentencepiece" and (kind == "subword_nmt" or not any(SPACE in one for one in symbols)):
@@ -137,16 +137,16 @@ def check_joining(symbol: str, symbols: Collection[str], what: str) -> None:
         )
     if symbol == "subword_nmt" and kind == "sentencepiece":
         raise KDPluginError(
-            f"--remove-bpe subword_nmt: {what} is one of sentencepiece ({SPACE}). Remedy: --sentencepiece-model FILE "
-            "for raw text, or --remove-bpe sentencepiece for text that is segmented already"
+            f"--remove-bpe subword_nmt: {what} has sentencepiece symbols ({SPACE}). Remedy: --sentencepiece-model FILE "
+            "for raw text, or --remove-bpe sentencepiece for text that is already segmented"
         )
 
 
 def check_text(marks: Marks, has_model: bool, symbols: Collection[str], name: str) -> None:
-    """Refuse raw text for a dictionary of subwords, and segmented text for a sentencepiece model, of any size.
+    """Refuses raw text for a dictionary of subwords, and segmented text for a sentencepiece model.
 
     Args:
-        has_model: whether a sentencepiece model segments it
+        has_model: whether a sentencepiece model segments the text
         name: of the text, for errors
     """
     if has_model:
@@ -154,26 +154,27 @@ def check_text(marks: Marks, has_model: bool, symbols: Collection[str], name: st
         if 2 * found > marks.lines:
             mark = SPACE if found == marks.spaced else JOINER
             raise KDPluginError(
-                f"{name}: {found:,} of {marks.lines:,} lines hold {mark}: it is segmented already. Remedy: raw text, "
-                "or no sentencepiece model"
+                f"{name}: {found:,} of {marks.lines:,} lines contain {mark}: it is already segmented. Remedy: raw "
+                "text, or no sentencepiece model"
             )
     elif marks.lines and 2 * marks.spaced <= marks.lines and kind_of(symbols) == "sentencepiece":
         raise KDPluginError(
-            f"{name}: is raw text ({marks.lines - marks.spaced:,} of {marks.lines:,} lines without {SPACE}), and the "
-            "model's dictionary is one of sentencepiece. Remedy: --sentencepiece-model with the training data's, or "
-            "text that is segmented already"
+            f"{name}: is raw text ({marks.lines - marks.spaced:,} of {marks.lines:,} lines without {SPACE}), but the "
+            "model's dictionary has sentencepiece symbols. Remedy: --sentencepiece-model with the training data's "
+            "model, or text that is already segmented"
         )
 
 
 def check_known(sentences: Iterable[List[str]], known: Collection[str], has_model: bool = False) -> None:
-    """Refuse text of which most symbols are unknown: it is segmented otherwise than the model's training data.
+    """Refuses text with mostly unknown symbols: it is segmented differently than the model's training data.
 
     Args:
         known: symbols of the dictionary
-        has_model: whether a sentencepiece model has segmented it
+        has_model: whether a sentencepiece model has segmented the text
 
     Raises:
-        KDPluginError: more than half of at least 20 symbols; or whole words, and the dictionary has them in parts
+        KDPluginError: more than half of at least 20 symbols are unknown, or the text has whole words that the
+            dictionary has only in parts
     """
     total = unknown = in_parts = joined = 0
     by_subword_nmt = not has_model and kind_of(known) == "subword_nmt"
@@ -187,21 +188,21 @@ def check_known(sentences: Iterable[List[str]], known: Collection[str], has_mode
     if by_subword_nmt and not joined and 20 * in_parts > total:
         raise KDPluginError(
             f"{in_parts:,} of {total:,} words of the text are not in the model's dictionary, which has them in parts "
-            f"({JOINER}): it is not segmented. Remedy: text that subword-nmt has segmented as the training data's were"
+            f"({JOINER}): the text is not segmented. Remedy: segment it with subword-nmt like the training data"
         )
     if 2 * unknown > total:
         found = f"{unknown:,} of {total:,} symbols of the text are not in the model's dictionary"
         if total >= 20:
-            remedy = "text of the source language, prepared as the training data's were"
+            remedy = "text in the source language, prepared like the training data"
             if not has_model:
-                remedy = "--sentencepiece-model with the training data's, or text that is segmented already"
+                remedy = "--sentencepiece-model with the training data's model, or text that is already segmented"
             raise KDPluginError(
-                f"{found}: it is {'in another language or script' if has_model else 'segmented otherwise'}. "
+                f"{found}: it is {'in another language or script' if has_model else 'segmented differently'}. "
                 f"Remedy: {remedy}"
             )
         print(f"kd-plugin: warning: {found}; the model reads <unk> there", file=sys.stderr)
 
 
 def _has_parts(word: str, known: Collection[str]) -> bool:
-    """Whether subword-nmt would have split a word that it does not know."""
+    """Whether subword-nmt would have split this unknown word."""
     return all(c + JOINER in known for c in word[:-1]) and word[-1] in known and len(word) > 1

@@ -1,4 +1,4 @@
-"""From raw text to the symbols of a dictionary, and back: with one sentencepiece model, or one for each language."""
+"""Converts raw text to a dictionary's symbols and back, with one sentencepiece model or one per language."""
 
 import itertools
 from pathlib import Path
@@ -15,12 +15,12 @@ LOOKED_AT = 200  # lines
 
 
 class Subwords:
-    """How text of one language is segmented: by a sentencepiece model, or already.
+    """Segmentation of one language's text, by a sentencepiece model or already done.
 
     Args:
-        model: path of a sentencepiece model; None: tokens are what spaces separate
-        symbol: how segmented text is put together again (fairseq's --remove-bpe); a sentencepiece model does it itself
-        flag: that names the model, for errors
+        model: path of a sentencepiece model; None: spaces separate the tokens
+        symbol: how to join segmented text (fairseq's --remove-bpe); unused with a sentencepiece model
+        flag: the flag that names the model, for errors
     """
 
     def __init__(self, model: Optional[str] = None, symbol: str = "sentencepiece", flag: str = JOINT):
@@ -37,29 +37,29 @@ class Subwords:
                 self._processor = sentencepiece.SentencePieceProcessor(model_file=str(model))
             except (OSError, RuntimeError) as error:
                 raise KDPluginError(
-                    f"{flag} {model}: no sentencepiece model ({error}). Remedy: the .model file of the training data"
+                    f"{flag} {model}: not a sentencepiece model ({error}). Remedy: the .model file of the training data"
                 ) from error
             self.sha256 = sha256_of(model)
 
     def __str__(self) -> str:
-        """As the user has named it."""
-        return f"{self.flag} {self.path}" if self.path is not None else "text that is segmented already"
+        """As the user named it."""
+        return f"{self.flag} {self.path}" if self.path is not None else "text that is already segmented"
 
     @property
     def joins(self) -> bool:
-        """Whether decode(encode(text)) is other text: segmented text is put together."""
+        """Whether decode(encode(text)) changes text by joining segments."""
         return self._processor is None and self._symbol != "none"
 
     @property
     def pieces(self) -> FrozenSet[str]:
-        """All that the sentencepiece model can write, besides characters that it does not know; empty without one."""
+        """All pieces that the sentencepiece model can produce, except unknown characters; empty without a model."""
         if self._processor is None:
             return frozenset()
         return frozenset(self._processor.id_to_piece(list(range(self._processor.get_piece_size()))))
 
     @property
     def merges(self) -> List[str]:
-        """A BPE model's pieces of several characters, as it has learned them; empty for every other kind."""
+        """A BPE model's pieces of several characters, in the order of learning; empty for all other kinds."""
         processor = self._processor
         pieces: List[str] = []
         if processor is None:
@@ -72,7 +72,7 @@ class Subwords:
                 or processor.is_byte(index)
                 or processor.is_unused(index)
             ):
-                # scores of BPE are the places in that order, and those of symbols that somebody has added are 0
+                # a BPE score is minus the piece's position in that order; symbols added by hand have score 0
                 if processor.get_score(index) == -float(len(pieces)):
                     pieces.append(piece)
                 elif processor.get_score(index) != 0:
@@ -83,18 +83,18 @@ class Subwords:
         return f"sentencepiece:{self.sha256}" if self.sha256 else self._symbol
 
     def check_joining(self, symbols: Collection[str], what: str = "the model's dictionary") -> None:
-        """Refuse to put text together that is segmented otherwise; nothing to do with a sentencepiece model."""
+        """Refuses a --remove-bpe that does not match the symbols; does nothing with a sentencepiece model."""
         if self._processor is None:
             check_joining(self._symbol, symbols, what)
 
     def encode(self, text: str) -> List[str]:
-        """Symbols of a raw line."""
+        """The symbols of a raw line."""
         if self._processor is None:
             return text.split()
         return list(self._processor.encode(text, out_type=str))
 
     def decode(self, tokens: List[str]) -> str:
-        """Raw text of symbols, without line breaks."""
+        """The raw text of some symbols, without line breaks."""
         if self._processor is not None:
             text = self._processor.decode_pieces(tokens)
         else:
@@ -105,7 +105,7 @@ class Subwords:
 
 
 class Segmentation(NamedTuple):
-    """Subwords of what a model reads and of what it writes."""
+    """The segmentation of a model's source and target."""
 
     source: Subwords
     target: Subwords
@@ -115,30 +115,31 @@ class Segmentation(NamedTuple):
         return ours if ours == theirs else {"source": ours, "target": theirs}
 
     def models(self) -> Dict[str, Subwords]:
-        """Those with a sentencepiece model, by the name of the side; "" where it is one for both."""
+        """The sides with a sentencepiece model, by name; "" for one model for both sides."""
         if self.source is self.target:
             return {"": self.source} if self.source.path is not None else {}
         return {side: subwords for side, subwords in zip(SIDES, self) if subwords.path is not None}
 
     def check(self, path: str, source_symbols: Collection[str], target_symbols: Collection[str]) -> None:
-        """Refuse sentencepiece models that are not those of the translation model, whatever the text.
+        """Refuses sentencepiece models that do not belong to the translation model; looks at no text.
 
         Args:
             path: of the translation model, for errors
 
         Raises:
-            KDPluginError: a dictionary holds symbols that are no pieces, or one side alone has a sentencepiece model
-                and the other's dictionary needs one
+            KDPluginError: a dictionary has symbols that are not pieces, or only one side has a sentencepiece model but
+                the other's dictionary needs one too
         """
         models = self.models()
         for side, other, symbols in zip(SIDES, SIDES[::-1], (source_symbols, target_symbols)):
             if other in models and side not in models and any(SPACE in symbol for symbol in symbols):
                 raise KDPluginError(
-                    f"{models[other]}: there is no model for the {side} side, and {path}'s {side} dictionary is one of "
-                    f"sentencepiece ({SPACE}). Remedy: --{side}-sentencepiece-model too, or {JOINT} for one of both"
+                    f"{models[other]}: there is no model for the {side} side, but {path}'s {side} dictionary has "
+                    f"sentencepiece symbols ({SPACE}). Remedy: --{side}-sentencepiece-model as well, or {JOINT} for "
+                    "a joint model"
                 )
         if models and frozenset(source_symbols) == frozenset(target_symbols):
-            # the pieces of two models may well be joined to one dictionary
+            # a joined dictionary may hold the pieces of two models
             names = " and ".join(map(str, models.values()))
             every = frozenset().union(*(subwords.pieces for subwords in models.values()))
             check_model(names, every, source_symbols, f"{path}'s joined dictionary")
@@ -153,16 +154,16 @@ class Segmentation(NamedTuple):
             check_size(str(subwords), subwords.merges, own, f"{path}'s dictionaries")
 
     def check_sides(self, lines: Iterable[str], name: str, joined: bool) -> None:
-        """Refuse models that are given for each other's side, which a joined dictionary of both does not tell.
+        """Refuses swapped models, which a joined dictionary cannot reveal.
 
-        Each takes text of its own language into the fewest pieces.
+        A model needs the fewest pieces for text in its own language.
 
         Args:
             lines, name: raw text of the source language
-            joined: whether both sides have one dictionary
+            joined: whether both sides share a dictionary
 
         Raises:
-            KDPluginError: the target side's model needs at most 80 % of the source side's pieces, at least 50 of them
+            KDPluginError: on source text with at least 50 pieces, the target side's model needs at most 80 % of them
         """
         if not joined or len(self.models()) < 2:
             return
@@ -170,14 +171,14 @@ class Segmentation(NamedTuple):
         ours, theirs = (sum(len(subwords.encode(line)) for line in chosen) for subwords in self)
         if ours >= 50 and theirs <= 0.8 * ours:
             raise KDPluginError(
-                f"{self.source}: makes {ours:,} pieces of {name}, and {self.target} makes {theirs:,}: they seem to be "
-                "given for each other's side. Remedy: the source side's model is that of the language which the "
-                "translation model reads"
+                f"{self.source}: splits {name} into {ours:,} pieces, but {self.target} into only {theirs:,}: the two "
+                "models seem to be swapped. Remedy: the source side's model is for the language that the translation "
+                "model reads"
             )
 
 
 class SubwordOptions(NamedTuple):
-    """Which sentencepiece models the flags name, and how segmented text is put together where there is none."""
+    """The sentencepiece models that the flags name, and how to join segmented text without one."""
 
     sentencepiece_model: Optional[str] = None
     source_sentencepiece_model: Optional[str] = None
@@ -185,10 +186,10 @@ class SubwordOptions(NamedTuple):
     remove_bpe: str = SYMBOLS[0]
 
     def open(self) -> Segmentation:
-        """The subwords.
+        """Opens the models.
 
         Raises:
-            KDPluginError: a file is no sentencepiece model, or there are one for both sides and one for one of them
+            KDPluginError: a file is not a sentencepiece model, or there is a joint model and one for a single side
         """
         own = (self.source_sentencepiece_model, self.target_sentencepiece_model)
         if own == (None, None):
@@ -197,7 +198,7 @@ class SubwordOptions(NamedTuple):
         if self.sentencepiece_model is not None:
             side = SIDES[0] if own[0] is not None else SIDES[1]
             raise KDPluginError(
-                f"{JOINT} and --{side}-sentencepiece-model: the first is for both sides. Remedy: either {JOINT}, or "
+                f"{JOINT} excludes --{side}-sentencepiece-model: it is for both sides. Remedy: either {JOINT}, or "
                 "--source-sentencepiece-model and --target-sentencepiece-model"
             )
         flags = (f"--{side}-sentencepiece-model" for side in SIDES)

@@ -1,4 +1,4 @@
-"""Rows of translations made elsewhere, as tab-separated values, CSV or JSON lines, each checked."""
+"""Reads and checks rows of translations made elsewhere, as TSV, CSV or JSON lines."""
 
 import csv
 import itertools
@@ -17,10 +17,10 @@ from kd_plugin.files.json_text import RefusedJson, parse_json
 
 FORMATS = ("tsv", "csv", "jsonl")
 DELIMITERS = ("\t", ",", ";")
-LINES_LOOKED_AT = 50  # for the delimiter of CSV
+LINES_LOOKED_AT = 50  # to detect the delimiter of CSV
 COLUMNS = "source TAB hypothesis [TAB score [TAB system]]"
 OBJECT = '{"source": …, "hypothesis": … or "hypotheses": […], "score": …, "system": …}'
-KEYS = "name its keys source, hypothesis and system as they are meant; if they are, TSV with --columns says so"
+KEYS = "rename its keys to match their meaning: source, hypothesis, system; if they already do, use TSV with --columns"
 LANGUAGE_KEYS = [[f"{side}_{lang}" for side in sides for lang in ("lang", "language")] for sides in (
     ("source", "src"), ("target", "tgt", "trg", "hypothesis"),
 )]  # fmt: skip
@@ -29,7 +29,7 @@ LINE_BREAKS = re.compile(r"[ \t]*[\r\n][ \t\r\n]*")
 
 
 class Row(NamedTuple):
-    """A source and its translations as a line of the file has them. number: of that line, from 1."""
+    """A source and its translations from one line of the file. number: of that line, from 1."""
 
     number: int
     source: str
@@ -38,7 +38,7 @@ class Row(NamedTuple):
 
 
 class RowError(ValueError):
-    """What is wrong with a row, and the remedy."""
+    """An error in a row; its message includes the remedy."""
 
 
 def read_rows(
@@ -49,14 +49,14 @@ def read_rows(
     quotes: str = "",
     said: Callable[[str], Any] = lambda text: None,
 ) -> Iterator[Row]:
-    """All rows; empty lines of JSON are skipped.
+    """Yields all rows; skips empty lines of JSON.
 
     Args:
         format_name: one of FORMATS
-        languages: source, target: names of columns and keys, too
-        columns: of a table, as `columns.parse_columns` gives them; None: USUAL, or as its first line says
-        quotes: marks that fields of a table are refused in
-        said: is told of a first line that names the columns
+        languages: source, target; may also name columns and keys
+        columns: of a table, from `columns.parse_columns`; None: USUAL, or as its first line says
+        quotes: quotation marks; a table with fields in them is refused
+        said: called with a message about a first line that names the columns
     """
     where = f"import {path}"
     if format_name == "jsonl":
@@ -77,14 +77,14 @@ def _table(path: Path, where: str, format_name: str, table: Table, said: Callabl
     rows = _csv(lines, where) if format_name == "csv" else ((n, line.split("\t")) for n, line in lines)
     for count, (number, found) in enumerate(rows):
         if count == 0 and table.takes_as_header(found):
-            said(f"line {number} names the columns ({', '.join(found)}) and is no translation")
+            said(f"line {number} names the columns ({', '.join(found)}) and is not a translation")
             continue
         cells = table.cells(found)
         try:
             if cells is None:
                 raise RowError(f"{len(found)} columns. Remedy: {COLUMNS}, or {SAY}; a tab in a text becomes a space")
             if "\n" in cells.source:
-                raise RowError("a line break inside the source. Remedy: a source is a line of a corpus; split it")
+                raise RowError("a line break inside the source. Remedy: split it; a source is one line of a corpus")
             score = _score(cells.score) if cells.score else None
         except RowError as error:
             raise KDPluginError(f"{where}, line {number}: {error}") from error
@@ -93,7 +93,7 @@ def _table(path: Path, where: str, format_name: str, table: Table, said: Callabl
 
 
 def _csv(lines: Iterator[Tuple[int, str]], where: str) -> Iterator[Tuple[int, List[str]]]:
-    """Fields with the number of the line that they end in; a field in quotes may hold line breaks."""
+    """Fields with the number of the line that they end in; a quoted field may contain line breaks."""
     first = list(itertools.islice(lines, LINES_LOOKED_AT))
     texts = [text for _, text in first]
     delimiter = next((mark for mark in DELIMITERS if _columns_by(texts, mark)), ",")
@@ -105,12 +105,12 @@ def _csv(lines: Iterator[Tuple[int, str]], where: str) -> Iterator[Tuple[int, Li
                 yield reader.line_num, fields
     except csv.Error as error:
         raise KDPluginError(
-            f"{where}, line {reader.line_num}: no CSV ({error}). Remedy: quotes as programs write them, or TSV"
+            f"{where}, line {reader.line_num}: not CSV ({error}). Remedy: standard CSV quoting, or TSV"
         ) from error
 
 
 def _columns_by(lines: Sequence[str], delimiter: str) -> bool:
-    """Whether this mark parts all lines into equally many columns."""
+    """Whether this delimiter splits all lines into the same number of columns."""
     try:
         counts = {len(fields) for fields in csv.reader([f"{line}\n" for line in lines], delimiter=delimiter) if fields}
     except csv.Error:
@@ -119,7 +119,7 @@ def _columns_by(lines: Sequence[str], delimiter: str) -> bool:
 
 
 def _objects(path: Path, where: str, languages: Sequence[str]) -> Iterator[Row]:
-    looks = Looks(where, KEYS, fewest=4)  # keys say what a column's place leaves open: a few numbers may be meant
+    looks = Looks(where, KEYS, fewest=4)  # keys are more explicit than columns, so a few numbers may be intended
     for number, line in numbered_lines(path, "import", table=True):
         if not line.strip():
             continue
@@ -134,26 +134,26 @@ def _objects(path: Path, where: str, languages: Sequence[str]) -> Iterator[Row]:
 
 
 def join_lines(text: str) -> str:
-    """A text without line breaks: each, with the blanks around it, is a space."""
+    """The text with each line break, and the blanks around it, replaced by a space."""
     return LINE_BREAKS.sub(" ", text).strip(" ") if "\n" in text or "\r" in text else text
 
 
 def _jsonl(line: str, number: int, languages: Sequence[str]) -> Row:
     if number == 1 and line.lstrip().startswith(("[{", "[\n")) or line.strip() == "[":
-        raise RowError(f"a JSON array. Remedy: one object a line: {OBJECT} (jq -c '.[]' FILE)")
+        raise RowError(f"a JSON array. Remedy: one object per line: {OBJECT} (jq -c '.[]' FILE)")
     try:
         content = parse_json(line)
     except RefusedJson as error:
-        raise RowError(f"{error}. Remedy: make the file anew") from error
+        raise RowError(f"{error}. Remedy: create the file again") from error
     except ValueError as error:
-        raise RowError(f"no JSON ({error}). Remedy: one object a line: {OBJECT}") from error
+        raise RowError(f"not JSON ({error}). Remedy: one object per line: {OBJECT}") from error
     if not isinstance(content, dict):
-        raise RowError(f"no object. Remedy: {OBJECT}")
+        raise RowError(f"not an object. Remedy: {OBJECT}")
     _check_languages(content, languages)
     content = _usual_names(content, languages)
     source = _text(content, "source")
     if "\n" in source:
-        raise RowError("a line break inside the source. Remedy: a source is a line of a corpus; split it")
+        raise RowError("a line break inside the source. Remedy: split it; a source is one line of a corpus")
     if ("hypothesis" in content) == ("hypotheses" in content):
         raise RowError(f"needs either hypothesis or hypotheses. Remedy: {OBJECT}")
     if "hypothesis" in content:
@@ -174,15 +174,15 @@ def _check_languages(content: Dict[str, Any], languages: Sequence[str]) -> None:
     for key, value, flag in said:
         expected = languages["st".index(flag)]
         if isinstance(value, str) and expected and other_language(value, expected):
-            raise RowError(f"{key} is {content[key]!r}, and -{flag} {expected}. Remedy: the languages of the file")
+            raise RowError(f"{key} is {content[key]!r}, but -{flag} is {expected}. Remedy: the languages of the file")
 
 
 def _usual_names(content: Dict[str, Any], languages: Sequence[str]) -> Dict[str, Any]:
-    """The object with source, hypothesis and score by these names; what has them already stays as it is."""
+    """The object with its keys renamed to source, hypothesis and score, unless it already has these names."""
     if SOURCE in content and (HYPOTHESIS in content or "hypotheses" in content):
         return content
     pair = content.get("translation")
-    if isinstance(pair, dict):  # {"translation": {"en": …, "de": …}}, of Hugging Face's data sets
+    if isinstance(pair, dict):  # {"translation": {"en": …, "de": …}}, as in Hugging Face datasets
         content = {**{name: value for name, value in content.items() if name != "translation"}, **pair}
     found = dict(content)
     for role in (SOURCE, HYPOTHESIS, SCORE):
@@ -198,7 +198,7 @@ def _usual_names(content: Dict[str, Any], languages: Sequence[str]) -> Dict[str,
 
 def _several(content: Any) -> List[Hypothesis]:
     if not isinstance(content, list):
-        raise RowError(f"hypotheses is no list. Remedy: {OBJECT}")
+        raise RowError(f"hypotheses is not a list. Remedy: {OBJECT}")
     hypotheses = []
     for entry in content:
         if isinstance(entry, str):
@@ -206,21 +206,21 @@ def _several(content: Any) -> List[Hypothesis]:
         elif isinstance(entry, dict):
             hypotheses.append(Hypothesis(_text(entry, "text"), _optional_score(entry)))
         else:
-            raise RowError(f"hypothesis {entry!r} is no text. Remedy: texts, or objects with text and score")
+            raise RowError(f"hypothesis {entry!r} is not text. Remedy: texts, or objects with text and score")
     return hypotheses
 
 
 def _text(content: Dict[str, Any], name: str) -> str:
     if not isinstance(content.get(name), str):
-        what = f"{name} is no text: {content[name]!r}" if name in content else f"{name} is missing"
+        what = f"{name} is not text: {content[name]!r}" if name in content else f"{name} is missing"
         raise RowError(f"{what}. Remedy: {OBJECT}")
     return content[name]
 
 
 def _optional_score(content: Dict[str, Any]) -> Optional[float]:
     value = content.get("score")
-    if isinstance(value, (bool, str)):  # which float() would take
-        raise RowError(f"score {value!r} is no number. Remedy: a number, or none at all")
+    if isinstance(value, (bool, str)):  # float() would accept these
+        raise RowError(f"score {value!r} is not a number. Remedy: a number, or no score at all")
     return None if value is None else _score(value)
 
 
@@ -228,16 +228,16 @@ def _score(value: Any) -> float:
     try:
         score = float("" if "_" in str(value) else value)  # Python's 1_000
     except (TypeError, ValueError, OverflowError) as error:
-        raise RowError(f"score {value!r} is no number. Remedy: a number, or none at all; or {SAY}") from error
+        raise RowError(f"score {value!r} is not a number. Remedy: a number, or no score at all; or {SAY}") from error
     if not math.isfinite(score):
-        raise RowError(f"score {value!r} is not finite. Remedy: a number, or none at all")
+        raise RowError(f"score {value!r} is not finite. Remedy: a number, or no score at all")
     return score
 
 
 def _check_text(text: str) -> None:
     if "\0" in text:
-        raise RowError("a NUL character inside a text. Remedy: take it out; if the file is UTF-16, make it UTF-8")
+        raise RowError("a NUL character inside a text. Remedy: remove it; if the file is UTF-16, convert it to UTF-8")
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:  # JSON's \ud800
-        raise RowError(f"half of a surrogate pair at character {error.start}. Remedy: make the file anew") from error
+        raise RowError(f"half of a surrogate pair at character {error.start}. Remedy: create the file again") from error

@@ -1,11 +1,11 @@
-"""Translations of a corpus on disk: what `kd-plugin decode` and `import` write, and `select` and `filter` rewrite.
+"""Translations of a corpus on disk: `kd-plugin decode` and `import` write them, `select` and `filter` rewrite them.
 
-A folder of shards in JSON lines and a manifest, which is written last: a folder without one is not finished. A line is
-a source sentence with all its translations, and the numbers of the corpus' lines that have this source:
+A folder holds shards in JSON lines and a manifest, which is written last: without one the folder is unfinished. A line
+is a source sentence with all its translations, and the numbers of the corpus lines that have this source:
 
     {"ids": [0, 17], "source": "A dog.", "hypotheses": [{"text": "Ein Hund.", "score": -0.21}]}
 
-Records come in the order of their first id; no id occurs twice. Text is raw (no subwords) and holds no line break.
+Records are ordered by their first id; no id occurs twice. Text is raw (no subwords) and contains no line breaks.
 """
 
 import heapq
@@ -14,7 +14,7 @@ import re
 from pathlib import Path
 from typing import Any, Dict, Iterable, Iterator, List, NamedTuple, Optional, Tuple
 
-from kd_plugin.corpus.hypotheses import Hypothesis as Hypothesis  # its name from version 0.1 on
+from kd_plugin.corpus.hypotheses import Hypothesis as Hypothesis  # public here since version 0.1
 from kd_plugin.corpus.hypotheses import Record as Record
 from kd_plugin.corpus.languages import check_languages
 from kd_plugin.errors import KDPluginError
@@ -29,7 +29,7 @@ FORMAT = Format("kd_plugin translations", 1, "translations", "translations", REM
 
 
 class Shard(NamedTuple):
-    """A file of records. counts: what else its writer counted, summed up in the manifest."""
+    """A file of records. counts: further counts of its writer, summed up in the manifest."""
 
     name: str
     sha256: str
@@ -43,12 +43,12 @@ class Shard(NamedTuple):
 
 
 class Manifest(NamedTuple):
-    """What a folder holds.
+    """The content of a folder.
 
     Args:
-        identity: all that decides what is in it: verb, options, hashes of what it was made from; JSON
+        identity: everything that determines the content: verb, options, hashes of the inputs; JSON
         languages: [source, target]
-        input_lines: of the corpus that was translated first: ids lie in 0 … input_lines - 1
+        input_lines: of the original corpus: ids lie in 0 … input_lines - 1
     """
 
     identity: Dict[str, Any]
@@ -62,7 +62,7 @@ class Manifest(NamedTuple):
 
     @property
     def lines(self) -> int:
-        """How many ids there are: less than input_lines where lines were dropped."""
+        """The number of ids; less than input_lines if lines were dropped."""
         return sum(shard.lines for shard in self.shards)
 
     @property
@@ -91,7 +91,7 @@ class Manifest(NamedTuple):
         }
 
     def digest(self) -> str:
-        """Of everything: what a verb that reads the folder puts into its own identity."""
+        """The hash of everything, which a verb that reads the folder puts into its own identity."""
         return digest_of(self.content())
 
     def write(self, folder: Path) -> None:
@@ -103,8 +103,8 @@ class Manifest(NamedTuple):
         if not path.is_file():
             state = "is not finished" if Path(folder).is_dir() else "does not exist"
             raise KDPluginError(
-                f"{folder}: no {MANIFEST} there: the folder {state}. Remedy: kd-plugin decode (the same command goes "
-                "on with what is missing) or kd-plugin import"
+                f"{folder}: no {MANIFEST} there: the folder {state}. Remedy: kd-plugin decode (the same command "
+                "resumes the job) or kd-plugin import"
             )
         manifest = FORMAT.read(folder, cls._parse)
         check_languages(*manifest.languages, where=str(path))
@@ -121,11 +121,11 @@ class Manifest(NamedTuple):
 
 
 class Translations:
-    """A finished folder, read from its beginning to its end.
+    """A finished folder, read sequentially.
 
     Raises:
-        KDPluginError: not finished, changed or damaged; each shard's sha256 is compared before its first record is
-            given away
+        KDPluginError: it is unfinished, changed or damaged; each shard's sha256 is verified before its first record is
+            returned
     """
 
     def __init__(self, folder: Path):
@@ -133,19 +133,19 @@ class Translations:
         self.manifest = Manifest.read(self.folder)
 
     def __len__(self) -> int:
-        """Number of records."""
+        """The number of records."""
         return self.manifest.records
 
     def check_any(self) -> None:
-        """Raises KDPluginError where there is no translation at all."""
+        """Raises KDPluginError if there is no translation at all."""
         if not self.manifest.hypotheses:
             raise KDPluginError(
-                f"{self.folder}: holds no translation; nothing was written. Remedy: look at what made it, and at its "
-                "counts in the manifest"
+                f"{self.folder}: contains no translation; nothing was written. Remedy: check how it was made, and the "
+                "counts in its manifest"
             )
 
     def records(self) -> Iterator[Record]:
-        """All records, by their first id."""
+        """All records, in the order of their first id."""
         last, ids = -1, 0
         for shard in self.manifest.shards:
             for record in self.records_of(shard):
@@ -174,16 +174,16 @@ class Translations:
                 except ValueError as error:
                     reason = str(error)[:300]
                     raise KDPluginError(
-                        f"{path}, line {number}: no record of translations: {reason}. {DAMAGED}"
+                        f"{path}, line {number}: not a record of translations: {reason}. {DAMAGED}"
                     ) from error
                 yield record
 
     def lines(self) -> Iterator[Tuple[int, Record]]:
-        """(id, its record) for every line of the corpus that is left, in the corpus' order, each once.
+        """(id, its record) for every remaining line of the corpus, once each, in the order of the corpus.
 
-        What it holds in memory are the records whose source occurs again.
+        Keeps only those records in memory whose source occurs again.
         """
-        waiting: List[Tuple[int, int, Record]] = []  # its next line, and which one of its lines that is
+        waiting: List[Tuple[int, int, Record]] = []  # a record's next line, the index of that line in its ids, itself
         last = -1
         for record in itertools.chain(self.records(), [None]):
             while waiting and (record is None or waiting[0][0] < record.ids[0]):
@@ -199,7 +199,7 @@ class Translations:
 
 
 class TranslationsFolder(ShardedFolder[Shard]):
-    """Translations that are being written."""
+    """Translations during writing."""
 
     format, kind = FORMAT, Shard
 
@@ -207,7 +207,7 @@ class TranslationsFolder(ShardedFolder[Shard]):
         return shard.path(self.path).is_file()
 
     def write_records(self, name: str, records: Iterable[Record], counts: Optional[Dict[str, int]] = None) -> Shard:
-        """Write a shard."""
+        """Writes a shard."""
         kept = list(records)
         content = "".join(record.encode() + "\n" for record in kept).encode("utf-8")
         shard = Shard(
@@ -222,11 +222,11 @@ class TranslationsFolder(ShardedFolder[Shard]):
 
 
 class Writer:
-    """Writes records that come in the order of their ids, a shard at a time, and the manifest at the end.
+    """Writes records, which must come in the order of their ids, shard by shard, and finally the manifest.
 
     Args:
-        identity, languages, input_lines: as Manifest's
-        flag: that names the folder, for errors
+        identity, languages, input_lines: as in Manifest
+        flag: the flag that names the folder, for errors
     """
 
     def __init__(
@@ -242,7 +242,7 @@ class Writer:
         self._manifest = Manifest(identity, languages, input_lines, [])
         self._waiting: List[Record] = []
         self._claim = self._folder.claim(flag)
-        (self._folder.path / MANIFEST).unlink(missing_ok=True)  # until all of it is there again
+        (self._folder.path / MANIFEST).unlink(missing_ok=True)  # until everything is rewritten
 
     def add(self, record: Record) -> None:
         self._waiting.append(record)
@@ -250,7 +250,7 @@ class Writer:
             self._flush({})
 
     def finish(self, counts: Optional[Dict[str, int]] = None) -> Manifest:
-        """counts: of the whole run, such as what a filter dropped and why."""
+        """Writes the rest. counts: of the whole run, such as the number of lines that a filter rule dropped."""
         self._flush(counts or {})
         self._manifest.write(self._folder.path)
         self._claim.finish()
@@ -263,7 +263,7 @@ class Writer:
             shard = self._folder.write_records(name, self._waiting, counts)
         except KDPluginError:
             if not self._manifest.shards:
-                self._claim.finish()  # nothing was written: the folder is as free as before
+                self._claim.finish()  # nothing was written, so release the folder
             raise
         self._manifest.shards.append(shard)
         self._waiting = []

@@ -1,4 +1,4 @@
-"""The criterion's flags: what `--kd-...` may say, and what is refused before training starts."""
+"""The criterion's flags, `--kd-...`, and their checks before training starts."""
 
 import math
 from dataclasses import dataclass, field
@@ -21,14 +21,14 @@ class KDLabelSmoothedCrossEntropyCriterionConfig(*own_flags(), LabelSmoothedCros
     kd_alpha: float = field(
         default=0.5,
         metadata={
-            "help": "weight of the cross-entropy in [0, 1]: 1 is plain fairseq training, 0 listens to the teacher alone"
+            "help": "weight of the cross-entropy in [0, 1]: 1 is plain fairseq training, 0 uses the teacher alone"
         },
     )
     kd_temperature: float = field(
         default=1.0,
         metadata={
             "help": "temperature > 0 that divides student and teacher logits in the divergence; the term is multiplied "
-            "by its square, so that the size of the gradient stays"
+            "by its square, which keeps the size of the gradient"
         },
     )
     kd_divergence: ChoiceEnum(list(DIVERGENCES)) = field(  # type: ignore[valid-type]
@@ -36,55 +36,55 @@ class KDLabelSmoothedCrossEntropyCriterionConfig(*own_flags(), LabelSmoothedCros
     )
     kd_js_beta: float = field(
         default=0.5,
-        metadata={"help": "beta in (0, 1) of --kd-divergence js: the teacher's weight; 0.5 is the symmetric one"},
+        metadata={"help": "beta in (0, 1) for --kd-divergence js: the teacher's weight; 0.5 makes it symmetric"},
     )
     kd_skew_lambda: float = field(
         default=0.1,
-        metadata={"help": "lambda in (0, 1) of --kd-divergence skew_forward_kl and skew_reverse_kl"},
+        metadata={"help": "lambda in (0, 1) for --kd-divergence skew_forward_kl and skew_reverse_kl"},
     )
     kd_adaptive_mu: float = field(
         default=0.5,
-        metadata={"help": "mu in (0, 1) of --kd-divergence adaptive_kl: the mass of the teacher's head"},
+        metadata={"help": "mu in (0, 1) for --kd-divergence adaptive_kl: the probability mass of the teacher's head"},
     )
     kd_top1_rank: int = field(
         default=0,
         metadata={
             "help": "k > 0 adds TIE-KD's ranking term over the k best words of teacher and student to the divergence "
-            "(its paper: 5); 0: without it"
+            "(the paper uses 5); 0: off"
         },
     )
     kd_selection: ChoiceEnum(list(SELECTIONS)) = field(  # type: ignore[valid-type]
         default="all",
         metadata={
-            "help": "target tokens to distil: all; batch: those with the highest cross-entropy among the batch of all "
-            "ranks; global: among the last --kd-queue-size tokens. The others keep their cross-entropy"
+            "help": "target tokens to distil: all; batch: those with the highest cross-entropy in the batch over all "
+            "ranks; global: the same among the last --kd-queue-size tokens. Other tokens keep their cross-entropy"
         },
     )
     kd_select_ratio: float = field(
-        default=0.5, metadata={"help": "share of the tokens, in (0, 1], that --kd-selection batch or global distils"}
+        default=0.5, metadata={"help": "fraction of the tokens, in (0, 1], that --kd-selection batch or global distils"}
     )
     kd_queue_size: int = field(
-        default=30000, metadata={"help": "number of tokens that --kd-selection global ranks a token among"}
+        default=30000, metadata={"help": "number of recent tokens that --kd-selection global compares a token with"}
     )
     kd_inplace: ChoiceEnum(["auto", "on", "off"]) = field(  # type: ignore[valid-type]
         default="auto",
         metadata={
-            "help": "write the gradient over the student's logits, which saves a buffer of their size; auto: where "
+            "help": "overwrite the student's logits with the gradient, which saves a buffer of their size; auto: if "
             "nothing else can need them"
         },
     )
     kd_fused_head: bool = field(
         default=False,
         metadata={
-            "help": "compute the output projections and the loss chunk by chunk, so that no logits of the whole batch "
-            "are ever made: for large vocabularies and batches"
+            "help": "compute the output projections and the loss chunk by chunk, never the logits of the whole batch: "
+            "for large vocabularies and batches"
         },
     )
     kd_packed_student: bool = field(
         default=False,
         metadata={
-            "help": "compute the student without the padding of its batches and with PyTorch's attention: faster; "
-            "dropout draws other numbers than stock fairseq's. For fairseq's transformers, from torch 2.2 on"
+            "help": "compute the student without its batches' padding and with PyTorch's attention: faster; dropout "
+            "draws different random numbers than stock fairseq. For fairseq's transformers, from torch 2.2 on"
         },
     )
     kd_alpha_end: Optional[float] = field(
@@ -96,15 +96,15 @@ class KDLabelSmoothedCrossEntropyCriterionConfig(*own_flags(), LabelSmoothedCros
     )
     kd_schedule: ChoiceEnum(list(SCHEDULES)) = field(  # type: ignore[valid-type]
         default="constant",
-        metadata={"help": "how alpha and temperature move from their first to their end value"},
+        metadata={"help": "how alpha and temperature move from their start to their end values"},
     )
     kd_schedule_updates: int = field(
-        default=0, metadata={"help": "number of updates from the first to the end value; the end value stays after it"}
+        default=0, metadata={"help": "number of updates from the start to the end value, which then stays"}
     )
 
 
 def check_flags(cfg: Any, has_teacher: bool) -> None:
-    """Raise KDPluginError where a flag's value is out of range or has no effect with the others."""
+    """Raises KDPluginError if a flag is out of range or has no effect in combination with the others."""
     alphas = [("--kd-alpha", cfg.kd_alpha), ("--kd-alpha-end", cfg.kd_alpha_end)]
     temperatures = [
         ("--kd-temperature", cfg.kd_temperature),
@@ -130,19 +130,19 @@ def check_flags(cfg: Any, has_teacher: bool) -> None:
     if (schedule != "constant") != (updates > 0) or updates < 0:
         raise KDPluginError(
             f"--kd-schedule-updates {updates} with --kd-schedule {schedule}: a schedule needs a number of updates "
-            "above 0, and the number a schedule"
+            "above 0, and constant needs 0"
         )
     for flag, value in ((name, getattr(cfg, name)) for name in PARAMETERS):
         if not 0.0 < value < 1.0:
             raise KDPluginError(f"--{flag.replace('_', '-')} {value}: must lie in (0, 1)")
     if cfg.kd_top1_rank < 0:
-        raise KDPluginError(f"--kd-top1-rank {cfg.kd_top1_rank}: must be 0 (without it) or more")
+        raise KDPluginError(f"--kd-top1-rank {cfg.kd_top1_rank}: must be 0 (off) or more")
     if not 0.0 < cfg.kd_select_ratio <= 1.0:
         raise KDPluginError(f"--kd-select-ratio {cfg.kd_select_ratio}: must lie in (0, 1]")
     if cfg.kd_queue_size < 1:
         raise KDPluginError(f"--kd-queue-size {cfg.kd_queue_size}: must be 1 or more")
     if cfg.kd_fused_head and cfg.report_accuracy:
-        raise KDPluginError("--report-accuracy needs logits, which --kd-fused-head never makes. Remedy: drop one")
+        raise KDPluginError("--report-accuracy needs logits, which --kd-fused-head never computes. Remedy: drop one")
     if not has_teacher and {cfg.kd_alpha, cfg.kd_alpha_end} - {1.0, None}:
         raise KDPluginError(
             f"--kd-alpha {cfg.kd_alpha} distils, but there is no teacher. Remedy: --task "

@@ -21,18 +21,18 @@ CRITERION_NAME = "kd_label_smoothed_cross_entropy"
 
 if CRITERION_NAME in CRITERION_REGISTRY:
     raise KDPluginError(
-        f"the criterion {CRITERION_NAME} is registered already, by {CRITERION_REGISTRY[CRITERION_NAME].__module__}. "
-        "Remedy: remove that plugin or fork; both cannot be used in one process"
+        f"{CRITERION_REGISTRY[CRITERION_NAME].__module__} has already registered the criterion {CRITERION_NAME}. "
+        "Remedy: remove that plugin or fork; you cannot use both in one process"
     )
 
 
 @register_criterion(CRITERION_NAME, dataclass=KDLabelSmoothedCrossEntropyCriterionConfig)
 class KDLabelSmoothedCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion):
-    """Asks the student, and lets its distiller ask the teacher and sum up the terms of the loss.
+    """Runs the student, then its distiller, which asks the teacher and sums the terms of the loss.
 
     Args:
-        cfg: the flags; fairseq hands them over whole
-        task: whose `teacher` is asked; a task without one can only train with --kd-alpha 1
+        cfg: the flags; fairseq passes the whole config
+        task: its `teacher` is used; without a teacher it can only train with --kd-alpha 1
     """
 
     def __init__(self, cfg: Any, task: Any):
@@ -54,10 +54,10 @@ class KDLabelSmoothedCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion):
         3) logging outputs: sums over target tokens in nats, the same keys on every rank and batch
         """
         if not reduce:
-            raise KDPluginError(f"{CRITERION_NAME} gives sums over tokens only (reduce=False was asked for)")
+            raise KDPluginError(f"{CRITERION_NAME} returns only sums over tokens, but got reduce=False")
         student = self.student(model, sample)
         accuracy = {}
-        if self.report_accuracy:  # before the gradient is written over the logits
+        if self.report_accuracy:  # before the gradient overwrites the logits
             n_correct, total = student.accuracy()
             accuracy = {"n_correct": utils.item(n_correct), "total": total}
         stock_loss = None

@@ -1,1 +1,1 @@
-"""Which translations to train on: selected, filtered, scored."""
+"""Chooses the translations to train on: selects, filters, scores."""

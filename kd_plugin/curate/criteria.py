@@ -1,26 +1,28 @@
-"""Which of a sentence's translations are best, by a metric of sacrebleu."""
+"""Ranks a sentence's translations by a sacrebleu metric."""
 
 import math
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
-from sacrebleu.metrics import BLEU, CHRF  # setup.py pins 2.x: its public sentence_score counts n-grams for each pair
+from sacrebleu.metrics import BLEU, CHRF  # private methods (setup.py pins 2.x): sentence_score would recount n-grams
 
 from kd_plugin.corpus.languages import bleu_tokenizer
 
 
 class Candidates(NamedTuple):
-    """A sentence's translations, and what they are compared with, each reference for itself; none: with each other."""
+    """A sentence's translations and references, each compared separately; without references, with each other."""
 
     texts: List[str]
     references: List[str]
 
 
 class Settings(NamedTuple):
-    """Args:
-    metric: a key of METRICS
-    language: of the translations: says how BLEU cuts them into words
-    top: how many are wanted
-    tokenize: sacrebleu's tokenizer for BLEU; None: the language's
+    """How to rank.
+
+    Args:
+        metric: a key of METRICS
+        language: of the translations; determines BLEU's tokenizer
+        top: how many translations to keep
+        tokenize: sacrebleu's tokenizer for BLEU; None: the language's
     """
 
     metric: str
@@ -37,14 +39,14 @@ METRICS: Dict[str, Any] = {"bleu": _bleu, "chrf": lambda settings: CHRF()}
 
 
 def signature(settings: Settings) -> str:
-    """What sacrebleu says of the metric: its parameters and version."""
+    """sacrebleu's signature of the metric: its parameters and version."""
     metric = METRICS[settings.metric](settings)
-    metric.sentence_score("a", ["a"])  # before that it does not know how many references there are
+    metric.sentence_score("a", ["a"])  # tells it the number of references, which the signature needs
     return str(metric.get_signature())
 
 
 def nearness(metric: Any, texts: Sequence[str], reference: str) -> List[float]:
-    """metric.sentence_score(text, [reference]) of each text; the reference's n-grams are counted once."""
+    """metric.sentence_score(text, [reference]) for each text, counting the reference's n-grams only once."""
     known = metric._extract_reference_info([metric._preprocess_segment(reference)])
     scores = []
     for text in texts:
@@ -54,10 +56,10 @@ def nearness(metric: Any, texts: Sequence[str], reference: str) -> List[float]:
 
 
 def agreement(metric: CHRF, texts: Sequence[str]) -> List[float]:
-    """Mean of sentence_score(text, [other]) over all others: the utility of minimum Bayes risk decoding, with uniform
-    weights (Kumar & Byrne 2004; Eikema & Aziz 2020).
+    """Each text's mean sentence_score(text, [other]) over all others: the utility in minimum Bayes risk decoding with
+    uniform weights (Kumar & Byrne 2004; Eikema & Aziz 2020).
 
-    Each text's n-grams are counted once, and each pair's matches once: they are the same in both directions.
+    Counts each text's n-grams once, and each pair's matches once, since they are the same in both directions.
     """
     ngrams = [metric._extract_reference_info([metric._preprocess_segment(text)])["ref_ngrams"][0] for text in texts]
     utilities: List[List[float]] = [[] for _ in texts]
@@ -71,17 +73,17 @@ def agreement(metric: CHRF, texts: Sequence[str]) -> List[float]:
                 back += [reference, hypothesis, matches]
             utilities[i].append(metric._compute_f_score(there))
             utilities[j].append(metric._compute_f_score(back))
-    # fsum: equal texts get equal sums, in whatever order their terms come
+    # fsum: equal texts get equal sums, whatever the order of terms
     return [math.fsum(values) / max(1, len(values)) for values in utilities]
 
 
 def best(values: Sequence[float], top: int) -> Tuple[int, ...]:
-    """Positions of the `top` largest, largest first; of equals the first comes first."""
+    """Positions of the `top` largest values, largest first; ties keep their order."""
     return tuple(sorted(range(len(values)), key=lambda i: -values[i])[:top])
 
 
 class Chooser:
-    """The positions of the best translations: for each of a sentence's references, or once where there are none."""
+    """Returns the positions of the best translations: per reference of a sentence, or once without references."""
 
     def __init__(self, settings: Settings):
         self._top = settings.top

@@ -1,4 +1,4 @@
-"""Drop translations that would teach a student wrong, each counted for the rule that hit."""
+"""Drops translations that would mislead a student, and counts them by rule."""
 
 import functools
 import itertools
@@ -24,13 +24,13 @@ from kd_plugin.runners.progress import progress
 
 SENTENCES_A_WORKER = 100_000
 LOW_SCORE, OTHER_SCORE = "low_score", "low_other_score"  # after all RULES
-# shares: of all translations of the input, whatever other rules say
+# shares of all translations in the input, independent of other rules
 SCORE_FLAGS = (
     Flag("--min-score", None, "drop translations with a lower score", low=-math.inf),
     Flag(
         "--keep-best",
         None,
-        "keep this share of all translations, those with the best scores of their own: 0.9 drops a tenth",
+        "keep this share of all translations, those with the best own scores: 0.9 drops a tenth",
         1e-6,
         1,
         old="--best-score-share",
@@ -47,12 +47,12 @@ SCORE_FLAGS = (
 
 
 def rule_flags() -> List[Flag]:
-    """Of all RULES."""
+    """The flags of all RULES."""
     return [flag for rule in RULES.values() for flag in rule.flags]
 
 
 class Thresholds(NamedTuple):
-    """own: of the translations' scores; other: of --scores, and these by the number of the translation"""
+    """own: for the translations' scores; other: for --scores; other_scores: these, by number of the translation"""
 
     own: float
     other: float
@@ -60,11 +60,11 @@ class Thresholds(NamedTuple):
 
 
 def filter_translations(input_dir: str, options: Any, workers: int, to: Destination) -> None:
-    """Write a folder with what is left, and a table of what is not.
+    """Writes a folder with the remaining translations, and prints a table of the dropped ones.
 
     Args:
         options: the flags of RULES and SCORE_FLAGS and --scores, each an attribute
-        workers: 0: as many as are worth it
+        workers: 0: as many as are worthwhile
     """
     check(options)
     translations = Translations(Path(input_dir))
@@ -79,7 +79,7 @@ def filter_translations(input_dir: str, options: Any, workers: int, to: Destinat
     dropped = dict.fromkeys((*RULES, LOW_SCORE, OTHER_SCORE), 0)
     lost = {"lines_untranslated_before": 0, "lines_without_translation": 0}
     records = kept(translations, thresholds, options, workers, dropped, lost)
-    first = next(records, None)  # before the folder is made
+    first = next(records, None)  # before the folder is created
     if first is None:
         raise _nothing_left(dropped, manifest.hypotheses, input_dir)
     writer = Writer(Path(to.output), identity, manifest.languages, manifest.input_lines)
@@ -102,7 +102,7 @@ def kept(
     dropped: Dict[str, int],
     lost: Dict[str, int],
 ) -> Iterator[Record]:
-    """Records with what is left of their translations; those without any are left out. dropped, lost: are added to"""
+    """Records with their remaining translations, without records that have none. dropped, lost: counts to add to"""
     number, languages = 0, translations.manifest.languages
     records = progress(translations.records(), len(translations), "filter")
     works = ((record, (record.source, [h.text for h in record.hypotheses])) for record in records)
@@ -124,7 +124,7 @@ def kept(
 
 
 class Judge:
-    """The first of RULES that drops each translation of a sentence, or None."""
+    """For each translation of a sentence, returns the first of RULES that drops it, or None."""
 
     def __init__(self, options: Any, languages: Sequence[str]):
         self._options = options
@@ -137,7 +137,7 @@ class Judge:
 
 
 def _low_score(hypothesis: Hypothesis, number: int, thresholds: Thresholds) -> Optional[str]:
-    """The threshold that a translation of this number is below, or None."""
+    """The threshold that the translation with this number falls below, or None."""
     if hypothesis.score is not None and hypothesis.score < thresholds.own:
         return LOW_SCORE
     if thresholds.other_scores is not None and thresholds.other_scores[number] < thresholds.other:
@@ -146,7 +146,7 @@ def _low_score(hypothesis: Hypothesis, number: int, thresholds: Thresholds) -> O
 
 
 def _thresholds(translations: Translations, options: Any) -> Thresholds:
-    """A first pass over the translations, where a flag needs one; 8 bytes a translation are held in memory."""
+    """Makes a first pass over the translations if a flag needs one; keeps 8 bytes per translation in memory."""
     own, other, other_scores = -math.inf, -math.inf, None
     if options.min_score is not None or options.best_score_share is not None:
         scores = _own_scores(translations)
@@ -161,7 +161,7 @@ def _thresholds(translations: Translations, options: Any) -> Thresholds:
 
 
 def threshold(scores: np.ndarray, share: float) -> float:
-    """The lowest of the best `share` of scores, rounded up to whole scores; equal ones are all kept.
+    """The lowest score in the best `share`, rounded up to whole scores; ties are all kept.
 
     Args:
         scores: (translations,) float64
@@ -178,12 +178,12 @@ def _own_scores(translations: Translations) -> np.ndarray:
 
 
 def _other_scores(translations: Translations, path: Path) -> np.ndarray:
-    """Of every translation, in the records' order; a line whose source came before repeats its scores there."""
+    """The score of every translation in the records' order; in --scores, lines with a repeated source repeat theirs."""
     scores = array("d")
     rows = numbered_lines(path, "--scores", table=True)
     lines = progress(translations.lines(), translations.manifest.lines, "scores")
     expected = ((line, line == record.ids[0]) for line, record in lines for _ in record.hypotheses)
-    remedy = "Remedy: as many rows as PREFIX.scores has, with the same numbers: kd-plugin … --text PREFIX"
+    remedy = "Remedy: the same rows and line numbers as in the PREFIX.scores of kd-plugin … --text PREFIX"
     count = 0
     for line, is_first in expected:
         row = next(rows, None)
@@ -196,17 +196,17 @@ def _other_scores(translations: Translations, path: Path) -> np.ndarray:
         except ValueError as error:
             raise KDPluginError(f"--scores {path}, line {count}: {text!r} is not number TAB score. {remedy}") from error
         if not same or not math.isfinite(value):
-            what = f"score {score} is not finite" if same else f"is of line {number}, instead of {line}"
+            what = f"score {score} is not finite" if same else f"is for line {number} instead of {line}"
             raise KDPluginError(f"--scores {path}, line {count}: {what}. {remedy}")
         if is_first:
             scores.append(value)
     if next(rows, None) is not None:
-        raise KDPluginError(f"--scores {path}: more than {count} rows, one for each translation. {remedy}")
+        raise KDPluginError(f"--scores {path}: more than {count} rows, one per translation. {remedy}")
     return np.array(scores)
 
 
 def check(options: Any) -> None:
-    """Refuse numbers out of range, and flags that do not go together; scripts' names become upper case."""
+    """Refuses numbers out of range and inconsistent flags; converts script names to upper case."""
     for flag in (*rule_flags(), *SCORE_FLAGS):
         value = getattr(options, flag.dest)
         if isinstance(value, (int, float)) and not flag.low <= value <= flag.high:
@@ -215,33 +215,33 @@ def check(options: Any) -> None:
                 limits = "a number"
             raise KDPluginError(f"{flag.name} {shown(value)}: out of range. Remedy: {limits}")
     if (options.scores is None) != (options.best_scores_share is None):
-        raise KDPluginError("--scores and --keep-best-by-scores go together. Remedy: give both, or none")
+        raise KDPluginError("--scores and --keep-best-by-scores go together. Remedy: give both or neither")
     options.script = options.script.upper()
     check_scripts("--script", options.script.split(",") if options.script else ())
 
 
 def _remedy(name: str) -> str:
-    """Of what dropped_{name} counts."""
+    """The remedy if dropped_{name} is too high."""
     return RULES[name].remedy() if name in RULES else "a lower --min-score, or a larger share"
 
 
 def _nothing_left(dropped: Dict[str, int], all_of_them: int, input_dir: str) -> KDPluginError:
-    """The error, after the table."""
+    """Prints the table and returns the error."""
     print(_table(dropped, 0, all_of_them))
     worst = max(dropped, key=lambda name: dropped[name])
     return KDPluginError(
-        f"{input_dir}: no translation is left, and nothing was written: {worst} took {dropped[worst]:,} of "
+        f"{input_dir}: no translation is left, and nothing was written: {worst} dropped {dropped[worst]:,} of "
         f"{all_of_them:,}. Remedy: {_remedy(worst)}"
     )
 
 
 def _warn(dropped: Dict[str, int], all_of_them: int) -> None:
-    """Of rules that take more than half; what --min-score and the shares take was asked for."""
+    """Warns about rules that drop more than half, but not about --min-score and shares, which ask for it."""
     for name in RULES:
         count = dropped[name]
         if 2 * count > all_of_them:
             print(
-                f"kd-plugin filter: warning: {name} took {count:,} of {all_of_them:,} translations "
+                f"kd-plugin filter: warning: {name} dropped {count:,} of {all_of_them:,} translations "
                 f"({count / all_of_them:.1%}). Remedy, if they are good: {_remedy(name)}",
                 file=sys.stderr,
             )

@@ -1,7 +1,7 @@
-"""What `kd-plugin filter` drops. A rule is a function of a pair and the options (its flags, each an
-attribute), and its row in RULES.
+"""The rules of `kd-plugin filter`. A rule is a function of a pair and the options (its flags, each an attribute), and a
+row in RULES.
 
-The rules are asked in the order of the table, cheap ones first; a translation is charged to the first that hits.
+Rules run in the order of the table, cheap ones first; a translation counts for the first rule that drops it.
 """
 
 import re
@@ -13,31 +13,31 @@ from kd_plugin.corpus.scripts import is_written_in
 from kd_plugin.curate.sentences import SHORTEST_LOOP, Pair, Side, has_loop
 
 INFINITY = float("inf")
-# all controls but the tab, what a decoder puts in the place of broken UTF-8, and what Unicode will never assign
+# control characters except tab, the replacement character for broken UTF-8, and Unicode noncharacters
 BROKEN = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\ufffd\ufffe\uffff]")
-# An unknown symbol as sentencepiece writes it: U+2047 between spaces, or its own sign for one (U+2581), and what
-# punctuation a detokenizer has attached. What is attached to a word somebody has typed.
+# An unknown symbol as sentencepiece writes it: U+2047 between spaces or its own space sign (U+2581), possibly with
+# punctuation attached by a detokenizer. If it is attached to a word, somebody has typed it.
 UNKNOWN_PIECE = regex.compile(
     r"(?<![^\s\u2581])(?:(?!\u2047)[\p{P}\p{Sm}\p{Sc}\p{Sk}])*+\u2047[\p{P}\p{Sm}\p{Sc}\p{Sk}]*+(?![^\s\u2581])"
 )
-# as fairseq, its references, Moses and BERT write it
+# as written by fairseq, in fairseq's references, by Moses and by BERT
 UNKNOWN = re.compile(r"<unk>|&lt;unk&gt;|\[UNK\]", re.IGNORECASE)
-# as tokenizers and translations leave it of those; or somebody's placeholder
+# the same, altered by tokenizers and translation; or a placeholder in the text
 UNKNOWN_IN_BRACKETS = re.compile(
     r"(?:[<\[{\u2039\u27e8\u2329\u3008\uff1c]|&lt;)\s*unk\s*(?:[>\]}\u203a\u27e9\u232a\u3009\uff1e]|&gt;)",
     re.IGNORECASE,
 )
-UNKNOWN_WORD = re.compile(r"(?<!\S)UNK(?!\S)")  # or an abbreviation
-SHORTEST_AMOUNT = 2.0  # words: of less, characters tell too little (恭喜! is おめでとうございます!)
+UNKNOWN_WORD = re.compile(r"(?<!\S)UNK(?!\S)")  # may also be an abbreviation
+SHORTEST_AMOUNT = 2.0  # words: below this, the estimate from characters is unreliable (恭喜! is おめでとうございます!)
 
 
 class Flag(NamedTuple):
     """An option of a rule.
 
     Args:
-        default: decides the type; a bool is a switch
-        low, high: the numbers allowed, both included
-        old: a name that it had, and still answers to
+        default: also determines the type; a bool is a switch
+        low, high: the allowed range, inclusive
+        old: a former name that still works
     """
 
     name: str
@@ -50,19 +50,19 @@ class Flag(NamedTuple):
 
     @property
     def dest(self) -> str:
-        """In args and in a folder's identity, which a new name does not change."""
+        """The name in args and in a folder's identity, which stays the same if the flag is renamed."""
         return (self.old or self.name)[2:].replace("-", "_")
 
 
 class Rule(NamedTuple):
-    """drops: whether this pair has to go. mend: what to do where good translations go; else the flags are named"""
+    """A rule. drops: whether it drops a pair. mend: the remedy if it drops good ones; default: its flags' names"""
 
     drops: Callable[[Pair, Any], bool]
     flags: Tuple[Flag, ...] = ()
     mend: str = ""
 
     def remedy(self) -> str:
-        return self.mend or " or ".join(flag.name for flag in self.flags) or "look at what is in the files"
+        return self.mend or " or ".join(flag.name for flag in self.flags) or "check the content of the files"
 
 
 def broken_characters(pair: Pair, options: Any) -> bool:
@@ -70,7 +70,7 @@ def broken_characters(pair: Pair, options: Any) -> bool:
 
 
 def unknown_symbols(pair: Pair, options: Any) -> bool:
-    """What the decoder or the binariser did not know, on either side; a bare UNK or {unk} where the source has none."""
+    """A decoder's or binariser's unknown symbol on either side, or a bare UNK or {unk} that is not in the source."""
     if options.unknown_symbols == "keep":
         return False
     source, hypothesis = pair.source.text, pair.hypothesis.text
@@ -103,9 +103,9 @@ def few_letters(pair: Pair, options: Any) -> bool:
 
 
 def copied_source(pair: Pair, options: Any) -> bool:
-    """The same but for case and blanks, or as many words shared as --copy-overlap says.
+    """The same text except for case and blanks, or at least --copy-overlap of the words in common.
 
-    Sentences without a letter (numbers, times) are the same in every language.
+    Does not apply to sentences without letters (numbers, times), which are the same in every language.
     """
     if options.copied_source == "keep" or not pair.source.letters:
         return False
@@ -119,11 +119,12 @@ def copied_source(pair: Pair, options: Any) -> bool:
 def repetition(pair: Pair, options: Any) -> bool:
     """A loop of words, or of letters inside a word, unless the source has one too.
 
-    In characters only letters count, and a loop has to be twice as long: 1,000,000, dots and Schifffahrt are none.
+    With characters as the unit, only letters count, and a loop must be twice as long: 1,000,000, dots and Schifffahrt
+    are not loops.
     """
     by_words = [side.counts_words(options.length_unit) for side in pair]
     if by_words[0] != by_words[1]:
-        # what is a loop of words on one side is one of characters on the other
+        # a loop of words on one side corresponds to one of characters on the other
         return _any_loop(pair.hypothesis, by_words[1], options) and not (
             _any_loop(pair.source, by_words[0], options) or has_loop(pair.source.bare_words, options.max_repeats)
         )
@@ -144,7 +145,7 @@ def _new_loop(hypothesis: Sequence[str], source: Sequence[str], times: int) -> b
 
 
 def numbers(pair: Pair, options: Any) -> bool:
-    """Other digits than the source's, in any order: 1,234.5 and 1.234,5 are the same."""
+    """Digits that differ from the source's, ignoring order: 1,234.5 and 1.234,5 are the same."""
     return options.numbers and pair.source.digits != pair.hypothesis.digits
 
 
@@ -155,15 +156,15 @@ def foreign_script(pair: Pair, options: Any) -> bool:
 
 
 RULES: Dict[str, Rule] = {
-    "broken_characters": Rule(broken_characters, mend="the encoding of the text may be wrong: convert it (iconv)"),
+    "broken_characters": Rule(broken_characters, mend="convert the text (iconv): its encoding may be wrong"),
     "unknown_symbols": Rule(
         unknown_symbols,
         (
             Flag(
                 "--unknown-symbols",
                 "drop",
-                "pairs with <unk> or sentencepiece's \u2047 on either side, where a model or a dictionary did not know "
-                "something",
+                "what to do with pairs that have <unk> or sentencepiece's \u2047 on either side, because a model or "
+                "dictionary lacked a symbol",
                 choices=("drop", "keep"),
             ),
         ),
@@ -171,13 +172,13 @@ RULES: Dict[str, Rule] = {
     "length": Rule(
         length,
         (
-            Flag("--min-length", 1, "of both sides", low=1),
-            Flag("--max-length", 250, "of both sides, as in fairseq's recipes for WMT", low=1),
+            Flag("--min-length", 1, "shortest length of either side", low=1),
+            Flag("--max-length", 250, "longest length of either side, as in fairseq's recipes for WMT", low=1),
             Flag(
                 "--length-unit",
                 "auto",
-                "auto: words, and of languages without spaces (by their codes: zh, ja, th, km, …) what their "
-                "characters amount to in words; characters: without blanks, of both sides",
+                "auto: words, which in languages without spaces (known by their codes: zh, ja, th, km, …) are "
+                "estimated from characters; characters: without blanks, on both sides",
                 choices=("auto", "words", "characters"),
             ),
         ),
@@ -186,12 +187,11 @@ RULES: Dict[str, Rule] = {
     "length_ratio": Rule(
         length_ratio,
         (
-            # clean-corpus-n.perl: 9 where no -ratio is given, 1.5 (of subwords) in fairseq's recipes, which costs
-            # short sentences and compounds when words are counted
+            # clean-corpus-n.perl: default 9; 1.5 (in subwords) in fairseq's recipes, which in words would drop short
+            # sentences and compounds
             Flag("--max-length-ratio", 3.0, "the longer side's length over the shorter one's", low=1),
         ),
-        "a larger --max-length-ratio, or --length-unit characters where the codes of the languages do not tell that "
-        "there are no spaces between words",
+        "a larger --max-length-ratio, or --length-unit characters if a language without spaces has an unknown code",
     ),
     "few_letters": Rule(
         few_letters,
@@ -199,7 +199,7 @@ RULES: Dict[str, Rule] = {
             Flag(
                 "--min-letters",
                 0.5,
-                "share of letters and digits among the characters, as a part of the source's share",
+                "smallest share of letters and digits among the characters, relative to the source's share",
                 high=1,
             ),
         ),
@@ -207,9 +207,9 @@ RULES: Dict[str, Rule] = {
     "copied_source": Rule(
         copied_source,
         (
-            # students learn to copy from few of them: Khayrallah & Koehn 2018; half of the words: Ott et al. 2018
-            Flag("--copied-source", "drop", "translations that are their source again", choices=("drop", "keep")),
-            Flag("--copy-overlap", 0.5, "words of both sides over words of either: from here on it is a copy", high=1),
+            # even few copies teach a model to copy: Khayrallah & Koehn 2018; half of the words: Ott et al. 2018
+            Flag("--copied-source", "drop", "what to do with copies of the source", choices=("drop", "keep")),
+            Flag("--copy-overlap", 0.5, "the share of common words (both over either side) that makes a copy", high=1),
         ),
     ),
     "repetition": Rule(
@@ -218,18 +218,18 @@ RULES: Dict[str, Rule] = {
             Flag(
                 "--max-repeats",
                 3,
-                "an n-gram (1 to 4 words) that comes so often in a row is a loop; in characters twice as often; inside "
-                f"a word letters that do so, at least 3 times and {SHORTEST_LOOP} letters long",
+                "an n-gram (1 to 4 words) repeated this often in a row is a loop; with characters, twice as often; "
+                f"inside a word, letters repeated this often, at least 3 times and over {SHORTEST_LOOP} letters",
                 low=2,
             ),
         ),
     ),
-    "numbers": Rule(numbers, (Flag("--numbers", False, "drop translations with other digits than the source"),)),
+    "numbers": Rule(numbers, (Flag("--numbers", False, "drop translations whose digits differ from the source's"),)),
     "foreign_script": Rule(
         foreign_script,
         (
-            Flag("--script", "", "NAME[,NAME…]: scripts of the target language, as Unicode calls them: LATIN, CJK"),
-            Flag("--script-share", 0.5, "of a translation's letters that must be in one of them", high=1),
+            Flag("--script", "", "NAME[,NAME…]: scripts of the target language, by Unicode names: LATIN, CJK"),
+            Flag("--script-share", 0.5, "share of a translation's letters that must be in these scripts", high=1),
         ),
     ),
 }

@@ -1,7 +1,7 @@
-"""Of a teacher's n-best translations keep those that teach best.
+"""Selects the best of a teacher's n-best translations.
 
-Sequence-level interpolation (Kim & Rush 2016, section 3.3) keeps the one nearest to the reference: what the teacher can
-say and the corpus wants to hear.
+Sequence-level interpolation (Kim & Rush 2016, section 3.3) keeps the one most similar to the reference: a translation
+that the teacher finds likely and that is close to the corpus.
 """
 
 import functools
@@ -28,7 +28,7 @@ Choice = Tuple[int, ...]
 
 
 class Selection(NamedTuple):
-    """The options of `kd-plugin select`; metric and tokenize: None where they are not said."""
+    """The options of `kd-plugin select`; metric and tokenize: None if not given."""
 
     input_dir: str
     by: str
@@ -41,7 +41,7 @@ class Selection(NamedTuple):
 
 
 def select(args: Selection) -> None:
-    """Write a folder with the translations chosen."""
+    """Writes a folder with the selected translations."""
     _check(args)
     translations = Translations(Path(args.input_dir))
     translations.check_any()
@@ -79,7 +79,7 @@ def _check(args: Selection) -> None:
         if args.by != "reference" and getattr(args, name) is not None:
             raise KDPluginError(f"--{name} goes with --by reference, not with --by {args.by}. Remedy: leave one out")
     if args.tokenize is not None and _metric(args) != "bleu":
-        raise KDPluginError("--tokenize goes with --metric bleu, chrF needs none. Remedy: leave it out")
+        raise KDPluginError("--tokenize goes with --metric bleu; chrF needs no tokenizer. Remedy: leave it out")
     check_tokenizer(args.tokenize)
 
 
@@ -111,7 +111,7 @@ def _by_metric(
 ) -> Iterator[Tuple[Record, List[Choice]]]:
     def sentences() -> Iterator[Tuple[Any, Candidates]]:
         for record in progress(translations.records(), len(translations), "select"):
-            # of each id, and a line's number among the different ones: many ids may share a reference
+            # each id's reference, as an index into the distinct ones, since many ids may share a reference
             texts = [] if references is None else [references[line] for line in record.ids]
             number = {text: i for i, text in enumerate(dict.fromkeys(texts))}
             which = [number[text] for text in texts] or [0] * len(record.ids)
@@ -123,13 +123,13 @@ def _by_metric(
 
 
 def in_order(chosen: Iterator[Tuple[Record, List[Choice]]], counts: Dict[str, int]) -> Iterator[Record]:
-    """Records with the translations chosen, by their first id; one with several choices becomes several.
+    """Records with the selected translations, ordered by first id; a record with several choices is split.
 
     Args:
-        chosen: records by their first id, each with a choice (positions of translations, best first) for each id
-        counts: is added to
+        chosen: records ordered by first id, each with a choice (positions of translations, best first) per id
+        counts: counts to add to
     """
-    waiting: List[Tuple[int, Record]] = []  # by their first id, which no two share
+    waiting: List[Tuple[int, Record]] = []  # by first id, which is unique
     for record, choices in chosen:
         while waiting and waiting[0][0] < record.ids[0]:
             yield heapq.heappop(waiting)[1]

@@ -1,1 +1,1 @@
-"""A teacher at work on a corpus: translations, and answers for the cache."""
+"""Running a teacher on a corpus: translations, and answers for the cache."""

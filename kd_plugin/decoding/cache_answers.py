@@ -1,4 +1,4 @@
-"""Ask a teacher about every target token of a corpus once, and keep the answers."""
+"""Ask a teacher about every target token of a corpus once, and store the answers."""
 
 import contextlib
 import functools
@@ -35,7 +35,7 @@ from kd_plugin.teachers.opening import open_teacher
 
 
 class Questions(NamedTuple):
-    """Who is asked about what: the options of `kd-plugin cache`."""
+    """Which teacher is asked about which data: the options of `kd-plugin cache`."""
 
     data: str
     teacher_path: str
@@ -68,16 +68,18 @@ def cache_answers(options: Questions) -> None:
     check_languages(options.source_lang, options.target_lang)
     options.job.check()
     if options.max_source_positions is not None and not options.truncate_source:
-        raise KDPluginError("--max-source-positions: only with --truncate-source. Remedy: leave it out, or add that")
+        raise KDPluginError(
+            "--max-source-positions: only with --truncate-source. Remedy: leave it out, or add --truncate-source"
+        )
     check_outputs(options.inputs, [("--cache-dir", options.cache_dir)])
-    opened: Dict[Hashable, Any] = {}  # the teacher of all splits
+    opened: Dict[Hashable, Any] = {}  # the teacher, shared by all splits
     stores: Dict[Tuple[Path, str], Tuple[Split, Session]] = {}
     for split in _splits(options):
         session = Session(split, options, 0, opened)
-        key = session.store.path, session.store.identity_sha256  # the same where the data or the split are named twice
+        key = session.store.path, session.store.identity_sha256  # the same if the data or the split are named twice
         stores[key] = split, session
     with contextlib.ExitStack() as claims:
-        # all of them before the first answer: what is wrong with the last folder is told before hours of work
+        # all of them before the first answer: an error in the last folder is reported before hours of work
         claimed = [
             (split, session, claims.enter_context(claim_share(session.store, "--cache-dir", options.job, session)))
             for split, session in stores.values()
@@ -94,12 +96,12 @@ def _splits(options: Questions) -> Iterator[Split]:
             if source is None or target is None:
                 if not Path(path).is_dir():
                     raise KDPluginError(
-                        f"{path}: no such folder of binarised data. Remedy: the --destdir of fairseq-preprocess"
+                        f"{path}: no such folder of binarised data. Remedy: give the --destdir of fairseq-preprocess"
                     )
                 found = data_utils.infer_language_pair(path)
                 source, target = source or found[0], target or found[1]
             if source is None or target is None:
-                raise KDPluginError(f"{path}: its languages cannot be told. Remedy: -s LANG -t LANG")
+                raise KDPluginError(f"{path}: its languages are unknown. Remedy: -s LANG -t LANG")
             check_languages(source, target, where=path)
             yield Split(path, split, source, target, truncated_to)
 
@@ -125,7 +127,7 @@ class Session(jobs.Session):
     """A teacher and a split of data, ready to write any shard of its store.
 
     Args:
-        number: of the worker
+        number: the worker's
         opened: as for `open_teacher`
     """
 
@@ -208,7 +210,7 @@ class Session(jobs.Session):
     def __call__(self, plan: Plan) -> Plan:
         """Write a shard."""
         writer = ShardWriter(self.store, plan, self.sizes)
-        # by the shard's number, so that draws depend neither on other shards nor on a restart
+        # seeded by the shard's number, so that draws depend neither on other shards nor on a restart
         generator = torch.Generator().manual_seed(self.store.identity.seed * 1_000_003 + plan.number)
         self._dropped, self._dropped_tokens = None, 0
         for sentences in self._batches(plan):
@@ -218,7 +220,7 @@ class Session(jobs.Session):
         return plan
 
     def _batches(self, plan: Plan) -> Iterator[np.ndarray]:
-        """Sentences of similar length; those that are too long for the teacher one by one."""
+        """Batches of sentences of similar length; sentences that are too long for the teacher come one by one."""
         sentences = np.arange(plan.first, plan.last)
         source_sizes = np.asarray(self._dataset.src_sizes)[sentences]
         longer = np.maximum(source_sizes, self.sizes[sentences])

@@ -1,4 +1,4 @@
-"""Translating with CTranslate2: a converted model, and fairseq's search for the few sentences that it cannot end."""
+"""Translating with CTranslate2: a converted model, with fairseq's search for the few sentences that need it."""
 
 import functools
 from pathlib import Path
@@ -14,21 +14,21 @@ from kd_plugin.decoding.length_limit import length_limit
 from kd_plugin.errors import KDPluginError, is_out_of_memory
 
 BEGINNING = "<s>"
-PADDING = ("<blank>", "<pad>")  # as CTranslate2's converter calls fairseq's, and as other toolkits do
-UNSAID_TOKENS = 1023  # the usual positions without end of sentence, where a CTranslate2 model does not say
+PADDING = ("<blank>", "<pad>")  # CTranslate2's converter renames fairseq's to the first; other toolkits use the second
+UNSAID_TOKENS = 1023  # the usual positions without end of sentence, for CTranslate2 models that do not name theirs
 
 
 class CTranslate2Decoder:
     """A CTranslate2 model.
 
     Args:
-        folder: of the converted model
-        compute_type: CTranslate2's; "default" keeps the type of the stored weights
-        threads: of a batch, 0: CTranslate2's own choice
+        folder: the folder of the converted model
+        compute_type: as in CTranslate2; "default" keeps the type of the stored weights
+        threads: per batch; 0: CTranslate2's own choice
         device_index: which of several GPUs
-        checkpoints: what the model was converted from, if that is at hand: fairseq then searches for the few sentences
-            that would take too long otherwise
-        around: what the model expects around every sentence
+        checkpoints: the checkpoints that the model was converted from, if available: fairseq then searches for the few
+            sentences that would otherwise take too long
+        around: symbols that the model expects around every sentence
     """
 
     def __init__(
@@ -47,12 +47,12 @@ class CTranslate2Decoder:
 
         if settings.temperature != 1.0 and not settings.sampling:
             raise KDPluginError(
-                f"--temperature {settings.temperature}: CTranslate2 has one for --sampling only. Remedy: leave it out, "
-                "or --engine fairseq"
+                f"--temperature {settings.temperature}: CTranslate2 supports it only with --sampling. Remedy: leave it "
+                "out, or --engine fairseq"
             )
         if settings.unkpen not in (0.0, float("inf")):
             raise KDPluginError(
-                f"--unkpen {settings.unkpen}: CTranslate2 knows 0 and inf. Remedy: one of these, or --engine fairseq"
+                f"--unkpen {settings.unkpen}: CTranslate2 supports 0 and inf. Remedy: one of these, or --engine fairseq"
             )
         self._open = functools.partial(open_translator, folder, device, compute_type, threads, device_index)
         self._translator = self._open()
@@ -65,7 +65,7 @@ class CTranslate2Decoder:
         self._never = [*PADDING, *(["<unk>"] if settings.unkpen == float("inf") else [])]
         self.use_vocabulary_map = False
         description = read_description(folder)
-        # CTranslate2 itself goes on beyond the positions that the model has, and writes whatever comes
+        # CTranslate2 itself would go on beyond the model's positions, and write arbitrary symbols
         self.max_source_tokens = int(description.get("max_source_tokens", UNSAID_TOKENS))
         # earlier versions of the plugin named one limit for both
         self._max_target_tokens = int(description.get("max_target_tokens", self.max_source_tokens))
@@ -75,7 +75,7 @@ class CTranslate2Decoder:
 
     @property
     def compute_type(self) -> str:
-        """What the weights are where they are multiplied, which is not always what the files hold."""
+        """The type of the weights in computation, which is not always the type in the files."""
         return str(self._translator.compute_type)
 
     def start_draws(self, seed: int) -> None:
@@ -84,7 +84,7 @@ class CTranslate2Decoder:
             import ctranslate2
 
             ctranslate2.set_random_seed(seed)
-            self._translator = self._open()  # only threads that are started from now on see the seed
+            self._translator = self._open()  # only threads started from now on use the seed
 
     def length_limit(self, longest: int) -> int:
         """As Decoder's."""
@@ -104,10 +104,10 @@ class CTranslate2Decoder:
         except RuntimeError as error:
             if is_out_of_memory(error):
                 raise
-            # a foreign model says nothing of its positions
+            # a model from another toolkit does not name its positions
             raise KDPluginError(
                 f"{self._folder}: CTranslate2 cannot translate a batch with sentences of up to {longest} symbols "
-                f"({error}). Remedy: shorter sentences, or a smaller --max-len-b"
+                f"({error}). Remedy: use shorter sentences, or a smaller --max-len-b"
             ) from error
 
     def _search(self, use_vocabulary_map: bool) -> Search:
@@ -121,7 +121,7 @@ class CTranslate2Decoder:
         options: Dict[str, Any] = {"use_vmap": use_vocabulary_map}
         if use_vocabulary_map:  # the symbols may not be in it
             options["disable_unk"], forbidden = "<unk>" in self._never, []
-        # opened when it is needed
+        # opened only when needed
         of_fairseq = None if self._checkpoints is None else lambda sentences: self._fairseq(sentences)
         search = settings.beam, settings.nbest, settings.lenpen
         prefix = self._around.target_prefix
@@ -134,5 +134,5 @@ class CTranslate2Decoder:
 
 
 def _said(tokens: Tokens) -> Tokens:
-    """Without the beginning of sentence, which a weak model may write and fairseq-generate never prints."""
+    """Remove the beginning of sentence, which a weak model may write and fairseq-generate never prints."""
     return [token for token in tokens if token != BEGINNING]

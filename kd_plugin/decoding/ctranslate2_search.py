@@ -1,20 +1,21 @@
 """fairseq's search with a CTranslate2 model.
 
-CTranslate2's beam search takes the same steps as fairseq's and differs in these:
+CTranslate2's beam search takes the same steps as fairseq's, but differs in these respects:
 
-* At the length limit it returns what it has, without an end of sentence. fairseq takes one more step there, in which
-  nothing but the end is allowed, pays its log-probability, and normalises by a length that includes it.
-* What may not be written (padding, an end at the beginning, unknown symbols on request) it takes out before the
-  softmax, fairseq afterwards. Here such symbols end a hypothesis, which is thrown away: its place in the beam goes to
-  the next candidate, as in fairseq, and the others keep their probabilities.
-* Where more than `beam` hypotheses are finished it returns the best of them. fairseq stops at `beam`, and of those that
+* At the length limit it returns its hypotheses without an end of sentence. fairseq takes one more step there, in which
+  only the end is allowed, adds its log-probability, and normalises by a length that includes it.
+* It removes forbidden symbols (padding, an end at the beginning, unknown symbols on request) before the softmax,
+  fairseq afterwards. Here, such symbols end a hypothesis, which is discarded: its place in the beam goes to the next
+  candidate, as in fairseq, and the others keep their probabilities.
+* If more than `beam` hypotheses are finished, it returns the best of them. fairseq stops at `beam`, and of those that
   end in the same step it takes the likelier ones.
 * Without a length penalty it stops early.
 
-Sentences in which one of the first three is seen are searched again, for everything that the search comes across or
-step by step, and fairseq's rules are applied to that. All others are searched once. Step by step takes the square of
-the length. Where it would take too long, fairseq itself searches if the checkpoint is at hand, and otherwise
-CTranslate2 does without what may not be written; the probabilities of what it finds are the model's in any case.
+Sentences in which one of the first three occurs are searched again, either for all hypotheses that the search meets or
+step by step, and fairseq's rules are applied to the result. All others are searched once. The time of a search step by
+step grows with the square of the length. If it would take too long, fairseq itself searches if the checkpoint is
+available; otherwise CTranslate2 searches with the forbidden symbols removed. The probabilities of the result are the
+model's in either case.
 """
 
 import math
@@ -29,21 +30,21 @@ Scored = Tuple[Tokens, float]
 
 END = "</s>"
 NO_PENALTY = 1e-12  # any length to this power is 1; with an exponent of 0 CTranslate2 stops early
-STEPS = 100_000  # sum of the squared lengths, for a batch: a few seconds; above it is not searched step by step
-SCORED_TOKENS = 2000  # that are scored at once: each needs a row as long as the vocabulary
+STEPS = 100_000  # limit on the sum of squared lengths in a batch searched step by step: a few seconds
+SCORED_TOKENS = 2000  # tokens scored at once: each needs a row as long as the vocabulary
 
 
 class Hypothesis(NamedTuple):
-    """tokens: without end of sentence. total: log-probability, of a finished one with its end."""
+    """tokens: without end of sentence. total: log-probability, including the end if the hypothesis is finished."""
 
     tokens: Tokens
     total: float
 
 
 class Beam(NamedTuple):
-    """All that a search has come across after a number of steps: alive ones have as many tokens.
+    """All hypotheses that a search has met after a number of steps; alive ones have that many tokens.
 
-    clean: it has been fairseq's search; nothing has come into the beam that must not be there.
+    clean: the search was the same as fairseq's: no forbidden symbol entered the beam.
     """
 
     finished: List[Hypothesis]
@@ -57,14 +58,14 @@ class Search:
     Args:
         translator: a ctranslate2.Translator
         beam, nbest, lenpen: as fairseq-generate's
-        sampling: CTranslate2's options of draws; empty: search
-        forbidden: symbols that are not to be written
-        options: more of CTranslate2's for everything that is translated
-        of_fairseq: fairseq's own search for the same sentences, for those that would take too long here
-        prefix: symbols that every translation begins with and that do not belong to it: a language token
+        sampling: CTranslate2's options for draws; empty: beam search
+        forbidden: symbols that must not be written
+        options: further CTranslate2 options for all translations
+        of_fairseq: fairseq's own search, for sentences that would take too long here
+        prefix: symbols that every translation begins with but that are not part of it: a language token
 
     Attributes:
-        approximate: which sentences of the last call have only what CTranslate2's own search finds
+        approximate: the sentences of the last call whose translations come from CTranslate2's own search only
     """
 
     def __init__(
@@ -118,9 +119,9 @@ class Search:
         return answers
 
     def _search(self, sources: List[Tokens], limit: int) -> List[List[Scored]]:
-        """The hypotheses of each sentence that fairseq's search would finish."""
+        """The hypotheses of each sentence, as fairseq's search would finish them."""
         results, anew = [], []
-        again: Dict[int, List[int]] = {}  # steps that show why fairseq's search has stopped -> sentences
+        again: Dict[int, List[int]] = {}  # steps after which fairseq's search has stopped -> sentences
         answers = self._translate_with_ends(sources, limit, self._lenpen or NO_PENALTY, self._beam, self._beam)
         for at, answer in enumerate(answers):
             longest = max(len(symbols) for symbols, _ in answer)  # the end is one of them
@@ -129,7 +130,7 @@ class Search:
             elif any(symbols[-1] != END for symbols, _ in answer):
                 again.setdefault(limit, []).append(at)
             elif [len(symbols) for symbols, _ in answer[: self._nbest]].count(longest) > 1:
-                again.setdefault(longest, []).append(at)  # may have finished more than there was room for
+                again.setdefault(longest, []).append(at)  # more hypotheses may have finished than were returned
             results.append([(symbols[:-1], score) for symbols, score in answer])
         for steps, places in again.items():
             beams = dict(zip(places, self._explore([sources[at] for at in places], steps)))
@@ -140,7 +141,7 @@ class Search:
             for at, beam in beams.items():
                 if not beam.clean:
                     anew.append(at)
-                elif len(beam.finished) >= self._beam or steps == limit:  # else rounding has decided otherwise now
+                elif len(beam.finished) >= self._beam or steps == limit:  # else: rounding made a difference this time
                     results[at] = self._first(beam.finished)
         if not anew:
             return results
@@ -148,7 +149,7 @@ class Search:
             for at, beam in zip(anew, self._step_by_step([sources[at] for at in anew], limit)):
                 results[at] = self._first(beam.finished)
         elif self._of_fairseq is not None:
-            answers = self._of_fairseq(sources)  # all of them: its length limit depends on the batch
+            answers = self._of_fairseq(sources)  # the whole batch, on which its length limit depends
             results = [answers[at] if at in anew else result for at, result in enumerate(results)]
         else:
             self.approximate = frozenset(anew)
@@ -157,7 +158,7 @@ class Search:
         return results
 
     def _without_forbidden(self, sources: List[Tokens], limit: int) -> List[List[Hypothesis]]:
-        """What is found where nothing that may not be written has a probability; scored by the model as it is."""
+        """Search with the forbidden symbols removed; the scores are the unchanged model's."""
         never = [[symbol] for symbol in self._forbidden]
         answers = self._translate(
             sources, limit, self._lenpen or NO_PENALTY, beam_size=self._beam, num_hypotheses=self._beam,
@@ -167,13 +168,13 @@ class Search:
         return [[Hypothesis(tokens, sum(next(scored))) for tokens, _ in answer] for answer in answers]
 
     def _is_clean(self, symbols: Tokens) -> bool:
-        """Whether fairseq's search would let it into the beam: it ends at its end, and not at the beginning."""
+        """Whether fairseq's search would let it into the beam: no early end, no empty one, no forbidden symbol."""
         return symbols != [END] and END not in symbols[:-1] and not any(symbol in symbols for symbol in self._forbidden)
 
     def _explore(self, sources: List[Tokens], steps: int) -> List[Beam]:
-        """All that a search comes across that nothing stops before a number of steps.
+        """All hypotheses that a search meets if nothing stops it before a number of steps.
 
-        One that ends in the very last step leaves its place among the alive ones empty.
+        A hypothesis that ends in the very last step leaves its place among the alive ones empty.
         """
         beams = []
         number = self._beam if self._beam == 1 else steps * self._beam
@@ -184,10 +185,10 @@ class Search:
         return beams
 
     def _force_ends(self, sources: List[Tokens], beams: Dict[int, Beam], limit: int) -> List[int]:
-        """fairseq's step at the limit: what is alive there is finished, where there is room.
+        """fairseq's step at the limit: alive hypotheses are finished while there is room.
 
         Returns:
-            the sentences with which this would take too long, which are left as they are
+            the sentences for which this would take too long; they are left unchanged
         """
         beams = {at: beam for at, beam in beams.items() if beam.clean and len(beam.finished) < self._beam}
         slow = self._fill(sources, beams, limit)
@@ -199,12 +200,12 @@ class Search:
         return slow
 
     def _fill(self, sources: List[Tokens], beams: Dict[int, Beam], limit: int) -> List[int]:
-        """Put hypotheses into the empty places among those that are alive at the limit.
+        """Fill the empty places among the hypotheses that are alive at the limit.
 
-        CTranslate2 has not returned them: the search is taken up again after the last step that left no place empty.
+        CTranslate2 did not return those: the search is resumed after the last step that left no place empty.
 
         Returns:
-            the sentences with which this would take too long
+            the sentences for which this would take too long
         """
         starts = {}
         for at, beam in beams.items():
@@ -224,12 +225,12 @@ class Search:
         return slow
 
     def _step_by_step(self, sources: List[Tokens], limit: int) -> List[Beam]:
-        """fairseq's search as it stands there, for the few sentences of weak models that need it: slow."""
+        """fairseq's search step by step, for the few sentences of weak models that need it: slow."""
         beams = [Beam([], [Hypothesis([], 0.0)]) for _ in sources]
         for steps in range(limit + 1):
             going_on = [at for at, beam in enumerate(beams) if len(beam.finished) < self._beam]
             some, alive = [sources[at] for at in going_on], [beams[at].alive for at in going_on]
-            # no end at the beginning, nothing else at the limit
+            # no end in the first step, only ends at the limit
             ended = self._end(some, alive) if steps else [[] for _ in some]
             longer = self._grow(some, alive, steps + 1) if steps < limit else [[] for _ in some]
             for at, ends, others in zip(going_on, ended, longer):
@@ -245,11 +246,11 @@ class Search:
         return [[Hypothesis(tokens, total + next(scored)[-1]) for tokens, total in some] for some in alive]
 
     def _grow(self, sources: List[Tokens], alive: List[List[Hypothesis]], steps: int) -> List[List[Hypothesis]]:
-        """The `beam` likeliest hypotheses that are one symbol longer and not ended, the likeliest first."""
+        """The `beam` likeliest hypotheses that are one symbol longer and not ended, likeliest first."""
         rows = [(source, hypothesis) for source, some in zip(sources, alive) for hypothesis in some]
         if not rows:
             return [[] for _ in alive]
-        width = self._beam + 2 + 2 * len(self._forbidden)  # what ends behind a prefix takes up two places
+        width = self._beam + 2 + 2 * len(self._forbidden)  # a symbol that ends after a prefix takes up two places
         prefixes = [hypothesis.tokens for _, hypothesis in rows]
         answers = iter(
             self._translate_with_ends([source for source, _ in rows], steps, NO_PENALTY, width, width, prefixes)
@@ -262,7 +263,7 @@ class Search:
         return grown
 
     def _first(self, hypotheses: List[Hypothesis]) -> List[Scored]:
-        """Those that fairseq's search finishes before it stops."""
+        """The hypotheses that fairseq's search finishes before it stops."""
         in_order = sorted(hypotheses, key=lambda hypothesis: (len(hypothesis.tokens), -hypothesis.total))
         return [(h.tokens, self._normalised(h)) for h in in_order[: self._beam]]
 
@@ -278,7 +279,7 @@ class Search:
         number: int,
         prefixes: Optional[List[Tokens]] = None,
     ) -> List[List[Scored]]:
-        """Symbols up to the end, or to what is forbidden, and their score; it stops where there is that number."""
+        """Symbols up to the end or a forbidden symbol, with their score; stops after `number` hypotheses."""
         more: Dict[str, Any] = {"patience": number / beam} if number > beam else {}
         more.update(end_token=[END, *self._forbidden], return_end_token=True, min_decoding_length=0)
         return self._translate(sources, steps, lenpen, prefixes, beam_size=beam, num_hypotheses=number, **more)
@@ -291,7 +292,7 @@ class Search:
         prefixes: Optional[List[Tokens]] = None,
         **more: Any,
     ) -> List[List[Scored]]:
-        """Symbols behind self._prefix, and their score."""
+        """Symbols after self._prefix, and their score."""
         before = len(self._prefix)
         if prefixes is not None or before:
             more["target_prefix"] = [[*self._prefix, *prefix] for prefix in prefixes or [[]] * len(sources)]
@@ -311,7 +312,7 @@ class Search:
         return found
 
     def _score(self, pairs: List[Tuple[Tokens, Tokens]]) -> List[List[float]]:
-        """Log-probabilities of the symbols of each pair's target, and of its end."""
+        """Log-probabilities of the symbols of each pair's target, including its end."""
         results: List[List[float]] = [[] for _ in pairs]
         lengths = np.array([max(len(source), len(target)) + 1 for source, target in pairs], dtype=np.int64)
         for batch in by_length(lengths, SCORED_TOKENS):

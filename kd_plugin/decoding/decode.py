@@ -1,7 +1,7 @@
 """Translate a corpus with the teacher, for sequence-level distillation (Kim & Rush 2016).
 
 Equal source lines are translated once. An empty line's translation is empty; a line that is too long for the model has
-none, and both are counted, as are the lines with a translation that ends at the length limit.
+no translation. Both are counted, as are the lines with a translation that ends at the length limit.
 """
 
 import functools
@@ -66,24 +66,24 @@ def decode(args: Corpus) -> None:
 
 
 def _say_unknown(args: Corpus, counts: Dict[str, int]) -> None:
-    """What can be done about unknown symbols in what was written."""
+    """Say what can be done about unknown symbols in the output."""
     # shards of an earlier version may not have counted them
     lines, translations = counts.get(UNKNOWN_SOURCE, 0), counts.get(UNKNOWN_TARGET, 0)
     if translations:
         print(
-            f"{args.to.output}: {translations:,} translations hold unknown symbols. kd-plugin filter drops them; with "
-            "--unkpen inf the model writes none"
+            f"{args.to.output}: {translations:,} translations contain unknown symbols. kd-plugin filter drops them; "
+            "with --unkpen inf the model writes none"
         )
     if lines and args.data is not None:
         print(
-            f"{args.data}: in {lines:,} lines of {args.gen_subset} a part of the source is lost: it was not in the "
+            f"{args.data}: in {lines:,} lines of {args.gen_subset} part of the source is lost: it was not in the "
             "dictionary when they were binarised, and the translations' source has the unknown symbol in its place. "
-            "kd-plugin filter drops them; --input RAW instead of DATA decodes the original text and keeps it"
+            "kd-plugin filter drops them; with --input RAW instead of DATA, the original text is decoded and kept"
         )
 
 
 class Session(TranslationSession):
-    """A corpus and an engine, ready to write any shard. number: of the worker"""
+    """A corpus and an engine, ready to write any shard. number: the worker's"""
 
     def __init__(self, args: Corpus, number: int):
         self._args = args
@@ -103,11 +103,11 @@ class Session(TranslationSession):
         }
 
     def _check_any(self, args: Corpus) -> None:
-        """A corpus of nothing, or of some kinds of blank lines, is a mistake."""
+        """Refuse a corpus that is empty or has only blank lines, which is a mistake."""
         few = self._groups.lines[self._groups.starts[:-1]] if len(self._groups) < 9 else []
         if len(few) == len(self._groups) and not any(sentence.tokens for sentence in self._engine.source.read(few)):
             name = f"--input {args.input}" if args.input is not None else f"{args.data}, --gen-subset {args.gen_subset}"
-            raise KDPluginError(f"{name}: no sentence in its {self.lines:,} lines. Remedy: a corpus")
+            raise KDPluginError(f"{name}: no sentence in its {self.lines:,} lines. Remedy: give a corpus with text")
 
     def prepare(self) -> None:
         """As Session's."""

@@ -1,4 +1,4 @@
-"""What `kd-plugin decode` translates with: an engine, and what it answers."""
+"""The engine interface of `kd-plugin decode`, and an engine's answers."""
 
 from abc import ABC, abstractmethod
 from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Sequence, Tuple
@@ -8,12 +8,12 @@ from kd_plugin.corpus.sources import Sentence, Source
 
 
 class Answer(NamedTuple):
-    """What an engine makes of a sentence.
+    """An engine's answer to a sentence.
 
-    hypotheses: its translations, best first; none where it is left out
-    lines: the names under which the manifest counts every line that holds the sentence
-    translations: the names under which it counts translations, one entry for each of them
-    amounts: what else it sums up, by its name
+    hypotheses: its translations, best first; none if it is skipped
+    lines: the names under which the manifest counts every line with this sentence
+    translations: the names under which it counts translations, one entry per translation
+    amounts: other numbers to sum up in the manifest, by name
     """
 
     hypotheses: List[Hypothesis]
@@ -26,8 +26,8 @@ class Engine(ABC):
     """A model or a server, opened to translate one corpus. Every worker opens its own.
 
     languages: source and target
-    source: what it translates
-    counted: all names that its answers count under, in the order of the summary
+    source: the text to translate
+    counted: all names under which its answers are counted, in the order of the summary
     """
 
     languages: List[str]
@@ -36,10 +36,10 @@ class Engine(ABC):
 
     @abstractmethod
     def identity(self) -> Dict[str, Any]:
-        """What decides how it answers, besides the corpus and the languages. Another identity is another job."""
+        """All that determines its answers, besides the corpus and the languages. Another identity is another job."""
 
     def prepare(self) -> None:
-        """What has to be done once, before the workers begin."""
+        """Work to do once, before the workers begin."""
         return None
 
     @abstractmethod
@@ -47,9 +47,9 @@ class Engine(ABC):
         """The answer to each sentence of a shard, in their order.
 
         Args:
-            sentences: different ones, none of them empty
-            shard: its number; draws depend on it, and not on the order in which shards are done
-            progress: told how many more sentences are answered
+            sentences: distinct, none of them empty
+            shard: its number; draws depend on it, not on the order in which shards are done
+            progress: called with the number of sentences answered since the last call
         """
 
     def written(self, shard: int) -> None:

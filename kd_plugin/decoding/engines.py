@@ -1,4 +1,4 @@
-"""Which engine `kd-plugin decode` translates with: a row for each."""
+"""The engines of `kd-plugin decode`: a row for each."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Callable, Dict
@@ -44,5 +44,5 @@ def engine_for(args: "Corpus") -> str:
 
 
 def open_engine(args: "Corpus", number: int) -> Engine:
-    """The engine that the flags ask for. number: of the worker"""
+    """The engine that the flags ask for. number: the worker's"""
     return OPEN[engine_for(args)](args, number)

@@ -25,19 +25,19 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 
 
 class Checkpoints:
-    """One model or an ensemble: the first one's dictionaries are those of all.
+    """One model or an ensemble: all use the dictionaries of the first one.
 
     Args:
-        first: that of the first path
-        paths: all
+        first: the checkpoint at the first path
+        paths: all paths
     """
 
     def __init__(self, first: Checkpoint, paths: Sequence[str], overrides: Dict[str, Any]):
         self.paths, self.overrides = list(paths), overrides
         self.code: Optional[str] = None  # sha256 of a user's code with which they were opened
         self.source_dictionary, self.target_dictionary = first.dictionaries
-        self.languages = first.languages  # None: nobody says
-        # with which the first one's source sentences begin: a language token
+        self.languages = first.languages  # None: unknown
+        # the language token that the first one's source sentences begin with
         self.source_token = source_token(first.cfg.task, first.languages)
         self.first = first
         self._opened: Dict[Hashable, Checkpoint] = {key_of(first.path, self._languages): first}
@@ -47,22 +47,22 @@ class Checkpoints:
         return self.languages or ["source", "target"]
 
     def task(self) -> TranslationTask:
-        """One with the dictionaries, to search with."""
+        """A task with the dictionaries, for the search."""
         source_lang, target_lang = self._languages
         cfg = TranslationConfig(source_lang=source_lang, target_lang=target_lang)
         return TranslationTask(cfg, self.source_dictionary, self.target_dictionary)
 
     def members(self) -> Iterator[Checkpoint]:
-        """Of all paths; those that were not opened yet are opened now."""
+        """The checkpoints at all paths; those that were not open yet are opened now."""
         return open_beside(self.paths, self._languages, self.overrides, opened=self._opened)
 
     def let_go(self) -> None:
-        """Free the weights, where others translate."""
+        """Free the weights, when other processes translate."""
         for member in self._opened.values():
             member.let_go()
 
     def identity(self) -> List[str]:
-        """All that decides what the models answer."""
+        """All that determines the models' answers."""
         dictionaries = (self.source_dictionary, self.target_dictionary)
         code = [self.code] if self.code is not None else []
         return [*map(model_sha256, self.paths), *(dictionary_sha256(d.symbols) for d in dictionaries), *code]
@@ -89,7 +89,7 @@ def checkpoints_of(options: ModelOptions, languages: Sequence[Optional[str]] = (
     """The models that the flags name.
 
     Args:
-        languages: source and target, where the flags do not say; None: the checkpoint's
+        languages: source and target, used if the flags do not name them; None: the checkpoint's
     """
     import_user_code(options.user_dir, FLAG)
     overrides = parse_overrides(options.model_overrides, "--model-overrides")
@@ -102,7 +102,7 @@ def checkpoints_of(options: ModelOptions, languages: Sequence[Optional[str]] = (
 
 
 class Ensemble(NamedTuple):
-    """Models that share their dictionaries. Numbers of tokens are without end of sentence."""
+    """Models that share their dictionaries. Numbers of tokens exclude the end of sentence."""
 
     task: TranslationTask
     models: List[Any]
@@ -127,7 +127,7 @@ def load_ensemble(checkpoints: Checkpoints, device: torch.device, dtype: torch.d
         if member.source_indices is not None or member.target_indices is not None:
             raise KDPluginError(
                 f"{member.path}: its dictionary has another order than {members[0].path}'s, and fairseq's search "
-                "averages models symbol by symbol. Remedy: an ensemble trained on the same data-bin"
+                "averages models symbol by symbol. Remedy: use an ensemble trained on the same data-bin"
             )
     if dtype != torch.float32:
         for member in members:
@@ -142,7 +142,7 @@ class FairseqDecoder:
     """fairseq's SequenceGenerator with one model or an ensemble of any architecture.
 
     Args:
-        dtype: of the weights on `device`
+        dtype: the type of the weights on `device`
     """
 
     def __init__(
@@ -172,9 +172,9 @@ class FairseqDecoder:
     @torch.no_grad()
     def __call__(self, sentences: Sequence[Tokens]) -> List[List[Scored]]:
         """As Decoder's."""
-        self.length_limit(max(map(len, sentences), default=0))  # fairseq dies of one that is 0
+        self.length_limit(max(map(len, sentences), default=0))  # fairseq would crash on a limit of 0
         source, target = self._task.source_dictionary, self._task.target_dictionary
-        # the longest first, as fairseq's own batches are: recurrent encoders take no other order
+        # longest first, as in fairseq's own batches: recurrent encoders require this order
         order = sorted(range(len(sentences)), key=lambda place: -len(sentences[place]))
         rows = [torch.tensor([*map(source.index, sentences[place]), source.eos()]) for place in order]
         lengths = torch.tensor([len(row) for row in rows])
@@ -182,15 +182,15 @@ class FairseqDecoder:
         net_input = {"src_tokens": src_tokens.to(self._device), "src_lengths": lengths.to(self._device)}
         try:
             found = self._generator.generate([], {"net_input": net_input})
-        except AssertionError as error:  # fairseq takes what is NaN for impossible, and then nothing is left
+        except AssertionError as error:  # fairseq treats NaN as impossible, and then nothing is left
             raise not_a_number(self._paths, self._compute_type) from error
         except RuntimeError as error:
             if "multinomial" not in str(error):
                 raise
-            # the likeliest symbol is one that cannot be written there, and beside it the others' mass is 0
+            # the likeliest symbol is not allowed there, and the others' mass underflows to 0 beside it
             raise KDPluginError(
                 f"--sampling: nothing is left to draw from at --temperature {self._settings.temperature:g} ({error}). "
-                "Remedy: a higher --temperature, or a search without --sampling"
+                "Remedy: use a higher --temperature, or search without --sampling"
             ) from error
         answers: List[List[Scored]] = [[] for _ in sentences]
         for place, answer in zip(order, found):

@@ -1,4 +1,4 @@
-"""An engine for the models of other toolkits: CTranslate2 runs them, in what it is converted to on the way."""
+"""An engine for models from other toolkits: they are converted automatically, and CTranslate2 runs them."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Dict, Optional, Sequence
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class FolderEngine(SymbolEngine):
-    """A folder of Hugging Face, of Marian (OPUS-MT) or of CTranslate2."""
+    """A folder from Hugging Face, Marian (OPUS-MT) or CTranslate2."""
 
     counted = (*SymbolEngine.counted, APPROXIMATE)
 
@@ -28,7 +28,7 @@ class FolderEngine(SymbolEngine):
         options = args.models
         if args.input is None:
             raise KDPluginError(
-                f"--path {options.path}: its symbols are not those of {args.data}. Remedy: --input with the raw text"
+                f"--path {options.path}: other symbols than {args.data}. Remedy: --input with the raw text"
             )
         options.refuse_of_checkpoints()
         asked = Asked(options.path, args.folder, args.subwords, (options.source_lang, options.target_lang))
@@ -36,15 +36,13 @@ class FolderEngine(SymbolEngine):
         own: Sequence[Optional[str]] = model.languages or (None, None)
         source, target = options.source_lang or own[0], options.target_lang or own[1]
         if source is None or target is None:
-            raise KDPluginError(
-                f"--path {options.path}: does not say what languages the translations are in. Remedy: -s LANG -t LANG"
-            )
+            raise KDPluginError(f"--path {options.path}: does not name its languages. Remedy: -s LANG -t LANG")
         self.languages = [source, target]
         check_languages(source, target, where=options.path)
         self.subwords = model.subwords
         self.source = TextSource(args.input, self.subwords.source)
         if args.compute_type == "auto" and model.is_converted:
-            self._compute_type = "default"  # as its weights are stored
+            self._compute_type = "default"  # the type of the stored weights
         args.search.check_vocabulary(len(model.target_symbols))
 
     def identity(self) -> Dict[str, Any]:
@@ -56,7 +54,7 @@ class FolderEngine(SymbolEngine):
 
     @property
     def _folder(self) -> Path:
-        """Of the converted model: by what it is converted from."""
+        """The folder of the converted model, named by its origin."""
         if self._model.is_converted:
             return Path(self._model.path)
         return Path(self._args.to.output) / f"model-ctranslate2-{digest_of(self._model.identity())[:16]}"

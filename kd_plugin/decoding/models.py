@@ -22,13 +22,12 @@ from kd_plugin.runners.progress import progress_bar
 
 
 class OpenedModel(NamedTuple):
-    """A model ready to translate, and what is said of it.
+    """A model ready to translate, and its properties.
 
-    compute_type: what its weights are where they are multiplied. bytes:
-    of a checkpoint the weights as they are stored, without optimizer state; of a CTranslate2 model its files, with the
-    vocabularies. parameters: None where nobody says. sha256: of each file with weights. languages: source and target;
-    None where nobody says. checkpoints, folder: to open it again on another device; both None: a CTranslate2 folder.
-    subwords: its own way from text to symbols; None: it has none.
+    compute_type: the type of its weights in computation. bytes: size of a checkpoint's stored weights without optimizer
+    state, or of a CTranslate2 model's files with the vocabularies. parameters: None: unknown. sha256: of each file with
+    weights. languages: source and target; None: unknown. checkpoints, folder: to open it again on another device; both
+    None: a CTranslate2 folder. subwords: its own segmentation; None: it has none.
     """
 
     decoder: Any  # a Decoder
@@ -44,16 +43,16 @@ class OpenedModel(NamedTuple):
 
 
 class Translated(NamedTuple):
-    """hypotheses: best one of each sentence, in order. seconds: of the search alone, nothing of the start.
+    """hypotheses: the best of each sentence, in order. seconds: of the search alone, without the start.
 
-    sentences, tokens: how many were translated, and into how many symbols, ends of sentence included; without those
-    that are empty or too long. capped: the sentences whose translation was ended by the length limit, and the limit.
-    approximate: how many are as Decoder's.
+    sentences, tokens: how many sentences were translated, and into how many symbols, with ends of sentence; empty and
+    too long ones are not counted. capped: sentences whose translation was ended by the length limit, with the limit.
+    approximate: how many sentences are approximate as in Decoder.
     """
 
     hypotheses: List[Tokens]
     seconds: float
-    too_long: int  # sentences that the model cannot take: translated as nothing
+    too_long: int  # sentences that the model cannot take; their translations are empty
     sentences: int
     tokens: int
     capped: Dict[int, int]
@@ -72,7 +71,7 @@ def engine_of(path: str, engine: str = "auto") -> str:
     else:
         for member in split_model_paths(path):
             if not Path(member).is_file():
-                raise KDPluginError(f"{member}: no such checkpoint file or CTranslate2 folder. Remedy: check the path")
+                raise KDPluginError(f"{member}: no such checkpoint file or model folder. Remedy: check the path")
         found = "fairseq"
     if engine not in ("auto", found):
         remedy = "kd-plugin export --format ctranslate2 first" if engine == "ctranslate2" else "the checkpoint itself"
@@ -96,10 +95,10 @@ def open_model(
     """A model ready to translate.
 
     Args:
-        path: A.pt, an ensemble A.pt:B.pt, or a folder: of CTranslate2, or with `folder` one of another toolkit
-        threads: of CTranslate2; fairseq computes with torch's
-        overrides, source_lang, target_lang: as for `open_checkpoint`; of checkpoints only
-        checkpoints, folder: what the path names, where that is open already
+        path: A.pt, an ensemble A.pt:B.pt, or a folder: from CTranslate2, or with `folder` from another toolkit
+        threads: for CTranslate2; fairseq uses torch's
+        overrides, source_lang, target_lang: as for `open_checkpoint`; for checkpoints only
+        checkpoints, folder: what the path names, if it is open already
 
     Raises:
         KDPluginError: as `engine_of`, `open_checkpoint` and the decoders
@@ -127,11 +126,11 @@ def open_model(
 def in_batches(
     decoder: Decoder, sentences: Sequence[Tokens], max_tokens: int
 ) -> Iterator[Tuple[List[int], List[List[Scored]], int]]:
-    """(places, their translations, the length limit) of each batch; nothing of sentences that cannot be translated.
+    """(places, their translations, the length limit) of each batch, without sentences that cannot be translated.
 
     Args:
         sentences: symbols without end of sentence; some may be empty, or longer than the model can take
-        max_tokens: of a batch, ends of sentence and padding included
+        max_tokens: per batch, with ends of sentence and padding
     """
     lengths = np.array([len(tokens) for tokens in sentences], dtype=np.int64)
     possible = np.flatnonzero((lengths > 0) & (lengths <= decoder.max_source_tokens))
@@ -144,11 +143,11 @@ def in_batches(
 def translate(
     decoder: Decoder, sentences: Sequence[Tokens], max_tokens: int = 4000, name: Optional[str] = None
 ) -> Translated:
-    """The best translation of each sentence; nothing for one that is empty or longer than the model can take.
+    """The best translation of each sentence; empty for one that is empty or longer than the model can take.
 
     Args:
         sentences, max_tokens: as in_batches
-        name: of a progress bar; None: there is none
+        name: the progress bar's; None: no progress bar
     """
     hypotheses: List[Tokens] = [[] for _ in sentences]
     capped: Dict[int, int] = {}
@@ -171,7 +170,7 @@ def translate(
 
 
 def capped_note(answers: Sequence[Translated]) -> str:
-    """How many of the translations the length limit has ended; empty: none."""
+    """A note on how many translations the length limit has ended; empty: none."""
     limits = sorted({limit for answer in answers for limit in answer.capped.values()})
     if not limits:
         return ""
@@ -181,5 +180,5 @@ def capped_note(answers: Sequence[Translated]) -> str:
 
 
 def share_identical(ours: Sequence[Any], theirs: Sequence[Any]) -> float:
-    """Share of the sentences whose two translations are equal, symbol by symbol; 1 for no sentences."""
+    """The share of sentences whose two translations are equal, symbol by symbol; 1 if there are no sentences."""
     return sum(one == other for one, other in zip(ours, theirs)) / max(1, len(ours)) if ours else 1.0

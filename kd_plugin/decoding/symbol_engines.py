@@ -1,4 +1,4 @@
-"""Engines that translate symbols: fairseq and CTranslate2 with the vocabulary of a checkpoint."""
+"""Engines that translate symbols: fairseq, and CTranslate2 with a checkpoint's vocabulary."""
 
 import functools
 from abc import abstractmethod
@@ -27,19 +27,19 @@ if TYPE_CHECKING:
     from kd_plugin.decoding.decode import Corpus
 
 TOO_LONG, CAPPED = "too_long_lines", "capped_lines"
-APPROXIMATE = "approximate_lines"  # as Decoder.approximate
-# <unk>, in what the model reads and in what it writes
+APPROXIMATE = "approximate_lines"  # see Decoder.approximate
+# <unk>, in the model's input and in its output
 UNKNOWN_SOURCE, UNKNOWN_TARGET = "lines_with_unknown_symbols", "translations_with_unknown_symbols"
 
 
 class SymbolEngine(Engine):
-    """A model with a vocabulary: text is segmented for it, and its translations are put together again.
+    """A model with a vocabulary: text is segmented for it, and its translations are joined again.
 
     A sentence that is too long for the model has no translation. It is counted, as are sentences with a translation
     that ends at the length limit, and unknown symbols on either side.
 
     Args:
-        number: of the worker
+        number: the worker's
     """
 
     counted: Tuple[str, ...] = (TOO_LONG, CAPPED, UNKNOWN_SOURCE, UNKNOWN_TARGET)
@@ -57,7 +57,7 @@ class SymbolEngine(Engine):
         """The model, ready to translate."""
 
     def check(self, sentences: Sequence[Sentence]) -> None:
-        """Refuse sentences that the model was not made for."""
+        """Refuse sentences that do not fit the model."""
 
     @abstractmethod
     def is_known(self, token: str) -> bool:
@@ -72,7 +72,7 @@ class SymbolEngine(Engine):
 
     @functools.cached_property
     def _decoder(self) -> Decoder:
-        """Opened by the worker that translates, and not by the process that only shares the work out."""
+        """Opened by the worker that translates, not by the process that only distributes the work."""
         return self.open_decoder()
 
     def __call__(self, sentences: Sequence[Sentence], shard: int, progress: Callable[[int], Any]) -> List[Answer]:
@@ -80,7 +80,7 @@ class SymbolEngine(Engine):
         self.check(sentences)
         answers: List[Optional[List[Scored]]] = [None] * len(sentences)
         capped, approximate = set(), set()
-        # by shard, so that draws depend neither on other shards nor on a restart
+        # seeded by shard, so that draws depend neither on other shards nor on a restart
         self._decoder.start_draws((self._args.seed * 1_000_003 + shard) % 2**32)
         tokens = [sentence.tokens for sentence in sentences]
         for places, translated, limit in in_batches(self._decoder, tokens, self._args.max_tokens):
@@ -107,7 +107,7 @@ class SymbolEngine(Engine):
 
 
 class CheckpointEngine(SymbolEngine):
-    """Checkpoints of fairseq: its own search, or CTranslate2's with the converted model.
+    """fairseq checkpoints, with fairseq's own search or CTranslate2's with the converted model.
 
     Args:
         engine: fairseq or ctranslate2
@@ -116,7 +116,7 @@ class CheckpointEngine(SymbolEngine):
     def __init__(self, args: "Corpus", number: int, engine: str):
         super().__init__(args, number)
         self._engine, path = engine, args.models.path
-        args.folder.refuse(f"--path {path} is no folder of another toolkit")
+        args.folder.refuse(f"--path {path} is not a folder of another toolkit")
         checkpoints = self._checkpoints = checkpoints_of(args.models, _inferred_languages(args))
         if checkpoints.languages is None:
             raise KDPluginError(f"--path {path}: its languages are not in the checkpoint. Remedy: -s LANG -t LANG")
@@ -186,17 +186,17 @@ class CheckpointEngine(SymbolEngine):
         return bool(dictionary.index(token) != dictionary.unk())
 
     def _converted(self) -> Path:
-        """Where the CTranslate2 model is to be."""
+        """Where the CTranslate2 model will be."""
         checkpoints: Checkpoints = self._checkpoints
         if len(checkpoints.paths) > 1:
-            raise KDPluginError("--engine ctranslate2 runs one model. Remedy: --engine fairseq for an ensemble")
-        # by all that decides how it is converted: a folder is used again by the same job alone
+            raise KDPluginError("--engine ctranslate2 runs only one model. Remedy: --engine fairseq for an ensemble")
+        # named by all that determines the conversion: a folder is reused only by the same job
         name = f"model-ctranslate2-{digest_of([checkpoints.identity(), checkpoints.overrides, self.languages])[:16]}"
         return Path(self._args.to.output) / name
 
 
 def _inferred_languages(args: "Corpus") -> Tuple[Optional[str], ...]:
-    """Of the binarised data, where the flags and the checkpoint name none."""
+    """The languages of the binarised data, used if the flags and the checkpoint name none."""
     folder = None if args.data is None else data_folders(args.data, args.gen_subset)[0]
     inferred = infer_language_pair(folder) if folder is not None and Path(folder).is_dir() else (None, None)
     # fairseq-preprocess --only-source calls the target None

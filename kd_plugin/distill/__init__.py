@@ -1,1 +1,1 @@
-"""What a criterion owns to distil: the student's pass, the teacher, the terms of the loss."""
+"""What a criterion uses to distil: the student's pass, the teacher, the terms of the loss."""

@@ -1,5 +1,5 @@
-"""What a criterion owns to distil: the terms of the loss, their schedules, the selection of tokens, and the teacher,
-which it asks once about a batch."""
+"""The distiller of a criterion: the terms of the loss, their schedules, the selection of tokens, and the teacher, which
+it asks once per batch."""
 
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
 
@@ -18,7 +18,7 @@ from kd_plugin.teachers.base import Answer, Request, Teacher
 
 
 class Schedule(NamedTuple):
-    """alpha or temperature: constant where `end` is None."""
+    """The course of alpha or temperature; constant if `end` is None."""
 
     start: float
     end: Optional[float]
@@ -26,25 +26,25 @@ class Schedule(NamedTuple):
     updates: int
 
     def at(self, update: int) -> float:
-        """Its value after so many updates."""
+        """The value after `update` updates."""
         if self.end is None:
             return self.start
         return scheduled_value(self.start, self.end, self.kind, update, self.updates)
 
     def ends(self) -> List[float]:
-        """Where it starts, and where it leads."""
+        """The first value and, unless it is constant, the last."""
         return [self.start] if self.end is None else [self.start, self.end]
 
 
 class Distiller:
-    """The sum of the terms.
+    """Computes the sum of the terms.
 
     Args:
-        cfg: the criterion's flags, checked
-        task: whose `teacher`, `num_updates` and `is_dummy_batch` are read when they are needed; the first update is 0
+        cfg: the criterion's flags, already checked
+        task: its `teacher`, `num_updates` (from 0) and `is_dummy_batch` are read when needed
 
     Raises:
-        KDPluginError: the teacher cannot give what a term needs
+        KDPluginError: the teacher cannot provide what a term needs
     """
 
     def __init__(self, cfg: Any, task: Any):
@@ -68,7 +68,7 @@ class Distiller:
         return int(getattr(self._task, "num_updates", 0))
 
     def alpha_and_temperature(self) -> Tuple[float, float]:
-        """At this update."""
+        """Their values at this update."""
         return self.alpha.at(self.update), self.temperature.at(self.update)
 
     def _check(self) -> None:
@@ -77,9 +77,9 @@ class Distiller:
         for term in self.terms:
             missing = sorted(signal.value for signal in term.needs - provides)
             if missing:
-                whose = "there is no teacher" if teacher is None else f"{type(teacher).__name__} does not give them"
+                whose = "there is no teacher" if teacher is None else f"{type(teacher).__name__} does not provide them"
                 raise KDPluginError(
-                    f"{term.flag} needs a teacher's {' and '.join(missing)}, and {whose}. Remedy: another kind of "
+                    f"{term.flag} needs a teacher's {' and '.join(missing)}, but {whose}. Remedy: another kind of "
                     f"teacher, or train without {term.flag}"
                 )
             if teacher is not None and isinstance(term, TokensTerm):
@@ -95,8 +95,8 @@ class Distiller:
         """The loss of a batch, and sums for the log.
 
         Args:
-            stock_loss: fairseq's own (loss, nll_loss), where the logits of the whole batch were made
-            training: else every token is distilled
+            stock_loss: computes fairseq's own (loss, nll_loss); None if the logits of the whole batch do not exist
+            training: False distils every token
         """
         update, (alpha, temperature) = self.update, self.alpha_and_temperature()
         answer, distilled = None, None
@@ -119,7 +119,7 @@ class Distiller:
     def _ask(
         self, teacher: Teacher, student: StudentAnswer, sample: Dict[str, Any], distilled: Optional[Tensor]
     ) -> Answer:
-        """Once, for all that the terms use."""
+        """Asks the teacher once, for everything that the terms use."""
         wanted = frozenset().union(*(term.uses for term in self.terms)) & teacher.provides
         rows = student.rows if distilled is None else student.rows[distilled]
         return teacher.answer(sample, Request(rows, student.dtype, wanted))
@@ -127,7 +127,7 @@ class Distiller:
     def _select(self, student: StudentAnswer) -> Optional[Tensor]:
         """(tokens,) bool, the target tokens to distil; None: all."""
         nll = student.tokens.token_nll(student.target)
-        # a rank without data of its own goes through another rank's batch: those tokens were counted there
+        # a rank that has run out of data computes another rank's batch, whose tokens are counted there
         counted = nll[:0] if getattr(self._task, "is_dummy_batch", False) else nll
         group = distributed_utils.get_data_parallel_group()
         world_size = distributed_utils.get_world_size(group)

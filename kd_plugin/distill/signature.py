@@ -12,9 +12,9 @@ from kd_plugin.version import __version__
 
 
 def run_signature(cfg: Any, teacher: Optional[Teacher] = None, terms: Iterable[Term] = ()) -> str:
-    """`kd|alpha:0.5|T:2.0|…`: everything that decides what a run learns from its teacher, and with which software.
+    """`kd|alpha:0.5|T:2.0|…`: everything that determines what a run learns from its teacher, and the software versions.
 
-    Values that a schedule moves are written start>end:schedule:updates.
+    A scheduled value is written start>end:schedule:updates.
 
     Args:
         cfg: the criterion's flags
@@ -36,7 +36,7 @@ def run_signature(cfg: Any, teacher: Optional[Teacher] = None, terms: Iterable[T
 
 
 def _divergence(cfg: Any) -> str:
-    """`js(js_beta=0.5)+rank:5`: with what shapes it."""
+    """`js(js_beta=0.5)+rank:5`: the divergence with its parameters and the ranking term."""
     names = DIVERGENCES[str(cfg.kd_divergence)].parameters
     parameters = ",".join(f"{name}={getattr(cfg, f'kd_{name}')}" for name in names)
     rank = f"+rank:{cfg.kd_top1_rank}" if cfg.kd_top1_rank else ""

@@ -1,4 +1,4 @@
-"""The student's one forward pass, and what can be asked of it; the packed and the fused way hide here."""
+"""The student's single forward pass and its results; hides whether it is packed or has a fused head."""
 
 import contextlib
 from typing import Any, Dict, NamedTuple, Tuple, Union
@@ -16,14 +16,14 @@ from kd_plugin.models.inspect import gives_features, has_adaptive_softmax
 
 
 class StudentAnswer(NamedTuple):
-    """What the student says about a batch.
+    """The student's results for a batch.
 
     rows:       (tokens,) positions in the flattened (batch * length) target that count
     target:     (tokens,) int64, the symbols there
-    tokens:     its logits, or features and projection, of those rows; once they were asked for a loss with gradient,
-                the logits may be overwritten
-    dtype:      in which it computes
-    net_output: fairseq's own output; None where it was asked for the rows alone
+    tokens:     the logits, or features and projection, of those rows; computing a loss with gradient may overwrite the
+                logits
+    dtype:      in which the student computes
+    net_output: fairseq's own output; None if the student has computed the rows alone
     """
 
     rows: Tensor
@@ -33,29 +33,31 @@ class StudentAnswer(NamedTuple):
     net_output: Any = None
 
     def logits(self) -> Tensor:
-        """(tokens, vocab) of the rows, with gradient; for terms that say `reads_logits`.
+        """(tokens, vocab) logits of the rows, with gradient; for terms that set `reads_logits`.
 
         Raises:
-            KDPluginError: with --kd-fused-head, which never makes them
+            KDPluginError: with --kd-fused-head, which never computes them
         """
         if not isinstance(self.tokens, StudentLogits):
-            raise KDPluginError("--kd-fused-head never makes logits, which a term needs. Remedy: train without it")
+            raise KDPluginError(
+                "--kd-fused-head never computes logits, but a term needs them. Remedy: train without it"
+            )
         return self.tokens.logits.index_select(0, self.tokens.rows)
 
     def accuracy(self) -> Tuple[Tensor, int]:
-        """How many tokens it ranks first, 0-dim, and of how many."""
+        """The number of correct tokens (target ranked first), 0-dim, and the number of all tokens."""
         assert isinstance(self.tokens, StudentLogits)
         best = self.tokens.logits.detach().argmax(dim=-1)[self.tokens.rows]
         return best.eq(self.target).sum(), self.target.numel()
 
 
 class Student:
-    """Asks a model about batches in the way that the criterion's flags say.
+    """Runs a model on batches as the criterion's flags demand.
 
     Args:
         cfg: the criterion's flags
         padding_idx: of the target
-        keeps_logits: somebody reads them beside the loss on tokens, which must not overwrite them then
+        keeps_logits: another term reads the logits, so the loss on tokens must not overwrite them
     """
 
     def __init__(self, cfg: Any, padding_idx: int, keeps_logits: bool = False):
@@ -64,14 +66,14 @@ class Student:
         self._prefix, self._padding_idx = int(cfg.ignore_prefix_size), padding_idx
 
     def __call__(self, model: Any, sample: Dict[str, Any]) -> StudentAnswer:
-        """One call of the model, through whatever wraps it.
+        """Calls the model once, through its wrappers.
 
         Raises:
-            KDPluginError: the model cannot be asked in this way
+            KDPluginError: the flags do not work with this model
         """
         if has_adaptive_softmax(model):
             raise KDPluginError(
-                "distillation needs logits over the whole vocabulary, an adaptive softmax gives none. Remedy: "
+                "distillation needs logits over the whole vocabulary, which an adaptive softmax does not give. Remedy: "
                 "train the student without --adaptive-softmax-cutoff"
             )
         rows, other_rows, target = self._counted_rows(sample["target"])
@@ -105,13 +107,13 @@ class Student:
         return output if self.packed else output.reshape(-1, output.size(-1)).index_select(0, rows)
 
     def _in_place(self, model: Any, logits: Tensor) -> bool:
-        """Whether the gradient goes over the logits."""
+        """Whether the gradient may overwrite the logits."""
         if not logits.requires_grad or self.inplace == "off":
             return False
         return self.inplace == "on" or may_overwrite(logits, model)
 
     def _counted_rows(self, target: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
-        """Positions in the flattened target that are no padding, the others, and the targets at the first."""
+        """Positions in the flattened target that count, all other positions, and the targets at those that count."""
         if self._prefix > 0:
             target = target.clone()
             target[:, : self._prefix] = self._padding_idx
@@ -122,19 +124,18 @@ class Student:
 
 
 def _check_fused_head(model: Any) -> None:
-    """Refuse --kd-fused-head where features and projection cannot be had one after the other."""
+    """Refuses --kd-fused-head if the model cannot compute features without the projection."""
     decoder: Any = getattr(model, "decoder", None)
     projection = getattr(decoder, "output_projection", None)
     reason = None
     if not gives_features(packed.unwrapped(model)):
-        reason = "the student's architecture does not give features and logits one after the other, as fairseq's "
-        reason += "transformers do"
+        reason = "the student's architecture cannot compute features without logits, as fairseq's transformers can"
     elif (
         type(decoder).output_layer is not TransformerDecoderBase.output_layer or type(projection) is not torch.nn.Linear
     ):
         reason = "the student's output projection is not a plain linear layer"
     elif getattr(model, "find_unused_parameters", False):
-        reason = "--find-unused-parameters would take the projection for unused"
+        reason = "--find-unused-parameters would consider the projection unused"
     elif projection.weight.dim() != 2:
         reason = "--ddp-backend fully_sharded keeps the projection in pieces"
     if reason is not None:
@@ -142,18 +143,20 @@ def _check_fused_head(model: Any) -> None:
 
 
 def _check_packed(model: Any, sample: Dict[str, Any]) -> None:
-    """Refuse --kd-packed-student where models/packed.py does not compute what the student's own forward does."""
+    """Refuses --kd-packed-student if models/packed.py would not compute the same as the student's own forward."""
     student = packed.unwrapped(model)
     reason, others = None, sorted(sample["net_input"].keys() - packed.INPUTS)
     if not packed.AVAILABLE:
-        reason = f"torch {torch.__version__} is older than 2.2, whose attention it needs"
+        reason = f"it needs the attention of torch 2.2 or later, but this is {torch.__version__}"
     elif isinstance(student, TransformerModelBase) and student.training and packed.has_hooks(student):
-        reason = "the student has hooks, which must not miss the padding: of --quant-noise-pq, or those with which "
-        reason += "fairseq looks for the cause of a FloatingPointError (then that error, above, is the one to mend)"
+        reason = (
+            "the student has hooks, which it would bypass: from --quant-noise-pq, or from fairseq's search for the "
+        )
+        reason += "cause of a FloatingPointError (then fix that error, above)"
     elif not packed.can_pack(student):
-        reason = "the student is not fairseq's transformer as it is, with encoder and decoder and nothing in or "
-        reason += "around its layers (--checkpoint-activations, adapters)"
+        reason = "the student is not an unmodified fairseq encoder-decoder transformer, or something is in or around "
+        reason += "its layers (--checkpoint-activations, adapters)"
     elif others:
-        reason = f"the batches have further inputs ({', '.join(others)})"
+        reason = f"the batches have additional inputs ({', '.join(others)})"
     if reason is not None:
         raise KDPluginError(f"--kd-packed-student: {reason}. Remedy: train without --kd-packed-student")

@@ -1,1 +1,1 @@
-"""Scores, significance, speed and size of models."""
+"""Evaluates models: scores, significance, speed and size."""

@@ -1,4 +1,4 @@
-"""Models side by side on raw test sets: scores with significance, speed and size."""
+"""Compares models on raw test sets: scores with significance, speed and size."""
 
 import datetime
 import functools
@@ -37,7 +37,7 @@ from kd_plugin.files.locks import LOCK, Claim, begun
 from kd_plugin.files.protection import Named, already_there, check_outputs, check_possible
 
 TABLE_NAME, TRANSLATIONS = "evaluation.md", "translations"
-WARM_UP = {"cpu": 4, "cuda": 200}  # sentences; a GPU is slow until it has seen a full batch
+WARM_UP = {"cpu": 4, "cuda": 200}  # sentences; a GPU is slow until it has processed a full batch
 
 
 class RawTest(NamedTuple):
@@ -47,7 +47,7 @@ class RawTest(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """What to compare, and how: the options of `kd-plugin evaluate`. job: a hash of all of them but the folder's."""
+    """The options of `kd-plugin evaluate`. job: a hash of all of them except the output folder."""
 
     model: List[str]
     test: List[str]
@@ -73,12 +73,12 @@ class Comparison(NamedTuple):
 
 
 def evaluate(args: Comparison) -> None:
-    """Write evaluation.json, the table and the translations, and print the table."""
+    """Writes evaluation.json, the table and the translations, and prints the table."""
     check_languages(args.source_lang, args.target_lang)
     models = _named(args.model, "--model", "PATH")
     tests = [_read_test(name, value) for name, value in _named(args.test, "--test", "SRC,REF").items()]
     if args.baseline is not None and args.baseline not in models:
-        raise KDPluginError(f"--baseline {args.baseline}: no such --model. Remedy: one of {', '.join(models)}")
+        raise KDPluginError(f"--baseline {args.baseline}: is not a --model. Remedy: one of {', '.join(models)}")
     settings = args.search
     settings.check()
     for path in models.values():
@@ -94,7 +94,7 @@ def evaluate(args: Comparison) -> None:
     torch.set_num_threads(args.threads)
     segmented = functools.lru_cache(maxsize=None)(functools.partial(_segmented, tests))
     opened: Dict[str, OpenedModel] = {}
-    for name, path in models.items():  # before anything is translated: the last one may be no model for this text
+    for name, path in models.items():  # before any translation, since even the last model may not fit this text
         opened[name] = _open(path, "cpu", settings, args)
         if opened[name].subwords is None:
             _check_subwords(path, opened[name].decoder, subwords, tests, segmented(subwords))
@@ -104,7 +104,7 @@ def evaluate(args: Comparison) -> None:
     rows = []
     texts: Dict[str, Dict[str, List[str]]] = {test.name: {} for test in tests}  # test -> model -> lines
     for name, path in models.items():
-        model = opened.pop(name)  # each is let go of when it has translated
+        model = opened.pop(name)  # free each model once it has translated
         own = model.subwords or subwords
         row, hypotheses = _translate_all(name, path, model, segmented(own), own.target, settings, args)
         rows.append(row)
@@ -145,7 +145,7 @@ def _translations(output: Path, model: str, test: str) -> Path:
 
 
 def _check_output(output: Path, models: Iterable[str], tests: Iterable[str], args: Comparison) -> None:
-    """Refuse what cannot be written, or would write over anything."""
+    """Refuses output that cannot be written or would overwrite anything."""
     check_outputs(args.inputs, [("--output", args.output)])
     _check_free(output, begun(output / LOCK, args.job))
     for path in (_translations(output, model, test) for model in models for test in tests):
@@ -154,7 +154,7 @@ def _check_output(output: Path, models: Iterable[str], tests: Iterable[str], arg
 
 def _check_free(output: Path, begun_before: bool) -> None:
     if (output / JSON_NAME).exists():
-        raise KDPluginError(f"--output {output}: holds an evaluation already. Remedy: another folder, or remove it")
+        raise KDPluginError(f"--output {output}: already holds an evaluation. Remedy: another folder, or remove it")
     for name in (JSON_NAME, TABLE_NAME, TRANSLATIONS):
         if os.path.lexists(output / name) and not begun_before:
             raise KDPluginError(already_there("--output", output / name))
@@ -172,7 +172,7 @@ def _named(values: Sequence[str], flag: str, form: str) -> Dict[str, str]:
         if not (name and equals and rest):
             raise KDPluginError(f"{flag} {value}: is not NAME={form}. Remedy: give it a name")
         if _file_name(name) in map(_file_name, found):
-            raise KDPluginError(f"{flag} {value}: the name {name} is taken. Remedy: another name")
+            raise KDPluginError(f"{flag} {value}: the name {name} is already taken. Remedy: another name")
         found[name] = rest
     return found
 
@@ -188,17 +188,17 @@ def _read_test(name: str, value: str) -> RawTest:
     sources, references = ([line for _, line in numbered_lines(Path(path), "--test")] for path in paths)
     if len(sources) != len(references) or not sources:
         raise KDPluginError(
-            f"--test {name}: {len(sources)} lines in {paths[0]}, {len(references)} in {paths[1]}; nothing was scored. "
-            "Remedy: one reference for each sentence"
+            f"--test {name}: {len(sources)} lines in {paths[0]}, but {len(references)} in {paths[1]}; nothing was "
+            "scored. Remedy: one reference per sentence"
         )
     return RawTest(name, sources, references)
 
 
 def _tokenizer(languages: Dict[str, Optional[List[str]]], tests: List[RawTest], args: Comparison) -> Tokenizer:
-    """How the target language is cut into words for BLEU; it is said where that is not sacreBLEU's usual way.
+    """The tokenizer for BLEU in the target language; prints a note if it is not sacreBLEU's default.
 
     Raises:
-        KDPluginError: the models write different languages
+        KDPluginError: the models translate into different languages
     """
     targets = {name: args.target_lang or (pair and pair[1]) for name, pair in languages.items()}
     said = {name: target for name, target in targets.items() if target}
@@ -207,7 +207,7 @@ def _tokenizer(languages: Dict[str, Optional[List[str]]], tests: List[RawTest], 
         if not may_be_the_same(said[first], target):
             raise KDPluginError(
                 f"--model {name}: translates into {target}, but {first} into {said[first]}; nothing was translated. "
-                "Remedy: models of one target language, or --target-lang where the codes are wrong"
+                "Remedy: models with the same target language, or --target-lang if the codes are wrong"
             )
     language = next(iter(said.values()), None)
     if args.tokenize is not None:
@@ -243,7 +243,7 @@ def _translate_all(
         }
         speed[device] = {**_speed(list(answers.values())), "compute_type": opened.compute_type}
         done = done or answers
-    speed.setdefault("cuda", {"note": "not measured: there is no GPU"})
+    speed.setdefault("cuda", {"note": "not measured: no GPU"})
     row: Dict[str, Any] = {
         "name": name,
         "engine": opened.engine,
@@ -259,10 +259,10 @@ def _translate_all(
 
 
 def _note(answers: List[Translated]) -> str:
-    """What a model's scores do not tell; empty: nothing."""
+    """Remarks that a reader of a model's scores needs; empty: none."""
     too_long = sum(answer.too_long for answer in answers)
     unknown = sum(UNKNOWN in tokens for answer in answers for tokens in answer.hypotheses)
-    notes = [f"{too_long} sentences are longer than it can take and have no translation"] if too_long else []
+    notes = [f"{too_long} sentences exceed its maximum length and have no translation"] if too_long else []
     if unknown:
         notes.append(f"{unknown} translations have unknown symbols ({UNKNOWN})")
     capped = capped_note(answers)
@@ -297,7 +297,7 @@ def _open(
 def _check_subwords(
     path: str, decoder: Any, subwords: Segmentation, tests: List[RawTest], sentences: Dict[str, List[Tokens]]
 ) -> None:
-    """Refuse models that read or write other symbols than the test sets are segmented into."""
+    """Refuses models whose symbols do not match the segmentation of the test sets."""
     subwords.check(path, decoder.source_symbols, decoder.target_symbols)
     subwords.target.check_joining(decoder.target_symbols)
     has_model = subwords.source.path is not None
@@ -308,7 +308,7 @@ def _check_subwords(
 
 
 def _speed(answers: List[Translated]) -> Dict[str, Any]:
-    """Of what was translated: sentences that are empty or too long take no time."""
+    """The speed on the sentences that were translated, i.e. without empty and too long ones."""
     seconds = max(1e-9, sum(answer.seconds for answer in answers))
     sentences = sum(answer.sentences for answer in answers)
     tokens = sum(answer.tokens for answer in answers)

@@ -1,7 +1,4 @@
-"""evaluation.json, which `kd-plugin evaluate` writes: where it is, how it says so, and what others read in it.
-
-Read leniently, since fields come and go.
-"""
+"""Reads evaluation.json, which `kd-plugin evaluate` writes; leniently, since fields come and go."""
 
 import math
 from pathlib import Path
@@ -19,7 +16,7 @@ Kind = TypeVar("Kind")
 
 
 class Speed(NamedTuple):
-    """On one device. compute_type: of the weights where they are multiplied; note: why it was not measured."""
+    """Speed on one device. compute_type: the weights' type in products; note: why speed was not measured."""
 
     tokens_per_second: Optional[float] = None
     sentences_per_second: Optional[float] = None
@@ -28,7 +25,7 @@ class Speed(NamedTuple):
 
 
 class Model(NamedTuple):
-    """scores: by test set and metric. speed: by device."""
+    """A model's results. scores: by test set and metric. speed: by device."""
 
     name: str
     engine: str
@@ -40,12 +37,12 @@ class Model(NamedTuple):
 
     @property
     def compute(self) -> str:
-        """Types of the weights where they are multiplied."""
+        """The weights' types in products, on all devices."""
         return ", ".join(dict.fromkeys(speed.compute_type for speed in self.speed.values() if speed.compute_type))
 
 
 class Evaluation(NamedTuple):
-    """tests: names and numbers of lines, those of the file first, then others that a score names."""
+    """An evaluation. tests: names and numbers of lines: first the file's, then others that a score names."""
 
     source: str
     date: str
@@ -60,7 +57,7 @@ class Evaluation(NamedTuple):
         return [model.name for model in self.models]
 
     def metrics(self) -> Dict[str, List[str]]:
-        """By test set those of which some model has a value, in the order of the file."""
+        """The metrics for which some model has a value, by test set, in the order of the file."""
         found: Dict[str, List[str]] = {}
         for test in self.tests:
             scores = [(key, score) for model in self.models for key, score in model.scores.items() if key[0] == test]
@@ -69,24 +66,24 @@ class Evaluation(NamedTuple):
         return found
 
     def scores(self, test: str, metric: str) -> List[Score]:
-        """Of each model."""
+        """Each model's score."""
         return [model.scores.get((test, metric), Score(metric, None)) for model in self.models]
 
     def devices(self) -> List[str]:
-        """Those on which a speed was measured."""
+        """The devices with a measured speed."""
         speeds = [(device, speed) for model in self.models for device, speed in model.speed.items()]
         return list(dict.fromkeys(device for device, speed in speeds if speed[:2] != (None, None)))
 
     def speeds(self, device: str) -> List[Speed]:
-        """Of each model."""
+        """Each model's speed."""
         return [model.speed.get(device, Speed()) for model in self.models]
 
     def of_baseline(self, values: Sequence[Kind]) -> Optional[Kind]:
-        """That of the baseline, of one value for each model."""
+        """The baseline's value among one value per model."""
         return next((value for model, value in zip(self.models, values) if model.name == self.baseline), None)
 
     def device_name(self, device: str) -> str:
-        """CPU, 1 thread; GPU."""
+        """The device's name for display: "CPU, 1 thread" or "GPU"."""
         threads = self.settings.get("threads")
         if device == "cpu" and isinstance(threads, int):
             device = f"cpu_{threads}_thread" + "s" * (threads != 1)
@@ -113,7 +110,7 @@ AS = {str: _text, Optional[float]: _number, Object: _object}
 
 
 def _fields(kind: Type[Kind], content: Object, **known: Any) -> Kind:
-    """What JSON says of each field that is not known yet; nothing where it is not of the field's type."""
+    """A `kind` with its other fields read from JSON; a field of the wrong type counts as missing."""
     fields = {name: AS[hint](content.get(name)) for name, hint in get_type_hints(kind).items() if name not in known}
     return kind(**fields, **known)
 
@@ -137,7 +134,7 @@ def read_evaluation(argument: str) -> Evaluation:
     """The evaluation in a folder or file.
 
     Raises:
-        KDPluginError: it is not there, no such JSON, of another version, or holds no model
+        KDPluginError: it is missing, not an evaluation, of another version, or contains no model
     """
     path = Path(argument)
     path = path / JSON_NAME if path.is_dir() else path
@@ -147,16 +144,16 @@ def read_evaluation(argument: str) -> Evaluation:
     if content.get("version") != FORMAT_VERSION:
         raise KDPluginError(
             f"{path}: version {content.get('version')!r} of the format; this kd_plugin reads {FORMAT_VERSION}. "
-            "Remedy: report with the kd_plugin that evaluated, or evaluate again"
+            "Remedy: report with the kd_plugin that wrote it, or evaluate again"
         )
     return evaluation_of(content, path)
 
 
 def evaluation_of(content: Object, path: Path = Path(JSON_NAME)) -> Evaluation:
-    """What the content of evaluation.json says. path: for errors"""
+    """The evaluation from the content of evaluation.json. path: for errors"""
     models = [_model(path, model) for model in _objects(path, content, "models")]
     if not models:
-        raise KDPluginError(f"{path}: no model in it. Remedy: kd-plugin evaluate with at least one model")
+        raise KDPluginError(f"{path}: contains no model. Remedy: kd-plugin evaluate with at least one model")
     tests = {_text(test.get("name")): _number(test.get("lines")) for test in _objects(path, content, "tests")}
     for test, _ in (key for model in models for key in model.scores):
         tests.setdefault(test, None)

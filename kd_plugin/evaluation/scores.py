@@ -1,4 +1,4 @@
-"""Scores of translations: sacreBLEU's BLEU, chrF and TER with confidence and significance, and COMET on request."""
+"""Scores translations: sacreBLEU's BLEU, chrF and TER with confidence and significance, and COMET on request."""
 
 import importlib.util
 from pathlib import Path
@@ -16,17 +16,17 @@ from kd_plugin.files.atomic import sha256_of
 COMET = "COMET"
 SEED = 12345  # sacreBLEU's
 TER_KNOWS = ("zh", "ja")
-NO_WORDS = "not measured: sacreBLEU's TER counts words, and no spaces part the target language's"
+NO_WORDS = "not measured: sacreBLEU's TER needs words, but the target language has no spaces between them"
 
 
 class Score(NamedTuple):
-    """One number of one model on one test set.
+    """One model's score by one metric on one test set.
 
     Args:
-        signature: with which anybody gets the same number
+        signature: makes the number reproducible
         p_value: of a paired bootstrap against the baseline; None for the baseline itself, or without one
-        mean, confidence: of the bootstrap resamples: mean ± confidence is the 95 % interval
-        note: why there is no value, or what a reader of it has to know
+        mean, confidence: of the bootstrap resamples; mean ± confidence is the 95 % interval
+        note: why there is no value, or what a reader must know about it
     """
 
     metric: str
@@ -39,13 +39,13 @@ class Score(NamedTuple):
 
 
 def check_tokenizer(tokenize: Optional[str]) -> None:
-    """Refuse one that cannot be used here: some of sacreBLEU's need further packages, or a download."""
+    """Refuses a tokenizer that does not work here: some of sacreBLEU's need further packages or a download."""
     try:
         BLEU(tokenize=tokenize).corpus_score(["a b"], [["a b"]])
-    except Exception as error:  # a missing package, a download that failed, anything
+    except Exception as error:  # a missing package, a failed download, anything
         raise KDPluginError(
-            f"--tokenize {tokenize}: cannot be used here ({' '.join(str(error).split())[:200]}). Remedy: pip install "
-            "'sacrebleu[ja,ko]' for mecab, a network for the tokenizers that are downloaded, or another one"
+            f"--tokenize {tokenize}: does not work here ({' '.join(str(error).split())[:200]}). Remedy: pip install "
+            "'sacrebleu[ja,ko]' for mecab, a network for tokenizers that need a download, or another tokenizer"
         ) from error
 
 
@@ -58,15 +58,15 @@ def sacrebleu_scores(
     lowercase: bool = False,
     language: Tokenizer = SPACED,
 ) -> Dict[str, List[Score]]:
-    """BLEU, chrF2 and TER of each system: the values of `sacrebleu --paired-bs`.
+    """BLEU, chrF2 and TER of each system, with the values of `sacrebleu --paired-bs`.
 
     Args:
-        systems: (name, hypotheses); names are different
-        baseline: the name that the others are compared with; None: no significance
+        systems: (name, hypotheses); names must be distinct
+        baseline: the name of the system to compare the others with; None: no significance
         samples: of the bootstrap; 0: neither confidence nor significance
-        tokenize: sacreBLEU's tokenizer of BLEU; None: that of `language`
-        lowercase: BLEU and chrF without case, as TER is always
-        language: how the target language is cut into words
+        tokenize: sacreBLEU's tokenizer for BLEU; None: that of `language`
+        lowercase: ignore case in BLEU and chrF, as TER always does
+        language: the target language's tokenizer
 
     Returns:
         name -> scores
@@ -77,7 +77,7 @@ def sacrebleu_scores(
     }
     spaces = language.family not in WITHOUT_SPACES or tokenize == "none"
     if spaces or language.family in TER_KNOWS:
-        # sacreBLEU's TER takes characters for words where it is told to look for Chinese and Japanese ones
+        # with asian_support, sacreBLEU's TER treats Chinese and Japanese characters as words
         metrics["TER"] = TER(normalized=not spaces, asian_support=not spaces, references=[references])
     found = _with_confidence(systems, metrics, baseline, samples) if samples else _plain(systems, metrics)
     for scores in found.values():
@@ -101,7 +101,7 @@ def _plain(systems: Sequence[Tuple[str, List[str]]], metrics: Dict[str, Any]) ->
 def _with_confidence(
     systems: Sequence[Tuple[str, List[str]]], metrics: Dict[str, Any], baseline: Optional[str], samples: int
 ) -> Dict[str, List[Score]]:
-    # without a baseline each system is its own: PairedTest then gives its confidence alone
+    # without a baseline, each system is its own group: PairedTest then returns only its confidence
     first = [system for system in systems if system[0] == baseline]
     others = [system for system in systems if system[0] != baseline]
     groups = [first + others] if first else [[system] for system in systems]
@@ -119,7 +119,7 @@ def _score(metric: str, result: Any, signature: Any) -> Score:
 
 
 def no_comet() -> Score:
-    """The row of a run without --comet."""
+    """COMET's entry in a run without --comet."""
     hint = "--comet MODEL" if importlib.util.find_spec("comet") else f"{INSTALL_COMET}, then --comet MODEL"
     return Score(COMET, None, note=f"not measured: {hint}")
 
@@ -132,13 +132,13 @@ class Comet:
         gpus: how many to use
 
     Raises:
-        KDPluginError: not installed, or no such model; before anything is decoded
+        KDPluginError: COMET is not installed, or the model cannot be loaded; before any decoding
     """
 
     def __init__(self, model: str, gpus: int) -> None:
         opened = open_comet(f"--comet {model}", model)
         self._scorer, path = opened.model, opened.path
-        # downloaded ones are all called model.ckpt
+        # all downloaded models are called model.ckpt
         name = Path(model).name if path != Path(model) else f"{path.name}:{sha256_of(path)[:7]}"
         self._signature = f"model:{name}|version:{opened.version}"
         self._gpus = gpus
@@ -151,7 +151,7 @@ class Comet:
         baseline: Optional[str],
         samples: int,
     ) -> Dict[str, Score]:
-        """COMET of each system; baseline and samples as in sacrebleu_scores."""
+        """Each system's COMET score; baseline and samples as in sacrebleu_scores."""
         of_sentences = {}
         for name, hypotheses in systems:
             rows = [{"src": s, "mt": h, "ref": r} for s, h, r in zip(sources, hypotheses, references)]
@@ -166,7 +166,7 @@ class Comet:
 def mean_score(
     metric: str, values: np.ndarray, signature: str, samples: int, baseline: Optional[np.ndarray] = None
 ) -> Score:
-    """The mean of sentences' scores, with the bootstrap that sacreBLEU has for the metrics it knows.
+    """The mean of sentence scores, with the same bootstrap as sacreBLEU's for its own metrics.
 
     Args:
         values: (sentences,)

@@ -1,4 +1,4 @@
-"""The tables of an evaluation: as Markdown, and as cells for other forms."""
+"""The tables of an evaluation, as Markdown and as cells for other formats."""
 
 from typing import Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
 
@@ -8,9 +8,9 @@ from kd_plugin.evaluation.scores import Score
 BASELINE, NONE = "baseline", "–"
 P_SIGNIFICANT = 0.05
 LOWER_IS_BETTER = {"TER"}
-WORSE = "↓"  # beside a score that is significantly worse than the baseline's
+WORSE = "↓"  # marks a score that is significantly worse than the baseline's
 
-Cells = Dict[str, str]  # by the head of their column
+Cells = Dict[str, str]  # by column heading
 
 
 class Best(str):
@@ -18,7 +18,7 @@ class Best(str):
 
 
 class Table(NamedTuple):
-    """groups: of columns, each with its cells of all rows. The first cell of a row names it."""
+    """A table. groups: groups of columns, each with the cells of all rows. The first cell of a row names it."""
 
     name: str
     caption: str
@@ -26,7 +26,7 @@ class Table(NamedTuple):
     notes: Sequence[str] = ()
 
     def rows(self) -> List[Dict[Tuple[str, str], str]]:
-        """Their cells, by group and head."""
+        """The cells of each row, by group and heading."""
         return [
             {(group, head): text for group, part in zip(self.groups, row) for head, text in part.items()}
             for row in zip(*self.groups.values())
@@ -34,7 +34,7 @@ class Table(NamedTuple):
 
 
 def markdown(evaluation: Evaluation) -> str:
-    """The tables of an evaluation: one a test set, one of speed and size, and the signatures."""
+    """An evaluation's tables: one per test set, one for speed and size, and the signatures."""
     machine = evaluation.machine
     settings = {name.replace("_", " "): value for name, value in evaluation.settings.items() if value is not None}
     parts = [
@@ -66,7 +66,7 @@ def _scores(evaluation: Evaluation, test: str) -> str:
     notes = [f"{evaluation.tests[test] or 0:,.0f} sentences. ± is half of the 95 % interval of the bootstrap."]
     if evaluation.baseline:
         notes.append(
-            f"p is that of a paired bootstrap against {evaluation.baseline}; where p < {P_SIGNIFICANT}, better "
+            f"p comes from a paired bootstrap against {evaluation.baseline}; for p < {P_SIGNIFICANT}, better "
             f"scores are bold and worse ones have a {WORSE}."
         )
     said = set()
@@ -81,7 +81,7 @@ def _scores(evaluation: Evaluation, test: str) -> str:
 def comparison(metric: str, value: float, baseline: Optional[float], p_value: Optional[float]) -> int:
     """1: significantly better than the baseline, -1: significantly worse, 0: neither.
 
-    Of equal values sacreBLEU's bootstrap gives the smallest p that it has.
+    Equal values count as neither, since sacreBLEU's bootstrap gives them its smallest p.
     """
     if baseline is None or p_value is None or not p_value < P_SIGNIFICANT or value == baseline:
         return 0
@@ -89,7 +89,7 @@ def comparison(metric: str, value: float, baseline: Optional[float], p_value: Op
 
 
 def _digits(metric: str) -> int:
-    return 4 if metric.upper().startswith("COMET") else 1  # most of COMET's are between 0 and 1
+    return 4 if metric.upper().startswith("COMET") else 1  # COMET scores are mostly between 0 and 1
 
 
 def _cell(score: Score, baseline: Optional[float]) -> str:
@@ -119,8 +119,9 @@ def _speed(evaluation: Evaluation) -> str:
         columns[f"tokens/s, {name}"] = [_number(speed.tokens_per_second) for speed in speeds]
         columns[f"sentences/s, {name}"] = [_number(speed.sentences_per_second) for speed in speeds]
     notes = (
-        f"CPU: {threads} thread{'s' * (threads > 1)}. Of the search alone: no start, no subwords; tokens are target "
-        "tokens with end of sentence. MB (10⁶ bytes): a checkpoint's weights without optimizer state; a CTranslate2 "
+        f"CPU: {threads} thread{'s' * (threads > 1)}. Speed of the search alone, without startup and subwords; tokens "
+        "are target tokens with end of sentence. MB (10⁶ bytes): a checkpoint's weights without optimizer state; a "
+        "CTranslate2 "
         "model with its vocabularies." + "".join(f" {model.name}: {model.note}." for model in models if model.note)
     )
     return _markdown_table("Speed and size", columns, notes)
@@ -135,7 +136,7 @@ def _rate(value: Optional[float]) -> str:
 
 
 def plain(value: Optional[float], decimals: int) -> str:
-    """With thousands separated and a true minus sign."""
+    """The number with thousands separators and a true minus sign."""
     return NONE if value is None else f"{value:,.{decimals}f}".replace("-", "−")
 
 
@@ -148,7 +149,7 @@ def _names(evaluation: Evaluation) -> List[Cells]:
 
 
 def score_table(evaluation: Evaluation, test: str) -> Table:
-    """All metrics of a test set: value, confidence, difference to the baseline, p-value."""
+    """All metrics on a test set: value, confidence, difference from the baseline, p-value."""
     groups, said = {"": _names(evaluation)}, []
     for metric in evaluation.metrics()[test]:
         groups[in_words(metric)] = _score_cells(evaluation, metric, evaluation.scores(test, metric))
@@ -159,8 +160,8 @@ def score_table(evaluation: Evaluation, test: str) -> Table:
     caption = f"{f'{lines:,.0f} sentences. ' if lines else ''}Bold: the best value."
     if any("p" in rows[0] for rows in groups.values()):
         caption += (
-            f" Difference: to {evaluation.baseline}; p: of a paired test against it; where p\u00a0<\u00a0"
-            f"{P_SIGNIFICANT:g}, *\u00a0marks what is better and {WORSE}\u00a0what is worse."
+            f" Difference: from {evaluation.baseline}; p: of a paired test against it; for p\u00a0<\u00a0"
+            f"{P_SIGNIFICANT:g}, *\u00a0marks better and {WORSE}\u00a0worse scores."
         )
     return Table(test, caption, groups, _remarks(evaluation, said))
 
@@ -185,7 +186,7 @@ def _score_cells(evaluation: Evaluation, metric: str, scores: Sequence[Score]) -
 
 
 def size_table(evaluation: Evaluation) -> Table:
-    """Engine, parameters, bytes and speeds of each model; the speed of the baseline's too, as a factor."""
+    """Engine, parameters, bytes and speed of each model; speed also as a multiple of the baseline's."""
     groups, said = {"": _names(evaluation)}, []
     for row, model in zip(groups[""], evaluation.models):
         row["engine"] = model.engine + (f" ({model.compute})" if model.compute else "") or NONE
@@ -198,8 +199,8 @@ def size_table(evaluation: Evaluation) -> Table:
         groups[evaluation.device_name(device)] = [_speed_cells(*speed[:2], base) for speed in speeds]
     said += [(model.name, model.note, "") for model in evaluation.models]
     caption = (
-        "Of the weights as they are stored, without optimizer state. Speed: one pass over the test sets, on a machine "
-        "that other work may have shared."
+        "Size: the weights as stored, without optimizer state. Speed: one pass over the test sets, on a machine that "
+        "may have been shared with other work."
     )
     return Table("Size and speed", caption, groups, _remarks(evaluation, said))
 
@@ -210,7 +211,7 @@ def _speed_cells(tokens: Optional[float], sentences: Optional[float], base: Opti
 
 
 def _remarks(evaluation: Evaluation, said: Iterable[Tuple[str, str, str]]) -> List[str]:
-    """From (what about, text, model): each remark once, with the models it is about unless that is all of them."""
+    """From (subject, text, model) triples: each remark once, with the models concerned unless that is all of them."""
     lines: Dict[Tuple[str, str], List[str]] = {}
     for about, text, name in said:
         lines.setdefault((about, text), []).append(name)

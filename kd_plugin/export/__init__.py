@@ -1,1 +1,1 @@
-"""Models for use or to give away."""
+"""Exports models for deployment or publication."""

@@ -1,4 +1,4 @@
-"""Does an exported model translate as the checkpoint does?"""
+"""Checks that an exported model translates like its checkpoint."""
 
 from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence
@@ -16,13 +16,13 @@ from kd_plugin.decoding.models import Translated, open_model, share_identical, t
 from kd_plugin.errors import KDPluginError
 from kd_plugin.export.forms import QUANTIZED_THRESHOLD, THRESHOLD, Export
 
-CHECKPOINT = "model.pt"  # in a folder that is exported for fairseq
+CHECKPOINT = "model.pt"  # in a folder exported for fairseq
 SEARCH = Settings()
 
 
 class Check(NamedTuple):
-    """identical: share of the sentences, 0 to 1. bleu: of the exported model's translations against the original's.
-    signature: sacreBLEU's. capped: sentences that one of the two models does not end within the length limit.
+    """identical: fraction of the sentences, 0 to 1. bleu: of the exported model's translations against the original's.
+    signature: sacreBLEU's. capped: number of translations that one of the models does not end within the length limit.
     """
 
     sentences: int
@@ -38,10 +38,10 @@ class Check(NamedTuple):
 
 
 def check_sentences(opened: Checkpoint, file: str, subwords: Segmentation) -> List[Tokens]:
-    """Symbols of --check, after a look whether they are the checkpoint's."""
+    """The symbols of --check, after checking that they belong to the checkpoint."""
     lines = [line for _, line in numbered_lines(Path(file), "--check")]
     if not any(map(str.strip, lines)):
-        raise KDPluginError(f"--check {file}: there is no sentence in it. Remedy: raw text, a sentence a line")
+        raise KDPluginError(f"--check {file}: contains no sentence. Remedy: raw text, one sentence per line")
     (symbols, others), has_model = (one.symbols for one in opened.dictionaries), subwords.source.path is not None
     check_text(Marks(lines), has_model, symbols, f"--check {file}")
     subwords.check_sides(lines, f"--check {file}", symbols == others)
@@ -58,13 +58,13 @@ def compare(
     sentences: List[Tokens],
     subwords: Subwords,
 ) -> Dict[str, Check]:
-    """Translate --check with both models, and with the vocabulary map too where there is one.
+    """Translates --check with both models, and also with the vocabulary map if there is one.
 
     Args:
         subwords: of the target language
 
     Raises:
-        KDPluginError: the translations are further apart than --check-threshold
+        KDPluginError: the translations differ by more than --check-threshold allows
     """
     exported = folder if args.format == "ctranslate2" else folder / CHECKPOINT
     languages: Dict[str, Any] = {"source_lang": args.source_lang, "target_lang": args.target_lang}
@@ -85,13 +85,15 @@ def compare(
         raise KDPluginError(
             f"--check {args.check}: the exported model's translations have BLEU {check.bleu:.1f} against the "
             f"checkpoint's, below --check-threshold {threshold:g}; nothing was written. "
-            f"{_cause(ours, theirs, len(sentences), quantized)} Or a lower threshold after a look at kd-plugin "
-            "evaluate of both"
+            f"{_cause(ours, theirs, len(sentences), quantized)} Or lower the threshold, after comparing both with "
+            "kd-plugin evaluate"
         )
     if check.bleu < threshold:
-        print(f"below {threshold:g} because of what the checkpoint does not end itself: without that {judged}")
+        print(
+            f"below {threshold:g} only because of translations that the checkpoint does not end: without them {judged}"
+        )
     if args.vocabulary_map_from:
-        # reported, not refused: how much a map may change is for the user of use_vmap to say
+        # reported, not refused: how much a map may change is up to the user of use_vmap
         decoder.use_vocabulary_map = True
         checks["check_with_vocabulary_map"] = mapped = _compared(
             translate(decoder, sentences, name="with the map"), theirs, subwords, target
@@ -101,19 +103,19 @@ def compare(
 
 
 def _cause(ours: Translated, theirs: Translated, sentences: int, quantized: bool) -> str:
-    """What has most likely parted the two models, and the remedy."""
+    """The most likely cause of the difference between the two models, and the remedy."""
     if 2 * len(theirs.capped) >= sentences:
         return (
-            f"The checkpoint does not end {len(theirs.capped):,} of {sentences:,} translations itself, and repeats "
-            "itself up to the length limit, where rounding decides. Remedy: a checkpoint that was trained for longer."
+            f"The checkpoint does not end {len(theirs.capped):,} of {sentences:,} translations, but repeats itself up "
+            "to the length limit, where rounding decides. Remedy: a checkpoint that was trained longer."
         )
     lost = len(set(ours.capped) - set(theirs.capped))
     if quantized:
         more = f" ({lost:,} translations no longer end)" if lost else ""
-        return f"The weights' coarser numbers have done it{more}. Remedy: a finer --quantization."
+        return f"The quantised weights are too coarse{more}. Remedy: a finer --quantization."
     return (
-        "Its numbers are not coarse, so no finer --quantization will help. Remedy: --format fairseq, and please report "
-        "the architecture."
+        "The weights are not quantised, so a finer --quantization will not help. Remedy: --format fairseq, and please "
+        "report the architecture."
     )
 
 
@@ -124,13 +126,13 @@ def _compared(
     target: Optional[str],
     places: Optional[Sequence[int]] = None,
 ) -> Check:
-    """places: of the sentences that count; none or None: all."""
+    """Compares translations. places: of the sentences that count; empty or None: all."""
     chosen = places or range(len(ours.hypotheses))
     tokens = [[answer.hypotheses[at] for at in chosen] for answer in (ours, theirs)]
     texts = [[subwords.decode(symbols) for symbols in hypotheses] for hypotheses in tokens]
     capped = len({*ours.capped, *theirs.capped} & set(chosen))
-    # sentences of three words have no 4-grams, and are equal all the same
-    known = target if family(target) else None  # else the letters decide: what is compared is of one language anyway
+    # effective_order: sentences of three words have no 4-grams, but can still be equal
+    known = target if family(target) else None  # otherwise the letters decide; both texts have the same language anyway
     metric = BLEU(tokenize=bleu_tokenizer(known, texts[1]).name, effective_order=True)
     score = metric.corpus_score(texts[0], [texts[1]]).score
     return Check(len(chosen), share_identical(*tokens), score, str(metric.get_signature()), capped)

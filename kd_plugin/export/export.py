@@ -1,4 +1,4 @@
-"""A trained model in a form to use or to give away: CTranslate2, stock fairseq or safetensors."""
+"""Exports a trained model for CTranslate2, stock fairseq or safetensors."""
 
 import itertools
 import os
@@ -33,10 +33,10 @@ VOCABULARY_MAP = "vmap.txt"
 
 
 def export(args: Export) -> None:
-    """Write the folder, whole.
+    """Writes the folder, completely or not at all.
 
     Raises:
-        KDPluginError: names the flag or the file; there is no folder
+        KDPluginError: naming the flag or the file; no folder is left behind
     """
     _check_flags(args)
     overrides = {} if args.dict_dir is None else {"data": args.dict_dir}
@@ -63,7 +63,7 @@ def export(args: Export) -> None:
         for side, one in subwords.models().items():
             shutil.copyfile(str(one.path), folder / SUBWORDS[side])
             digests[f"{side}_sentencepiece_sha256".lstrip("_")] = one.sha256
-        # how the plugin's own numbers were measured
+        # the search behind the check's numbers
         search = {name: getattr(SEARCH, name) for name in ("beam", "max_len_a", "max_len_b", "lenpen")}
         description = {**read_description(folder), **digests, "search": search}
         if args.check:
@@ -71,11 +71,13 @@ def export(args: Export) -> None:
             description.update({name: check._asdict() for name, check in checks.items()})
         write_json(folder / DESCRIPTION, description)
         for path in folder.iterdir():
-            path.chmod(0o666 & ~_umask())  # safetensors writes files for their owner alone
+            path.chmod(0o666 & ~_umask())  # safetensors makes files readable by their owner only
         _refuse_existing(output)
         os.rename(folder, output)
     except OSError as error:
-        raise KDPluginError(f"--output {output}: {error.strerror or error}. Remedy: make room, or elsewhere") from error
+        raise KDPluginError(
+            f"--output {output}: {error.strerror or error}. Remedy: free some space, or use another folder"
+        ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         claim.finish()
@@ -92,9 +94,9 @@ def _check_flags(args: Export) -> None:
     elif args.fp16:
         raise KDPluginError("--fp16: not with --format ctranslate2. Remedy: --quantization float16")
     if args.check and args.format == "safetensors":
-        raise KDPluginError("--check: nothing here translates with safetensors. Remedy: check --format fairseq")
+        raise KDPluginError("--check: cannot translate with safetensors. Remedy: check --format fairseq instead")
     if args.check and not Path(args.check).is_file():
-        raise KDPluginError(f"--check {args.check}: no such file. Remedy: raw text, a sentence a line")
+        raise KDPluginError(f"--check {args.check}: no such file. Remedy: raw text, one sentence per line")
     if args.check_threshold is not None and not args.check:
         raise KDPluginError("--check-threshold: only with --check FILE. Remedy: both, or neither")
     if args.vocabulary_map_from and len(args.vocabulary_map_from) > 2:
@@ -103,12 +105,12 @@ def _check_flags(args: Export) -> None:
 
 def _refuse_existing(output: Path) -> None:
     if os.path.lexists(output) and not (output.is_dir() and not output.is_symlink() and not any(output.iterdir())):
-        raise KDPluginError(f"--output {output}: is there already. Remedy: remove it, or name another folder")
+        raise KDPluginError(f"--output {output}: already exists. Remedy: remove it, or name another folder")
 
 
 def _claim(output: Path) -> Claim:
-    """Beside the folder, which comes into being whole."""
-    job = digest_of(str(output))  # any: a run that was killed leaves nothing half-finished there
+    """Claims a lock beside the folder, which appears only when it is complete."""
+    job = digest_of(str(output))  # any value will do: a killed run leaves nothing unfinished there
     return Claim(lock_beside(output), f"--output {output}", job, lambda begun: _refuse_existing(output))
 
 
@@ -130,7 +132,7 @@ def _to_ctranslate2(opened: Checkpoint, folder: Path, args: Export) -> None:
 
 
 def _with_dictionaries(opened: Checkpoint, folder: Path, args: Export) -> None:
-    """The formats that keep fairseq's dictionaries: fairseq, safetensors."""
+    """Writes the formats that keep fairseq's dictionaries: fairseq, safetensors."""
     folder.mkdir()
     if args.format == "fairseq":
         write_stock_checkpoint(opened, folder / CHECKPOINT, args.fp16)
@@ -141,7 +143,7 @@ def _with_dictionaries(opened: Checkpoint, folder: Path, args: Export) -> None:
 
 
 def _copy_dictionaries(opened: Checkpoint, folder: Path) -> None:
-    # found as a joined one where there is none
+    # a single joined dictionary is found as dict.txt
     names = ["dict.txt"] if opened.languages is None else [f"dict.{language}.txt" for language in opened.languages]
     for name, dictionary, path in zip(names, opened.dictionaries, opened.dictionary_paths):
         if opened.changes_dictionaries:
@@ -151,10 +153,10 @@ def _copy_dictionaries(opened: Checkpoint, folder: Path) -> None:
 
 
 def _segmented(opened: Checkpoint, args: Export) -> Iterator[Tuple[Tokens, Tokens]]:
-    """Symbols of the pairs of --vocabulary-map-from.
+    """The symbols of the pairs of --vocabulary-map-from.
 
     Raises:
-        KDPluginError: at their end: most lines are segmented otherwise
+        KDPluginError: after the last pair, if most lines are segmented differently
     """
     sides = args.subwords.open()
     marks = Marks(), Marks()
@@ -167,7 +169,7 @@ def _segmented(opened: Checkpoint, args: Export) -> Iterator[Tuple[Tokens, Token
 
 
 def _corpus(args: Export) -> Iterator[Tuple[str, str]]:
-    """Raw pairs of --vocabulary-map-from."""
+    """The raw pairs of --vocabulary-map-from."""
     flag, names = "--vocabulary-map-from", args.vocabulary_map_from or []
     if len(names) == 1:
         for record in Translations(Path(names[0])).records():

@@ -1,4 +1,4 @@
-"""What is exported, in which form, and how far it may be from the original: the options of `kd-plugin export`."""
+"""The options of `kd-plugin export`: formats, and how far a model may differ from the original."""
 
 from typing import List, NamedTuple, Optional
 
@@ -7,13 +7,13 @@ from kd_plugin.files.protection import Named
 
 FORMATS = ("ctranslate2", "fairseq", "safetensors")
 SUBWORDS = {"": "spm.model", "source": "source.spm", "target": "target.spm"}  # by side; "": one for both
-# BLEU of the exported model's translations against fairseq's: an int8 model that is as good as its checkpoint differs
-# from it in one sentence of ten, by a word or two; one with a mistake in it is far below
+# BLEU of the exported model's translations against fairseq's: an int8 model as good as its checkpoint differs from it
+# in one sentence out of ten, by a word or two; a faulty one is far below
 THRESHOLD, QUANTIZED_THRESHOLD = 98.0, 80.0
 
 
 class Export(NamedTuple):
-    """None: not said."""
+    """The options. None: not given."""
 
     checkpoint: str
     output: str

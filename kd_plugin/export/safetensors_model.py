@@ -1,4 +1,4 @@
-"""A model as safetensors: weights without any code, and the sizes that a reader needs to build it."""
+"""Writes a model as safetensors: weights without code, and the sizes needed to build the model."""
 
 from pathlib import Path
 from typing import Any, Dict
@@ -13,10 +13,10 @@ WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
 
 def write_safetensors(opened: Checkpoint, folder: Path, half: bool = False) -> None:
-    """WEIGHTS and CONFIG in `folder`.
+    """Writes WEIGHTS and CONFIG to `folder`.
 
-    Tensors have the names of fairseq's state_dict, and its layouts: a linear layer is (outputs, inputs), an embedding
-    (symbols, width). Of tied ones the first is stored; CONFIG's `tied` says which other names mean the same tensor.
+    Tensors have the names and layouts of fairseq's state_dict: a linear layer is (outputs, inputs), an embedding
+    (symbols, width). The first of several tied tensors is stored; CONFIG's `tied` maps the other names to it.
 
     Args:
         half: store float16

@@ -1,12 +1,12 @@
-"""Which target symbols can translate a source symbol: CTranslate2's vocabulary map, from a parallel corpus.
+"""Builds CTranslate2's vocabulary map from a parallel corpus: the target symbols that can translate a source symbol.
 
-With it the decoder computes the scores of a few hundred symbols a batch instead of the whole vocabulary. A line of the
-file is a source symbol, a tab and its candidates; the line with no symbol holds the candidates of every sentence.
+With a map the decoder computes scores for a few hundred symbols per batch instead of the whole vocabulary. A line of
+the file is a source symbol, a tab and its candidates; the line without a symbol holds candidates for every sentence.
 
-How candidates are chosen. c(s) and c(t) are the numbers of sentence pairs with s in the source and t in the target,
+Selection of candidates: c(s) and c(t) are the numbers of sentence pairs with s in the source and t in the target, and
 c(s, t) of those with both. A source symbol's candidates are the `per_symbol` target symbols with the largest Dice
-coefficient 2 c(s, t) / (c(s) + c(t)), and every sentence's are the `overall` most frequent target symbols. Ties go to
-the symbol that comes first in the dictionary.
+coefficient 2 c(s, t) / (c(s) + c(t)); the candidates for every sentence are the `overall` most frequent target symbols.
+Ties go to the symbol that comes first in the dictionary.
 """
 
 from pathlib import Path
@@ -17,11 +17,11 @@ import numpy as np
 from kd_plugin.errors import KDPluginError
 
 PER_SYMBOL, OVERALL = 32, 256
-CHUNK = 4_000_000  # pairs of symbols that are counted at once: 64 MB
+CHUNK = 4_000_000  # pairs of symbols to count at once: 64 MB
 
 
 class PairCounts:
-    """c(s), c(t) and c(s, t). source_symbols, target_symbols: sizes of the vocabularies"""
+    """Counts c(s), c(t) and c(s, t). source_symbols, target_symbols: sizes of the vocabularies"""
 
     def __init__(self, source_symbols: int, target_symbols: int):
         self.source = np.zeros(source_symbols, np.int64)
@@ -32,7 +32,7 @@ class PairCounts:
         self._waiting_size = 0
 
     def add(self, source: Sequence[int], target: Sequence[int]) -> None:
-        """A sentence pair's indices."""
+        """Adds a sentence pair, given by its indices."""
         ours, theirs = np.unique(np.asarray(source, np.int64)), np.unique(np.asarray(target, np.int64))
         self.source[ours] += 1
         self.target[theirs] += 1
@@ -52,14 +52,14 @@ class PairCounts:
         self._waiting, self._waiting_size = [], 0
 
     def pairs(self) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(s, t, c(s, t)), each (pairs,), by s and then t."""
+        """(s, t, c(s, t)), each (pairs,), sorted by s and then t."""
         if self._waiting:
             self._merge()
         return self._codes // len(self.target), self._codes % len(self.target), self._counts
 
 
 def candidates(counts: PairCounts, per_symbol: int = PER_SYMBOL, overall: int = OVERALL) -> List[np.ndarray]:
-    """For each source symbol its target symbols, best first, and last those of every sentence."""
+    """Each source symbol's candidates, best first; the last array holds the candidates for every sentence."""
     source, target, both = counts.pairs()
     dice = 2 * both / (counts.source[source] + counts.target[target])
     order = np.lexsort((target, -dice, source))
@@ -77,17 +77,17 @@ def write_vocabulary_map(
     per_symbol: int = PER_SYMBOL,
     overall: int = OVERALL,
 ) -> int:
-    """Write the map of a corpus.
+    """Writes a corpus's map.
 
     Args:
-        pairs: source and target symbols of each sentence; unknown ones are left out
+        pairs: source and target symbols of each sentence; unknown symbols are ignored
         source_symbols, target_symbols: of the dictionaries, in order
 
     Returns:
         the number of sentence pairs
 
     Raises:
-        KDPluginError: there are none
+        KDPluginError: the corpus has no symbol of the target dictionary
     """
     ours = {symbol: index for index, symbol in enumerate(source_symbols)}
     theirs = {symbol: index for index, symbol in enumerate(target_symbols)}

@@ -1,1 +1,1 @@
-"""Files: whole or not there, never over anybody else's, and who is at work in a folder."""
+"""File handling: atomic writes, protection of the user's files, and locks on folders."""

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there, and their hashes."""
+"""Atomic writes, so that a file is complete or absent, and hashes of files."""
 
 import hashlib
 import json
@@ -10,17 +10,17 @@ from typing import Any, Callable, Dict, Iterator, Optional, Union
 from kd_plugin.errors import KDPluginError
 from kd_plugin.files.json_text import parse_json
 
-NAME_BYTES = 255  # what a file's name may have nearly everywhere
+NAME_BYTES = 255  # the longest file name on nearly every file system
 
 
 def pieces_of(path: Union[str, Path]) -> Iterator[bytes]:
-    """A file's bytes, of which no more than needed are in memory."""
+    """A file's bytes, piece by piece."""
     with open(path, "rb") as file:
         yield from iter(lambda: file.read(1 << 20), b"")
 
 
 def sha256_of(path: Union[str, Path], progress: Optional[Callable[[int], Any]] = None) -> str:
-    """Hexadecimal sha256 of a file. progress: called with the number of bytes of each piece that is done."""
+    """Hexadecimal sha256 of a file. progress: called with the number of bytes of each finished piece."""
     digest = hashlib.sha256()
     for piece in pieces_of(path):
         digest.update(piece)
@@ -34,22 +34,22 @@ def digest_of_bytes(content: bytes) -> str:
 
 
 def digest_of(content: Any) -> str:
-    """Hexadecimal sha256 of what can be written as JSON, whatever the order of its keys."""
+    """Hexadecimal sha256 of content that can be JSON, independent of the order of keys."""
     return digest_of_bytes(json.dumps(content, sort_keys=True).encode())
 
 
 def temporary_beside(path: Path) -> Path:
-    """A name in the same folder that nothing else has, hidden, and no longer than a file's name may be."""
+    """A unique, hidden name in the same folder, no longer than NAME_BYTES."""
     ending = f".{uuid.uuid4().hex[:8]}.tmp"
     name = os.fsencode(f".{path.name}")[: NAME_BYTES - len(ending)]
     return path.with_name(name.decode("utf-8", "ignore") + ending)
 
 
 def write_atomically(path: Path, content: Any) -> None:
-    """Under another name, to the disk, then renamed: whoever reads sees all of it or nothing.
+    """Writes to a temporary file, syncs, then renames it: a reader sees all of the content or none.
 
     Raises:
-        KDPluginError: it cannot be written; nothing is left of it
+        KDPluginError: the file cannot be written; nothing is left behind
     """
     temporary = temporary_beside(path)
     try:
@@ -61,8 +61,8 @@ def write_atomically(path: Path, content: Any) -> None:
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise KDPluginError(
-            f"{path}: {len(content)} bytes could not be written: {error.strerror or error}. What is finished is kept. "
-            "Remedy: make room, then run the same command again"
+            f"{path}: could not write {len(content)} bytes: {error.strerror or error}. Finished work is kept. "
+            "Remedy: free some space, then run the same command again"
         ) from error
 
 
@@ -74,20 +74,20 @@ def read_json(path: Path, remedy: str) -> Dict[str, Any]:
     """The object in a JSON file.
 
     Raises:
-        KDPluginError: not there, no JSON or no object in it; ends with `remedy`
+        KDPluginError: it is missing, not JSON or not an object; the message ends with `remedy`
     """
     try:
         content = parse_json(path.read_bytes())
     except (OSError, ValueError) as error:
         raise KDPluginError(f"{path} cannot be read: {error}. {remedy}") from error
     if not isinstance(content, dict):
-        raise KDPluginError(f"{path}: it holds no JSON object. {remedy}")
+        raise KDPluginError(f"{path} is not a JSON object. {remedy}")
     return content
 
 
 def make_folder(folder: Path, flag: str) -> None:
-    """Make a folder for output, or refuse it by its flag."""
-    remedy = "Remedy: a folder that can be written"
+    """Creates an output folder; raises KDPluginError, naming the flag, if it cannot be written."""
+    remedy = "Remedy: a writable folder"
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -1,36 +1,36 @@
-"""JSON that may have been written or changed by anybody: whatever is wrong with it is a ValueError that says what."""
+"""Reads untrusted JSON: anything wrong with it raises a ValueError that says what."""
 
 import json
 import math
 import re
 from typing import Any, Dict, List, Tuple, Type, TypeVar, Union, get_type_hints
 
-DEEPEST = 100  # lists and objects inside each other; ours have 5
-LARGEST = 2**63  # integers below are counted with by NumPy
-SURROGATE = re.compile("[\ud800-\udfff]")  # a Python string may hold one, UTF-8 may not
+DEEPEST = 100  # nesting of lists and objects; ours has 5 levels
+LARGEST = 2**63  # integers below fit into NumPy's int64
+SURROGATE = re.compile("[\ud800-\udfff]")  # allowed in a Python string, but not in UTF-8
 
 Kind = TypeVar("Kind")
 
 
 class RefusedJson(ValueError):
-    """It is JSON, and not what anybody can have meant."""
+    """Valid JSON that nobody can have meant to write."""
 
 
 def parse_json(text: Union[str, bytes]) -> Any:
-    """What a text in JSON says.
+    """Parses JSON.
 
     Raises:
-        ValueError: no JSON, too many digits or brackets, a key twice in an object, half of a surrogate pair
+        ValueError: not JSON, too many digits, too deep nesting, a repeated key or half of a surrogate pair
     """
     try:
         content = json.loads(text, object_pairs_hook=_without_repeats)
     except RecursionError as error:
-        raise ValueError("too many brackets inside each other") from error
+        raise ValueError("brackets are nested too deeply") from error
     waiting: List[Tuple[Any, int]] = [(content, 1)]
     while waiting:
         value, depth = waiting.pop()
         if depth > DEEPEST:
-            raise ValueError("too many brackets inside each other")
+            raise ValueError("brackets are nested too deeply")
         if isinstance(value, dict):
             waiting += ((inner, depth + 1) for inner in (*value, *value.values()))
         elif isinstance(value, list):
@@ -44,18 +44,18 @@ def _without_repeats(pairs: List[Tuple[str, Any]]) -> Dict[str, Any]:
     content = dict(pairs)
     if len(content) < len(pairs):
         names = [name for name, _ in pairs]
-        raise RefusedJson(f"the key {next(name for name in names if names.count(name) > 1)!r} comes twice")
+        raise RefusedJson(f"the key {next(name for name in names if names.count(name) > 1)!r} is repeated")
     return content
 
 
 def typed(kind: Type[Kind], content: Any) -> Kind:
-    """A NamedTuple from an object of JSON, with its fields and no others, each of the type that the class says.
+    """A NamedTuple from a JSON object that has exactly the class's fields, each of the annotated type.
 
     Raises:
-        TypeError: it is another; names the field
+        TypeError: a field is missing, unknown or of another type; the message names it
     """
     if not isinstance(content, dict):
-        raise TypeError(f"{kind.__name__} is {_short(content)}, no object")
+        raise TypeError(f"{kind.__name__} is {_short(content)}, not an object")
     hints = get_type_hints(kind)
     for name, value in content.items():
         if name in hints and not _fits(value, hints[name]):
@@ -80,7 +80,7 @@ def _fits(value: Any, hint: Any) -> bool:
 
 
 def is_number(value: Any) -> bool:
-    """Whether it is an int or float other than NaN, and no bool; infinite ones are numbers too."""
+    """Whether it is an int or float, possibly infinite, but not NaN or bool."""
     return type(value) in (int, float) and not math.isnan(value) and (type(value) is float or abs(value) < LARGEST)
 
 

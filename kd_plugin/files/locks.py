@@ -1,8 +1,8 @@
-"""Who is at work in a folder, and on what: a lock that ends with its process, and what is left to tell the next run.
+"""Locks on output folders: which runs are working in a folder and on which job.
 
-The file `.lock` names the job (the hash of its identity) and the runs that are at it, a line of JSON each. It is locked
-with fcntl, so that a run that was killed locks nothing; it stays behind, and says to whom the half-finished rest
-belongs. Whoever finishes the job removes it. Jobs of one identity may share a folder, each with shards of its own.
+The file `.lock` names the job (the hash of its identity) and its runs, one line of JSON each. It is locked with fcntl,
+so the lock of a killed run disappears; the file remains and says which job the unfinished output belongs to. The run
+that finishes the job removes it. Runs with the same identity may share a folder if each writes its own shards.
 """
 
 import contextlib
@@ -21,31 +21,31 @@ from kd_plugin.files.atomic import NAME_BYTES, digest_of
 
 try:
     import fcntl
-except ImportError:  # not on Windows: there identities alone keep jobs apart
+except ImportError:  # on Windows, only identities keep jobs apart
     fcntl = None  # type: ignore[assignment]
 
 LOCK = ".lock"
 FLAGS = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
-PATIENCE = 10.0  # seconds that a job which shares a folder waits for another that is just beginning there
+PATIENCE = 10.0  # seconds to wait for another run that is just starting in a shared folder
 ANOTHER = "Remedy: wait for it, or another folder"
 
 Check = Callable[[bool], None]
 
 
 class Claim:
-    """A run's claim on an output folder, from when it is made until `finish` or `close`.
+    """A run's claim on an output folder, from its creation until `finish` or `close`.
 
     Args:
         path: of the lock
         what: the flag and folder, for errors
         identity_sha256: of the job
-        check: is called while nobody else is there, and told whether this same job began here before. It refuses what
-            this job must not write over
-        shards: the numbers of those that this run writes, where others of the same identity may write other ones at
-            the same time; None: it is to be alone
+        check: called while no other run works there, with whether this job has started here before; raises if the job
+            must not write there
+        shards: the numbers of the shards that this run writes, if other runs of the same job may write others at the
+            same time; None: no other run may work there
 
     Raises:
-        KDPluginError: another run is at work there, or what `check` raises
+        KDPluginError: another run is working there, or as `check`
     """
 
     def __init__(
@@ -72,18 +72,18 @@ class Claim:
         self.close()
 
     def _withdraw(self) -> None:
-        """Where nothing has come of it the folder is left as it was found; others may be at work there."""
+        """If the folder contains nothing but the lock, and no other run works there, removes the lock."""
         nothing = self._path.name == LOCK and [path.name for path in self._path.parent.iterdir()] == [LOCK]
         if nothing and _lock_byte(self._file, 0):
             self._path.unlink()
 
     def finish(self) -> None:
-        """The job is done: the folder itself tells whose it is."""
+        """Removes the lock: the job is done, and the folder itself now identifies it."""
         self._path.unlink(missing_ok=True)
         self.close()
 
     def close(self) -> None:
-        """Leave the folder. What is not finished there remains this job's."""
+        """Releases the lock. Unfinished output still belongs to this job."""
         self._file.close()
 
     def _enter(self, check: Check, shares: bool) -> None:
@@ -98,18 +98,18 @@ class Claim:
                     if self._is_there():
                         return self._join()
                 elif self._is_there() and (not shares or time.monotonic() > deadline):
-                    raise KDPluginError(f"{self._what}: another run is at work there: {self._who()}. {ANOTHER}")
+                    raise KDPluginError(f"{self._what}: another run is working there: {self._who()}. {ANOTHER}")
             except BaseException:
                 self._file.close()
                 raise
-            self._file.close()  # whoever was there has just removed the file, or is just beginning
+            self._file.close()  # another run has just removed the file or is just starting
             time.sleep(0.02)
 
     def _begin(self, check: Check) -> None:
-        """Nobody else is there."""
+        """Starts as the only run there."""
         recorded = self._recorded()
         if recorded is None and os.fstat(self._file.fileno()).st_size:
-            raise KDPluginError(f"{self._what}: {self._path} is no lock of kd-plugin's. Remedy: another folder")
+            raise KDPluginError(f"{self._what}: {self._path} is not a lock of kd-plugin. Remedy: another folder")
         try:
             check(recorded == self._identity)
         except BaseException:
@@ -122,7 +122,7 @@ class Claim:
     def _join(self) -> None:
         if self._recorded() != self._identity:
             raise KDPluginError(
-                f"{self._what}: another run is at work there, on other data or with other options: {self._who()}. "
+                f"{self._what}: another run is working there, on other data or with other options: {self._who()}. "
                 f"{ANOTHER}"
             )
 
@@ -130,8 +130,8 @@ class Claim:
         for number in shards:
             if not _lock_byte(self._file, 1 + number):
                 raise KDPluginError(
-                    f"{self._what}: another run is at work on the same shards: {self._who()}. Remedy: wait for it, or "
-                    "--num-shards and --shard-id, another one for each run"
+                    f"{self._what}: another run is working on the same shards: {self._who()}. Remedy: wait for it, or "
+                    "give each run its own --shard-id of --num-shards"
                 )
         _lock_byte(self._file, 0, shared=True)
 
@@ -145,26 +145,24 @@ class Claim:
         try:
             return open(os.open(self._path, FLAGS, 0o666), "r+b", buffering=0)
         except OSError as error:
-            raise KDPluginError(
-                f"{self._what}: {self._path}: {error.strerror}. Remedy: a folder that can be written"
-            ) from error
+            raise KDPluginError(f"{self._what}: {self._path}: {error.strerror}. Remedy: a writable folder") from error
 
     def _append(self, content: Dict[str, Any]) -> None:
         self._file.write(json.dumps(content).encode() + b"\n")
 
     def _lines(self) -> List[Dict[str, Any]]:
-        # through the open file: to close another one of the same path would give up this process' locks
+        # through the open file: closing a second one of the same path would release this process's locks
         self._file.seek(0)
         return _lines(self._file.read())
 
     def _recorded(self) -> Optional[str]:
-        """The identity of whoever began here; None: nobody did."""
+        """The identity of the job that started here, or None."""
         return _identity(self._lines())
 
     def _who(self) -> str:
         runs = [line for line in self._lines() if "pid" in line]
         if not runs:
-            return "it is just beginning"
+            return "it is just starting"
         last = runs[-1]
         return f"process {last['pid']} on {last['host']} since {last['since']}, `{last['command']}`"
 
@@ -175,13 +173,13 @@ def _lock_byte(file: BinaryIO, byte: int, shared: bool = False) -> bool:
     try:
         fcntl.lockf(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB, 1, byte)
     except OSError as error:
-        # anything else: a file system without locks, where identities alone keep jobs apart
+        # any other error: the file system has no locks, and only identities keep jobs apart
         return error.errno not in (errno.EACCES, errno.EAGAIN)
     return True
 
 
 def lock_beside(path: Path) -> Path:
-    """The lock of an output that comes into being as a whole, and cannot hold one."""
+    """The path of the lock for an output that cannot contain one because it appears as a whole."""
     name = f".{path.name}{LOCK}"
     if len(os.fsencode(name)) > NAME_BYTES:
         name = f".{digest_of(path.name)[:16]}{LOCK}"
@@ -189,7 +187,7 @@ def lock_beside(path: Path) -> Path:
 
 
 def begun(path: Path, identity_sha256: str) -> bool:
-    """Whether this job has begun where this lock is and not finished; for a look before the claim."""
+    """Whether this job has started but not finished at this lock; for a check before the claim."""
     try:
         return _identity(_lines(path.read_bytes())) == identity_sha256
     except OSError:
@@ -199,7 +197,7 @@ def begun(path: Path, identity_sha256: str) -> bool:
 def _lines(content: bytes) -> List[Dict[str, Any]]:
     lines = []
     for line in content.splitlines():
-        with contextlib.suppress(ValueError):  # of a run that was killed while it wrote
+        with contextlib.suppress(ValueError):  # a run was killed while it wrote this line
             lines.append(json.loads(line))
     return [line for line in lines if isinstance(line, dict)]
 

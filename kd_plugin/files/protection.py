@@ -1,7 +1,7 @@
-"""Where a run may write. No input is ever written over, nor what another run or its user has made.
+"""Decides where a run may write: never over an input, nor over anything that the user or another run has made.
 
-A verb names its inputs and outputs once, before any work: `check_outputs`. Files are compared by what they are, not by
-how they are spelt: through links, `./`, relative paths, and where upper and lower case are the same.
+A verb calls `check_outputs` with its inputs and outputs once, before any work. Paths are compared by the file that they
+refer to, not by spelling: through links, `./`, relative paths, and case-insensitive file systems.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from kd_plugin.errors import KDPluginError
 from kd_plugin.files.atomic import NAME_BYTES, temporary_beside, write_atomically
 
 PathLike = Union[str, Path]
-Named = Tuple[str, Any]  # a flag and the path or paths that it was given; None: it was left out
+Named = Tuple[str, Any]  # a flag and its path or paths; None: not given
 
 ELSEWHERE = "Remedy: another name or folder"
 
@@ -27,13 +27,13 @@ def check_outputs(
     files: Iterable[Tuple[str, PathLike]] = (),
     made: Callable[[Path], bool] = lambda path: False,
 ) -> None:
-    """Refuse outputs that cannot be written, or that would harm something.
+    """Refuses outputs that cannot be written or would destroy something.
 
     Args:
         inputs: all files and folders that the run reads; one value may name several, as A:B or as a list
-        folders: for output, each this run's own. What lies there already is for `kd_plugin.files.locks` to judge
-        files: for output
-        made: whether a file that exists was made by this same job and may be replaced
+        folders: output folders, each for this run alone; `kd_plugin.files.locks` judges their existing content
+        files: output files
+        made: whether this same job made an existing file and may replace it
     """
     read: List[Tuple[str, PathLike]] = [(flag, path) for flag, value in inputs for path in _paths(value)]
     written: List[Tuple[str, PathLike]] = []
@@ -46,7 +46,7 @@ def check_outputs(
     for flag, file in files:
         check_possible(flag, file)
         if os.path.isdir(file):
-            raise KDPluginError(f"{flag} {file}: is a folder, where a file is to be written. {ELSEWHERE}")
+            raise KDPluginError(f"{flag} {file}: is a folder, but must be a file. {ELSEWHERE}")
         _check_apart(flag, file, read, written)
         if os.path.lexists(file) and not made(Path(file)):
             raise KDPluginError(already_there(flag, file))
@@ -54,44 +54,43 @@ def check_outputs(
 
 
 def already_there(flag: str, file: PathLike) -> str:
-    return f"{flag} {file}: exists already, and this job did not write it. {ELSEWHERE}, or remove the file"
+    return f"{flag} {file}: already exists, and this job did not write it. {ELSEWHERE}, or remove the file"
 
 
 def check_possible(flag: str, path: PathLike) -> None:
-    """Refuse a path that no file can have, or where nothing can be made.
+    """Refuses a path that is invalid or where nothing can be created.
 
     Raises:
-        KDPluginError: empty, a NUL, a name that is too long, a file or a broken link on the way, or no permission
+        KDPluginError: an empty path, a NUL, a name that is too long, a file or a broken link on the way, or no
+            permission
     """
     text = os.fspath(path)
     if not text:
         raise KDPluginError(f"{flag}: is empty. Remedy: a path")
     if "\0" in text:
-        raise KDPluginError(f"{flag} {text!r}: holds a NUL character, which no path can. {ELSEWHERE}")
+        raise KDPluginError(f"{flag} {text!r}: contains a NUL character, which no path can. {ELSEWHERE}")
     place = os.path.abspath(text)
     for name in Path(place).parts:
         if len(os.fsencode(name)) > NAME_BYTES:
             raise KDPluginError(
-                f"{flag} {text}: the name {name[:40]}… has {len(os.fsencode(name))} bytes, and a file's may have "
-                f"{NAME_BYTES}. Remedy: a shorter name"
+                f"{flag} {text}: the name {name[:40]}… has {len(os.fsencode(name))} bytes, but a file name may have "
+                f"only {NAME_BYTES}. Remedy: a shorter name"
             )
     try:
         if os.path.islink(place) and not os.path.exists(place):
-            raise KDPluginError(f"{flag} {text}: is a link to what does not exist. {ELSEWHERE}, or remove the link")
+            raise KDPluginError(f"{flag} {text}: is a broken link. {ELSEWHERE}, or remove the link")
         existing = place if os.path.isdir(place) else os.path.dirname(place)
         while not os.path.lexists(existing):
             existing = os.path.dirname(existing)
-        os.stat(os.path.join(existing, ""))  # is a folder, and may be entered
+        os.stat(os.path.join(existing, ""))  # fails unless it is a folder that we may enter
     except OSError as error:
         raise KDPluginError(f"{flag} {text}: {error.filename}: {error.strerror}. {ELSEWHERE}") from error
     if not os.access(existing, os.W_OK | os.X_OK):
-        raise KDPluginError(
-            f"{flag} {text}: no permission to write in {existing}. Remedy: a folder that can be written"
-        )
+        raise KDPluginError(f"{flag} {text}: no permission to write in {existing}. Remedy: a writable folder")
 
 
 def same_place(one: PathLike, other: PathLike) -> bool:
-    """Whether two paths are one file or folder, whatever links and spellings lead there; neither need exist yet."""
+    """Whether two paths are the same file or folder, through links and spellings; neither needs to exist."""
     if os.path.exists(one) and os.path.exists(other):
         return os.path.samefile(one, other)
     first, second = os.path.realpath(one), os.path.realpath(other)
@@ -99,14 +98,14 @@ def same_place(one: PathLike, other: PathLike) -> bool:
 
 
 def place(temporary: Path, path: Path, flag: str, may_replace: Callable[[Path], bool]) -> None:
-    """Give a finished file its name, unless another file has taken that name meanwhile.
+    """Gives a finished file its name, unless another file has taken the name in the meantime.
 
     Raises:
-        KDPluginError: there is one, and `may_replace` denies it
+        KDPluginError: another file has taken it, and `may_replace` forbids replacing it
         OSError: as os.replace
     """
     try:
-        os.link(temporary, path)  # unlike a renaming it fails where there is a file, whoever made it last
+        os.link(temporary, path)  # unlike a rename, it fails if the file exists
     except FileExistsError:
         pass
     except OSError:  # a file system without hard links
@@ -122,13 +121,13 @@ def place(temporary: Path, path: Path, flag: str, may_replace: Callable[[Path], 
 
 
 def write_output(path: Path, content: bytes, flag: str, made: Callable[[Path], bool]) -> None:
-    """A whole file or nothing, and nothing of anybody else's is written over.
+    """Writes a file atomically, and never over one that this job did not make.
 
     Args:
-        made: as check_outputs'
+        made: as for check_outputs
 
     Raises:
-        KDPluginError: it cannot be written, or there is a file that this job did not make
+        KDPluginError: the file cannot be written, or it exists and this job did not make it
     """
     temporary = temporary_beside(path)
     try:
@@ -141,9 +140,9 @@ def write_output(path: Path, content: bytes, flag: str, made: Callable[[Path], b
 
 
 def _paths(value: Any) -> Iterator[str]:
-    """Those in a flag's value that exist, in whatever form it names them: A, A:B, A,B, NAME=A, or lists of these.
+    """The existing paths in a flag's value, which may be A, A:B, A,B, NAME=A, or a list of these.
 
-    An input that does not exist is for its reader to refuse.
+    Missing inputs are left to their readers to refuse.
     """
     if isinstance(value, (list, tuple)):
         for each in value:
@@ -164,10 +163,10 @@ def _check_apart(
 ) -> None:
     for other_flag, other in read:
         if same_place(path, other):
-            raise KDPluginError(f"{flag} {path}: is {other_flag} {other}, which would be written over. {ELSEWHERE}")
+            raise KDPluginError(f"{flag} {path}: would overwrite {other_flag} {other}. {ELSEWHERE}")
     for other_flag, other in written:
         if same_place(path, other) or any(same_place(path, above) for above in Path(os.path.realpath(other)).parents):
-            raise KDPluginError(f"{flag} {path}: is in the way of {other_flag} {other}. {ELSEWHERE}")
+            raise KDPluginError(f"{flag} {path}: conflicts with {other_flag} {other}. {ELSEWHERE}")
 
 
 def _folded(path: str) -> str:
@@ -175,7 +174,7 @@ def _folded(path: str) -> str:
 
 
 def _folds_case(path: str) -> bool:
-    """Whether the file system there takes upper and lower case for the same."""
+    """Whether the file system there is case-insensitive."""
     while path != os.path.dirname(path):
         path, name = os.path.split(path)
         there, swapped = os.path.join(path, name), os.path.join(path, name.swapcase())

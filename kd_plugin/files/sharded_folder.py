@@ -1,8 +1,8 @@
-"""A folder of shards and a manifest: one job writes it or several share it, and a killed one goes on with the rest.
+"""A folder of shards and a manifest, which one job writes or several share; a job that was killed can be resumed.
 
-A shard's files are written first and its part (`NAME.json`) last: where the part is, the shard is whole. The part names
-the identity of the whole, so that two jobs with other options cannot share a folder. The manifest is written when every
-shard is finished. What is in a shard is for its writers to say: kd_plugin.cache and kd_plugin.corpus.translations.
+A shard's files are written first and its part (`NAME.json`) last: if the part exists, the shard is complete. The part
+names the job's identity, so that jobs with different options cannot share a folder. The manifest is written when all
+shards are finished. kd_plugin.cache and kd_plugin.corpus.translations define the content of shards.
 """
 
 import json
@@ -30,7 +30,7 @@ from kd_plugin.files.json_text import parse_json, typed
 from kd_plugin.files.locks import LOCK, Claim
 
 MANIFEST = "manifest.json"
-# the names that a folder of shards gives to its files, in any of its formats
+# the file names in a sharded folder of any format
 OWN_NAMES = re.compile(r"shard-\d+\.(jsonl?|bin|crc)|\.shard-\d+\.answers|manifest\.json", re.IGNORECASE)
 Parsed = TypeVar("Parsed")
 
@@ -40,7 +40,7 @@ def shard_name(number: int) -> str:
 
 
 class Plan(NamedTuple):
-    """A shard to write: the items [first, last) of all that the job shares out. size: in the progress bar's unit."""
+    """A shard to write: items [first, last) of the whole job. size: in the progress bar's unit."""
 
     number: int
     first: int
@@ -53,7 +53,13 @@ class Plan(NamedTuple):
 
 
 class Format(NamedTuple):
-    """What a manifest is of: its `format` and `version`, the same in words, what the folder holds, the remedy."""
+    """A kind of manifest.
+
+    name, version: its `format` and `version` fields
+    words:  what it describes, for messages
+    holds:  what the folder contains, for messages
+    remedy: for a damaged folder
+    """
 
     name: str
     version: int
@@ -71,43 +77,43 @@ class Format(NamedTuple):
         """The manifest of a finished folder.
 
         Args:
-            parse: gives it, and whether it is as it was written; raises KeyError or TypeError where it is none
+            parse: returns the manifest and whether it is unchanged; raises KeyError or TypeError if it is malformed
 
         Raises:
-            KDPluginError: it cannot be read, is of another format, or was changed
+            KDPluginError: the manifest is unreadable, of another format, or changed
         """
         path = Path(folder) / MANIFEST
         content = read_json(path, self.remedy)
         if {name: content.get(name) for name in self.header()} != self.header():
             raise KDPluginError(
-                f"{path}: format {content.get('format')!r} version {content.get('version')}, this kd_plugin reads "
+                f"{path}: format {content.get('format')!r} version {content.get('version')}, but this kd_plugin reads "
                 f"{self.name!r} version {self.version}. {self.remedy}"
             )
         try:
             manifest, whole = parse(content)
         except (KeyError, TypeError) as error:
-            raise KDPluginError(f"{path}: no manifest of {self.words} ({error}). {self.remedy}") from error
+            raise KDPluginError(f"{path}: not a manifest of {self.words} ({error}). {self.remedy}") from error
         if not whole:
             raise KDPluginError(f"{path} was changed after it was written. {self.remedy}")
         return manifest
 
 
 def check_sha256(path: Path, sha256: str, remedy: str, progress: Optional[Callable[[int], Any]] = None) -> None:
-    """Refuse a file whose bytes are not those that were written.
+    """Refuses a file that has changed since it was written.
 
     Args:
-        progress: called with the number of bytes of each piece that is done
+        progress: called with the number of bytes of each finished piece
     """
     try:
         found = sha256_of(path, progress)
     except OSError as error:
         raise KDPluginError(f"{path} cannot be read: {error.strerror or error}. {remedy}") from error
     if found != sha256:
-        raise KDPluginError(f"{path} is damaged: another sha256 than written. {remedy}")
+        raise KDPluginError(f"{path} is damaged: its sha256 is not the recorded one. {remedy}")
 
 
 class Shard(Protocol):
-    """What its part and the manifest say of a shard: a NamedTuple that can be JSON."""
+    """A shard's entry in its part and in the manifest: a NamedTuple that can be JSON."""
 
     @property
     def name(self) -> str: ...
@@ -119,10 +125,10 @@ ShardKind = TypeVar("ShardKind", bound=Shard)
 
 
 class ShardedFolder(Generic[ShardKind]):
-    """A folder that a job is writing. A subclass says of which format, of what shards, and when one's files are whole.
+    """A folder that a job is writing. A subclass defines the format, the kind of shard, and when a shard is complete.
 
     Args:
-        identity_sha256: of all that decides what will be in it
+        identity_sha256: of everything that determines the folder's content
     """
 
     format: Format
@@ -132,31 +138,31 @@ class ShardedFolder(Generic[ShardKind]):
         self.path, self.identity_sha256 = Path(path), identity_sha256
 
     def is_whole(self, shard: ShardKind, plan: Plan) -> bool:
-        """Whether the files of a shard that has a part look as they should; nothing is hashed."""
+        """Whether the files of a shard with a part look complete; does not hash them."""
         raise NotImplementedError
 
     def claim(self, flag: str, shards: Optional[Sequence[int]] = None) -> Claim:
-        """Make the folder, or go on with this job's, and let no other run in meanwhile.
+        """Creates the folder, or resumes this job's, and keeps other runs out.
 
         Args:
-            shards: as Claim's
+            shards: as for Claim
 
         Raises:
-            KDPluginError: it cannot be written, another run is at work there, or it holds what this job did not make
+            KDPluginError: the folder is not writable, another run works there, or it holds files of another job
         """
         make_folder(self.path, flag)
         what = f"{flag} {self.path}"
         return Claim(self.path / LOCK, what, self.identity_sha256, lambda begun: self._check(what, begun), shards)
 
     def write(self, shard: ShardKind, files: Dict[str, bytes]) -> ShardKind:
-        """Write a shard's files, by their endings, and last the part that says that they are there."""
+        """Writes a shard's files, given by their endings, and finally its part."""
         for ending, content in files.items():
             write_atomically(self.path / f"{shard.name}.{ending}", content)
         self.write_part(shard.name, shard._asdict())
         return shard
 
     def finished(self, plan: Plan) -> Optional[ShardKind]:
-        """A planned shard that this run or an earlier one has finished.
+        """A planned shard if this run or an earlier one has finished it, else None.
 
         Raises:
             KDPluginError: another job has written it
@@ -164,12 +170,12 @@ class ShardedFolder(Generic[ShardKind]):
         part = self.read_part(plan.name)
         try:
             shard = None if part is None else typed(self.kind, part)
-        except TypeError:  # somebody has changed it: it is done again
+        except TypeError:  # it has been tampered with: write it again
             return None
         return shard if shard is not None and self.is_whole(shard, plan) else None
 
     def all_finished(self, plans: Iterable[Plan]) -> List[ShardKind]:
-        """Those of the planned shards that are finished."""
+        """The planned shards that are finished."""
         found = (self.finished(plan) for plan in plans)
         return [shard for shard in found if shard is not None]
 
@@ -178,10 +184,10 @@ class ShardedFolder(Generic[ShardKind]):
         write_atomically(self.path / f"{name}.json", json.dumps(content).encode())
 
     def read_part(self, name: str) -> Optional[Dict[str, Any]]:
-        """What is said of a shard; None: nothing, or a crash left half of it.
+        """A shard's entry in its part; None: there is no part, or it is incomplete after a crash.
 
         Raises:
-            KDPluginError: it is of another identity
+            KDPluginError: it has another identity
         """
         path = self.path / f"{name}.json"
         try:
@@ -192,29 +198,29 @@ class ShardedFolder(Generic[ShardKind]):
         if digest != self.identity_sha256:
             raise KDPluginError(
                 f"{path} was written by another teacher, from other data or with other options. Remedy: another "
-                "folder, or the options that it was begun with"
+                "folder, or the original options"
             )
         return shard
 
     def remove_leftovers(self, names: Iterable[str]) -> None:
-        """Temporary files of a killed run of these shards."""
+        """Removes temporary files that a killed run has left for these shards."""
         mine = set(names)
         for path in self.path.glob(".shard-*.tmp"):
             if path.name.split(".")[1] in mine:
                 path.unlink(missing_ok=True)
 
     def _check(self, what: str, begun: bool) -> None:
-        """Refuse a folder with anything that this job would write over and has not made.
+        """Refuses a folder with files that this job would overwrite but did not make.
 
         Args:
-            begun: whether this job began there before
+            begun: whether this job has started there before
         """
         manifest = self._manifest()
         if manifest is not None and _identity_of(manifest) != self.identity_sha256:
             holds = self.format.holds if manifest.get("format") == self.format.name else "content"
             raise KDPluginError(
-                f"{what} holds other {holds} already, from other data or with other options. Remedy: another folder, "
-                "or remove that one"
+                f"{what} already holds other {holds}, from other data or with other options. Remedy: another folder, "
+                "or remove this one"
             )
         parts = (self.read_part(path.stem) for path in sorted(self.path.glob("shard-*.json")))
         if begun or manifest is not None or any(part is not None for part in parts):
@@ -222,12 +228,12 @@ class ShardedFolder(Generic[ShardKind]):
         for path in sorted(self.path.iterdir()):
             if OWN_NAMES.fullmatch(path.name):
                 raise KDPluginError(
-                    f"{what}: {path.name} is there already, and this job did not write it. Remedy: another folder, or "
+                    f"{what}: {path.name} already exists, and this job did not write it. Remedy: another folder, or "
                     "remove the file"
                 )
 
     def _manifest(self) -> Optional[Dict[str, Any]]:
-        """One of any format that names an identity; None: there is none."""
+        """The folder's manifest, of any format, if it names an identity; else None."""
         try:
             content = parse_json((self.path / MANIFEST).read_bytes())
             return content if isinstance(content, dict) and _identity_of(content) else None

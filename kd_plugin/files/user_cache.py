@@ -1,4 +1,4 @@
-"""What takes long to make and never changes, kept for the user's next run."""
+"""Caches results that take long to compute and never change, for the user's next run."""
 
 import contextlib
 import os
@@ -11,10 +11,10 @@ from kd_plugin.files.atomic import digest_of_bytes, write_atomically
 
 
 def kept(name: str, make: Callable[[], str]) -> str:
-    """The text of that name from the user's cache, where it is put once it is made.
+    """The text with this name from the user's cache; makes and stores it if it is missing.
 
-    It is believed only where nobody else can have put it: a file of this user's, in a folder that is closed to others.
-    The hash at its head tells that it is whole. Where there is no such folder, nothing is kept.
+    It is trusted only if nobody else can have written it: the file must be this user's, in a folder closed to others.
+    A hash at its head proves that it is complete. Without such a folder, nothing is stored.
     """
     folder = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "kd_plugin")
     if not _is_closed_to_others(folder):
@@ -26,13 +26,13 @@ def kept(name: str, make: Callable[[], str]) -> str:
             return found.decode("utf-8")
     made = make()
     content = made.encode("utf-8")
-    with contextlib.suppress(KDPluginError):  # a full disk costs the next run some time, and this one nothing
+    with contextlib.suppress(KDPluginError):  # a full disk only makes the next run slower
         write_atomically(path, digest_of_bytes(content).encode() + b"\n" + content)
     return made
 
 
 def _is_closed_to_others(folder: Path) -> bool:
-    """Makes it where there is none."""
+    """Whether only this user can access the folder; creates it if it does not exist."""
     try:
         if folder.is_absolute():
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""What a teacher answers about the target tokens of a batch."""
+"""A teacher's answer for the target tokens of a batch."""
 
 import functools
 from typing import Any, Callable, Iterator, Optional, Sequence, Tuple
@@ -8,58 +8,58 @@ from torch import Tensor
 
 from kd_plugin.losses.engine.memory import Allocate, LinearHead, aligned, new_buffer, projected_rows, scratch
 
-# Allocate and LinearHead: for teachers, who import nothing from the engine
+# Allocate and LinearHead are re-exported for teachers, which import nothing from the engine
 __all__ = ["Allocate", "LinearHead", "Project", "ProjectedAnswer", "TeacherAnswer", "new_buffer", "projected_rows"]
 
 Project = Callable[[Tensor, Allocate], Tensor]
 
 
 class TeacherAnswer:
-    """What a teacher says about some target tokens; an object, so that other kinds of answer can join.
+    """A teacher's answer for some target tokens. Subclasses are other kinds of answer.
 
     Logits are unnormalised log-probabilities at temperature 1, in the student's order of symbols.
     """
 
-    knows_target = True  # the probability of every target
-    knows_best = True  # which symbol it ranks first
+    knows_target = True  # gives the probability of every target
+    knows_best = True  # says which symbol the teacher ranks first
 
     def __init__(self, logits: Tensor):
         self.logits = logits  # (tokens, vocab)
 
     @property
     def everything(self) -> Tensor:
-        """What the engine takes as a teacher, for all of the tokens."""
+        """The engine's teacher input for all tokens."""
         return self.logits
 
     def pieces(self, tokens: int, vocab: int) -> Iterator[Tuple[slice, Any]]:
-        """All of it, in pieces of some of the tokens: which of them, and what the engine takes as a teacher for them.
+        """Yields the answer in pieces: a slice of the tokens and the engine's teacher input for them.
 
-        A piece is gone when the next one is asked for.
+        Asking for the next piece invalidates the last one.
         """
         yield slice(0, tokens), self.everything
 
     @property
     def product(self) -> Optional[Tuple[LinearHead, Tensor]]:
-        """The output projection and the (tokens, dimension) features whose product the logits are, if there are such"""
+        """The output projection and the (tokens, dimension) features whose product gives the logits, or None."""
         return None
 
     def chunk(self, start: int, stop: int, reuse: bool = False, apart: bool = False) -> Tensor:
         """(stop - start, vocab) logits of some of the tokens.
 
         Args:
-            reuse: allows that the next chunk is written over this one
-            apart: allows rows that do not lie back to back, where that makes them quicker to read
+            reuse: the next chunk may overwrite this one
+            apart: rows need not lie back to back, where a gap makes them faster to read
         """
         return self.logits[start:stop]
 
 
 class ProjectedAnswer(TeacherAnswer):
-    """Logits that are made only where they are asked for: a decoder's features and its output projection.
+    """Logits computed on demand from a decoder's features and its output projection.
 
     Args:
-        members: of each teacher its (tokens, dimension) features and what makes (rows, vocab) logits of rows of them,
-            in memory that it gets from its second argument if it can
-        log_weights: of each teacher in the mixture of their probabilities
+        members: for each teacher, its (tokens, dimension) features and a function that turns rows of them into
+            (rows, vocab) logits, in memory from its second argument if possible
+        log_weights: each teacher's log weight in the mixture of probabilities
     """
 
     def __init__(self, members: Sequence[Tuple[Tensor, Project]], log_weights: Sequence[float]):
@@ -84,7 +84,7 @@ class ProjectedAnswer(TeacherAnswer):
     @torch.no_grad()
     def chunk(self, start: int, stop: int, reuse: bool = False, apart: bool = False) -> Tensor:
         allocate: Allocate = functools.partial(scratch, "teacher") if reuse else new_buffer
-        if apart and len(self._members) == 1:  # softmax would copy them
+        if apart and len(self._members) == 1:  # for a mixture, log_softmax would copy such rows
             allocate = aligned(allocate)
         logits = (self._projected(i, slice(start, stop), allocate) for i in range(len(self._members)))
         if len(self._members) == 1:
@@ -93,11 +93,11 @@ class ProjectedAnswer(TeacherAnswer):
         mixture = next(lprobs)
         for other in lprobs:
             torch.logaddexp(mixture, other, out=mixture)
-            del other  # before the next teacher's are made
+            del other  # free it before the next teacher's is computed
         return mixture
 
     def _projected(self, member: int, rows: slice, allocate: Allocate) -> Tensor:
-        """A teacher's own logits of some rows, in its own dtype, which the student's autocast must not change."""
+        """One teacher's logits for some rows, in its own dtype: the student's autocast must not change it."""
         features, project = self._members[member]
         with torch.autocast(device_type=features.device.type, enabled=False):
             return project(features[rows], allocate)

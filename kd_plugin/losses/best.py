@@ -8,9 +8,9 @@ from torch import Tensor
 
 
 def top_indices(values: Tensor, k: int, block: int = 64) -> Tensor:
-    """(tokens, k) indices of the largest of (tokens, vocab) entries, largest first.
+    """(tokens, k) indices of the k largest of (tokens, vocab) entries, largest first.
 
-    The k largest lie in the k blocks whose maxima are largest.
+    They lie in the k blocks with the largest maxima.
     """
     tokens, vocab = values.shape
     n_blocks = vocab // block
@@ -25,7 +25,7 @@ def top_indices(values: Tensor, k: int, block: int = 64) -> Tensor:
 
 
 def largest(values: Tensor, k: int) -> Tensor:
-    """(tokens, k) the largest of (tokens, vocab) entries, largest first."""
+    """(tokens, k) the k largest of (tokens, vocab) entries, largest first."""
     if values.is_cuda:
         return values.topk(k, dim=-1).values
     # numpy's vectorised partition and sort take a twentieth of torch's time
@@ -35,8 +35,8 @@ def largest(values: Tensor, k: int) -> Tensor:
 
 
 def compiled_finder(device: torch.device, vocab: int, k: int) -> Any:
-    """Compiled code that finds them and sums up the rest (`top_entries`, `top_of_product`), or None."""
-    from kd_plugin.losses.engine import dispatch  # which imports the divergences, and they this file
+    """The compiled kernels with `top_entries` and `top_of_product` if they support this case, else None."""
+    from kd_plugin.losses.engine import dispatch  # here, to break a cycle: it imports divergences.py, which imports us
 
     kernels = dispatch.kernels_for("cpu") if device.type == "cpu" else None
     return kernels if kernels is not None and kernels.finds_best(vocab, k) else None

@@ -1,4 +1,4 @@
-"""What `distillation_loss` is given: refused by name where it cannot be computed with, before anything is."""
+"""Checks of the arguments of `distillation_loss`, made before any computation; errors name the argument."""
 
 import math
 from numbers import Integral, Real
@@ -12,11 +12,11 @@ from kd_plugin.losses.definition import Objective
 from kd_plugin.losses.divergences import DIVERGENCES
 
 LOGITS_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-TEMPERATURES = (1e-6, 1e6)  # fp32 has their squares and inverses
+TEMPERATURES = (1e-6, 1e6)  # fp32 can represent their squares and inverses
 
 
 def checked_objective(objective: Objective) -> Objective:
-    """The same with plain numbers of Python's. Raises KDPluginError where one is none, or out of range."""
+    """The objective with plain Python numbers. Raises KDPluginError for a non-number or a value out of range."""
     alpha, temperature, label_smoothing, divergence, parameters, top1_rank = objective
     alpha = _number("alpha", alpha)
     if not 0.0 <= alpha <= 1.0:
@@ -40,7 +40,7 @@ def checked_objective(objective: Objective) -> Objective:
             raise KDPluginError(f"{name} must lie in (0, 1); got {value}")
     if isinstance(top1_rank, bool) or not isinstance(top1_rank, Integral) or top1_rank < 0:
         raise KDPluginError(
-            f"top1_rank must be 0 (without it) or the whole number of best entries to rank; got {top1_rank!r}"
+            f"top1_rank must be 0 (off) or a whole number, how many best entries to rank; got {top1_rank!r}"
         )
     return Objective(alpha, temperature, label_smoothing, divergence, parameters, int(top1_rank))
 
@@ -53,7 +53,7 @@ def _number(name: str, value: Any) -> float:
 
 
 def check_tensors(student_logits: Any, teacher_logits: Any, target: Any, top1_rank: int = 0) -> None:
-    """Raises KDPluginError where they are not tensors that one-pass code can read, or do not fit each other."""
+    """Raises KDPluginError for tensors that the one-pass code cannot read or that do not fit together."""
     tensors = {"student_logits": student_logits, "teacher_logits": teacher_logits, "target": target}
     for name, tensor in tensors.items():
         _check_tensor(name, tensor)
@@ -72,12 +72,12 @@ def check_tensors(student_logits: Any, teacher_logits: Any, target: Any, top1_ra
             f"target must be (tokens,) = ({student_logits.size(0)},) to fit the logits; got {tuple(target.shape)}"
         )
     if target.dtype != torch.int64:
-        raise KDPluginError(f"target must be int64, an index for each token; got {target.dtype}. Remedy: target.long()")
+        raise KDPluginError(f"target must be int64, one index per token; got {target.dtype}. Remedy: target.long()")
     vocab = student_logits.size(1)
     if vocab < 2:
-        raise KDPluginError(f"the vocabulary must have at least 2 entries, there is nothing to learn on {vocab}")
+        raise KDPluginError(f"the vocabulary must have at least 2 entries; got {vocab}")
     if top1_rank > vocab:
-        raise KDPluginError(f"top1_rank {top1_rank} is above the size of the vocabulary, {vocab}")
+        raise KDPluginError(f"top1_rank {top1_rank} exceeds the vocabulary size, {vocab}")
     devices = {name: tensor.device for name, tensor in tensors.items()}
     if len(set(devices.values())) > 1:
         where = ", ".join(f"{name} on {device}" for name, device in devices.items())
@@ -85,11 +85,9 @@ def check_tensors(student_logits: Any, teacher_logits: Any, target: Any, top1_ra
 
 
 def check_inplace(student_logits: Tensor, teacher_logits: Tensor) -> None:
-    """Raises KDPluginError where the gradient cannot be written over the student's logits."""
+    """Raises KDPluginError if the gradient cannot overwrite the student's logits."""
     if any(stride == 0 and size > 1 for stride, size in zip(student_logits.stride(), student_logits.shape)):
-        raise KDPluginError(
-            "inplace: rows of student_logits lie in the same memory (an expanded tensor). Remedy: inplace=False"
-        )
+        raise KDPluginError("inplace: rows of student_logits share memory (an expanded tensor). Remedy: inplace=False")
     if student_logits.numel() > 0 and _storage(student_logits) == _storage(teacher_logits):
         raise KDPluginError(
             "inplace: student_logits and teacher_logits share memory, and the teacher's would be overwritten. Remedy: "
@@ -107,14 +105,15 @@ def _check_tensor(name: str, tensor: Any) -> None:
         raise KDPluginError(f"{name} must be a torch.Tensor; got {type(tensor).__name__}")
     if _is_transformed(tensor):
         raise KDPluginError(
-            f"{name}: torch.func transforms (vmap, grad, jvp) do not reach the loss, whose gradient is computed with "
-            "it. Remedy: loss.backward() or torch.autograd.grad; instead of vmap, (tokens, vocab) of all batches"
+            f"{name}: torch.func transforms (vmap, grad, jvp) do not work with the loss, which computes its own "
+            "gradient. Remedy: loss.backward() or torch.autograd.grad; instead of vmap, stack all batches as "
+            "(tokens, vocab)"
         )
     if tensor.is_meta or hasattr(tensor, "fake_mode"):
-        raise KDPluginError(f"{name} is on the meta device or a fake tensor, and has no values to compute with")
+        raise KDPluginError(f"{name} is on the meta device or a fake tensor, and has no values. Remedy: a real tensor")
     if tensor.layout != torch.strided or tensor.is_quantized or getattr(tensor, "is_nested", False):
         kind = "quantized" if tensor.is_quantized else "nested" if tensor.layout == torch.strided else tensor.layout
-        raise KDPluginError(f"{name} must be a dense tensor; got a {kind} one. Remedy: {name}.to_dense() or its like")
+        raise KDPluginError(f"{name} must be a dense tensor; got a {kind} one. Remedy: {name}.to_dense() or similar")
     if torch.autograd.forward_ad.unpack_dual(tensor).tangent is not None:
         raise KDPluginError(
             f"{name}: the loss has no forward-mode derivatives. Remedy: loss.backward() or torch.autograd.grad"
@@ -122,7 +121,7 @@ def _check_tensor(name: str, tensor: Any) -> None:
 
 
 def _is_transformed(tensor: Tensor) -> bool:
-    """Whether a transform of torch.func has wrapped it."""
+    """Whether a torch.func transform has wrapped the tensor."""
     functorch = getattr(torch._C, "_functorch", None)
     names = ("is_batchedtensor", "is_gradtrackingtensor", "is_functionaltensor")
     checks = [getattr(functorch, name, None) for name in names]

@@ -1,5 +1,5 @@
-"""The loss as a definition, row by row, differentiated by autograd: what the engine is checked against, and what it
-asks about rows with infinite logits."""
+"""The reference definition of the loss, differentiated by autograd. Tests check the engine against it, and the engine
+falls back to it for rows with infinite logits."""
 
 from typing import Any, Dict, NamedTuple, Tuple
 
@@ -10,16 +10,16 @@ from kd_plugin.losses.divergences import DIVERGENCES
 from kd_plugin.losses.ranking import top1_rank
 from kd_plugin.losses.sparse import Knowledge, SparseAnswer, sparse_divergence
 
-# columns of the terms of a row: sums over the vocabulary in nats, but for agree, which is 0 or 1
+# columns of a row's terms: sums over the vocabulary in nats, except AGREE, which is 0 or 1
 CE, NLL, KD, RANK, TEACHER_NLL, AGREE = range(6)
 N_TERMS = 6
 
 
 class Objective(NamedTuple):
-    """What each row is asked for: loss = alpha CE + (1 - alpha) temperature**2 (KD + RANK).
+    """The loss to compute for each row: alpha CE + (1 - alpha) temperature**2 (KD + RANK).
 
-    parameters: of the divergence, where they are not the defaults
-    top1_rank:  the k of the ranking term; 0: without it
+    parameters: of the divergence, where they differ from the defaults
+    top1_rank:  the k of the ranking term; 0: off
     """
 
     alpha: float
@@ -30,7 +30,7 @@ class Objective(NamedTuple):
     top1_rank: int = 0
 
     def total(self, terms: Tensor) -> Tensor:
-        """The loss of (..., N_TERMS) terms. A term without weight does not count, be it infinite."""
+        """The loss of (..., N_TERMS) terms. A term with weight 0 is ignored, even if it is infinite."""
         teacher_weight = (1.0 - self.alpha) * self.temperature**2
         if self.alpha == 0.0:
             return teacher_weight * (terms[..., KD] + terms[..., RANK])
@@ -39,13 +39,13 @@ class Objective(NamedTuple):
         return self.alpha * terms[..., CE] + teacher_weight * (terms[..., KD] + terms[..., RANK])
 
     def divergence_parameters(self) -> Dict[str, float]:
-        """Those that its divergence takes."""
+        """The parameters that the divergence takes, with its defaults filled in."""
         defaults = DIVERGENCES[self.divergence].parameters
         return {name: self.parameters.get(name, default) for name, default in defaults.items()}
 
 
 def accumulation_dtype(student_logits: Tensor, teacher_logits: Any) -> torch.dtype:
-    """fp32 always (a KL in bf16 came out negative, in fp16 twice too large), float64 where an input is float64."""
+    """float64 if an input is float64, else fp32: a KL summed in bf16 came out negative, in fp16 twice too large."""
     dtypes = (student_logits.dtype, None if teacher_logits is None else teacher_logits.dtype)
     return torch.float64 if torch.float64 in dtypes else torch.float32
 
@@ -53,8 +53,8 @@ def accumulation_dtype(student_logits: Tensor, teacher_logits: Any) -> torch.dty
 def row_terms(student_logits: Tensor, teacher_logits: Knowledge, target: Tensor, objective: Objective) -> Tensor:
     """(tokens, N_TERMS) of (tokens, vocab) logits, differentiable in the student's.
 
-    teacher_logits: (tokens, vocab); a SparseAnswer for each token, of which RANK and TEACHER_NLL are not known, 0; or
-        None: rows that are not distilled, with KD and RANK 0
+    teacher_logits: (tokens, vocab); a SparseAnswer, for which RANK and TEACHER_NLL are unknown and set to 0; or None
+        for rows that are not distilled, whose KD and RANK are 0
     """
     dtype = accumulation_dtype(student_logits, teacher_logits)
     student_logits = student_logits.to(dtype)

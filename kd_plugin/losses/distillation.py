@@ -12,13 +12,13 @@ from kd_plugin.losses.engine.dispatch import StudentLogits
 
 
 class DistillationLoss(NamedTuple):
-    """Four 0-dim tensors in nats, each a SUM over the target tokens that are not padding.
+    """Four 0-dim tensors in nats, each a SUM over the non-padding target tokens.
 
     loss:     alpha * ce_loss + (1 - alpha) * temperature**2 * kd_loss; the only one that carries a gradient
     ce_loss:  cross-entropy with label smoothing, as fairseq defines it
     nll_loss: cross-entropy without label smoothing
-    kd_loss:  divergence of the tempered distributions (with the ranking term, where asked for), before alpha and
-              temperature**2
+    kd_loss:  divergence of the tempered distributions (plus the ranking term, if requested), before weighting by
+              alpha and temperature**2
     """
 
     loss: Tensor
@@ -45,35 +45,35 @@ def distillation_loss(
 ) -> DistillationLoss:
     """alpha * CE(label-smoothed) + (1 - alpha) * temperature**2 * D(teacher || student).
 
-    alpha weighs the cross-entropy: 1 is plain fairseq training, 0 listens to the teacher alone. temperature**2 keeps
-    the size of the gradient when the temperature changes (Hinton et al. 2015, https://arxiv.org/abs/1503.02531).
+    alpha weights the cross-entropy: 1 is plain fairseq training, 0 uses the teacher alone. temperature**2 keeps the
+    size of the gradient when the temperature changes (Hinton et al. 2015, https://arxiv.org/abs/1503.02531).
 
-    Loss and gradient come from one visit to each row, in this call, with O(tokens) memory beside the gradient. It
-    works under autocast and loss scaling, and gives no second derivatives.
+    This call computes both loss and gradient in one pass over the rows, with O(tokens) memory beyond the gradient. It
+    works under autocast and loss scaling, and has no second derivatives.
 
     Args:
         student_logits: (tokens, vocab), vocab >= 2, unnormalised; fp16, bf16, fp32 or float64
         teacher_logits: (tokens, vocab), unnormalised, of any of these dtypes; -inf masks a vocabulary entry
         target: (tokens,) int64 indices of the reference tokens
         alpha: weight of the cross-entropy, in [0, 1]
-        temperature: above 0, from 1e-6 to 1e6; divides both sides' logits in the divergence only
-        label_smoothing: epsilon in [0, 1), spread as fairseq's label_smoothed_cross_entropy spreads it
+        temperature: from 1e-6 to 1e6; divides both sides' logits, in the divergence only
+        label_smoothing: epsilon in [0, 1), distributed as in fairseq's label_smoothed_cross_entropy
         divergence: a name in `kd_plugin.losses.DIVERGENCES`
         padding_idx: rows with this target are dropped before any softmax; None keeps every row
-        js_beta: in (0, 1), of js: the teacher's weight; 0.5 is the symmetric one
-        skew_lambda: in (0, 1), of skew_forward_kl and skew_reverse_kl
-        adaptive_mu: in (0, 1), of adaptive_kl: the mass of the teacher's head
+        js_beta: for js, in (0, 1): the teacher's weight; 0.5 is the symmetric divergence
+        skew_lambda: for skew_forward_kl and skew_reverse_kl, in (0, 1)
+        adaptive_mu: for adaptive_kl, in (0, 1): the probability mass of the teacher's head
         top1_rank: k > 0 adds TIE-KD's ranking term over the k best entries of both sides to the divergence
-        inplace: write the gradient over student_logits, whose values are lost; nothing else may need them. Without
-            it the gradient takes one buffer of their size
+        inplace: overwrite student_logits with the gradient; nothing else may need their values. Otherwise the
+            gradient takes a buffer of the same size
 
     Returns:
-        DistillationLoss of fp32 scalars (float64 where an input is float64). With no row left they are 0 and the
-        gradient is a finite zero.
+        DistillationLoss of fp32 scalars (float64 if an input is float64). If every row is padding, the scalars and
+        the gradient are 0.
 
     Raises:
-        KDPluginError: shapes, dtypes or devices that do not fit, a parameter out of range, an unknown divergence,
-            tensors without values or inside a torch.func transform
+        KDPluginError: mismatched shapes, dtypes or devices, a parameter out of range, an unknown divergence, tensors
+            without values or inside a torch.func transform
     """
     parameters = {"js_beta": js_beta, "skew_lambda": skew_lambda, "adaptive_mu": adaptive_mu}
     objective = checked_objective(Objective(alpha, temperature, label_smoothing, divergence, parameters, top1_rank))

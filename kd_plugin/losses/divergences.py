@@ -1,12 +1,12 @@
-"""Each divergence between teacher and student, first as a short reference definition: the place to see the maths.
+"""The divergences between teacher and student: each has a short reference definition that shows the maths.
 
 Notation: z student logits, t teacher logits, p = softmax(z / temperature), q = softmax(t / temperature).
-A divergence takes log p and log q, both (tokens, vocab) in nats, and gives one value a token, (tokens,), >= 0 and
-0 only where p = q. Where q is 0 (a masked vocabulary entry, logit -inf) the limit q log q = 0 is taken.
+A divergence takes log p and log q, both (tokens, vocab) in nats, and returns one value per token, (tokens,), which is
+>= 0 and is 0 only for p = q. Where q is 0 (a masked vocabulary entry, logit -inf), q log q takes its limit, 0.
 
-Beside the definition may stand its one-pass form, which training runs: value and gradient from the probabilities that
-are at hand, without autograd. To add a divergence: write its definition and put it into DIVERGENCES; flag, checks and
-tests read that table. Without a one-pass form autograd differentiates the definition, chunk by chunk.
+A definition may come with a one-pass form, which training runs instead: value and gradient from probabilities already
+computed, without autograd. To add a divergence, write its definition and add a row to DIVERGENCES; the flag, the checks
+and the tests read that table. Without a one-pass form, autograd differentiates the definition, chunk by chunk.
 """
 
 import math
@@ -23,9 +23,10 @@ MASKED_LPROB = -100.0
 
 
 class Slope(NamedTuple):
-    """A divergence's derivative with respect to log p, every entry taken as free: `scale * values`.
+    """A divergence's derivative with respect to log p, treating every entry as free: `scale * values`.
 
-    A multiple of p (one factor a token) may be added or left out: log p is normalised, so it changes no gradient.
+    Adding a multiple of p (one factor per token) makes no difference: log p is normalised, so the gradient with respect
+    to the logits stays the same.
 
     values: (tokens, vocab)
     total:  (tokens, 1) or a number, the sum of scale * values over the vocabulary
@@ -41,11 +42,11 @@ class Divergence(NamedTuple):
     """A row of DIVERGENCES; calling it calls the definition.
 
     definition: (log p, log q, **parameters) -> (tokens,), differentiable in log p
-    one_pass:   (Rows, **parameters) -> ((tokens,), Slope); may overwrite the teacher's side, never the
-                student's but for asking it for probs(); None: autograd differentiates the definition
-    parameters: the names and defaults of what shapes it beside the temperature
-    steepest:   (its value, **parameters) -> what no entry of |h - p sum h| exceeds, h its derivative with respect to
-                log p; None: not known, and looked for in each gradient that is stored in fp16
+    one_pass:   (Rows, **parameters) -> ((tokens,), Slope); may overwrite the teacher's side, and the student's only
+                by calling its probs(); None: autograd differentiates the definition
+    parameters: names and defaults of the divergence's own parameters
+    steepest:   (value, **parameters) -> an upper bound of every entry of |h - p sum h|, where h is the derivative with
+                respect to log p; None: unknown, so each gradient stored in fp16 is searched for its maximum
     """
 
     definition: Callable[..., Tensor]
@@ -60,8 +61,8 @@ class Divergence(NamedTuple):
 def expectation(probs: Tensor, values: Tensor) -> Tensor:
     """sum_v probs * values, where 0 * inf is 0 in value and gradient.
 
-    The values are masked, and not the product: autograd would multiply an infinite one by 0, which is NaN.
-    `== 0` and not `> 0`, so that a NaN stays seen.
+    Masks the values, not the product: autograd would multiply an infinite value by 0, which is NaN.
+    Tests `== 0`, not `> 0`, so that a NaN is not hidden.
     """
     return (probs * values.masked_fill(probs == 0, 0.0)).sum(dim=-1)
 
@@ -70,7 +71,7 @@ def log_mixture(first_lprobs: Tensor, second_lprobs: Tensor, weight: float) -> T
     """log(weight * first + (1 - weight) * second), also where both underflow."""
     if not 0.0 < weight < 1.0:
         return first_lprobs if weight == 1.0 else second_lprobs
-    # entries that neither side has, for whose logaddexp autograd would find NaN
+    # entries with probability 0 on both sides: autograd's derivative of their logaddexp is NaN
     nowhere = torch.isneginf(first_lprobs) & torch.isneginf(second_lprobs)
     first, second = (lprobs.masked_fill(nowhere, 0.0) for lprobs in (first_lprobs, second_lprobs))
     mixture = torch.logaddexp(first + math.log(weight), second + math.log(1.0 - weight))
@@ -93,10 +94,10 @@ def forward_kl_one_pass(rows: Rows) -> Tuple[Tensor, Slope]:
 
 
 def reverse_kl(student_lprobs: Tensor, teacher_lprobs: Tensor) -> Tensor:
-    """KL(p || q): the student is punished for mass where the teacher has none (MiniLLM, Gu et al. 2024).
+    """KL(p || q): punishes the student for mass where the teacher has none (MiniLLM, Gu et al. 2024).
 
-    It would be infinite where the teacher masks an entry (logit -inf): such an entry counts as a log-probability of
-    MASKED_LPROB.
+    An entry that the teacher masks (logit -inf) would make it infinite; it counts with a log-probability of
+    MASKED_LPROB instead.
     """
     teacher_lprobs = teacher_lprobs.masked_fill(torch.isneginf(teacher_lprobs), MASKED_LPROB)
     return expectation(student_lprobs.exp(), student_lprobs - teacher_lprobs)
@@ -171,11 +172,11 @@ def tvd_one_pass(rows: Rows) -> Tuple[Tensor, Slope]:
 
 
 def adaptive_kl(student_lprobs: Tensor, teacher_lprobs: Tensor, adaptive_mu: float = 0.5) -> Tensor:
-    """Forward and reverse KL, weighed by where the two sides differ (AKL, Wu et al. 2024).
+    """Forward and reverse KL, weighted by where the two sides differ (AKL, Wu et al. 2024).
 
-    The head is the teacher's most probable entries up to a mass of mu, at least one, and every entry as probable as
-    its last. The forward KL's weight is the head's share of sum_v |q - p|, the reverse KL's is the tail's; the
-    weights are constants to the gradient.
+    The head is the teacher's most probable entries up to a mass of mu, at least one, plus all that tie with the last
+    of them. The forward KL's weight is the head's share of sum_v |q - p|, the reverse KL's is the tail's. The gradient
+    treats the weights as constants.
     """
     teacher_probs = teacher_lprobs.exp()
     weight = head_weight(student_lprobs.detach().exp(), teacher_probs.detach(), adaptive_mu)
@@ -187,7 +188,7 @@ def adaptive_kl(student_lprobs: Tensor, teacher_lprobs: Tensor, adaptive_mu: flo
 def head_weight(student_probs: Tensor, teacher_probs: Tensor, adaptive_mu: float) -> Tensor:
     """(tokens,) the share of the gap |q - p| that lies in the teacher's head."""
     vocab = teacher_probs.size(-1)
-    for k in sorted({min(k, vocab) for k in (128, 2048, vocab)}):  # few words hold the head of a trained teacher
+    for k in sorted({min(k, vocab) for k in (128, 2048, vocab)}):  # a trained teacher's head has few words
         ranked = largest(teacher_probs, k)
         mass = ranked.cumsum(dim=-1)
         if bool((mass[:, -1] > adaptive_mu).all()):
@@ -198,7 +199,7 @@ def head_weight(student_probs: Tensor, teacher_probs: Tensor, adaptive_mu: float
     total = gap.sum(dim=-1)
     # 0 or 1 as a number: torch's masks cost more than all the rest
     head = (teacher_probs - threshold).ge_(0).mul_(gap).sum(dim=-1)
-    # equal distributions have no gap: both KL are 0 there, and any weight will do
+    # equal distributions have no gap: both KLs are 0, and any weight will do
     return torch.where(total == 0, torch.full_like(total, 0.5), head / total)
 
 
@@ -215,7 +216,7 @@ def adaptive_kl_one_pass(rows: Rows, adaptive_mu: float = 0.5) -> Tuple[Tensor, 
     return value, Slope(slope, (w - 1.0) * reverse - w)
 
 
-# How large an entry of h - p sum h can be. x log x >= -1/e for every x in [0, 1] is all that is needed.
+# Upper bounds of the entries of h - p sum h. They need only x log x >= -1/e for x in [0, 1].
 
 
 def at_most_one(value: Any, **_: float) -> float:
@@ -232,9 +233,9 @@ def skew_reverse_steepest(value: Any, skew_lambda: float) -> float:
 
 
 def reverse_steepest(value: Any, **_: float) -> Any:
-    """Reverse KL: h - p sum h = p (r - R) with r = log p/q and R = sum p r, the KL. p r >= p log p >= -1/e. What the
-    others have in R is a KL of p's rest and q's rest, >= (1 - p) log (1 - p) >= -1/e: so p r <= R + 1/e. It is at most
-    R + 1/e either way. The adaptive KL mixes this with forward_kl's, w and 1 - w, and so is its value."""
+    """Reverse KL: h - p sum h = p (r - R) with r = log p/q and R = sum p r, the KL. p r >= p log p >= -1/e. The other
+    entries' share of R is at least (1 - p) log (1 - p) >= -1/e, so p r <= R + 1/e. Both ways the bound is R + 1/e. The
+    adaptive KL mixes this derivative and forward_kl's with weights 1 - w and w, and its value likewise."""
     return value + 0.5
 
 

@@ -1,4 +1,4 @@
-"""The ranking term of TIE-KD beside a divergence: the teacher's best word shall be the student's best word.
+"""TIE-KD's ranking term, added to a divergence: the teacher's best word should also be the student's.
 
 Zhang et al. 2023, "Towards Understanding and Improving Knowledge Distillation for Neural Machine Translation"
 (https://aclanthology.org/2023.acl-long.448), hierarchical ranking loss. With T the teacher's and S the student's k
@@ -6,7 +6,7 @@ most probable entries and v* the teacher's best,
 
     rank = sum_{i in T} max(0, p_i - p_v*)  +  sum_{i in T, j in S, q_i > q_j} max(0, p_j - p_i)
 
-It is made of probabilities alone and reaches 0 where the student's top k are the teacher's, the best one first.
+It depends on probabilities alone, and is 0 if the student's top k are the teacher's, with the same best one.
 """
 
 from typing import Tuple
@@ -32,7 +32,7 @@ def top1_rank(student_lprobs: Tensor, teacher_lprobs: Tensor, k: int) -> Tensor:
 
 
 def rank_of_probs(p_teachers: Tensor, p_students: Tensor, q_teachers: Tensor, q_students: Tensor) -> Tensor:
-    """From (tokens, k) probabilities p of the student and q of the teacher at the teacher's and the student's best."""
+    """(tokens,) the term from (tokens, k) student and teacher probabilities p and q at each side's k best entries."""
     best_first = (p_teachers - p_teachers[:, :1]).clamp(min=0).sum(dim=-1)
     ahead = (p_students.unsqueeze(-2) - p_teachers.unsqueeze(-1)).clamp(min=0)  # (tokens, teacher's k, student's k)
     wrongly = q_teachers.unsqueeze(-1) > q_students.unsqueeze(-2)
@@ -40,9 +40,10 @@ def rank_of_probs(p_teachers: Tensor, p_students: Tensor, q_teachers: Tensor, q_
 
 
 def top1_rank_slope(student_probs: Tensor, teacher_probs: Tensor, k: int) -> Tuple[Tensor, Tensor, Tensor]:
-    """The term and its derivative with respect to log p, which only 2 k entries of a row have.
+    """The term and its derivative with respect to log p, which is non-zero for at most 2 k entries of a row.
 
-    Returns: (tokens,) values; (tokens, 2 k) indices into the vocabulary; (tokens, 2 k) derivatives there, to be added
+    Returns: (tokens,) values; (tokens, 2 k) indices into the vocabulary; (tokens, 2 k) derivatives, to be summed for
+        indices that occur twice
     """
     k = min(k, student_probs.size(-1))
     of_teacher, of_student = top_indices(teacher_probs, k), top_indices(student_probs, k)

@@ -1,10 +1,10 @@
-"""alpha and temperature as functions of the number of updates made so far. They keep no state, so a resumed run
+"""alpha and temperature as functions of the number of updates made so far. Schedules have no state, so a resumed run
 continues them exactly."""
 
 import math
 from typing import Callable, Dict
 
-# each maps progress in [0, 1] to the share of the way from the first value to the last
+# each maps progress in [0, 1] to the fraction of the way from the first value to the last
 SCHEDULES: Dict[str, Callable[[float], float]] = {
     "constant": lambda progress: 0.0,
     "linear": lambda progress: progress,
@@ -16,5 +16,5 @@ def scheduled_value(start: float, end: float, schedule: str, num_updates: int, s
     """The value after `num_updates` updates: `start` at 0, `end` from `schedule_updates` on."""
     progress = min(max(num_updates / schedule_updates, 0.0), 1.0) if schedule_updates > 0 else 1.0
     share = SCHEDULES[schedule](progress)
-    # written as a mixture, so that both ends are met exactly
+    # written as a mixture so that both ends are exact
     return (1.0 - share) * start + share * end

@@ -1,10 +1,10 @@
-"""Which target tokens are distilled: those on which the student is worst (Wang et al. 2021, "Selective Knowledge
+"""Which target tokens to distil: those on which the student is worst (Wang et al. 2021, "Selective Knowledge
 Distillation for Neural Machine Translation", https://aclanthology.org/2021.acl-long.504).
 
-Tokens are ranked by the student's own cross-entropy. The ones not selected keep their cross-entropy term. A rule sees
-the cross-entropies of all ranks' batches, so it decides the same everywhere; padding never gets here.
+Tokens are ordered by the student's cross-entropy. Tokens that are not selected keep their cross-entropy term. A rule
+sees the cross-entropies of all ranks' batches, without padding, so it uses the same threshold everywhere.
 
-To add one: write its class and put it into SELECTIONS.
+To add a rule, write its class and add it to SELECTIONS.
 """
 
 import math
@@ -25,15 +25,15 @@ class SelectAll:
 
         Args:
             nll: (tokens,) the student's cross-entropy of each token of this rank's batch
-            nll_of_all_ranks: (all tokens,) those of every rank's batch, in the order of the ranks
+            nll_of_all_ranks: (all tokens,) the same for every rank's batch, in the order of the ranks
 
         Returns:
-            (tokens,) bool, or None: all of them
+            (tokens,) bool, or None for all tokens
         """
         return None
 
     def state_dict(self) -> Dict[str, Any]:
-        """What a resumed run needs."""
+        """The state that a resumed run needs."""
         return {}
 
     def load_state_dict(self, state: Dict[str, Any]) -> None:
@@ -41,7 +41,7 @@ class SelectAll:
 
 
 class SelectInBatch(SelectAll):
-    """The share `ratio` of the batch, over all ranks, with the highest cross-entropy."""
+    """The fraction `ratio` of the batch, over all ranks, with the highest cross-entropy."""
 
     def __init__(self, ratio: float, queue_size: int = 0):
         self.ratio = ratio
@@ -51,9 +51,9 @@ class SelectInBatch(SelectAll):
 
 
 class SelectGlobally(SelectAll):
-    """Tokens whose cross-entropy is among the highest share `ratio` of the last `queue_size` tokens.
+    """Tokens whose cross-entropy is in the highest fraction `ratio` of the last `queue_size` tokens.
 
-    A batch enters the queue before it is judged, the oldest tokens leave it.
+    A batch enters the queue before its tokens are selected; the oldest tokens leave it.
     """
 
     def __init__(self, ratio: float, queue_size: int):
@@ -72,7 +72,7 @@ class SelectGlobally(SelectAll):
 
 
 def top_threshold(values: Tensor, ratio: float) -> Tensor:
-    """The value, 0-dim, that ceil(ratio * n) of the n values reach or exceed; more of them where values are equal."""
+    """The value, 0-dim, that ceil(ratio * n) of the n values (with ties, more) reach or exceed."""
     n = values.numel()
     if n == 0:
         return values.new_zeros(())
@@ -84,11 +84,11 @@ SELECTIONS: Dict[str, Type[SelectAll]] = {"all": SelectAll, "batch": SelectInBat
 
 
 def gather_from_ranks(values: Tensor, world_size: int, all_gather: Callable[[Tensor], Any]) -> Tensor:
-    """One-dimensional tensors of any length, of all ranks, one after the other.
+    """Concatenates one-dimensional tensors of any length from all ranks.
 
     Args:
-        values: (n,) of this rank; n may differ from rank to rank, and be 0
-        all_gather: from a tensor of the same shape on every rank to the list of all ranks' tensors
+        values: (n,) from this rank; n may differ between ranks, and may be 0
+        all_gather: given a tensor of the same shape on every rank, returns the list of all ranks' tensors
     """
     if world_size == 1:
         return values

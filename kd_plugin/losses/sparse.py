@@ -1,11 +1,11 @@
-"""A teacher that names k symbols of each distribution: the loss on those entries and one bucket for all the others.
+"""The loss for a teacher that gives k symbols of each distribution: over those entries and one bucket for all others.
 
 The bucket matters: without it the teacher is biased towards its best symbols (Anshumann et al. 2025,
-https://arxiv.org/abs/2503.16870). Merging symbols into a bucket only loses information, so that the loss is a lower
-bound of the one on all entries (data processing inequality), equal to it at k = vocabulary.
+https://arxiv.org/abs/2503.16870). Merging symbols into a bucket only loses information, so this loss is a lower bound
+of the loss over all entries (data processing inequality), and equals it if k is the vocabulary size.
 
-The second kind are k draws from the teacher's own distribution (the same paper's random sampling): the mean over them
-of log q - log p is an unbiased estimate of the forward KL, and so is its gradient.
+Alternatively, the k symbols are draws from the teacher's distribution (the same paper's random sampling): the mean of
+log q - log p over them is an unbiased estimate of the forward KL, and its gradient of the KL's gradient.
 """
 
 import math
@@ -17,19 +17,19 @@ from torch import Tensor
 from kd_plugin.losses.answer import TeacherAnswer
 from kd_plugin.losses.divergences import DIVERGENCES
 
-# f-divergences, for which the above holds; of the rest nobody has shown what the bucket does to them
+# the f-divergences, for which the above holds; for the others, the bucket's effect is not known
 BUCKET_DIVERGENCES = ("forward_kl", "reverse_kl", "js", "tvd")
 SAMPLED_DIVERGENCES = ("forward_kl",)
 
 
 class SparseAnswer(TeacherAnswer):
-    """What a teacher said about some target tokens in k entries, at the temperature of the distillation.
+    """A teacher's answer for some target tokens as k entries each, at the temperature of the distillation.
 
     Args:
-        ids: (tokens, k) int64, in the student's order of symbols; no symbol twice unless they are draws
-        lprobs: (tokens, k) the teacher's log-probabilities of them, not renormalised; topk: the best first
-        log_rest: (tokens,) logarithm of the mass of all the other symbols; -inf: none
-        sampled: they are draws, each as likely as its probability
+        ids: (tokens, k) int64, in the student's order of symbols; distinct unless sampled
+        lprobs: (tokens, k) the teacher's log-probabilities of the ids, not renormalised; unless sampled, best first
+        log_rest: (tokens,) logarithm of the mass of all other symbols; -inf: none
+        sampled: the ids are independent draws from the teacher's distribution
     """
 
     knows_target = False
@@ -50,16 +50,16 @@ class SparseAnswer(TeacherAnswer):
         return SparseAnswer(self.ids[part], self.lprobs[part], self.log_rest[part], self.sampled)
 
     def take(self, rows: Tensor) -> "SparseAnswer":
-        """The answers at some positions."""
+        """The answer for some of the tokens."""
         return SparseAnswer(self.ids[rows], self.lprobs[rows], self.log_rest[rows], self.sampled)
 
 
-# what an engine takes as a teacher: logits, a sparse answer, or None for rows that are not distilled
+# the engine's teacher input: logits, a sparse answer, or None for rows that are not distilled
 Knowledge = Union[Tensor, SparseAnswer, None]
 
 
 class SparseSlope(NamedTuple):
-    """Derivatives with respect to log p of the k entries, (tokens, k), and of the bucket, (tokens, 1)."""
+    """Derivatives with respect to log p: for the k entries, (tokens, k), and for the bucket, (tokens, 1)."""
 
     entries: Tensor
     rest: Tensor
@@ -72,14 +72,14 @@ class SparseSlope(NamedTuple):
 def sparse_slope(
     lprobs: Tensor, log_rest: Tensor, answer: SparseAnswer, divergence: str, **parameters: float
 ) -> Tuple[Tensor, SparseSlope]:
-    """The divergence and its slope from the student's side of the entries.
+    """The divergence and its slope, given the student's side.
 
     Args:
         lprobs: (tokens, k) log p of the answer's ids
-        log_rest: (tokens, 1) log p of all other symbols together, -inf where it is 0
+        log_rest: (tokens, 1) log p of all other symbols together, -inf if there are none
 
     Returns:
-        ((tokens,), its slope)
+        ((tokens,) the divergence, its slope)
     """
     dtype = lprobs.dtype
     if answer.sampled:
@@ -94,15 +94,15 @@ def sparse_slope(
 
 
 def sparse_divergence(student_lprobs: Tensor, answer: SparseAnswer, divergence: str, **parameters: float) -> Tensor:
-    """(tokens,) the divergence from (tokens, vocab) log p, differentiable in them."""
+    """(tokens,) the divergence for (tokens, vocab) student_lprobs, differentiable in them."""
     lprobs = student_lprobs.gather(-1, answer.ids)
     teacher_lprobs = answer.lprobs.to(lprobs.dtype)
     if answer.sampled:
         return (teacher_lprobs - lprobs).mean(dim=-1)
-    again = torch.zeros_like(answer.ids, dtype=torch.bool)  # cache.compress.unknown has one symbol k times
+    again = torch.zeros_like(answer.ids, dtype=torch.bool)  # cache.compress.unknown repeats one symbol k times
     again[:, 1:] = answer.ids[:, 1:] == answer.ids[:, :1]
     others = student_lprobs.scatter(-1, answer.ids, -math.inf)
-    none = torch.isneginf(others).all(dim=-1, keepdim=True)  # there autograd would find NaN
+    none = torch.isneginf(others).all(dim=-1, keepdim=True)  # autograd's derivative would be NaN there
     log_rest = others.masked_fill(none, 0.0).logsumexp(dim=-1, keepdim=True).masked_fill(none, -math.inf)
     student = torch.cat([lprobs.masked_fill(again, -math.inf), log_rest], dim=-1)
     teacher = torch.cat([teacher_lprobs, answer.log_rest.to(lprobs.dtype).unsqueeze(-1)], dim=-1)

@@ -1,4 +1,4 @@
-"""What a model can give."""
+"""Tests for what a model's output can be."""
 
 from typing import Any
 
@@ -7,9 +7,9 @@ from fairseq.models.transformer import TransformerDecoderBase, TransformerModelB
 
 
 def gives_features(model: Any) -> bool:
-    """Whether the decoder's features and their projection to logits can be had one after the other.
+    """Whether the model can compute the decoder's features without their projection to logits.
 
-    True of fairseq's transformers, with their architectures and decoders that leave forward and output_layer alone.
+    True for fairseq's transformers, in all their architectures, unless a subclass overrides forward.
     """
     decoder = getattr(model, "decoder", None)
     return (
@@ -22,5 +22,5 @@ def gives_features(model: Any) -> bool:
 
 
 def has_adaptive_softmax(model: torch.nn.Module) -> bool:
-    """Whether the decoder's output is features for an adaptive softmax instead of logits."""
+    """Whether the decoder returns features for an adaptive softmax instead of logits."""
     return getattr(getattr(model, "decoder", None), "adaptive_softmax", None) is not None

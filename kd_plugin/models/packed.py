@@ -1,9 +1,9 @@
-"""The features of a fairseq transformer, frozen or in training, without any work for padding.
+"""The features of a fairseq transformer, frozen or in training, without computing on padding.
 
-fairseq computes every layer for a (length, batch) rectangle; of Multi30k's target positions 14 % are padding with 4,096
-tokens a batch, 4 % with 1,024. Here the tokens of all sentences lie one after the other in one (tokens, dimension)
-tensor, which fairseq's own modules are applied to; only the attention's queries, keys and values are spread out to
-rectangles, for PyTorch's own attention.
+fairseq computes every layer on a (length, batch) rectangle; on Multi30k, 14 % of the target positions are padding with
+4,096 tokens per batch, 4 % with 1,024. Here the tokens of all sentences are packed into one (tokens, dimension) tensor,
+to which fairseq's own modules are applied. Only the attention's queries, keys and values are unpacked into rectangles,
+for PyTorch's attention.
 """
 
 import contextlib
@@ -18,8 +18,8 @@ from torch.nn import functional as F
 
 from kd_plugin.compat import TORCH_VERSION
 
-Mask = Dict[str, Any]  # what scaled_dot_product_attention is told about it
-# 1.13 has no scaled_dot_product_attention; on GPUs that of 2.1 is wrong for fp32 that is masked and not contiguous
+Mask = Dict[str, Any]  # keyword arguments for scaled_dot_product_attention
+# 1.13 has no scaled_dot_product_attention; on GPUs, 2.1's is wrong for masked, non-contiguous fp32 inputs
 # (https://github.com/pytorch/pytorch/issues/112577)
 AVAILABLE = TORCH_VERSION >= (2, 2)
 INPUTS = {"src_tokens", "src_lengths", "prev_output_tokens"}
@@ -37,10 +37,9 @@ PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj")
 
 
 def can_pack(model: Any) -> bool:
-    """Whether packed_features knows all that this model does, and this torch has what it needs.
+    """Whether packed_features supports this model, and this torch is recent enough.
 
-    True of fairseq's transformers, with their architectures, whose forward methods are fairseq's own, and nobody's
-    hooks watch.
+    True for fairseq's transformers, in all their architectures, with fairseq's own forward methods and without hooks.
     """
     if not AVAILABLE or not _is_stock(model, TransformerModelBase) or (model.training and has_hooks(model)):
         return False
@@ -50,20 +49,20 @@ def can_pack(model: Any) -> bool:
         _is_stock(encoder, TransformerEncoderBase)
         and _is_stock(decoder, TransformerDecoderBase)
         and not decoder.cross_self_attention
-        # children: iterating over the list itself draws which layers to drop
+        # children(), because iterating over a LayerDropModuleList draws the layers to drop
         and all(_is_stock_layer(layer, TransformerEncoderLayerBase) for layer in encoder.layers.children())
         and all(_is_stock_layer(layer, TransformerDecoderLayerBase) for layer in decoder.layers.children())
     )
 
 
 def has_hooks(model: torch.nn.Module) -> bool:
-    """Anywhere in it. Quantisation noise is some on linear layers, whose weights fairseq's attention takes without
-    calling them."""
+    """Whether any submodule has hooks. Quantisation noise is a hook on linear layers, which fairseq's attention never
+    calls, because it reads their weights."""
     return any(getattr(module, name, None) for module in model.modules() for name in HOOKS)
 
 
 def _is_stock(module: Any, base: Any) -> bool:
-    """Whether it computes what `base` does: no subclass, no wrapper of the instance and no hook changed it."""
+    """Whether it computes what `base` does: no subclass, instance attribute or hook has changed it."""
     return (
         isinstance(module, base)
         and all(
@@ -75,7 +74,7 @@ def _is_stock(module: Any, base: Any) -> bool:
 
 
 def _is_plain_dropout(dropout: Any) -> bool:
-    """Adapters are known to be put in a dropout's place."""
+    """Whether it is fairseq's dropout or None; adapters sometimes take the place of a dropout module."""
     return dropout is None or (type(dropout) is FairseqDropout and not dropout.apply_during_inference)
 
 
@@ -96,25 +95,25 @@ def _is_plain_attention(attention: Any) -> bool:
         and attention.bias_k is None
         and not attention.add_zero_attn
         and not getattr(attention, "use_xformers", False)
-        # fairseq takes their weights, here they are called: an adapter, say, would only then do its work
+        # fairseq reads their weights, we call them: an adapter, say, would have an effect only here
         and all(type(getattr(attention, name)) is torch.nn.Linear for name in PROJECTIONS)
     )
 
 
 def unwrapped(model: Any) -> Any:
-    """Without fairseq's and PyTorch's wrappers around it (DistributedDataParallel and others)."""
+    """The model without fairseq's and PyTorch's wrappers (DistributedDataParallel and others)."""
     while isinstance(getattr(model, "module", None), torch.nn.Module):
         model = model.module
     return model
 
 
 class Layout:
-    """Where the tokens of a (batch, length) rectangle lie when they are packed.
+    """Maps between a (batch, length) rectangle of tokens and the packed tokens.
 
     Args:
         tokens: (batch, length) symbols
-        padding_idx: the symbol that is not packed
-        rows: positions of the flattened rectangle that are packed whatever their symbol
+        padding_idx: the symbol to leave out
+        rows: positions in the flattened rectangle to pack even if they hold padding
     """
 
     def __init__(self, tokens: Tensor, padding_idx: int, rows: Optional[Tensor] = None):
@@ -122,50 +121,50 @@ class Layout:
         real = tokens.ne(padding_idx)
         kept = real.flatten() if rows is None else real.flatten().index_fill(0, rows, True)
         self._from = kept.nonzero().squeeze(1)  # (packed,) position in the rectangle
-        self._to = (kept.cumsum(0) - 1).clamp_(min=0)  # (batch * length,) place in the pack, of padding any
+        self._to = (kept.cumsum(0) - 1).clamp_(min=0)  # (batch * length,) packed position; arbitrary for padding
         self._full = self._from.numel() == kept.numel()
         self._keys = real[:, None, None, :]
-        # whether the padding is in nobody's past
+        # whether all padding is at the end, so that no token comes after it
         self._ends_padded = bool((real[:, 1:] <= real[:, :-1]).all() & (kept == real.flatten()).all())
 
     def mask(self) -> Mask:
-        """For scaled_dot_product_attention to these tokens: no padding."""
+        """The mask for attention to these tokens: hides padding."""
         return {} if self._full and self._ends_padded else {"attn_mask": self._keys}
 
     def causal_mask(self) -> Mask:
-        """The same, and nothing that comes later."""
+        """The same, and hides later tokens."""
         if self._ends_padded:
             return {"is_causal": True}
         past = torch.ones(self.shape[1], self.shape[1], dtype=torch.bool, device=self._to.device).tril()
         seen = self._keys & past
-        # padding with nothing before it would be NaN, and so would every gradient: it sees itself
+        # a padding position that sees nothing would give NaN, also in every gradient: let it see itself
         itself = torch.eye(self.shape[1], dtype=torch.bool, device=self._to.device)
         return {"attn_mask": seen | (itself & ~seen.any(dim=-1, keepdim=True))}
 
     def pack(self, values: Tensor) -> Tensor:
-        """(batch, length, ...) to (packed, ...)."""
+        """From (batch, length, ...) to (packed, ...)."""
         values = values.flatten(0, 1)
         return values if self._full else values.index_select(0, self._from)
 
     def spread(self, values: Tensor) -> Tensor:
-        """(packed, dimension) to (batch, length, dimension); what it holds for padding means nothing."""
+        """From (packed, dimension) to (batch, length, dimension), with arbitrary values for padding."""
         values = values if self._full else values.index_select(0, self._to)
         return values.view(*self.shape, -1)
 
     def places(self, rows: Tensor) -> Tensor:
-        """Positions in the flattened rectangle to places in the pack."""
+        """Packed positions of positions in the flattened rectangle."""
         return rows if self._full else self._to[rows]
 
 
 def packed_features(model: Any, net_input: Dict[str, Tensor], rows: Tensor) -> Tensor:
-    """What `model(**net_input, features_only=True)` gives, at some target positions.
+    """`model(**net_input, features_only=True)` at some target positions.
 
-    The sums are those of fairseq's modules over the same terms, in an order that depends on the tensors' shapes: in
-    fp32 features differ in the last bits. In training each dropout is fairseq's, but all except the encoder's first
-    draw for tokens alone, and so other numbers.
+    Sums have the same terms as in fairseq, in an order that depends on the tensors' shapes: fp32 features differ in
+    the last bits. In training, dropout is fairseq's, but all modules except the encoder's first draw numbers for tokens
+    only, so the random numbers differ.
 
     Args:
-        model: one of which `can_pack` is true
+        model: one that `can_pack` accepts
         net_input: fairseq's {src_tokens, src_lengths, prev_output_tokens}
         rows: (tokens,) int64, positions in the flattened (batch * target length)
 
@@ -182,12 +181,12 @@ def packed_features(model: Any, net_input: Dict[str, Tensor], rows: Tensor) -> T
 
 @contextlib.contextmanager
 def packed_forward(model: Any, rows: Tensor) -> Iterator[None]:
-    """Inside, `model(**net_input)` gives its answer for these target positions alone, packed.
+    """Within this context, `model(**net_input)` answers for these target positions alone, packed.
 
-    The model is called as ever, so that what wraps it (DistributedDataParallel, say) does its work.
+    You call the model as usual, so its wrappers (DistributedDataParallel, say) keep working.
 
     Args:
-        model: one of which `can_pack` is true; its output is (tokens, vocab) logits, or (tokens, dimension) features
+        model: one that `can_pack` accepts; it returns a pair of (tokens, vocab) logits, or (tokens, dimension) features
             with `features_only`, and None
         rows: (tokens,) as for `packed_features`
     """
@@ -255,15 +254,15 @@ def _feed_forward(layer: Any, x: Tensor) -> Tensor:
 
 
 def _with_residual(compute: Callable[[Tensor], Tensor], x: Tensor, layer: Any, norm: Any) -> Tensor:
-    """What `compute` makes of (packed, dimension) x and x itself, with the layer norm before or after."""
+    """The sum of (packed, dimension) x and compute(x), with the layer norm before or after."""
     y = layer.dropout_module(compute(norm(x) if layer.normalize_before else x))
-    # under autocast the sum has a wider dtype than y
+    # under autocast, the sum may have a wider dtype than y
     y = y.add_(x) if y.dtype == x.dtype and not y.requires_grad else y + x
     return y if layer.normalize_before else norm(y)
 
 
 def _attend(attention: Any, x: Tensor, layout: Layout, memory: Tensor, source: Layout, mask: Mask) -> Tensor:
-    """Multi-head attention of packed x to packed memory."""
+    """Multi-head attention from packed x to packed memory."""
 
     def heads(projected: Tensor, where: Layout) -> Tensor:
         spread = where.spread(projected)

@@ -1,6 +1,6 @@
-"""Named student architectures: stock fairseq transformers with the sizes that distilled students usually have.
+"""Named student architectures: stock fairseq transformers in sizes typical of distilled students.
 
-They only set sizes, so a checkpoint of one is a plain `transformer` checkpoint with every size written out.
+They only set sizes, so their checkpoints are plain `transformer` checkpoints with every size written out.
 """
 
 from typing import Any, Dict
@@ -25,12 +25,12 @@ def _sizes(
 
 
 STUDENT_ARCHITECTURES: Dict[str, Dict[str, int]] = {
-    # for experiments on a CPU and corpora of tens of thousands of sentences
+    # for experiments on a CPU, with tens of thousands of sentences
     "transformer_student_micro": _sizes(64, 128, 4, 2, 2),
     # the sizes of Bergamot's tiny and base students (Bogoychev et al. 2020), with attention in the decoder
     "transformer_student_tiny": _sizes(256, 1536, 8, 6, 2),
     "transformer_student_base": _sizes(512, 2048, 8, 6, 2),
-    # deep encoder, shallow decoder: nearly all decoding time is spent in the decoder (Kasai et al. 2021)
+    # deep encoder, shallow decoder: decoding spends nearly all its time in the decoder (Kasai et al. 2021)
     "transformer_student_deep_shallow": _sizes(512, 2048, 8, 12, 1),
 }
 

@@ -1,4 +1,4 @@
-"""The charts of a report: Vega-Lite specifications with their data in them; how they look is the page's affair."""
+"""A report's charts as Vega-Lite specifications that include their data; the page defines their style."""
 
 from typing import Any, Dict, Iterator, List, Sequence, Tuple
 
@@ -7,18 +7,18 @@ from kd_plugin.evaluation.table import LOWER_IS_BETTER, in_words
 
 Spec = Dict[str, Any]
 Row = Dict[str, Any]
-TOLD = {"tooltip": {"content": "data"}}  # all that is known of the mark
+TOLD = {"tooltip": {"content": "data"}}  # shows all data of the mark
 SHOWN = {"condition": {"param": "hidden", "empty": False, "value": 0}, "value": 1}
 
 
 def side_by_side(panels: List[Spec], description: str, by: str = "") -> Spec:
-    """by: the field that the legend names; a click on a name hides it in all panels, another one shows it again."""
+    """Panels in a row. by: the legend's field; a click on a name hides it in all panels, a second one shows it."""
     spec: Spec = {"description": description, "concat": panels}
     if by:
         views = [f"panel{number}" for number in range(len(panels))]
         for view, panel in zip(views, panels):
             panel["layer"][-1]["name"] = view
-        # at the top: Vega-Lite loses what a line with points says of its own
+        # zoom parameters at the top level, because Vega-Lite loses those of a line with points
         zooms = [{"name": f"zoom_{view}", "select": "interval", "bind": "scales", "views": [view]} for view in views]
         hidden = {"name": "hidden", "select": {"type": "point", "fields": [by], "toggle": "true"}, "bind": "legend"}
         spec["params"] = [{**hidden, "views": views}, *zooms]
@@ -44,9 +44,9 @@ def _number(field: str, title: str = "", **more: Any) -> Spec:
 
 
 def curves_panel(title: str, remark: str, rows: List[Row], names: Sequence[str]) -> Spec:
-    """A term by number of update, a line a run.
+    """A term over the updates, one line per run.
 
-    rows: run, update, value (None leaves a gap), and low and high where it stands for several; names: of all runs
+    rows: run, update, value (None leaves a gap), plus low and high if it stands for several; names: of all runs
     """
     skewed = is_skewed([row["value"] for row in rows if row["value"] is not None])
     scale = {"padding": 8, **({"type": "log"} if skewed else {"zero": False})}
@@ -59,13 +59,13 @@ def curves_panel(title: str, remark: str, rows: List[Row], names: Sequence[str])
 
 
 def is_skewed(values: Sequence[float]) -> bool:
-    """Whether most of them crowd into a tenth of the range, as a perplexity's do: for a logarithmic axis."""
+    """Whether most values crowd into a tenth of the range, as with perplexity: then the axis should be logarithmic."""
     low, high = min(values), max(values)
     return low > 0 and high / low >= 30 and sorted(values)[len(values) // 2] <= high / 10
 
 
 def speed_figures(evaluation: Evaluation) -> Iterator[Tuple[str, Spec, str]]:
-    """For each device its name, the figure, and the models that have no mark in it."""
+    """For each device, its name, the figure, and the models that are missing from it."""
     for device in evaluation.devices():
         panels = [_speed_panel(evaluation, device, test, metrics) for test, metrics in evaluation.metrics().items()]
         panels = [panel for panel in panels if panel["data"]["values"]]
@@ -76,14 +76,14 @@ def speed_figures(evaluation: Evaluation) -> Iterator[Tuple[str, Spec, str]]:
 
 
 def _speed_panel(evaluation: Evaluation, device: str, test: str, metrics: Sequence[str]) -> Spec:
-    """A mark a model, its area the model's size; and the Pareto front."""
+    """One mark per model, with the model's size as its area, and the Pareto front."""
     metric = "BLEU" if "BLEU" in metrics else metrics[0]
     rows, front = speed_rows(evaluation, test, metric, device), {"transform": [{"filter": "datum.front"}]}
     legend = {"title": "bytes", "format": "~s", "tickCount": 3, "columns": 5}
     area = _number("bytes", scale={"domainMin": 0, "range": [0, 900]}, legend=legend)
     size = {"condition": {"test": "datum.bytes > 0", **area}, "value": 40}
     look = {"size": size, "color": _name("model", scale={"domain": evaluation.names()}), "shape": _name("engine")}
-    # where no other mark of the front can be, unless a low score is the better one
+    # upper right, where no other mark of the front can be unless a lower score is better
     label = {"fontWeight": 600, "align": "left", "dx": 4, "dy": -20}
     layers = [
         {**_layer("line", {"interpolate": "step-before", "strokeDash": [1, 3]}), **front},
@@ -99,7 +99,7 @@ def _speed_panel(evaluation: Evaluation, device: str, test: str, metrics: Sequen
 
 
 def score_rows(evaluation: Evaluation, test: str, metric: str, device: str = "") -> List[Row]:
-    """Of the models that have a score. speed: on the device; low, high: the ends of the score's 95 % interval."""
+    """Rows for models with a score. speed: on the device; low, high: the ends of the score's 95 % interval."""
     rows: List[Row] = []
     for model, score, speed in zip(evaluation.models, evaluation.scores(test, metric), evaluation.speeds(device)):
         row = {"model": model.name, "engine": model.engine, "bytes": model.bytes, "speed": speed.tokens_per_second}
@@ -112,7 +112,7 @@ def score_rows(evaluation: Evaluation, test: str, metric: str, device: str = "")
 
 
 def speed_rows(evaluation: Evaluation, test: str, metric: str, device: str) -> List[Row]:
-    """Of those that have a speed too. front: no other equals it in both and exceeds it in one."""
+    """Rows for models with a score and a speed. front: whether it lies on the Pareto front."""
     rows = [row for row in score_rows(evaluation, test, metric, device) if row.get("speed", 0) > 0]
     sign = -1 if metric in LOWER_IS_BETTER else 1
     front = pareto_front([(row["speed"], sign * row["score"]) for row in rows])
@@ -120,7 +120,7 @@ def speed_rows(evaluation: Evaluation, test: str, metric: str, device: str) -> L
 
 
 def pareto_front(points: Sequence[Tuple[float, float]]) -> List[int]:
-    """Numbers of the (speed, quality) that no other equals or exceeds in both and exceeds in one."""
+    """Indices of the (speed, quality) points that no other point dominates (at least equal in both, better in one)."""
 
     def dominated(speed: float, quality: float) -> bool:
         return any(s >= speed and q >= quality and (s, q) != (speed, quality) for s, q in points)
@@ -129,7 +129,7 @@ def pareto_front(points: Sequence[Tuple[float, float]]) -> List[int]:
 
 
 def score_figure(evaluation: Evaluation) -> Spec:
-    """For each test set and metric a bar a model, with its confidence interval."""
+    """For each test set and metric, one bar per model with its confidence interval."""
     color = _name("model", scale={"domain": evaluation.names()}, legend=None)
     bar = _layer("bar", TOLD, x=_number("score"), color=color)
     layers = [bar, _layer("rule", {}, x=_number("low"), x2={"field": "high"})]

@@ -1,4 +1,4 @@
-"""Learning curves of several runs: which terms, in which groups, how much of each, and where they ended."""
+"""Learning curves of several runs: the choice and grouping of terms, thinning of points, and final values."""
 
 import math
 from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
@@ -9,7 +9,7 @@ from kd_plugin.report.logs import EPOCH, INTERVAL, Key, Run, is_finite
 
 BITS, SHARE = "bits per token", "% of tokens"
 FOREMOST = {"nll_loss": BITS, "bleu": "BLEU", "kd_loss": BITS, "agreement": SHARE}
-# what one asks for when something is wrong: folded away
+# only of interest when something is wrong, so folded away
 MACHINERY = {
     "kd_alpha": "", "kd_temperature": "", "lr": "", "gnorm": "", "clip": "% of updates clipped", "loss_scale": "",
     "wps": "words per second", "ups": "updates per second", "wpb": "words per batch", "bsz": "sentences per batch",
@@ -20,7 +20,7 @@ UNITS = {  # in the order of their charts
     "kd_selected": SHARE, "accuracy": SHARE, **MACHINERY,
 }  # fmt: skip
 HIGHER_IS_BETTER = ("bleu", "agreement", "accuracy")
-# Points a curve may have, the first with which the page stays small: beyond, each stands for several.
+# possible maximum numbers of points per curve: the first that keeps the page small is used; longer curves are thinned
 LIMITS, POINTS_OF_A_PAGE = (300, 200, 100, 50, 20, 10, 5), 8000
 
 exact = "{:,.7g}".format  # a logged value, with up to seven digits
@@ -29,7 +29,7 @@ EPOCHS, FOLDED = "Training, averages of epochs", "Schedules, gradients, speed"
 
 
 class Figure(NamedTuple):
-    """spec: None where no curve has two points. tables: of all values, one a term."""
+    """A figure. spec: None if no curve has two points. tables: of all values, one per term."""
 
     heading: str
     open: bool
@@ -39,7 +39,7 @@ class Figure(NamedTuple):
 
 
 def groups(runs: Sequence[Run]) -> Dict[str, List[Key]]:
-    """Every (kind, term) that some run logged a finite value of, by heading, the most telling first."""
+    """Every (kind, term) for which some run logged a finite value, by heading, the most informative first."""
     keys = dict.fromkeys(key for run in runs for key in run.series if run.finite(key))
     validations = sorted({kind for kind, _ in keys} - {INTERVAL, EPOCH}, key=lambda kind: (kind != "valid", kind))
     kinds = [validations, [INTERVAL], [EPOCH]]
@@ -55,7 +55,7 @@ def groups(runs: Sequence[Run]) -> Dict[str, List[Key]]:
 
 
 def learning_figures(runs: Sequence[Run]) -> List[Figure]:
-    """One a group: a chart for each term that moves, a remark on those that never do, and all values."""
+    """One figure per group: a chart for each term that varies, a remark on the constant ones, and all values."""
     found = groups(runs)
     lengths = [len(run.series[key]) for keys in found.values() for key in keys for run in runs if key in run.series]
     fitting = (limit for limit in LIMITS if sum(min(limit, length) for length in lengths) <= POINTS_OF_A_PAGE)
@@ -85,9 +85,9 @@ def _figure(heading: str, is_open: bool, keys: Sequence[Key], runs: Sequence[Run
 
 
 def thinned(points: Sequence[Tuple[int, float]], limit: int) -> List[Row]:
-    """All (update, value) where they are at most `limit`, else so many medians, with the low and high that they hide.
+    """Rows for (update, value) points: all if there are at most `limit`, else `limit` medians with their low and high.
 
-    A value that is not finite is None.
+    A non-finite value becomes None.
     """
     size = math.ceil(len(points) / limit)
     rows: List[Row] = []
@@ -104,7 +104,7 @@ def thinned(points: Sequence[Tuple[int, float]], limit: int) -> List[Row]:
 
 
 def values_table(name: str, rows: Sequence[Row], names: Sequence[str]) -> Table:
-    """The rows of a chart, a line an update, a column a run."""
+    """A chart's data, with a row per update and a column per run."""
     lines: Dict[int, Cells] = {}
     for row in sorted(rows, key=lambda row: row["update"]):
         text = "not finite" if row["value"] is None else exact(row["value"])
@@ -114,11 +114,11 @@ def values_table(name: str, rows: Sequence[Row], names: Sequence[str]) -> Table:
 
 
 def run_table(runs: Sequence[Run]) -> Table:
-    """How far each run got, and the last and best value of what counts."""
+    """Each run's number of updates, and the last and best values of its main terms."""
     columns = {"": [{"run": run.name, "updates": f"{run.updates:,}"} for run in runs]}
     for key in groups(runs).get(MAIN, []):
         columns[" ".join(key)] = [_ends(run.finite(key), key[1]) for run in runs]
-    return Table("Runs", "How far they got, and where their curves end.", columns)
+    return Table("Runs", "The length of each run, and its final and best values.", columns)
 
 
 def _ends(points: Sequence[Tuple[int, float]], term: str) -> Cells:

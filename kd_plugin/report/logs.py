@@ -1,4 +1,4 @@
-"""The numbers in a log of fairseq-train, of whatever --log-format, among all else that was printed there."""
+"""Extracts the numbers from a log of fairseq-train, with any --log-format and among any other output."""
 
 import json
 import re
@@ -8,13 +8,13 @@ from typing import Dict, Iterable, Iterator, List, Optional, Tuple
 
 from kd_plugin.errors import KDPluginError
 
-# fairseq's names of its two training loggers; every other kind is the name of a validation subset
+# fairseq's names for its two training loggers; any other kind is the name of a validation subset
 INTERVAL, EPOCH = "train_inner", "train"
 POSITION = "num_updates"
 Key = Tuple[str, str]  # kind and term
 
-# Found anywhere in a line: `--log-file` writes no date and no logger, and a progress bar may stand before them.
-# Before them: fairseq-train's own format, hydra's (`[DATE][LOGGER][INFO] - `), and that of Python's logging.
+# Matches anywhere in a line: `--log-file` writes no date and no logger, and a progress bar may come first.
+# Possible prefixes: fairseq-train's own format, hydra's (`[DATE][LOGGER][INFO] - `), and that of Python's logging.
 BEFORE = r"(?:^|\| |\] - |\b[A-Z]+:[\w.]+:)"
 LINE = re.compile(
     r"epoch \d+: +(?:\d+ / \d+ |.*\|.*\[(?=.*num_updates=))(?P<interval>.+)"  # simple, or behind the bar of tqdm
@@ -28,10 +28,10 @@ SIGNATURE = re.compile(r"\bkd\|\S+")
 
 
 def parse_line(text: str) -> Optional[Tuple[str, int, Dict[str, float]]]:
-    """Kind (train_inner, train, or the validation subset), update and terms of a line; None if it reports none.
+    """A line's kind (train_inner, train, or the validation subset), update and terms; None if it reports none.
 
     Raises:
-        ValueError, OverflowError, RecursionError: it begins as fairseq's do and is cut off or garbled
+        ValueError, OverflowError, RecursionError: it starts like one of fairseq's lines but is truncated or garbled
     """
     match = LINE.search(text.rstrip()) if POSITION in text or "epoch " in text else None
     if match is None:
@@ -43,9 +43,9 @@ def parse_line(text: str) -> Optional[Tuple[str, int, Dict[str, float]]]:
         before = [key[: -len(POSITION)] for key in content if re.fullmatch(f"(.+_)?{POSITION}", key)]
         if not before:
             return None
-        start = min(before, key=len)  # valid_, say, or nothing
+        start = min(before, key=len)  # a prefix such as valid_, or ""
         kind, fields = start[:-1] or INTERVAL, [(k[len(start) :], v) for k, v in content.items() if k.startswith(start)]
-    # fairseq writes None, lists and text too; JSON gives the epoch and its fraction, other names for the position
+    # fairseq also writes None, lists and text; the epoch and, in JSON, its fraction are dropped as redundant
     terms = {key: float(value) for key, value in fields if NUMBER.fullmatch(str(value).strip())}
     update = int(terms.pop(POSITION, -1))
     if update < 0:
@@ -54,15 +54,15 @@ def parse_line(text: str) -> Optional[Tuple[str, int, Dict[str, float]]]:
 
 
 def is_finite(value: float) -> bool:
-    """Also not so large that a chart's arithmetic overflows."""
+    """Whether a value is finite and small enough for a chart's arithmetic."""
     return abs(value) < 1e300
 
 
 @dataclass
 class Run:
-    """A training: for each (kind, term) the values by number of update, in ascending order.
+    """A training run: for each (kind, term), the values by update, in ascending order.
 
-    Values may be infinite or NaN, as logged. `malformed` counts lines that look like fairseq's and cannot be read.
+    Values may be infinite or NaN, as logged. `malformed` counts lines that look like fairseq's but cannot be parsed.
     """
 
     name: str
@@ -75,17 +75,17 @@ class Run:
     updates: int = 0
 
     def read(self, lines: Iterable[str]) -> int:
-        """Take in the lines of a log; returns how many of them report numbers.
+        """Reads the lines of a log; returns how many of them report numbers.
 
-        A log that goes back to an earlier update is that of a resumed training: what was logged from there on belongs
-        to a past that no checkpoint remembers, and is replaced.
+        If the log jumps back to an earlier update, training was resumed there: values after that update were logged
+        before the restart, belong to no checkpoint, and are replaced.
         """
         found = 0
         for text in lines:
             self.signatures += [signature for signature in SIGNATURE.findall(text) if signature not in self.signatures]
             try:
                 kind, update, terms = parse_line(text) or ("", 0, {})
-            except (ValueError, OverflowError, RecursionError):  # JSON of endless digits or brackets
+            except (ValueError, OverflowError, RecursionError):  # garbled, or JSON with endless digits or brackets
                 self.malformed += 1
                 continue
             if kind:
@@ -106,9 +106,10 @@ class Run:
 
 
 def _whole_lines(path: Path) -> Iterator[str]:
-    """Lines, also those that a progress bar ends with a carriage return.
+    """All lines, including those that a progress bar ends with a carriage return.
 
-    A last one without its end is that of a process that died while it wrote: its last number may have lost digits.
+    If the last line has no line end, the process died while writing it, and its last number, which may be truncated, is
+    removed.
     """
     with open(path, encoding="utf-8", errors="replace") as file:
         for line in file:
@@ -116,10 +117,10 @@ def _whole_lines(path: Path) -> Iterator[str]:
 
 
 def read_runs(arguments: Iterable[str]) -> List[Run]:
-    """The runs of `--log NAME=FILE …`; a name that comes again continues its run.
+    """The runs of `--log NAME=FILE …`; a repeated name continues its run.
 
     Raises:
-        KDPluginError: no name, a file that cannot be read, or no line of it is one of fairseq-train's
+        KDPluginError: a name is missing, a file cannot be read, or none of its lines comes from fairseq-train
     """
     runs: Dict[str, Run] = {}
     for argument in arguments:
@@ -127,19 +128,19 @@ def read_runs(arguments: Iterable[str]) -> List[Run]:
             (argument[:at], Path(argument[at + 1 :])) for at in range(1, len(argument) - 1) if argument[at] == "="
         ]
         if not splits:
-            raise KDPluginError(f"--log {argument}: not NAME=FILE. Remedy: --log baseline=train.log, say")
-        # `k=4=train.log`: both names and files may hold the sign
+            raise KDPluginError(f"--log {argument}: not NAME=FILE. Remedy: for example, --log baseline=train.log")
+        # `k=4=train.log`: both names and files may contain "="
         name, path = next((split for split in splits if split[1].is_file()), splits[0])
         run = runs.setdefault(name, Run(name))
         try:
             found = run.read(_whole_lines(path))
         except OSError as error:
             raise KDPluginError(
-                f"--log {name}={path}: {error.strerror or error}. Remedy: the file that fairseq-train's output went to"
+                f"--log {name}={path}: {error.strerror or error}. Remedy: the file with fairseq-train's output"
             ) from error
         if not found:
             raise KDPluginError(
-                f"--log {name}={path}: no line with numbers of fairseq-train in it. Remedy: a log of a training that "
+                f"--log {name}={path}: contains no numbers from fairseq-train. Remedy: a log of a training that "
                 "reached its first --log-interval, with --log-format simple or json"
             )
         run.files.append(str(path))

@@ -1,4 +1,4 @@
-"""Evaluations and training logs as one HTML page that asks nothing of any network."""
+"""Renders evaluations and training logs as one HTML page that needs no network."""
 
 import base64
 import contextlib
@@ -30,22 +30,22 @@ except ImportError as error:
 
 TEMPLATES = Path(__file__).parent / "templates"
 
-# What HTML forbids, and what would let a name reorder the text around it
+# characters that HTML forbids or that would let a name reorder the surrounding text
 CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069\ufffe\uffff]")
 
 
 def write_report(
     output: Path, title: str, evaluations: Sequence[str], logs: Sequence[str], inputs: Sequence[Named]
 ) -> str:
-    """Write the page; all input is read before anything is written, and the same input gives the same page.
+    """Writes the page after reading all input; the same input gives the same page.
 
     Args:
         evaluations: folders or JSON files of kd-plugin evaluate
         logs: NAME=FILE of fairseq-train
-        inputs: all that is read, by flag: never written over
+        inputs: all inputs by flag, which are never overwritten
 
     Returns:
-        what was written, in a line
+        a one-line summary
     """
     if not evaluations and not logs:
         raise KDPluginError("report: nothing to report. Remedy: --evaluation PATH, --log NAME=FILE, or both")
@@ -55,29 +55,30 @@ def write_report(
     check_outputs([*inputs, ("--evaluation", inside)], files=[("--output", output)], made=made)
     found, runs = [read_evaluation(argument) for argument in evaluations], read_runs(logs)
     if not output.absolute().parent.is_dir():
-        raise KDPluginError(f"--output {output}: in no folder that exists. Remedy: FILE.html in a folder")
+        raise KDPluginError(f"--output {output}: its folder does not exist. Remedy: FILE.html in an existing folder")
     content = page(job=job, title=title, version=__version__, evaluations=found, runs=runs)
     write_output(output, content, "--output", made)
     return f"{output}: {len(found)} evaluations, {len(runs)} runs, {len(content):,} bytes"
 
 
 def _is_page_of(job: str, path: Path) -> bool:
-    """Whether a file is a page that this job has written: its head says so."""
+    """Whether a file is a page that this job has written, according to its head."""
     with contextlib.suppress(OSError), open(path, "rb") as file:
         return not path.is_symlink() and f'content="{job}"'.encode() in file.read(1000)
     return False
 
 
 def page(**content: Any) -> bytes:
-    """The file's bytes. content: see page.html.
+    """The bytes of the page. content: see page.html.
 
-    The policy: a browser loads nothing, sends nothing, and runs and applies what has these two hashes, whatever the
-    names in the page are. Vega would compile its expressions with `new Function`; its interpreter (`ast` in page.js)
-    walks them instead, so that `unsafe-eval` stays forbidden. It styles through the DOM, which no policy restricts, so
-    that `unsafe-inline` does too. The data of the charts are blocks of JSON, which no browser runs.
+    The content security policy lets the browser load nothing and send nothing; it runs only the script and applies
+    only the style with these two hashes, whatever names occur in the page. Vega would compile its expressions with
+    `new Function`; its interpreter (`ast` in page.js) walks them instead, so `unsafe-eval` stays forbidden. Vega styles
+    through the DOM, which the policy does not restrict, so `unsafe-inline` does too. The charts' data are JSON blocks,
+    which browsers do not run.
     """
     style, own = ((TEMPLATES / name).read_text(encoding="utf-8") for name in ("style.css", "page.js"))
-    # Vega, Vega-Lite and Vega-Embed in one, some 900 kB, then this page's own few lines
+    # Vega, Vega-Lite and Vega-Embed bundled, about 900 kB, followed by the page's own few lines
     name, entry = f"vega-embed-{version('vl-convert-python')}.js", "window.vegaEmbed = vegaEmbed;"
     script = kept(name, lambda: vl_convert.javascript_bundle(entry)) + own
     environment = jinja2.Environment(autoescape=True, finalize=_shown, undefined=jinja2.StrictUndefined)
@@ -99,13 +100,13 @@ def _in_a_line(values: Dict[str, Any]) -> str:
 
 
 def _shown(value: Any) -> Any:
-    """Text of files, without what cannot be shown; jinja2 escapes it."""
+    """Text from files, without characters that cannot be shown; jinja2 escapes it."""
     if isinstance(value, Best):
         return Markup("<b>{}</b>").format(value)
     return value if isinstance(value, Markup) else NONE if value is None else CONTROL.sub("\ufffd", str(value))
 
 
 def _json(spec: Dict[str, Any]) -> Markup:
-    """JSON that no name in it can close the script around."""
+    """JSON in which no name can close the surrounding script element."""
     text = CONTROL.sub("\ufffd", json.dumps(spec, ensure_ascii=False, allow_nan=False, separators=(",", ":")))
     return Markup(text.replace("<", "\\u003c"))

@@ -1,1 +1,1 @@
-"""Where long work runs: in shards, in processes, on a cluster."""
+"""Runs long work: in shards, in processes, on a cluster."""

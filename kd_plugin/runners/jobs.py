@@ -1,4 +1,4 @@
-"""A long job in shards: shared among jobs, processes or machines, and gone on with after a kill."""
+"""Long work in shards, shared among jobs, processes or machines, and resumable after a kill."""
 
 import functools
 from typing import TYPE_CHECKING, Any, Callable, Iterator, List, NamedTuple, Optional, Sequence, TypeVar
@@ -10,7 +10,7 @@ from kd_plugin.runners.local import MakeWorker, Progress, run_here, run_processe
 from kd_plugin.runners.progress import progress_bar
 from kd_plugin.runners.ray_cluster import run_ray
 
-if TYPE_CHECKING:  # not needed by the verbs without models, and slow to import
+if TYPE_CHECKING:  # slow to import, and verbs without models do not need it
     import torch
 
 RUNNERS = ("local", "ray")
@@ -18,7 +18,7 @@ Whole = TypeVar("Whole")
 
 
 class Job(NamedTuple):
-    """This job's share of the work, and where it runs: --num-shards, --shard-id, --workers (0: one a GPU), --runner."""
+    """A job's share of the work and where it runs: --num-shards, --shard-id, --workers (0: one per GPU), --runner."""
 
     num_shards: int = 1
     shard_id: int = 0
@@ -26,11 +26,11 @@ class Job(NamedTuple):
     runner: str = "local"
 
     def check(self) -> None:
-        """Refuse a shard that is none of the job's."""
+        """Refuses a --shard-id that does not exist."""
         if self.shard_id >= self.num_shards:
             raise KDPluginError(
-                f"--shard-id {self.shard_id}: --num-shards {self.num_shards} has the shards 0 … {self.num_shards - 1}. "
-                "Remedy: one of these, or a larger --num-shards"
+                f"--shard-id {self.shard_id}: with --num-shards {self.num_shards}, the shards are 0 … "
+                f"{self.num_shards - 1}. Remedy: one of these, or a larger --num-shards"
             )
 
     @property
@@ -41,7 +41,7 @@ class Job(NamedTuple):
 
     @property
     def is_here(self) -> bool:
-        """Whether `work` does the shards in this process, and not in others that it starts."""
+        """Whether the shards are processed in this process rather than in child processes."""
         return self.runner == "local" and self.processes == 1
 
     def mine(self, shards: int) -> range:
@@ -50,7 +50,7 @@ class Job(NamedTuple):
 
 
 class Session:
-    """What does shards, loaded once a process: called with a shard's plan it writes it, and tells how far it is.
+    """Writes shards: called with a shard's plan, it writes the shard and reports progress. Loaded once per process.
 
     plans: of all shards of the job
     """
@@ -58,17 +58,17 @@ class Session:
     plans: Sequence[Plan]
 
     def progress(self, size: int) -> Any:
-        """Told of each step; whoever runs the session puts a function of its own here."""
+        """Reports a step; the runner replaces it with its own function."""
 
     def prepare(self) -> None:
-        """What all workers need, before the first one begins."""
+        """Prepares what all workers need, before the first one starts."""
 
     def __call__(self, plan: Plan) -> Plan:
         raise NotImplementedError
 
 
 def claim_share(folder: ShardedFolder[ShardKind], flag: str, job: Job, session: Session) -> Claim:
-    """A job's claim on its shards of a folder; errors as ShardedFolder.claim's."""
+    """A job's claim on its shards of a folder; raises as ShardedFolder.claim."""
     return folder.claim(flag, job.mine(len(session.plans)))
 
 
@@ -82,16 +82,16 @@ def fill(
     name: str,
     unit: str,
 ) -> Optional[Whole]:
-    """Do those of this job's shards that are not finished; whoever does the last one concludes the folder.
+    """Writes this job's unfinished shards; the job that finishes the last shard also concludes the folder.
 
     Args:
-        claim: on the folder, as `claim_share` makes it
-        make_session: the session in another process, of the worker's number; can be pickled
+        claim: on the folder, from `claim_share`
+        make_session: creates the session in another process, given the worker's number; must be picklable
         conclude: writes the manifest of all shards
         name, unit: of the progress bar
 
     Returns:
-        what `conclude` does; None: other jobs have not finished yet, which is said
+        the result of `conclude`; None, with a message, if other jobs are unfinished
     """
     plans = session.plans
     mine = [plans[number] for number in job.mine(len(plans))]
@@ -107,7 +107,7 @@ def fill(
     shards = folder.all_finished(plans)
     missing = len(plans) - len(shards)
     if missing:
-        print(f"{folder.path}: this job's {len(mine)} shards are finished, {missing} of other jobs are missing")
+        print(f"{folder.path}: this job's {len(mine)} shards are finished; {missing} from other jobs are missing")
         return None
     whole = conclude(shards)
     claim.finish()
@@ -117,12 +117,12 @@ def fill(
 def run(
     shards: Sequence[Any], make_worker: MakeWorker, progress: Progress, runner: str = "local", workers: int = 1
 ) -> Iterator[Any]:
-    """Results of all shards, in the order in which they are finished.
+    """The results of all shards, in the order of completion.
 
     Args:
-        shards: what workers are called with; they and make_worker can be pickled
-        progress: told in this process what workers tell theirs; of those on a Ray cluster nothing is heard
-        workers: how many work at the same time
+        shards: arguments for the workers; they and make_worker must be picklable
+        progress: called in this process with the progress that workers report; never called with Ray
+        workers: how many run at the same time
     """
     workers = max(1, min(workers, len(shards)))
     if not shards:
@@ -135,7 +135,7 @@ def run(
 
 
 def device_of(worker: int) -> "torch.device":
-    """Where the worker of this number computes: on a machine with several GPUs each takes its own."""
+    """The device for a worker: on a machine with several GPUs, each worker takes its own."""
     import torch
 
     return (

@@ -1,4 +1,4 @@
-"""Work in this process or in several of this machine: shards as they are finished, or sentence by sentence in order."""
+"""Runs work in this process or in several local ones: shards in order of completion, or sentences in their order."""
 
 import collections
 import contextlib
@@ -13,31 +13,31 @@ from typing import Any, Callable, Deque, Iterable, Iterator, List, Sequence, Set
 from kd_plugin.errors import KDPluginError
 from kd_plugin.quiet import deaf_children, quiet, stop
 
-CHUNK = 128  # sentences that a worker is given at a time
-AHEAD = 3  # chunks that wait for each worker
+CHUNK = 128  # sentences to give to a worker at a time
+AHEAD = 3  # chunks queued per worker
 
-Worker = Any  # does one shard when it is called with it, and tells its `progress(size)` how far it is
+Worker = Any  # a callable that processes one shard and reports to its `progress(size)`
 Progress = Callable[[int], Any]
-MakeWorker = Callable[[int], Worker]  # of the worker's number; what is expensive is loaded there, once a worker
+MakeWorker = Callable[[int], Worker]  # takes the worker's number; loads expensive things, once per worker
 
 
 def workers_for(wanted: int, sentences: int, sentences_a_worker: int) -> int:
-    """How many processes.
+    """The number of processes to use.
 
     Args:
-        wanted: 0: one a core, and one for `sentences_a_worker`; with fewer for each a process takes longer to start
-            than to do its share
+        wanted: 0: one per core, but at most one per `sentences_a_worker` sentences; with fewer, starting a process
+            takes longer than its share of the work
     """
     return wanted or max(1, min(_cores(), sentences // sentences_a_worker))
 
 
 def _cores() -> int:
-    """That this process may use: a batch system gives away fewer than there are."""
+    """The number of cores that this process may use; a batch system may allow fewer than there are."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def run_here(shards: Sequence[Any], make_worker: MakeWorker, progress: Progress) -> Iterator[Any]:
-    """Results of all shards, in their order."""
+    """The results of all shards, in their order."""
     worker = make_worker(0)
     worker.progress = progress
     for shard in shards:
@@ -45,15 +45,15 @@ def run_here(shards: Sequence[Any], make_worker: MakeWorker, progress: Progress)
 
 
 def run_processes(shards: Sequence[Any], make_worker: MakeWorker, progress: Progress, workers: int) -> Iterator[Any]:
-    """Results of all shards, in the order in which they are finished."""
+    """The results of all shards, in the order of completion."""
     with deaf_children():
         manager = multiprocessing.get_context("spawn").Manager()
     numbers, steps = manager.Queue(), manager.Queue()
     for number in range(workers):
         numbers.put(number)
     died = (
-        "a worker died, for want of memory perhaps; what is finished is kept. Remedy: fewer --workers, or a smaller "
-        "--max-tokens, and the same command again"
+        "a worker died, perhaps for lack of memory; finished work is kept. Remedy: run the same command again with "
+        "fewer --workers or a smaller --max-tokens"
     )
     with _pool(workers, _start_worker, (make_worker, numbers, steps, workers), lambda error: died) as submit:
         waiting = {submit(shard) for shard in shards}
@@ -69,12 +69,12 @@ def run_processes(shards: Sequence[Any], make_worker: MakeWorker, progress: Prog
 def mapped(
     pairs: Iterable[Tuple[Any, Any]], make: Callable[[], Callable[[Any], Any]], workers: int
 ) -> Iterator[Tuple[Any, Any]]:
-    """(item, what the function says of its work) for each (item, work), in their order, whatever the number of workers.
+    """(item, function(work)) for each (item, work), in their order for any number of workers.
 
-    No more than workers · AHEAD chunks are in memory. Items stay in this process.
+    At most workers · AHEAD chunks are in memory. Items stay in this process.
 
     Args:
-        make: gives the function; it is called once a process. It, the works and their answers can be pickled
+        make: creates the function, once per process; `make`, the work and its results must be picklable
 
     Raises:
         KDPluginError: a worker died
@@ -86,7 +86,7 @@ def mapped(
         return
 
     def died(error: BaseException) -> str:
-        return f"a worker died ({error}). Remedy: fewer --workers, they may lack memory"
+        return f"a worker died ({error}), perhaps for lack of memory. Remedy: fewer --workers"
 
     waiting: Deque[Tuple[List[Any], Any]] = collections.deque()
     pairs = iter(pairs)
@@ -106,12 +106,14 @@ def mapped(
 def _pool(
     workers: int, start: Callable[..., None], arguments: Tuple[Any, ...], died: Callable[[BaseException], str]
 ) -> Iterator[Callable[[Any], "Future[Any]"]]:
-    """A way to give work to processes, which `start` prepares. A stop ends them at once, an error when theirs is done.
+    """Yields a function that submits work to processes, each initialised by `start`.
+
+    An interrupt stops the processes at once; after an error they finish their current work first.
 
     Args:
-        died: what to say where one of them died
+        died: makes the message for a dead process
     """
-    context = multiprocessing.get_context("spawn")  # CUDA and threads survive no fork
+    context = multiprocessing.get_context("spawn")  # CUDA and threads do not survive a fork
     waiting: Set[Future[Any]] = set()
 
     def submit(work: Any) -> "Future[Any]":
@@ -124,7 +126,7 @@ def _pool(
     with ProcessPoolExecutor(workers, context, start, arguments) as pool:
         try:
             yield submit
-        except (KeyboardInterrupt, GeneratorExit):  # the second: whoever asks for results has stopped
+        except (KeyboardInterrupt, GeneratorExit):  # GeneratorExit: the consumer of the results has stopped
             stop(pool)
             raise
         except BrokenProcessPool as error:
@@ -134,7 +136,7 @@ def _pool(
                 future.cancel()
 
 
-_at_work: List[Callable[[Any], Any]] = []  # a process' own
+_at_work: List[Callable[[Any], Any]] = []  # one per process
 
 
 def _start_worker(make_worker: MakeWorker, numbers: Any, steps: Any, workers: int) -> None:

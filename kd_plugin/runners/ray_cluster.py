@@ -8,15 +8,15 @@ from kd_plugin.runners.local import MakeWorker
 
 
 def run_ray(shards: Sequence[Any], make_worker: MakeWorker, workers: int) -> Iterator[Any]:
-    """Results of all shards, in the order in which they are finished."""
+    """The results of all shards, in the order of completion."""
     try:
         import ray
         import ray.data
     except ImportError as error:
         raise KDPluginError(f"--runner ray: {error}. Remedy: pip install 'kd-plugin[ray]'") from error
     if not ray.is_initialized():
-        ray.init(log_to_driver=False)  # the cluster that RAY_ADDRESS names, else one of this machine's own
-    # as bytes: Ray Data would make columns of them
+        ray.init(log_to_driver=False)  # the cluster at RAY_ADDRESS, else a local one
+    # pickled, because Ray Data would turn them into columns
     rows = [{"shard": pickle.dumps(shard)} for shard in shards]
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
         _RayWorker,
@@ -31,13 +31,13 @@ def run_ray(shards: Sequence[Any], make_worker: MakeWorker, workers: int) -> Ite
 
 
 class _RayWorker:
-    """An actor: it loads the teacher once, and does one shard after the other."""
+    """An actor that loads the teacher once and processes one shard after another."""
 
     def __init__(self, make_worker: MakeWorker):
-        self._worker = make_worker(0)  # Ray shows each actor its own GPU only, which is then number 0
+        self._worker = make_worker(0)  # each actor sees only its own GPU, as number 0
 
     def __call__(self, row: Any) -> Any:
         try:
             return {"result": pickle.dumps(self._worker(pickle.loads(row["shard"]))), "error": ""}
-        except KDPluginError as error:  # an exception would come out wrapped in Ray's own
+        except KDPluginError as error:  # Ray would wrap an exception in its own
             return {"result": b"", "error": str(error)}

@@ -1,4 +1,4 @@
-"""What every task with a teacher shares; a task of ours is this before a stock task of fairseq's."""
+"""What all tasks with a teacher share: each combines this mixin with a stock fairseq task."""
 
 import logging
 from argparse import ArgumentParser
@@ -33,15 +33,15 @@ class TeacherFlags(*own_flags(), FairseqDataclass):  # type: ignore[misc]
     teacher_path: Optional[str] = field(
         default=None,
         metadata={
-            "help": "checkpoint of the teacher, or a folder of Hugging Face's (MarianMT and OPUS-MT, M2M100 and NLLB, "
-            "mBART, T5 and MADLAD); several, separated by colons, make an ensemble (a colon in a path: \\: or a JSON "
-            "list). The architecture is read from the checkpoint itself"
+            "help": "the teacher's checkpoint, or a Hugging Face model folder (MarianMT and OPUS-MT, M2M100 and NLLB, "
+            "mBART, T5 and MADLAD); several, separated by colons, form an ensemble (write a colon in a path as \\: or "
+            "use a JSON list). The architecture comes from the checkpoint"
         },
     )
     teacher_cache: Optional[str] = field(
         default=None,
         metadata={
-            "help": "folder with a teacher's answers to the training data, as kd-plugin cache writes it, instead of "
+            "help": "folder with a teacher's answers for the training data, written by kd-plugin cache; replaces "
             "--teacher-path"
         },
     )
@@ -49,14 +49,14 @@ class TeacherFlags(*own_flags(), FairseqDataclass):  # type: ignore[misc]
     teacher_weights: Any = field(
         default=None,
         metadata={
-            "help": "one weight per teacher of an ensemble, separated by commas, scaled to sum 1: the mixture of the "
-            "teachers' probabilities is distilled. Default: equal weights"
+            "help": "comma-separated weights, one per teacher of an ensemble, normalised to sum to 1: the student "
+            "learns from the weighted mixture of the teachers' probabilities. Default: equal weights"
         },
     )
     teacher_overrides: Any = field(
         default="{}",
         metadata={
-            "help": "JSON dictionary of fields to replace in the teacher's own configuration, e.g. '{\"data\": "
+            "help": "JSON dictionary of fields to override in the teacher's own configuration, e.g. '{\"data\": "
             '"DATA_BIN"}\' for the folder of its dictionaries'
         },
     )
@@ -69,47 +69,48 @@ class TeacherFlags(*own_flags(), FairseqDataclass):  # type: ignore[misc]
     )
     teacher_dtype: ChoiceEnum(["auto", *TEACHER_DTYPES]) = field(  # type: ignore[valid-type]
         default="auto",
-        metadata={"help": "dtype of the teacher; auto: as the student computes on a GPU, fp32 on a CPU"},
+        metadata={"help": "dtype of the teacher; auto: the student's on a GPU, fp32 on a CPU"},
     )
     teacher_sha256: Optional[str] = field(
         default=None,
         metadata={
-            "help": "refuse any other file as teacher, or answers by any other: sha256, separated by colons "
-            "(kd-plugin doctor --teacher PATH prints it)"
+            "help": "refuse a teacher, or a cache by a teacher, with any other sha256 than these, separated by colons "
+            "(kd-plugin doctor --teacher PATH prints them)"
         },
     )
     teacher_source_lang: Optional[str] = field(
         default=None,
         metadata={
-            "help": "the source language, as a Hugging Face teacher of several languages names it: eng_Latn for NLLB, "
-            "en for M2M100, en_XX for mBART"
+            "help": "the source language, by the name that a multilingual Hugging Face teacher uses: eng_Latn for "
+            "NLLB, en for M2M100, en_XX for mBART"
         },
     )
     teacher_target_lang: Optional[str] = field(
-        default=None, metadata={"help": "the target language likewise; also deu for >>deu<<, de for MADLAD's <2de>"}
+        default=None,
+        metadata={"help": "the target language, named likewise; also deu for >>deu<<, de for MADLAD's <2de>"},
     )
     teacher_missing_symbols: ChoiceEnum(MISSING_SYMBOLS) = field(  # type: ignore[valid-type]
         default=REFUSE,
         metadata={
-            "help": "what to do where the student's dictionaries have symbols that the teacher lacks; ignore: it reads "
-            "them as its unknown symbol, and never says them"
+            "help": "what to do if the student's dictionaries have symbols that the teacher lacks; ignore: the teacher "
+            "reads them as its unknown symbol and gives them no probability"
         },
     )
 
 
 def own_fields(config: type, stock_config: type) -> FrozenSet[str]:
-    """Names that a configuration has and the stock one has not."""
+    """Names of the fields that a configuration has beyond the stock one."""
     return frozenset(field.name for field in fields(config)) - {field.name for field in fields(stock_config)}
 
 
 class DistillationMixin:
-    """A task whose criterion may ask `teacher` about the target tokens of a batch; `class X(DistillationMixin, Y)`.
+    """A task whose criterion may ask `teacher` about a batch's target tokens; use as `class X(DistillationMixin, Y)`.
 
-    Without training (fairseq-generate, fairseq-interactive) it is the stock task and no teacher is loaded. It describes
-    its students' checkpoints as that task's.
+    Outside training (fairseq-generate, fairseq-interactive) it acts as the stock task and loads no teacher. It labels
+    its students' checkpoints as the stock task's.
     """
 
-    # of the task that it extends
+    # of the stock task that it extends
     stock: ClassVar[Stock]
     private_fields: ClassVar[FrozenSet[str]]
 
@@ -128,14 +129,14 @@ class DistillationMixin:
     @classmethod
     def add_args(cls, parser: Any) -> None:
         super().add_args(parser)  # type: ignore[misc]
-        # at import, fairseq also calls this with a mere group of arguments, for its documentation
+        # at import, fairseq also calls this with an argument group, for its documentation
         if isinstance(parser, ArgumentParser):
             refuse_idle_ranks(parser)
 
     def build_criterion(self, cfg: Any, *args: Any, **kwargs: Any) -> Any:
-        """Called where training starts, before data are loaded: a bad teacher is refused here.
+        """fairseq calls this at the start of training, before it loads data, so a bad teacher is refused here.
 
-        Any criterion will do that has a `distiller`, or, without a teacher, any at all.
+        Accepts any criterion with a `distiller` or, without a teacher, any criterion at all.
         """
         self._load_teacher()
         criterion = super().build_criterion(cfg, *args, **kwargs)  # type: ignore[misc]
@@ -146,8 +147,8 @@ class DistillationMixin:
             logger.info(self._signature)
         elif self.teacher is not None:
             raise KDPluginError(
-                f"a teacher is given, but the criterion {type(criterion).__name__} asks no teacher. Remedy: "
-                "--criterion kd_label_smoothed_cross_entropy, or leave the teacher out"
+                f"there is a teacher, but the criterion {type(criterion).__name__} does not use one. Remedy: "
+                "--criterion kd_label_smoothed_cross_entropy, or train without a teacher"
             )
         return criterion
 
@@ -167,42 +168,42 @@ class DistillationMixin:
         ignore_grad: bool = False,
         **kwargs: Any,
     ) -> Any:
-        # schedules and error messages need the update number, which fairseq hands to nobody else
+        # schedules and error messages need the update number, which fairseq passes only here
         self.num_updates = update_num
-        # a rank that has run out of data goes through a batch whose gradient is thrown away
+        # a rank that has run out of data computes a dummy batch, whose gradient is discarded
         self.is_dummy_batch = ignore_grad
         if ignore_grad and self.teacher is not None:
             sample = self.teacher.complete(sample)
         return super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad, **kwargs)  # type: ignore[misc]
 
     def get_batch_iterator(self, *args: Any, **kwargs: Any) -> Any:
-        """fairseq's iterator, whose state in a checkpoint carries that of the selection of tokens.
+        """fairseq's iterator, with the state of the token selection added to its own in checkpoints.
 
-        fairseq saves `task.state` but restores it in no training; the iterator's state it does restore, and forgets
-        it with --reset-dataloader, as it should.
+        fairseq saves `task.state` but never restores it in training. It does restore the iterator's state, and rightly
+        drops it with --reset-dataloader.
         """
         iterator = super().get_batch_iterator(*args, **kwargs)  # type: ignore[misc]
         return carry_state(iterator, "kd_selection", lambda: self.selection)
 
     def begin_epoch(self, epoch: int, model: Any) -> None:
-        """From here on nothing reads the configuration any more but the trainer when it saves."""
+        """From here on, only the trainer reads the configuration, when it saves."""
         super().begin_epoch(epoch, model)  # type: ignore[misc]
         if not self._student_checked:
             self._student_checked = True
             check_finite(dict(model.named_parameters()), self._student_name())
-        # after loading a checkpoint, whose own signature it replaces
+        # after a checkpoint has been loaded, to replace its signature
         self.state.merge_state_dict({"kd_signature": self._signature})  # type: ignore[attr-defined]
         root = self._root()
         if "common" in root and "criterion" in root:
             describe_as_stock(root, self.private_fields, self.stock)
 
     def _root(self) -> DictConfig:
-        """The whole configuration of the training around the task; empty where there is none."""
+        """The training's whole configuration; empty if the task has none around it."""
         root = self.cfg._get_root() if isinstance(self.cfg, DictConfig) else None
         return root if isinstance(root, DictConfig) else DictConfig({})
 
     def _student_name(self) -> str:
-        """The file that the student's first weights may come from."""
+        """A name for the student in messages, with the file of its initial weights if there is one."""
         cfg = self._root().get("checkpoint")
         if not cfg:
             return "the student"
@@ -210,13 +211,16 @@ class DistillationMixin:
         return f"the student of --{flag.replace('_', '-')} {cfg[flag]}"
 
     def max_positions(self) -> Any:
-        """fairseq skips (training) or refuses (validation) what is longer: no index error in a shorter teacher."""
+        """The smaller of the student's and the teacher's limits.
+
+        fairseq skips (training) or refuses (validation) longer sentences, which would be an index error in the teacher.
+        """
         own = super().max_positions()  # type: ignore[misc]
         return own if self.teacher is None else utils.resolve_max_positions(own, *self.teacher.max_positions())
 
 
 def private_fields(config: type, stock_config: type) -> FrozenSet[str]:
-    """Names of the flags that no stock checkpoint has: of the task and of the criterion."""
+    """Names of the flags of task and criterion that no stock checkpoint has."""
     return own_fields(config, stock_config) | own_fields(
         KDLabelSmoothedCrossEntropyCriterionConfig, LabelSmoothedCrossEntropyCriterionConfig
     )

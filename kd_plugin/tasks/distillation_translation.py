@@ -1,4 +1,4 @@
-"""The task: fairseq's translation with a frozen teacher beside the student."""
+"""The task: fairseq's translation task with a frozen teacher."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -22,16 +22,16 @@ class DistillationTranslationConfig(TeacherFlags, TranslationConfig):
 
 @register_task(TASK_NAME, dataclass=DistillationTranslationConfig)
 class DistillationTranslationTask(DistillationMixin, TranslationTask):
-    """Translation whose criterion may ask `task.teacher` about the target tokens of a batch."""
+    """Translation with a criterion that may ask `task.teacher` about a batch's target tokens."""
 
     stock = TRANSLATION
     private_fields = private_fields(DistillationTranslationConfig, TranslationConfig)
 
     def load_dataset(self, split: str, epoch: int = 1, combine: bool = False, **kwargs: Any) -> None:
-        """As fairseq's; batches bring what the teacher needs beside them."""
+        """As fairseq's, and adds to the batches what the teacher needs."""
         cfg = self.cfg
         if cfg.upsample_primary < 1:
-            cfg.upsample_primary = 1  # with fairseq's own default, -1, train and train1 together crash
+            cfg.upsample_primary = 1  # fairseq's default, -1, crashes if there are train and train1
         super().load_dataset(split, epoch=epoch, combine=combine, **kwargs)
         if self.teacher is None:
             return
@@ -43,9 +43,9 @@ class DistillationTranslationTask(DistillationMixin, TranslationTask):
         self.teacher.attach(self.datasets[split], texts, training)
 
 
-# a second task of this name would be ignored by fairseq without a word
+# fairseq would silently ignore a second task of this name
 if TASK_REGISTRY[TASK_NAME].__module__ != __name__:
     raise KDPluginError(
-        f"another plugin has registered the task {TASK_NAME} ({TASK_REGISTRY[TASK_NAME].__module__}). Remedy: import "
-        "only one of the two (--user-dir)"
+        f"another plugin has already registered the task {TASK_NAME} ({TASK_REGISTRY[TASK_NAME].__module__}). Remedy: "
+        "import only one of the two (--user-dir)"
     )

@@ -1,6 +1,6 @@
-"""What a teacher is to the training: whatever answers about the target tokens of a batch.
+"""The interface of a teacher: anything that answers about a batch's target tokens.
 
-To add a kind of teacher: write its class and put a row for it into `kd_plugin/teachers/kinds.py`.
+To add a kind of teacher, write its class and add a row to `TEACHERS` in `kd_plugin/teachers/kinds.py`.
 """
 
 import abc
@@ -16,7 +16,7 @@ from kd_plugin.losses.definition import Objective
 
 
 class Signal(enum.Enum):
-    """What a teacher may give, and a term of the loss may need; the value says it to the user."""
+    """What a teacher may provide and a term of the loss may need; the value is its name in messages."""
 
     DISTRIBUTION = "distribution over the target vocabulary"
     HIDDEN = "hidden states"
@@ -27,11 +27,11 @@ DISTRIBUTION = frozenset({Signal.DISTRIBUTION})
 
 
 class Request(NamedTuple):
-    """What is asked about a batch.
+    """A question about a batch.
 
     rows:    (tokens,) int64, ascending positions in the flattened (batch * target length)
-    dtype:   the one in which the student computes
-    signals: what is wanted, all of it among the teacher's `provides`
+    dtype:   in which the student computes
+    signals: what the answer should contain, a subset of the teacher's `provides`
     """
 
     rows: Tensor
@@ -40,10 +40,10 @@ class Request(NamedTuple):
 
 
 class Dropped(NamedTuple):
-    """What a teacher with more symbols than the student's says by those.
+    """The probability that a teacher gives to symbols that the student does not have.
 
-    mass:   0-dim, the probability of such symbols, summed over some of the rows
-    tokens: how many those are
+    mass:   0-dim, this probability, summed over a sample of the rows
+    tokens: the size of the sample
     """
 
     mass: Tensor
@@ -51,10 +51,10 @@ class Dropped(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What a teacher says about a batch: a field for each signal, None where it was not asked for.
+    """A teacher's answer for a batch: a field per signal, None if it was not requested.
 
-    distribution: of each of the rows, in the student's order of symbols
-    dropped: None where it has no other symbols
+    distribution: for each row, in the student's order of symbols
+    dropped: None if all of the teacher's symbols are the student's too
     """
 
     distribution: Optional[TeacherAnswer] = None
@@ -75,7 +75,7 @@ class Teacher(abc.ABC):
 
     @abc.abstractmethod
     def answer(self, batch: Dict[str, Any], request: Request) -> Answer:
-        """Answer about a batch, in eval, without gradient, in the teacher's own dtype, on the device of the rows.
+        """Answers for a batch, in eval mode, without gradient, in the teacher's own dtype, on the rows' device.
 
         Args:
             batch: fairseq's, {net_input: {src_tokens, src_lengths, prev_output_tokens}, target, …}
@@ -83,31 +83,31 @@ class Teacher(abc.ABC):
 
     @abc.abstractmethod
     def signature_fields(self) -> List[str]:
-        """Who it is, for the line that identifies a run: `teacher:sha256:1a2b3c4d(7.9M)`, `vocab:ok`."""
+        """The teacher's identity in the run's signature: `teacher:sha256:1a2b3c4d(7.9M)`, `vocab:ok`."""
 
     def max_positions(self) -> List[Any]:
-        """The longest (source, target) that each of its models can read, for fairseq's own length filter."""
+        """The longest (source, target) that each of its models accepts, for fairseq's length filter."""
         return []
 
     def check(self, objectives: Sequence[Objective]) -> None:  # noqa: B027  most can answer everything
-        """Refuse what it cannot answer, before the training starts.
+        """Refuses objectives that it cannot answer, before training starts.
 
         Args:
-            objectives: the first and the last that the run will have
+            objectives: the run's first and last
         """
 
     def attach(self, dataset: Any, split: Split, required: bool) -> None:  # noqa: B027
-        """Let the batches of a dataset bring what it needs beside fairseq's; most need nothing.
+        """Makes a dataset's batches carry what the teacher needs in addition; most need nothing.
 
         Args:
-            dataset: fairseq's LanguagePairDataset of the split; may be changed
-            required: the split is trained on
+            dataset: fairseq's LanguagePairDataset of the split; may be modified
+            required: whether this is the training split
         """
 
     def covers(self, batch: Dict[str, Any]) -> bool:
-        """Whether it can answer about a batch."""
+        """Whether it can answer for a batch."""
         return True
 
     def complete(self, batch: Dict[str, Any]) -> Dict[str, Any]:
-        """A batch whose gradient will be thrown away, made such that it can answer about it."""
+        """Completes a batch whose gradient will be discarded, so that the teacher can answer for it."""
         return batch

@@ -1,4 +1,4 @@
-"""A teacher that was asked before: its answers, read from a store on disk beside the student's batches."""
+"""A cached teacher: its answers come from a store on disk, along with the student's batches."""
 
 import logging
 from pathlib import Path
@@ -21,7 +21,7 @@ from kd_plugin.teachers.opening import parse_hashes
 
 logger = logging.getLogger(__name__)
 
-# what a teacher was asked with, and the flags' defaults
+# flags that were decided when the cache was written, and their defaults
 OF_THE_ANSWERS = {
     "teacher_overrides": "{}",
     "teacher_user_dir": None,
@@ -34,18 +34,18 @@ RECORDS = "teacher_records"  # in a sample: (target tokens without padding, widt
 
 
 class CachedTeacher(Teacher):
-    """A teacher with no model behind it.
+    """A teacher whose answers are stored; there is no model.
 
-    Records are read where fairseq makes a batch (in its --num-workers), and travel with it to the device as they are
-    stored.
+    fairseq's --num-workers read the records when they collate a batch; the records travel to the device in their
+    stored form.
 
     Args:
         folder: --teacher-cache
         target_dictionary: the student's
-        hashes: --teacher-sha256, which the manifest must name
+        hashes: --teacher-sha256, which must match the manifest
 
     Raises:
-        KDPluginError: a store is damaged, of another dictionary or teacher, or the stores differ in kind
+        KDPluginError: a store is damaged or has another dictionary or teacher, or the stores are of different kinds
     """
 
     def __init__(self, folder: str, target_dictionary: Dictionary, hashes: Sequence[Optional[str]] = ()):
@@ -59,13 +59,13 @@ class CachedTeacher(Teacher):
                 if mine != other:
                     raise KDPluginError(
                         f"--teacher-cache {folder}: {self._stores[0].folder.name} and {store.folder.name} differ in "
-                        f"{name} ({mine}, {other}). Remedy: a cache folder of its own for each teacher and kind"
+                        f"{name} ({mine}, {other}). Remedy: a separate cache folder for each teacher and kind"
                     )
             if store.identity.dictionary_sha256 != dictionary_sha256(target_dictionary.symbols):
                 raise KDPluginError(
-                    f"{store.folder}: written with another target dictionary of {store.identity.vocab} symbols, the "
+                    f"{store.folder}: written with another target dictionary, of {store.identity.vocab} symbols; the "
                     f"student's has {len(target_dictionary)}. Remedy: binarise the student's data with the dictionary "
-                    "of the cached data, or write the cache for these data"
+                    "of the cached data, or write a cache for this data"
                 )
         known = [teacher["sha256"] for teacher in self.identity.teachers]
         if hashes and [str(given).lower() for given in hashes] != known:
@@ -75,7 +75,7 @@ class CachedTeacher(Teacher):
             )
 
     def signature_fields(self) -> List[str]:
-        """Whose answers they are and how many entries, for the line that identifies a run."""
+        """The teachers and the kind of entries, for the run's signature."""
         identity = self.identity
         members = [
             f"teacher:{short_name(teacher['sha256'], teacher['parameters'])}"
@@ -85,30 +85,30 @@ class CachedTeacher(Teacher):
         return [*members, f"cache:{identity.kind}:{identity.k}:{identity.dtype}", "vocab:ok"]
 
     def max_positions(self) -> List[Any]:
-        """The longest (source, target) that has answers."""
+        """The longest (source, target) with answers."""
         return [tuple(self.identity.max_positions)]
 
     def check(self, objectives: Sequence[Objective]) -> None:
-        """Refuse what the stored entries cannot give."""
+        """Refuses objectives that the stored entries cannot serve."""
         divergence, top1_rank = objectives[0].divergence, objectives[0].top1_rank
         temperatures = [objective.temperature for objective in objectives]
         allowed = BUCKET_DIVERGENCES if self.identity.kind == "topk" else SAMPLED_DIVERGENCES
         if divergence not in allowed:
             raise KDPluginError(
-                f"--kd-divergence {divergence}: cannot be had from --teacher-cache of kind {self.identity.kind}, which "
-                f"gives {', '.join(allowed)}. Remedy: one of these, or --teacher-path"
+                f"--kd-divergence {divergence}: a --teacher-cache of kind {self.identity.kind} supports only "
+                f"{', '.join(allowed)}. Remedy: one of these, or --teacher-path"
             )
         if top1_rank > 0:
             raise KDPluginError("--kd-top1-rank needs the teacher's whole distribution. Remedy: --teacher-path")
         if any(temperature != self.identity.temperature for temperature in temperatures):
             raise KDPluginError(
-                f"--teacher-cache {self.folder} was written at temperature {self.identity.temperature}, this run has "
-                f"--kd-temperature {' to '.join(f'{t:g}' for t in temperatures)}. Remedy: that temperature without a "
-                "schedule, or kd-plugin cache --temperature"
+                f"--teacher-cache {self.folder} was written at temperature {self.identity.temperature}, but this run "
+                f"has --kd-temperature {' to '.join(f'{t:g}' for t in temperatures)}. Remedy: the cache's temperature "
+                "without a schedule, or kd-plugin cache --temperature"
             )
 
     def attach(self, dataset: Any, split: Split, required: bool) -> None:
-        """Let every batch of a dataset bring its records."""
+        """Makes every batch of a dataset carry its records."""
         parts, start = [], 0
         for number, part in enumerate(_parts(dataset.tgt)):
             each = split._replace(name=split.name + (str(number) if number else ""))
@@ -118,8 +118,8 @@ class CachedTeacher(Teacher):
             sizes = np.asarray(part.dataset.sizes, dtype=np.int64)
             if int(sizes.sum()) != store.manifest.tokens:
                 raise KDPluginError(
-                    f"{store.folder} holds {store.manifest.tokens} target tokens, {each.data} has {int(sizes.sum())} "
-                    f"in {each.name}. Remedy: write the cache with the same options of the task"
+                    f"{store.folder} holds {store.manifest.tokens} target tokens, but {each.data} has "
+                    f"{int(sizes.sum())} in {each.name}. Remedy: write the cache with the same task options"
                 )
             starts = np.cumsum(sizes) - sizes
             parts.append(_Part(start, len(sizes), starts, sizes, store))
@@ -140,7 +140,7 @@ class CachedTeacher(Teacher):
             )
             return None
         same_split = [str(store.folder) for store in self._stores if store.identity.split == split.name]
-        other = f"{', '.join(same_split)} is of other data, or of sources truncated otherwise"
+        other = f"{', '.join(same_split)} is for other data, or for sources truncated differently"
         reason = other if same_split else f"it has no {split.name}"
         command = f"kd-plugin cache {split.data} --subset {split.name} --cache-dir {self.folder}"
         if split.truncated_to is not None:
@@ -151,15 +151,15 @@ class CachedTeacher(Teacher):
         )
 
     def covers(self, batch: Dict[str, Any]) -> bool:
-        """Whether a batch has brought its answers."""
+        """Whether a batch carries its answers."""
         return RECORDS in batch
 
     def complete(self, batch: Dict[str, Any]) -> Dict[str, Any]:
-        """The batch, with invented answers where it has none.
+        """The batch, with made-up answers if it has none.
 
-        A rank that has run out of data goes through a batch whose gradient is thrown away. fairseq keeps one for that,
-        and after validation it is one of the validation set, which need not have answers; but every rank has to log
-        the same terms and to meet the others where tokens are selected.
+        A rank that has run out of data computes a dummy batch, whose gradient is discarded. After validation, fairseq's
+        dummy batch comes from the validation set, which need not have answers; but every rank has to log the same terms
+        and take part in the collective selection of tokens.
         """
         if self.covers(batch):
             return batch
@@ -177,15 +177,15 @@ class CachedTeacher(Teacher):
 
 
 def open_cached(task: Any, cfg: Any) -> CachedTeacher:
-    """The answers that the task's flags name."""
+    """The cached teacher that the task's flags name."""
     for name in ("teacher_path", "teacher_weights"):
         if getattr(cfg, name):
-            raise KDPluginError(f"--{name.replace('_', '-')} and --teacher-cache are both given: leave one out")
+            raise KDPluginError(f"--{name.replace('_', '-')} excludes --teacher-cache. Remedy: leave one of them out")
     for name, default in OF_THE_ANSWERS.items():
         if str(getattr(cfg, name)) != str(default):
             flag = f"--{name.replace('_', '-')}"
             raise KDPluginError(
-                f"{flag}: the answers in --teacher-cache were given without it. Remedy: leave it out; kd-plugin cache "
+                f"{flag}: has no effect on the answers in --teacher-cache. Remedy: leave it out here; kd-plugin cache "
                 f"takes {flag}"
             )
     return CachedTeacher(cfg.teacher_cache, task.target_dictionary, parse_hashes(cfg.teacher_sha256))
@@ -197,16 +197,16 @@ class _Repeated(NamedTuple):
 
 
 def _parts(target: Any) -> List[_Repeated]:
-    """The files behind a dataset's target side: fairseq joins train, train1, … and may repeat the first."""
+    """The files of a dataset's target side: fairseq concatenates train, train1, … and may repeat the first."""
     while not hasattr(target, "datasets") and hasattr(target, "dataset"):
-        target = target.dataset  # a wrapper that pads to buckets
+        target = target.dataset  # unwrap fairseq's BucketPadLengthDataset
     if hasattr(target, "datasets"):
         return [_Repeated(dataset, ratio) for dataset, ratio in zip(target.datasets, target.sample_ratios)]
     return [_Repeated(target, 1)]
 
 
 class _Part(NamedTuple):
-    """Sentences [first, first + n · times) of a dataset, n of them in a store."""
+    """Sentences [first, first + n · times) of a dataset; the store holds n of them."""
 
     first: int
     sentences: int
@@ -216,7 +216,7 @@ class _Part(NamedTuple):
 
 
 class _Collater:
-    """A dataset's collater that adds the records; a class, because workers may have to pickle it."""
+    """Wraps a dataset's collater to add the records; a class, so that workers can pickle it."""
 
     def __init__(self, collater: Any, parts: Sequence[_Part], pad: int):
         self._collater, self._parts, self._pad = collater, list(parts), pad
@@ -242,17 +242,17 @@ class _Collater:
         if tokens != len(encoded):
             raise KDPluginError(
                 f"{self._parts[0].store.folder}: {len(encoded)} records for {tokens} target tokens of the sentences "
-                f"{ids.tolist()}. Remedy: train with the options of the task that the cache was written with"
+                f"{ids.tolist()}. Remedy: train with the task options that the cache was written with"
             )
         sample[RECORDS] = torch.from_numpy(encoded)
         return sample
 
 
 def decode(encoded: Tensor, layout: Layout, sampled: bool) -> SparseAnswer:
-    """Layout.decode on the device of the batch."""
+    """Layout.decode on the batch's device."""
     ids_width = layout.k * layout.id_type.itemsize
     signed, mask = (torch.int16, 0xFFFF) if layout.id_type.itemsize == 2 else (torch.int32, 0xFFFFFFFF)
-    # in one dimension: of one row or none a part counts as contiguous, and cannot be viewed as wider numbers
+    # flatten first: a slice of one row or none counts as contiguous, and then cannot be viewed as a wider dtype
     ids = encoded[:, :ids_width].reshape(-1).view(signed).reshape(-1, layout.k).long() & mask
     lprobs = encoded[:, ids_width:].reshape(-1).view(torch.float16).reshape(-1, layout.k + 1).float()
     return SparseAnswer(ids, lprobs[:, :-1], lprobs[:, -1], sampled)

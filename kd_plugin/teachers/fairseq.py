@@ -1,4 +1,4 @@
-"""A checkpoint of fairseq's as a teacher."""
+"""A fairseq checkpoint as a teacher."""
 
 from typing import Any, Dict, Optional, Tuple
 
@@ -33,7 +33,7 @@ class FairseqMember(Member):
             project = _projection(model.decoder)
             if can_pack(model) and net_input.keys() <= INPUTS:
                 return packed_features(model, net_input, rows), project
-            # no layer has this index, so that no attention weights are computed, and no hidden states are kept
+            # alignment_layer -1 matches no layer, so no attention weights are computed
             net_output = model(**net_input, features_only=True, alignment_layer=-1, return_all_hiddens=False)
             return at_rows(rows, net_output[0]), project
         if has_adaptive_softmax(model):
@@ -42,10 +42,10 @@ class FairseqMember(Member):
 
 
 def fit(checkpoint: Checkpoint, student_task: TranslationTask, missing_symbols: str = REFUSE) -> FairseqMember:
-    """A checkpoint as a teacher of this student.
+    """A checkpoint as a teacher for this student.
 
     Raises:
-        KDPluginError: its dictionaries do not hold the student's symbols, or as `Checkpoint.model`
+        KDPluginError: its dictionaries lack some of the student's symbols, or as `Checkpoint.model`
     """
     students = student_task.source_dictionary, student_task.target_dictionary
     names = [f"{side} ({path})" for side, path in zip(("source", "target"), checkpoint.dictionary_paths)]
@@ -62,7 +62,7 @@ def load_teacher(
     expected_sha256: Optional[str] = None,
     overrides: Optional[Dict[str, Any]] = None,
 ) -> FairseqMember:
-    """The model of a checkpoint of any architecture, for this student.
+    """Loads a checkpoint of any architecture as a teacher for this student.
 
     Raises:
         KDPluginError: as `open_beside` and `fit`
@@ -73,7 +73,7 @@ def load_teacher(
 
 
 def _projection(decoder: Any) -> Project:
-    """From features to logits."""
+    """The decoder's projection from features to logits."""
     layer = getattr(decoder, "output_projection", None)
     if type(decoder).output_layer is not TransformerDecoderBase.output_layer or type(layer) is not torch.nn.Linear:
         return lambda features, allocate: decoder.output_layer(features)

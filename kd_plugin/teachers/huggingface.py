@@ -1,4 +1,4 @@
-"""A translation model of Hugging Face's transformers as a teacher."""
+"""A Hugging Face translation model as a teacher."""
 
 from typing import Any, Dict, NamedTuple, Optional, Tuple
 
@@ -13,14 +13,14 @@ from kd_plugin.teachers.member import Member, at_rows
 from kd_plugin.teachers.vocabulary import Symbols, match
 
 T5_TYPES = ("t5", "mt5", "umt5")
-AGREEMENT = 1e-3  # of the largest logit: how near our projection has to come to the model's own
+AGREEMENT = 1e-3  # largest difference between our logits and the model's own, relative to the largest logit
 
 
 class Sentences(NamedTuple):
-    """A side of a batch as transformers has it.
+    """One side of a batch in transformers' format.
 
     ids, mask: (batch, length) int64, padded on the right
-    shift: (batch,) what is to be added to a position of fairseq's to get the one here
+    shift: (batch,) to add to a fairseq position to get the position here
     """
 
     ids: Tensor
@@ -29,13 +29,13 @@ class Sentences(NamedTuple):
 
 
 class HuggingFaceMember(Member):
-    """An encoder–decoder of transformers, asked for what fairseq's batches hold.
+    """An encoder–decoder of transformers that answers for fairseq's batches.
 
     Args:
-        folder: opened
-        languages: what it is to translate
-        pad: the student's index of padding
-        source, target: its symbols beside the student's
+        folder: the opened model folder
+        languages: source and target language
+        pad: the student's padding index
+        source, target: the student's symbols as the model has them
     """
 
     def __init__(self, folder: Folder, languages: Languages, pad: int, source: Symbols, target: Symbols):
@@ -58,7 +58,7 @@ class HuggingFaceMember(Member):
 
     @property
     def head(self) -> LinearHead:
-        """From features to logits."""
+        """The projection from features to logits."""
         layer = self.model.get_output_embeddings()
         bias = getattr(self.model, "final_logits_bias", None)
         parts = [part.reshape(-1) for part in (layer.bias, bias) if part is not None]
@@ -75,7 +75,7 @@ class HuggingFaceMember(Member):
         return at_rows(places, hidden), self.head
 
     def decoded(self, source: Sentences, target: Sentences) -> Tensor:
-        """(batch, length, dimension): the decoder's last hidden states, of which `head` makes logits."""
+        """(batch, length, dimension): the decoder's last hidden states, the input of `head`."""
         encoded = self.model.get_encoder()(input_ids=source.ids, attention_mask=source.mask)[0]
         hidden = self.model.get_decoder()(
             input_ids=target.ids,
@@ -89,23 +89,23 @@ class HuggingFaceMember(Member):
     def _source(self, tokens: Tensor) -> Sentences:
         prefix, suffix = self._layout.source_prefix, self._layout.source_suffix
         lengths, _, ids = self._on_the_left(tokens, self.source_indices)
-        body = lengths - 1  # without end of sentence, which the suffix brings
+        body = lengths - 1  # without end of sentence, which is part of the suffix
         placed = self._with_prefix(ids, prefix, len(suffix))
         for number, symbol in enumerate(suffix):
             placed.scatter_(1, (body + len(prefix) + number).unsqueeze(1), symbol)
         return self._padded(placed, body + len(prefix) + len(suffix), lengths)
 
     def _target(self, tokens: Tensor) -> Sentences:
-        """Of prev_output_tokens, which begin with fairseq's end of sentence: the prefix stands in its place."""
+        """Converts prev_output_tokens; the prefix replaces fairseq's end of sentence at their beginning."""
         prefix = self._layout.target_prefix
         lengths, leading, ids = self._on_the_left(tokens, self.target_indices)
         placed = self._with_prefix(ids[:, 1:], prefix, 0)
         return self._padded(placed, lengths - 1 + len(prefix), len(prefix) - 1 - leading)
 
     def _on_the_left(self, tokens: Tensor, indices: Optional[Tensor]) -> Tuple[Tensor, Tensor, Tensor]:
-        """The length of each sentence, the padding before it, and its symbols as the model's, padded behind.
+        """The length of each sentence, its number of padding symbols on the left, and its ids, padded on the right.
 
-        Some of the models count positions from the beginning of a row, padding too.
+        Right padding, because some models count positions from the beginning of a row, including padding.
         """
         assert indices is not None
         is_symbol = tokens.ne(self._student_pad)
@@ -120,7 +120,7 @@ class HuggingFaceMember(Member):
     def _padded(self, ids: Tensor, lengths: Tensor, shift: Tensor) -> Sentences:
         mask = torch.arange(ids.size(1), device=ids.device) < lengths.unsqueeze(1)
         ids, mask = ids.masked_fill(~mask, self._pad), mask.long()
-        longest = int(mask.sum(dim=1).max()) if ids.device.type == "cpu" else ids.size(1)  # a GPU is not waited for
+        longest = int(mask.sum(dim=1).max()) if ids.device.type == "cpu" else ids.size(1)  # do not wait for a GPU
         return Sentences(ids[:, :longest], mask[:, :longest], shift)
 
 
@@ -130,13 +130,13 @@ def fit_folder(
     dictionaries: Tuple[Dictionary, Dictionary],
     missing_symbols: str,
 ) -> HuggingFaceMember:
-    """A folder as a teacher of this student.
+    """A folder as a teacher for this student.
 
     Args:
         dictionaries: the student's, source and target
 
     Raises:
-        KDPluginError: a language is missing or unknown; it lacks the student's symbols
+        KDPluginError: a language is missing or unknown, or the teacher lacks some of the student's symbols
     """
     sides = [
         _symbols(folder, name, dictionary, vocabulary, layer, missing_symbols)
@@ -155,7 +155,7 @@ def _symbols(
 ) -> Symbols:
     rows = int(layer.weight.size(0))  # a tokenizer may have symbols beyond the model's
     known = {symbol: index for symbol, index in vocabulary.items() if index < rows}
-    for name in ("bos", "pad", "eos", "unk"):  # whatever each of the two calls them
+    for name in ("bos", "pad", "eos", "unk"):  # matched by role, since names may differ
         known.pop(dictionary[getattr(dictionary, name)()], None)
     for name in ("bos", "pad", "eos", "unk"):
         index = folder.special(name, vocabulary)
@@ -163,14 +163,14 @@ def _symbols(
             known[dictionary[getattr(dictionary, name)()]] = index
     unknown = known.get(dictionary[dictionary.unk()])
     if unknown is None:
-        raise KDPluginError(f"{folder.path}: its tokenizer names no unknown symbol. Remedy: copy the folder again")
+        raise KDPluginError(f"{folder.path}: its tokenizer has no unknown symbol. Remedy: copy the folder again")
     unsaid = [dictionary[dictionary.bos()], dictionary[dictionary.pad()]]
     where = f"{side} vocabulary"
     return match(dictionary.symbols, known.get, rows, unknown, folder.path, where, missing_symbols, unsaid)
 
 
 def _scale(model: Any) -> float:
-    """What T5 with tied embeddings multiplies features by before it projects them."""
+    """The factor by which T5 with tied embeddings multiplies features before the projection; 1 for other models."""
     config = model.config
     scales = getattr(config, "scale_decoder_outputs", None)  # from transformers 5 on
     if scales is None:
@@ -180,7 +180,7 @@ def _scale(model: Any) -> float:
 
 @torch.no_grad()
 def _check_projection(member: HuggingFaceMember) -> None:
-    """Compare with the model's own logits, once: another transformers may compute them otherwise."""
+    """Compares our logits with the model's own, once, since another version of transformers may differ."""
     model = member.model
     device = next(model.parameters()).device
     unknown = torch.tensor([[1, 2, 3]], device=device) % int(model.get_input_embeddings().weight.size(0))
@@ -195,6 +195,6 @@ def _check_projection(member: HuggingFaceMember) -> None:
     error = (ours - own)[finite].abs().max() / own[finite].abs().max().clamp(min=1e-6)
     if not bool(error < AGREEMENT):
         raise KDPluginError(
-            f"{member.path}: {type(model).__name__} of this transformers makes its logits otherwise than known here "
-            f"(they differ by {float(error):.1%}). Remedy: another version of transformers, and tell us"
+            f"{member.path}: {type(model).__name__} in this version of transformers computes its logits differently "
+            f"than expected (by {float(error):.1%}). Remedy: another version of transformers; please report this"
         )

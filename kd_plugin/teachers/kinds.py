@@ -1,4 +1,4 @@
-"""The kinds of teacher, and from the task's --teacher-… flags to the one that they ask for."""
+"""The kinds of teacher, and the choice between them by the task's --teacher-… flags."""
 
 from typing import Any, Callable, NamedTuple, Optional, Tuple
 
@@ -15,7 +15,7 @@ class TeacherKind(NamedTuple):
 
     asked: whether the task's flags ask for this kind
     open:  (the student's task, its flags) -> the teacher, or KDPluginError
-    flags: a dataclass with flags of its own, which the task gets; None: those that all kinds share are enough
+    flags: a dataclass with its own flags, which are added to the task's; None: the shared flags are enough
     """
 
     asked: Callable[[Any], bool]
@@ -23,7 +23,7 @@ class TeacherKind(NamedTuple):
     flags: Optional[type] = None
 
 
-# the first that is asked for opens
+# the first kind that the flags ask for is opened
 TEACHERS = {
     "cached": TeacherKind(lambda cfg: bool(cfg.teacher_cache), cached.open_cached),
     "online": TeacherKind(lambda cfg: bool(cfg.teacher_path), opening.open_online),
@@ -31,22 +31,22 @@ TEACHERS = {
 
 
 def open_asked(task: TranslationTask, cfg: Any) -> Optional[Teacher]:
-    """The teacher that the flags ask for, None where they ask for none.
+    """The teacher that the flags ask for, or None.
 
     Raises:
-        KDPluginError: flags that do not fit each other, or whatever is wrong with the teacher
+        KDPluginError: contradictory flags, or anything wrong with the teacher
     """
     for kind in TEACHERS.values():
         if kind.asked(cfg):
             return kind.open(task, cfg)
     for name in ("teacher_weights", "teacher_sha256", "teacher_user_dir", "teacher_source_lang", "teacher_target_lang"):
         if getattr(cfg, name):
-            raise KDPluginError(f"--{name.replace('_', '-')} is given without --teacher-path")
+            raise KDPluginError(f"--{name.replace('_', '-')} has no effect without --teacher-path")
     if str(cfg.teacher_missing_symbols) != REFUSE:
-        raise KDPluginError("--teacher-missing-symbols is given without --teacher-path")
+        raise KDPluginError("--teacher-missing-symbols has no effect without --teacher-path")
     return None
 
 
 def own_flags() -> Tuple[type, ...]:
-    """Dataclasses with the flags that single kinds have."""
+    """The kinds' own dataclasses of flags."""
     return tuple(kind.flags for kind in TEACHERS.values() if kind.flags is not None)

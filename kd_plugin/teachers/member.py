@@ -1,4 +1,4 @@
-"""One model of a teacher, of whatever toolkit, and which of its symbols is which of the student's."""
+"""One model of a teacher, from any toolkit, and the mapping between its symbols and the student's."""
 
 import abc
 from typing import Any, Dict, Optional, Tuple
@@ -13,14 +13,14 @@ from kd_plugin.teachers.vocabulary import Symbols
 
 
 class Member(abc.ABC):
-    """A frozen model that answers about the target tokens of a batch.
+    """A frozen model that answers about a batch's target tokens.
 
     Args:
-        model: an nn.Module in eval, without gradient
-        path: what its owner calls it
+        model: an nn.Module in eval mode, without gradient
+        path: as the user gave it
         sha256: of its file or files
-        parameters: tied ones once
-        source, target: its symbols beside the student's
+        parameters: their number, counting tied ones once
+        source, target: the student's symbols as the model has them
     """
 
     def __init__(self, model: Any, path: str, sha256: str, parameters: int, source: Symbols, target: Symbols):
@@ -35,23 +35,23 @@ class Member(abc.ABC):
 
     @property
     def target_indices(self) -> Optional[Tensor]:
-        """(target vocab,) likewise."""
+        """(target vocab,) the same for the target side."""
         return self.target.indices
 
     @abc.abstractmethod
     def max_positions(self) -> Any:
-        """The longest (source, target) that it reads, with end of sentence."""
+        """The longest (source, target) that it accepts, including end of sentence."""
 
     @abc.abstractmethod
     def features(self, batch: Dict[str, Any], rows: Tensor) -> Tuple[Tensor, Project]:
-        """At the rows of a batch: (tokens, dimension), and what turns them into logits in the model's own order of
-        symbols. The model is where the batch is."""
+        """(tokens, dimension) features at a batch's rows, and their projection to logits in the model's own order of
+        symbols. The model is already on the batch's device."""
 
     def answer(self, batch: Dict[str, Any], rows: Tensor) -> Tuple[Tensor, Project, Project]:
-        """As features, with a second projection, which gives logits in the student's order of symbols.
+        """As `features`, plus a second projection, to logits in the student's order of symbols.
 
-        Those of symbols that the model lacks are -inf; of those that only it has there are none, so that a softmax
-        renormalises what is left.
+        These are -inf for symbols that the model lacks, and omit symbols that only the model has, so a softmax
+        renormalises over the rest.
         """
         values, whole = self.features(batch, rows)
         target = self.target
@@ -62,7 +62,7 @@ class Member(abc.ABC):
         return values, whole, lambda features, allocate: target.of_student(whole(features, allocate))
 
     def _restrict(self, whole: LinearHead) -> LinearHead:
-        """The projection to the student's symbols, in its order: rows of weights, copied once."""
+        """The projection to the student's symbols, in the student's order; its rows are copied once."""
         kept = self._restricted
         if kept is None or (kept.weight.device, kept.weight.dtype) != (whole.weight.device, whole.weight.dtype):
             indices, missing = self.target.indices, self.target.missing
@@ -75,7 +75,7 @@ class Member(abc.ABC):
         return kept
 
     def place(self, device: torch.device, dtype: torch.dtype) -> None:
-        """Move it to a batch's device: fairseq moves the student, nobody moves the teacher."""
+        """Moves the model to a batch's device and dtype, because fairseq moves only the student."""
         parameter = next(self.model.parameters())
         if parameter.dtype != dtype:
             self.check_range(dtype)
@@ -86,13 +86,13 @@ class Member(abc.ABC):
     def check_range(self, dtype: torch.dtype) -> None:
         """
         Raises:
-            KDPluginError: its weights do not stay finite in that dtype
+            KDPluginError: a weight is not finite in that dtype
         """
         if dtype != torch.float32:
-            check_range(self.model, dtype, self.path, "--teacher-dtype fp32, or bf16 on a GPU that has it")
+            check_range(self.model, dtype, self.path, "--teacher-dtype fp32, or bf16 on a GPU that supports it")
 
     def identity(self) -> Dict[str, Any]:
-        """All that decides what it answers, for the manifest of a cache."""
+        """Everything that determines its answers, for a cache's manifest."""
         return {
             "sha256": self.sha256,
             "parameters": self.parameters,
@@ -104,11 +104,11 @@ class Member(abc.ABC):
 
 
 def at_rows(rows: Tensor, values: Tensor) -> Tensor:
-    """Those that count, in two dimensions: fairseq's projection of a frozen (batch, length, dimension) takes 1.8 times
-    as long."""
+    """(tokens, dimension) values at the rows. Two dimensions, because fairseq's projection of a frozen
+    (batch, length, dimension) tensor takes 1.8 times as long."""
     return values.reshape(-1, values.size(-1)).index_select(0, rows)
 
 
 def as_it_is(logits: Tensor, allocate: Allocate) -> Tensor:
-    """The projection of a model whose features are its logits."""
+    """The identity, for a model whose features are already logits."""
     return logits

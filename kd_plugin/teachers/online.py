@@ -1,4 +1,4 @@
-"""A frozen teacher, or a weighted ensemble of them, run beside the student on every batch."""
+"""A frozen teacher, or a weighted ensemble of teachers, that runs on every batch of the student."""
 
 import logging
 import math
@@ -15,19 +15,19 @@ from kd_plugin.teachers.member import Member
 
 logger = logging.getLogger(__name__)
 
-DROPPED_SHARE = 0.01  # of the teacher's probability, on average: from here on it is worth a warning
-DROPPED_TOKENS, DROPPED_PIECE = 256, 32  # of a batch, whose dropped probability is looked at; at a time
+DROPPED_SHARE = 0.01  # warn if more of the teacher's probability than this is dropped on average
+DROPPED_TOKENS, DROPPED_PIECE = 256, 32  # tokens per batch in which dropped probability is measured; at a time
 TEACHER_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 class OnlineTeacher(Teacher):
-    """Runs the teachers in eval, without gradient, in their own dtype, on the device of the batch.
+    """Runs the teachers in eval mode, without gradient, in their own dtype, on the batch's device.
 
     Args:
         members: the loaded teachers
-        weights: one weight >= 0 a teacher, scaled to sum 1; None weighs them equally. The answer is the mixture of
+        weights: one weight >= 0 per teacher, normalised to sum to 1; None: equal weights. The answer is the mixture of
             their probabilities; a teacher of weight 0 is dropped.
-        dtype: `fp32`, `fp16`, `bf16`, or `auto`: the dtype in which the student computes on a GPU, fp32 on a CPU
+        dtype: `fp32`, `fp16`, `bf16`, or `auto`: the student's dtype on a GPU, fp32 on a CPU
     """
 
     def __init__(self, members: Sequence[Member], weights: Optional[Sequence[float]] = None, dtype: str = "auto"):
@@ -39,7 +39,7 @@ class OnlineTeacher(Teacher):
         self.dtype = dtype
         self._warned = False
         self._dropped = RunningMean()
-        if dtype in TEACHER_DTYPES:  # else where it is known: on the first batch
+        if dtype in TEACHER_DTYPES:  # with auto, this is checked on the first batch
             for member in members:
                 member.check_range(TEACHER_DTYPES[dtype])
         kept = [(member, weight / sum(weights)) for member, weight in zip(members, weights) if weight > 0]
@@ -51,11 +51,11 @@ class OnlineTeacher(Teacher):
         return [math.exp(log_weight) for log_weight in self.log_weights]
 
     def max_positions(self) -> List[Any]:
-        """The longest (source, target) that each teacher can read, for fairseq's own length filter."""
+        """The longest (source, target) that each teacher accepts, for fairseq's length filter."""
         return [member.max_positions() for member in self.members]
 
     def signature_fields(self) -> List[str]:
-        """Who they are and whether they were remapped, for the line that identifies a run."""
+        """The teachers and whether their vocabularies were remapped, for the run's signature."""
         weights = self.weights() if len(self.members) > 1 else [1.0]
         shares = [f"*{weight:g}" if weight != 1.0 else "" for weight in weights]
         remapped = any(m.source_indices is not None or m.target_indices is not None for m in self.members)
@@ -71,14 +71,14 @@ class OnlineTeacher(Teacher):
         answers = []
         for member in self.members:
             member.place(rows.device, dtype)
-            # the teacher has a dtype of its own: the student's autocast must not reach it
+            # the student's autocast must not change the teacher's dtype
             with torch.autocast(device_type=rows.device.type, enabled=False):
                 answers.append(member.answer(batch, rows))
         distribution = ProjectedAnswer([(values, project) for values, _, project in answers], self.log_weights)
         distribution.knows_target = not any(member.target.lacks for member in self.members)
         if not any(member.target.restricted for member in self.members) or rows.numel() == 0:
             return Answer(distribution)
-        # of all tokens if they are few, else of as many all over the batch: this needs the teacher's whole vocabulary
+        # measured on all tokens, or on a sample across a large batch, because it needs the teacher's whole vocabulary
         some = torch.arange(0, rows.numel(), -(-rows.numel() // DROPPED_TOKENS), device=rows.device)
         shares = [
             weight * _dropped_mass(values.index_select(0, some), whole, project)
@@ -90,13 +90,13 @@ class OnlineTeacher(Teacher):
         return Answer(distribution, dropped)
 
     def _watch(self, dropped: Dropped) -> None:
-        """Say once where the student's symbols leave out much of what the teacher says."""
+        """Warns once if the student's symbols leave out much of the teacher's probability."""
         mean = self._dropped.add(dropped)
         if mean is not None and mean > DROPPED_SHARE:
             self._dropped.done = True
             logger.warning(
-                f"the student's symbols leave out {mean:.1%} of the teacher's probability (teacher_dropped), which the "
-                "divergence does not see. Remedy: a dictionary with more of the teacher's symbols"
+                f"the student's symbols leave out {mean:.1%} of the teacher's probability (teacher_dropped), and the "
+                "divergence ignores it. Remedy: a dictionary with more of the teacher's symbols"
             )
 
     def _dtype_for(self, request: Request) -> torch.dtype:
@@ -107,14 +107,14 @@ class OnlineTeacher(Teacher):
         if device.type == "cpu" and dtype != torch.float32 and not self._warned and not cpu_computes(self.dtype):
             self._warned = True
             logger.warning(
-                f"--teacher-dtype {self.dtype}: this CPU has no {self.dtype} units, the teacher will be about ten "
-                "times as slow. Remedy: --teacher-dtype auto"
+                f"--teacher-dtype {self.dtype}: this CPU has no {self.dtype} units, so the teacher will take about ten "
+                "times as long. Remedy: --teacher-dtype auto"
             )
         return dtype
 
 
 class RunningMean:
-    """Of what batches have dropped; looked at after the first batch, the tenth, the hundredth …, since a look makes the
+    """The mean dropped probability per token; evaluated after 1, 10, 100, … batches, because each evaluation makes the
     host wait for the device."""
 
     def __init__(self) -> None:
@@ -123,7 +123,7 @@ class RunningMean:
         self._total: Any = 0.0
 
     def add(self, dropped: Dropped) -> Optional[float]:
-        """The mean of a token, where it is looked at."""
+        """Adds a batch; returns the mean per token if it is evaluated now, else None."""
         self._batches += 1
         if self.done:
             return None
@@ -135,7 +135,7 @@ class RunningMean:
 
 
 def _dropped_mass(features: Tensor, whole: Project, project: Project) -> Tensor:
-    """The probability of symbols that the student lacks, summed over some tokens."""
+    """The probability of symbols that the student lacks, summed over the tokens."""
     total = torch.zeros((), device=features.device)
     for piece in features.split(DROPPED_PIECE):
         everything, kept = (torch.logsumexp(one(piece, new_buffer).float(), dim=-1) for one in (whole, project))

@@ -1,4 +1,4 @@
-"""From the --teacher-… flags, which training and caching share, to a teacher."""
+"""Opens a teacher from the --teacher-… flags, which training and caching share."""
 
 import logging
 import os
@@ -38,8 +38,8 @@ def open_teacher(
     """The teacher or ensemble that the flags name, for the student's task.
 
     Args:
-        opened: as for `open_beside`: for another student whose teacher is the same
-        languages: of the members that translate between several
+        opened: as for `open_beside`; to share models between students with the same teacher
+        languages: for multilingual members
         missing_symbols: --teacher-missing-symbols
         user_dir: --teacher-user-dir
     """
@@ -98,7 +98,9 @@ def parse_weights(weights: Any) -> Optional[List[float]]:
     try:
         return [float(part) for part in parts]
     except ValueError as error:
-        raise KDPluginError(f"--teacher-weights {weights!r} is no list of numbers. Remedy: write 0.7,0.3") from error
+        raise KDPluginError(
+            f"--teacher-weights {weights!r} is not a list of numbers. Remedy: write it like 0.7,0.3"
+        ) from error
 
 
 def _opened_folder(path: str, expected: Optional[str], opened: Dict[Hashable, Any]) -> Folder:
@@ -112,13 +114,13 @@ def _opened_folder(path: str, expected: Optional[str], opened: Dict[Hashable, An
 def _check_flags(
     paths: List[str], folders: Dict[str, Folder], overrides: Any, languages: Languages, user_dir: Optional[str]
 ) -> None:
-    """Refuse flags that none of the teachers would read."""
+    """Refuses flags that apply to none of the teachers."""
     taken = {folder.takes_languages for folder in folders.values()}
     for side, code in zip(("source", "target"), languages):
         if code and not taken & {"both", *(["target"] if side == "target" else [])}:
             raise KDPluginError(
-                f"--teacher-{side}-lang {code}: none of the teachers translates between several languages by a code of "
-                "its own. Remedy: leave it out"
+                f"--teacher-{side}-lang {code}: no teacher is a multilingual model that takes a {side} language code. "
+                "Remedy: leave it out"
             )
     if len(folders) == len(set(paths)) and user_dir:
         raise KDPluginError(
@@ -127,6 +129,6 @@ def _check_flags(
         )
     if len(folders) == len(set(paths)) and parse_overrides(overrides):
         raise KDPluginError(
-            "--teacher-overrides: replaces fields of a fairseq checkpoint's configuration, and no teacher is one. "
-            "Remedy: leave it out"
+            "--teacher-overrides: changes a fairseq checkpoint's configuration, but no teacher is a fairseq "
+            "checkpoint. Remedy: leave it out"
         )

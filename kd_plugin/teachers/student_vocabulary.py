@@ -1,4 +1,4 @@
-"""A student's dictionaries and sentencepiece models in its teacher's pieces: all, or those that a corpus needs."""
+"""Writes a student's dictionaries and sentencepiece models with its teacher's pieces: all, or those a corpus needs."""
 
 import functools
 import os
@@ -19,7 +19,7 @@ from kd_plugin.files.atomic import make_folder, write_atomically
 from kd_plugin.files.protection import Named, check_outputs
 from kd_plugin.runners.progress import progress
 
-SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")  # fairseq's own, which no dictionary file names
+SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")  # fairseq adds them; dictionary files do not list them
 
 
 class Wanted(NamedTuple):
@@ -39,7 +39,7 @@ class Wanted(NamedTuple):
 
 
 class Side(NamedTuple):
-    """One language of a teacher: how it segments text, and the index of each symbol that it knows."""
+    """One language of a teacher: its segmentation, and the index of each symbol in its vocabulary."""
 
     language: str
     pieces: Pieces
@@ -47,7 +47,7 @@ class Side(NamedTuple):
 
 
 class Row(NamedTuple):
-    """What is said about a language at the end; `cut` of a corpus by the model that was cut down."""
+    """A language's row in the final table. whole, cut: counts of the corpus with all pieces and with those kept"""
 
     language: str
     teacher: int
@@ -57,22 +57,22 @@ class Row(NamedTuple):
 
 
 def write_vocabulary(wanted: Wanted) -> None:
-    """Write dict.LANG.txt and the sentencepiece models, and say what the subset loses.
+    """Writes dict.LANG.txt and the sentencepiece models, and prints what the subset changes.
 
     Raises:
-        KDPluginError: names the flag or the file
+        KDPluginError: naming the flag or the file
     """
     check_languages(wanted.source_lang, wanted.target_lang)
     check_outputs(wanted.inputs, [("--output", wanted.output)])
     folder = Path(wanted.output)
     if folder.is_dir() and any(folder.iterdir()):
-        raise KDPluginError(f"--output {folder}: holds other files already. Remedy: a new folder")
+        raise KDPluginError(f"--output {folder}: already contains files. Remedy: a new folder")
     files = _corpus(wanted)
     source, target = _sides(wanted)
     one_model = source.pieces.content == target.pieces.content
     if wanted.joined_dictionary and not one_model:
         raise KDPluginError(
-            "--joined-dictionary: this teacher has a sentencepiece model for each language. Remedy: leave it out"
+            "--joined-dictionary: this teacher has one sentencepiece model per language. Remedy: leave it out"
         )
     if wanted.joined_dictionary:
         every = [*files[0], *files[1]] if files is not None else None
@@ -96,7 +96,7 @@ def write_vocabulary(wanted: Wanted) -> None:
 
 
 def _corpus(wanted: Wanted) -> Optional[Tuple[List[Path], List[Path]]]:
-    """The files of each language, by the ending of their names."""
+    """The --subset files of each language, told apart by their endings."""
     if wanted.subset is None:
         return None
     found: Tuple[List[Path], List[Path]] = ([], [])
@@ -106,11 +106,11 @@ def _corpus(wanted: Wanted) -> Optional[Tuple[List[Path], List[Path]]]:
         side = next((number for number, ending in enumerate(endings) if name.endswith(ending)), None)
         if side is None:
             raise KDPluginError(
-                f"--subset {path}: its name tells no language. Remedy: raw text in files that end in {endings[0]} and "
-                f"{endings[1]}"
+                f"--subset {path}: its name does not show the language. Remedy: raw text in files that end in "
+                f"{endings[0]} and {endings[1]}"
             )
         if not path.is_file():
-            raise KDPluginError(f"--subset {path}: no such file. Remedy: raw text, a sentence a line")
+            raise KDPluginError(f"--subset {path}: no such file. Remedy: raw text, one sentence per line")
         found[side].append(path)
     for ending, files in zip(endings, found):
         if not files:
@@ -137,14 +137,14 @@ def _sides(wanted: Wanted) -> Tuple[Side, Side]:
         segmentation.check(wanted.teacher, *(list(side) for side in indices))
         paths = [(side.path, side.flag) for side in (segmentation.source, segmentation.target)]
         if None in (path for path, _ in paths):
-            raise KDPluginError(f"{JOINT}: a checkpoint of fairseq does not hold it. Remedy: name the teacher's")
+            raise KDPluginError(f"{JOINT}: a fairseq checkpoint does not contain it. Remedy: name the teacher's")
         models = [read_pieces(Path(str(path)), flag) for path, flag in paths]
     source, target = (Side(*side) for side in zip(languages, models, indices))
     return source, target
 
 
 def _cut(side: Side, files: Optional[List[Path]], coverage: float) -> Tuple[Row, bytes, bytes]:
-    """What to say, the sentencepiece model and the dictionary of one side."""
+    """The table row, the sentencepiece model and the dictionary of one side."""
     known = [symbol for symbol in side.pieces.symbols if symbol in side.indices and symbol not in SPECIALS]
     if files is None:
         return Row(side.language, len(known), len(known)), side.pieces.content, _dictionary(known, side.indices, {})
@@ -164,7 +164,7 @@ def _lines(files: List[Path], language: str, what: str) -> Any:
 
 
 def _dictionary(symbols: List[str], indices: Dict[str, int], counts: Dict[str, int]) -> bytes:
-    """In the teacher's order; fairseq reads a symbol and a count a line."""
+    """A dictionary file in the teacher's order; fairseq expects one symbol and its count per line."""
     in_order = sorted(symbols, key=lambda symbol: indices[symbol])
     return "".join(f"{symbol} {counts.get(symbol, 1)}\n" for symbol in in_order).encode()
 
@@ -172,7 +172,7 @@ def _dictionary(symbols: List[str], indices: Dict[str, int], counts: Dict[str, i
 def _table(rows: List[Row]) -> str:
     head = ["language", "teacher's pieces", "kept"]
     if rows[0].whole is not None:
-        head += ["sentences", "tokens", "with what is kept", "segmented otherwise", "unknown before", "unknown now"]
+        head += ["sentences", "tokens", "tokens now", "resegmented", "unknown before", "unknown now"]
     table = [head]
     for row in rows:
         cells = [row.language, f"{row.teacher:,}", f"{row.kept:,}"]
@@ -186,7 +186,7 @@ def _table(rows: List[Row]) -> str:
 
 
 def _commands(wanted: Wanted, folder: Path, contents: Dict[str, bytes]) -> str:
-    """How data are made with it."""
+    """Commands that prepare data with the new vocabulary."""
     place, lines = shlex.quote(str(folder)), []
     for language in (wanted.source_lang, wanted.target_lang):
         own = f"sentencepiece.{language}.model"
@@ -200,4 +200,4 @@ def _commands(wanted: Wanted, folder: Path, contents: Dict[str, bytes]) -> str:
         f"fairseq-preprocess -s {wanted.source_lang} -t {wanted.target_lang} --trainpref train.spm "
         f"--srcdict {dictionaries[0]} --tgtdict {dictionaries[1]} --destdir data-bin"
     )
-    return "\nto make the student's data, the same for valid and test:\n" + "\n".join(f"  {line}" for line in lines)
+    return "\nto prepare the student's data (likewise for valid and test):\n" + "\n".join(f"  {line}" for line in lines)

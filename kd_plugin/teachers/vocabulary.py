@@ -1,4 +1,4 @@
-"""Do teacher and student mean the same symbol by the same index? Compared symbol by symbol, never by size alone."""
+"""Maps the student's symbols to the teacher's. Vocabularies are compared symbol by symbol, never by size alone."""
 
 import functools
 import re
@@ -12,19 +12,18 @@ from kd_plugin.errors import KDPluginError
 
 REFUSE, IGNORE = "refuse", "ignore"
 MISSING_SYMBOLS = (REFUSE, IGNORE)  # --teacher-missing-symbols
-FILLER = re.compile(r"madeupword\d{4}")  # fairseq fills dictionaries up with them; no text has them
+FILLER = re.compile(r"madeupword\d{4}")  # fairseq pads dictionaries with them; they never occur in text
 
-OTHERWISE = "--teacher-missing-symbols ignore: the teacher then reads them as its unknown symbol, and never says them"
+OTHERWISE = "--teacher-missing-symbols ignore: the teacher reads them as its unknown symbol and never predicts them"
 
 
 class Symbols(NamedTuple):
     """The student's symbols of one side, as a teacher has them.
 
-    indices: (vocab,) int64, the teacher's index of each; None where all are the same. That of a symbol that the
-        teacher lacks is its unknown symbol's
+    indices: (vocab,) int64, the teacher's index of each, or of its unknown symbol if it lacks one; None: all the same
     missing: (some,) int64, the student's indices of symbols that the teacher lacks; None: it has all
-    restricted: whether the teacher has more symbols than these
-    lacks: whether it lacks symbols that text has
+    restricted: whether the teacher has further symbols
+    lacks: whether the teacher lacks symbols that can occur in text
     """
 
     indices: Optional[Tensor] = None
@@ -39,7 +38,7 @@ class Symbols(NamedTuple):
         return self._replace(indices=self.indices.to(device), missing=missing)
 
     def of_student(self, logits: Tensor) -> Tensor:
-        """(tokens, vocab) of (tokens, teacher's vocab) logits; -inf where the teacher lacks a symbol."""
+        """(tokens, vocab) from (tokens, teacher's vocab) logits; -inf for symbols that the teacher lacks."""
         if self.indices is None:
             return logits
         logits = logits.index_select(1, self.indices)
@@ -56,19 +55,19 @@ def match(
     missing_symbols: str,
     unsaid: Sequence[str] = (),
 ) -> Symbols:
-    """The student's symbols where the teacher has others beside them.
+    """Maps the student's symbols to a teacher with a different vocabulary.
 
     Args:
         symbols: the student's, in its order
-        index_of: the teacher's index of a symbol; None: it lacks it
+        index_of: returns the teacher's index of a symbol, or None
         size: the number of the teacher's symbols
         unknown: the teacher's index of its unknown symbol
-        side: what to call its vocabulary
+        side: the vocabulary's name for messages
         missing_symbols: --teacher-missing-symbols
-        unsaid: symbols that no text has, and which a teacher may lack
+        unsaid: symbols that never occur in text, which the teacher may lack
 
     Raises:
-        KDPluginError: it lacks some, and none may be missing
+        KDPluginError: the teacher lacks symbols, and missing_symbols is refuse
     """
     found = [index_of(symbol) for symbol in symbols]
     lacking = [at for at, index in enumerate(found) if index is None]
@@ -76,7 +75,7 @@ def match(
     if refused and missing_symbols == REFUSE:
         raise KDPluginError(
             f"{teacher_path}: its {side} lacks {len(refused):,} of the student's {len(symbols):,} symbols: "
-            f"{_some(refused)}. Remedy: make the student's data with the teacher's symbols, or {OTHERWISE}"
+            f"{_some(refused)}. Remedy: prepare the student's data with the teacher's symbols, or {OTHERWISE}"
         )
     indices = torch.tensor([unknown if index is None else index for index in found], dtype=torch.int64)
     used = len({index for index in found if index is not None})
@@ -87,10 +86,10 @@ def match(
 def teacher_symbols(
     student: Dictionary, teacher: Dictionary, teacher_path: str, side: str, missing_symbols: str = REFUSE
 ) -> Symbols:
-    """The student's symbols as a teacher's dictionary of fairseq's has them.
+    """Maps the student's symbols to a fairseq teacher's dictionary.
 
     Raises:
-        KDPluginError: other special symbols, or as `match`
+        KDPluginError: the special symbols differ, or as `match`
     """
     specials = [(name, getattr(student, name)(), getattr(teacher, name)()) for name in ("bos", "pad", "eos", "unk")]
     for name, student_index, teacher_index in specials:
@@ -113,7 +112,7 @@ def teacher_symbols(
         min(len(student), len(teacher)),
     )
     raise KDPluginError(
-        f"{teacher_path}: its {side} dictionary does not hold the student's symbols. Sizes: teacher {len(teacher)}, "
+        f"{teacher_path}: its {side} dictionary lacks some of the student's symbols. Sizes: teacher {len(teacher)}, "
         f"student {len(student)}. First difference at index {index}: teacher {_symbol(teacher, index)}, student "
         f"{_symbol(student, index)}. Only the teacher has {_missing(teacher, student)}, only the student "
         f"{_missing(student, teacher)}. Remedy: binarise the student's data with the teacher's dictionary "

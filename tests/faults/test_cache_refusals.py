@@ -25,17 +25,18 @@ def test_flags_that_do_not_fit_the_cache(workspace, cache, tmp_path):
     def message(*flags, data=workspace.data):
         return refused(training(data, save, *PLUGIN, "--teacher-cache", cache, *flags), save)
 
-    assert "written at temperature 2.0, this run has --kd-temperature 1." in message()
+    assert "written at temperature 2.0, but this run has --kd-temperature 1." in message()
     two = ["--kd-temperature", 2]
     assert "--kd-divergence skew_forward_kl" in message(*two, "--kd-divergence", "skew_forward_kl")
-    assert "--teacher-path and --teacher-cache" in message(*two, "--teacher-path", workspace.teacher)
+    assert "--teacher-path excludes --teacher-cache" in message(*two, "--teacher-path", workspace.teacher)
     assert "the answers in" in message(*two, "--teacher-sha256", "0" * 64)
-    assert "--teacher-overrides: the answers in --teacher-cache" in message(
+    assert "--teacher-overrides: has no effect on the answers in --teacher-cache" in message(
         *two, "--teacher-overrides", '{"dropout": 0}'
     )
     truncated = message(*two, "--truncate-source", "--max-source-positions", 7)
     assert (
-        "or of sources truncated otherwise" in truncated and "--truncate-source --max-source-positions 7" in truncated
+        "or for sources truncated differently" in truncated
+        and "--truncate-source --max-source-positions 7" in truncated
     )
 
 
@@ -49,7 +50,7 @@ def test_other_data_and_other_dictionaries(workspace, cache, tmp_path):
         path.write_text("".join(path.read_text(encoding="utf-8").splitlines(keepends=True)[:-1]), encoding="utf-8")
     same_words = preprocess(tmp_path, "fewer", "--srcdict", str(workspace.data / "dict.en.txt"))
     message = refused(training(same_words, save, *flags), save)
-    assert "is of other data" in message and "train.en-de.de.bin" in message
+    assert "is for other data" in message and "train.en-de.de.bin" in message
     for lang in ("en", "de"):
         with open(tmp_path / f"train.{lang}", "a", encoding="utf-8") as file:
             file.write("newcomer\n")
@@ -65,7 +66,7 @@ def test_same_targets_of_other_sources(workspace, cache, tmp_path):
     name = "train.en-de.de.bin"
     assert (data / name).read_bytes() == (workspace.data / name).read_bytes()
     flags = [*PLUGIN, "--teacher-cache", cache, "--kd-temperature", 2]
-    assert "is of other data" in refused(training(data, tmp_path / "save", *flags), tmp_path / "save")
+    assert "is for other data" in refused(training(data, tmp_path / "save", *flags), tmp_path / "save")
 
 
 @pytest.mark.parametrize("damage", ["truncated", "swapped"])
@@ -105,7 +106,7 @@ def test_flipped_bit_stops_the_training_that_meets_it(workspace, cache, tmp_path
 
 def test_another_criterion_with_a_cache(workspace, cache, tmp_path):
     flags = ["--user-dir", USER_DIR, "--task", "distillation_translation", "--teacher-cache", cache, *STOCK[2:]]
-    assert "a teacher is given, but the criterion" in refused(training(workspace.data, tmp_path, *flags), tmp_path)
+    assert "there is a teacher, but the criterion" in refused(training(workspace.data, tmp_path, *flags), tmp_path)
 
 
 def contents(folder):
@@ -119,7 +120,7 @@ def contents(folder):
         (["--k", 10_000], "--k 10000: the target dictionary has"),
         (["--subset", "nothing"], "no binarised split 'nothing'"),
         (["--teacher-sha256", "0" * 64], "sha256 is"),
-        (["--k", 5], "holds other answers already, from other data or with other options"),
+        (["--k", 5], "already holds other answers, from other data or with other options"),
     ],
 )
 def test_writing_is_refused(workspace, cache, flags, named):
@@ -136,7 +137,7 @@ def test_all_splits_folders_are_looked_at_before_the_first_is_written(workspace,
     (other,) = tmp_path.iterdir()
     before = contents(other)
     result = run(*command, "--subset", "train,valid", "--k", 4, check=False)
-    assert result.returncode == 1 and f"{other} holds other answers already" in result.stdout
+    assert result.returncode == 1 and f"{other} already holds other answers" in result.stdout
     assert contents(other) == before and not list(tmp_path.glob("train-*/*"))
     # a split that is named twice is one store
     assert run(*command, "--subset", "valid,valid", "--k", 5).stdout.count("captures") == 1

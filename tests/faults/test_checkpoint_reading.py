@@ -68,7 +68,7 @@ def test_a_payload_is_named_and_not_run(where, reader, tmp_path):
     state = {"cfg": {"task": None}, "model": {}, "extra_state": {}}
     state[where] = {"payload": Payload(marker)}
     torch.save(state, str(tmp_path / "evil.pt"))
-    with pytest.raises(KDPluginError, match=r"evil\.pt: holds (posix|nt)\.mkdir"):
+    with pytest.raises(KDPluginError, match=r"evil\.pt: contains (posix|nt)\.mkdir"):
         read_checkpoint(str(tmp_path / "evil.pt"))
     assert not marker.exists()
 

@@ -80,29 +80,29 @@ def safetensors(header_length=40):
 
 ZERO = torch.zeros(2)
 FILES = {
-    "safetensors": (safetensors, "a file of safetensors"),
+    "safetensors": (safetensors, "a safetensors file"),
     # its first two bytes are gzip's
-    "safetensors, long header": (lambda: safetensors(0x8B1F), "a file of safetensors"),
-    "marian": (lambda: arrays(encoder_l1_self_Wq=np.zeros(2)), r"a model of Marian \(\.npz\)"),
+    "safetensors, long header": (lambda: safetensors(0x8B1F), "a safetensors file"),
+    "marian": (lambda: arrays(encoder_l1_self_Wq=np.zeros(2)), r"a Marian model \(\.npz\)"),
     "npz": (lambda: arrays(a=np.zeros(2)), r"NumPy arrays \(\.npz\)"),
-    "npy": (array, r"an array of NumPy \(\.npy\)"),
-    "hugging face": (lambda: saved({"model.encoder.layers.0.fc1.weight": ZERO}), "bare weights of Hugging Face"),
-    "hugging face t5": (lambda: saved({"shared.weight": ZERO}), "bare weights of Hugging Face"),
+    "npy": (array, r"a NumPy array \(\.npy\)"),
+    "hugging face": (lambda: saved({"model.encoder.layers.0.fc1.weight": ZERO}), "bare Hugging Face weights"),
+    "hugging face t5": (lambda: saved({"shared.weight": ZERO}), "bare Hugging Face weights"),
     "bare weights": (lambda: saved({"encoder.layers.0.fc1.weight": ZERO}), "bare weights with fairseq's names"),
     "other bare weights": (lambda: saved({"linear": ZERO}), "bare weights, fairseq's configuration"),
     "opennmt": (
         lambda: saved({"model": {"a": ZERO}, "generator": {"0": ZERO}, "opt": argparse.Namespace(layers=1)}),
-        "is one of OpenNMT-py",
+        "it comes from OpenNMT-py",
     ),
     "lightning": (lambda: saved({"state_dict": {"a": ZERO}, "pytorch-lightning_version": "2"}), "PyTorch Lightning"),
     "joey": (lambda: saved({"model_state": {"a": ZERO}, "optimizer_state": {}}), "Joey NMT"),
     "no configuration": (lambda: saved({"model": {"a": ZERO}}), r"configuration \(cfg or args\) is missing"),
-    "odd model": (lambda: saved({"model": [1], "cfg": {"task": 1}}), "its model is no dictionary of tensors"),
-    "tensor": (lambda: saved(ZERO), "a Tensor alone was saved"),
-    "other dictionary": (lambda: saved({"epoch": 3}), "it holds epoch"),
+    "odd model": (lambda: saved({"model": [1], "cfg": {"task": 1}}), "its model is not a dictionary of tensors"),
+    "tensor": (lambda: saved(ZERO), "it contains only a Tensor"),
+    "other dictionary": (lambda: saved({"epoch": 3}), "it contains epoch"),
     "module": (
         lambda: saved(torch.nn.Linear(2, 2)),
-        r"holds torch\.nn\.modules\.linear\.Linear \(it is probably a whole",
+        r"contains torch\.nn\.modules\.linear\.Linear \(it is probably a whole",
     ),
     "gguf": (lambda: b"GGUF" + struct.pack("<IQQ", 3, 0, 0), "GGUF"),
     "onnx": (lambda: b"\x08\x07\x12\x07pytorch\x1a\x051.9.0:\x10", "ONNX"),
@@ -115,8 +115,8 @@ FILES = {
     "bzip2": (lambda: bz2.compress(b"words"), "packed with bzip2"),
     "tar": (lambda: tar("w"), "a tar archive"),
     "tar.gz": (lambda: tar("w:gz"), "packed with gzip"),
-    "zip": (lambda: archive("checkpoint.pt"), "a zip archive, and not one of torch.save"),
-    "keras": (lambda: archive("config.json", "model.weights.h5"), "a model of Keras"),
+    "zip": (lambda: archive("checkpoint.pt"), "a zip archive, but not from torch.save"),
+    "keras": (lambda: archive("config.json", "model.weights.h5"), "a Keras model"),
     "text": (lambda: b"dict of words\n" * 400, "a text file"),
     "umlauts at the limit": (lambda: ("x" * 4095 + "ü" * 9).encode(), "a text file"),
     "utf-16": (lambda: "wörter\n".encode("utf-16"), r"a text file \(UTF-16\)"),
@@ -124,11 +124,11 @@ FILES = {
     "web page": (lambda: b"<!DOCTYPE html>\n<html>404", "a web page"),
     "empty": (lambda: b"", "an empty file"),
     "zeros": (lambda: bytes(5000), "nothing but zero bytes"),
-    "git lfs": (lambda: b"version https://git-lfs.github.com/spec/v1\noid sha256:4d\nsize 9\n", "a pointer of Git LFS"),
-    "sentencepiece": (lambda: b"\n\x0e\n\x05<unk>\x15\x00\x00\x00\x00\x18\x02", "a model of SentencePiece"),
-    "pickle": (lambda: pickle.dumps({"model": {}, "cfg": {1: "1" * 20}}), "a pickle of Python"),
-    "noise": (lambda: bytes((37 * i * i + 11) % 256 for i in range(900)), "truncated, damaged or of another format"),
-    "torn archive": (lambda: saved({"a": ZERO})[:300], "truncated, damaged or of another format"),
+    "git lfs": (lambda: b"version https://git-lfs.github.com/spec/v1\noid sha256:4d\nsize 9\n", "a Git LFS pointer"),
+    "sentencepiece": (lambda: b"\n\x0e\n\x05<unk>\x15\x00\x00\x00\x00\x18\x02", "a SentencePiece model"),
+    "pickle": (lambda: pickle.dumps({"model": {}, "cfg": {1: "1" * 20}}), "a Python pickle"),
+    "noise": (lambda: bytes((37 * i * i + 11) % 256 for i in range(900)), "truncated, damaged or in another format"),
+    "torn archive": (lambda: saved({"a": ZERO})[:300], "truncated, damaged or in another format"),
 }
 
 
@@ -145,8 +145,11 @@ def test_a_file_of_another_format_is_named_as_what_it_is(name, tmp_path):
 
 
 FOLDERS = {
-    "hugging face": ({"config.json": '{"model_type": "marian"}', "pytorch_model.bin": ""}, r"Hugging Face \(marian\)"),
-    "hugging face, in parts": ({"model.safetensors.index.json": "{}"}, "a model of Hugging Face"),
+    "hugging face": (
+        {"config.json": '{"model_type": "marian"}', "pytorch_model.bin": ""},
+        r"Hugging Face model \(marian\)",
+    ),
+    "hugging face, in parts": ({"model.safetensors.index.json": "{}"}, "a Hugging Face model"),
     "ctranslate2": ({"model.bin": "", "shared_vocabulary.json": "[]"}, "a CTranslate2 model"),
     "tensorflow": ({"saved_model.pb": ""}, "a TensorFlow model"),
     "marian": ({"model.npz": "", "decoder.yml": ""}, "NumPy"),
@@ -204,5 +207,5 @@ def test_every_verb_says_so(verb, tmp_path, capsys):
     assert cli.main([verb.replace("ensemble", "decode"), *map(str, arguments)]) == 1
     output = capsys.readouterr()
     message = output.out + output.err
-    assert f"{path}" in message and "is a file of safetensors" in message
+    assert f"{path}" in message and "is a safetensors file" in message
     assert "Traceback" not in message

@@ -100,7 +100,7 @@ def folder_with(tmp_path, line, **manifest):
 def test_a_shard_with_right_checksums_and_wrong_content_is_named(line, tmp_path, capsys):
     text = line if isinstance(line, (str, bytes)) else json.dumps(line)
     folder = folder_with(tmp_path / "in" if (tmp_path / "in").mkdir() is None else tmp_path, text)
-    with pytest.raises(KDPluginError, match="shard-00000.jsonl, line 1: no record of translations.*Remedy"):
+    with pytest.raises(KDPluginError, match="shard-00000.jsonl, line 1: not a record of translations.*Remedy"):
         list(Translations(folder).records())
     assert "shard-00000.jsonl, line 1" in refusal(capsys, "filter", folder, "--output", tmp_path / "out")
 

@@ -162,7 +162,7 @@ def test_finite_weights_whose_scores_are_not_are_refused_without_a_traceback(eng
     flags = ["--remove-bpe", "none", "--engine", engine, "--max-len-b", "5", "--output", str(out)]
     assert main(["decode", "--input", str(text), "--path", str(path), *flags]) == 1
     message = capsys.readouterr().err
-    assert "its scores came out NaN or infinite in float32" in message and "Remedy: " in message
+    assert "its scores are NaN or infinite in float32" in message and "Remedy: " in message
     assert not list(out.glob("*.jsonl"))
 
 

@@ -31,8 +31,8 @@ EVALUATE += ["--bootstrap", "0"]
 EXPORT = ["export", "m/1.pt", "--format", "fairseq"]
 REPORT = ["report"]
 LOG = '{"epoch": 1, "train_loss": "3.0", "train_num_updates": "10"}'
-CLASH = "which would be written over"
-FOREIGN = "exists already, and this job did not write it"
+CLASH = "would overwrite"
+FOREIGN = "already exists, and this job did not write it"
 
 
 @pytest.fixture(scope="module")
@@ -97,15 +97,15 @@ def refused(capsys, place, command, *said):
 LONG = "n" * 252  # with .scores it is longer than a name may be, with .de it just fits
 COLLISIONS = [
     # an input, by whatever name
-    ([*DECODE, "--input", "j.en", "--output", "out", "--text", "j"], "--text j.en", f"--input j.en, {CLASH}"),
+    ([*DECODE, "--input", "j.en", "--output", "out", "--text", "j"], "--text j.en", f"{CLASH} --input j.en"),
     ([*DECODE, "--input", "j.en", "--output", "out", "--text", "./there/j"], "--text there/j.en", CLASH),
     ([*DECODE, "--input", "j.en", "--output", "j.en"], "--output j.en", "is a file"),
-    ([*DECODE, "data", "--output", "data"], "--output data", f"DATA data, {CLASH}"),
+    ([*DECODE, "data", "--output", "data"], "--output data", f"{CLASH} DATA data"),
     ([*DECODE, "--input", "c.en", "--dict-dir", "m", "--output", "m"], "--output m", CLASH),
     ([*NEAREST, "--output", "out", "--text", "c"], "--text c.en", FOREIGN),
-    ([*NEAREST, "--output", "out", "--text", "link"], "--text link.de", f"--reference c.de, {CLASH}"),
-    ([*NEAREST, "--output", "out", "--text", "hard"], "--text hard.de", f"--reference c.de, {CLASH}"),
-    ([*SELECT, "--output", "nbest"], "--output nbest", f"INPUT_DIR nbest, {CLASH}"),
+    ([*NEAREST, "--output", "out", "--text", "link"], "--text link.de", f"{CLASH} --reference c.de"),
+    ([*NEAREST, "--output", "out", "--text", "hard"], "--text hard.de", f"{CLASH} --reference c.de"),
+    ([*SELECT, "--output", "nbest"], "--output nbest", f"{CLASH} INPUT_DIR nbest"),
     ([*SELECT, "--output", "there/./nbest"], "--output there/./nbest", CLASH),
     ([*FILTER, "--output", "nbest"], "--output nbest", CLASH),
     ([*FILTER, "--scores", "g.scores", "--best-scores-share", "1", "--output", "o", "--text", "g"], "g.scores", CLASH),
@@ -113,30 +113,30 @@ COLLISIONS = [
     ([*SCORE, "--output", "out", "--text", "j"], "--text j.en", FOREIGN),
     ([*IMPORT, "--output", "g.tsv"], "--output g.tsv", "is a file"),
     ([*IMPORT, "--output", "out", "--text", "c"], "--text c.en", FOREIGN),
-    ([*CACHE, "--cache-dir", "data"], "--cache-dir data", f"DATA data, {CLASH}"),
+    ([*CACHE, "--cache-dir", "data"], "--cache-dir data", f"{CLASH} DATA data"),
     ([*CACHE, "--cache-dir", "m/1.pt"], "--cache-dir m/1.pt", "is a file"),
     ([*EVALUATE, "--output", "c.de"], "--output c.de", "is a file"),
     ([*EVALUATE, "--dict-dir", "m", "--output", "m"], "--output m", CLASH),
-    ([*EVALUATE, "--output", "e"], "--output e", "holds an evaluation already"),
+    ([*EVALUATE, "--output", "e"], "--output e", "already holds an evaluation"),
     ([*EXPORT, "--output", "m/1.pt"], "--output m/1.pt", "is a file"),
-    ([*EXPORT, "--output", "m"], "--output m", "is there already"),
-    ([*EXPORT, "--output", "broken.de"], "--output broken.de", "is a link to what does not exist"),
+    ([*EXPORT, "--output", "m"], "--output m", "already exists"),
+    ([*EXPORT, "--output", "broken.de"], "--output broken.de", "is a broken link"),
     ([*REPORT, "--evaluation", "e", "--output", "e/evaluation.json"], "--output e/evaluation.json", CLASH),
     ([*REPORT, "--evaluation", "e/evaluation.json", "--output", "there/e/evaluation.json"], "--output", CLASH),
-    ([*REPORT, "--log", "r=x", "--output", "x"], "--output x", f"--log x, {CLASH}"),
+    ([*REPORT, "--log", "r=x", "--output", "x"], "--output x", f"{CLASH} --log x"),
     ([*REPORT, "--log", "r=x", "--output", "c.de"], "--output c.de", FOREIGN),
     ([*REPORT, "--log", "r=x", "--output", "e"], "--output e", "is a folder"),
     # the files of --output, and of --text among themselves
     ([*IMPORT[:5], "jsonl", "--output", "out", "--text", "out/shard-00000"], "--target-lang 'jsonl'"),
     ([*IMPORT[:5], "bin", "--output", "out", "--text", "out/shard-00000"], "shard-00000.bin", "--output's own"),
-    ([*IMPORT[:5], "lock", "--output", "out", "--text", "out/"], "--text 'out/'", "names no files"),
-    ([*IMPORT, "--output", "out.en", "--text", "out"], "--text out.en", "in the way of --output out.en"),
-    ([*IMPORT, "--output", "out.en/deep", "--text", "out"], "--text out.en", "in the way of --output"),
+    ([*IMPORT[:5], "lock", "--output", "out", "--text", "out/"], "--text 'out/'", "is not a file prefix"),
+    ([*IMPORT, "--output", "out.en", "--text", "out"], "--text out.en", "conflicts with --output out.en"),
+    ([*IMPORT, "--output", "out.en/deep", "--text", "out"], "--text out.en", "conflicts with --output"),
     # what no run has made
-    ([*IMPORT, "--output", "foreign"], "--output foreign", "shard-00000.jsonl is there already"),
-    ([*SELECT, "--output", "foreign"], "--output foreign", "shard-00000.jsonl is there already"),
-    ([*DECODE, "--input", "c.en", "--output", "foreign"], "--output foreign", "shard-00000.jsonl is there already"),
-    ([*IMPORT, "--output", "out", "--text", "broken"], "--text broken.de", "is a link to what does not exist"),
+    ([*IMPORT, "--output", "foreign"], "--output foreign", "shard-00000.jsonl already exists"),
+    ([*SELECT, "--output", "foreign"], "--output foreign", "shard-00000.jsonl already exists"),
+    ([*DECODE, "--input", "c.en", "--output", "foreign"], "--output foreign", "shard-00000.jsonl already exists"),
+    ([*IMPORT, "--output", "out", "--text", "broken"], "--text broken.de", "is a broken link"),
     # what cannot be made
     ([*IMPORT, "--output", "out", "--text", "plain/t"], "--text plain/t", "Not a directory"),
     ([*DECODE, "--input", "c.en", "--output", "out", "--text", "plain/t"], "--text plain/t", "Not a directory"),
@@ -149,7 +149,7 @@ COLLISIONS = [
     ([*DECODE, "--input", "c.en", "--output", "out", "--text", "deep/" + LONG], "--text", "has 259 bytes"),
     ([*EXPORT, "--output", "n" * 256], "--output", "has 256 bytes"),
     ([*EVALUATE[:2], "n" * 256 + "=m/1.pt", *EVALUATE[3:], "--output", "out"], "--output", "has 256 bytes"),
-    ([*IMPORT, "--output", "out", "--text", "out/"], "--text 'out/'", "names no files"),
+    ([*IMPORT, "--output", "out", "--text", "out/"], "--text 'out/'", "is not a file prefix"),
     # no path at all
     *(
         ([*command, flag, word], flag, what)
@@ -247,7 +247,7 @@ def test_a_shard_of_a_killed_run_is_its_own_and_nobody_else_s(place, capsys):
     """Killed between a shard's records and the part that says that they are whole."""
     with TranslationsFolder(Path("out"), "this job").claim("--output"):
         Path("out/shard-00000.jsonl").write_text("half\n")
-    refused(capsys, place, [*SELECT, "--output", "out"], "--output out", "shard-00000.jsonl is there already")
+    refused(capsys, place, [*SELECT, "--output", "out"], "--output out", "shard-00000.jsonl already exists")
     with TranslationsFolder(Path("out"), "this job").claim("--output") as claim:
         claim.finish()
 
@@ -255,7 +255,7 @@ def test_a_shard_of_a_killed_run_is_its_own_and_nobody_else_s(place, capsys):
 def test_a_file_that_is_no_lock_is_not_written_over(place, capsys):
     Path("out").mkdir()
     Path("out/.lock").write_text("the user's own\n")
-    refused(capsys, place, [*SELECT, "--output", "out"], "--output out", ".lock is no lock")
+    refused(capsys, place, [*SELECT, "--output", "out"], "--output out", ".lock is not a lock")
 
 
 FORK = multiprocessing.get_context("fork")  # locks are a process' own, and the imports are there already
@@ -291,16 +291,16 @@ def test_who_is_at_work_in_a_folder_is_told_until_he_is_gone_or_killed(place):
     with Beginner("a", [0, 2]) as first, Beginner("a", [1, 3]) as second:
         assert first.said == second.said == "begun"
         with Beginner("a", [3, 4]) as third:
-            assert f"--output shared: another run is at work on the same shards: process {second.process.pid}" in (
+            assert f"--output shared: another run is working on the same shards: process {second.process.pid}" in (
                 third.said
             )
-        with pytest.raises(KDPluginError, match=r"at work there, on other data.*process \d+ on .* since .*, `"):
+        with pytest.raises(KDPluginError, match=r"working there, on other data.*process \d+ on .* since .*, `"):
             TranslationsFolder(Path("shared"), "b").claim("--output", [7])
-        with pytest.raises(KDPluginError, match="--output shared: another run is at work there: process"):
+        with pytest.raises(KDPluginError, match="--output shared: another run is working there: process"):
             TranslationsFolder(Path("shared"), "a").claim("--output")
     with Beginner("b", None) as alone, Beginner("b", None) as late:
         assert alone.said == "begun"
-        assert f"another run is at work there: process {alone.process.pid} on " in late.said
+        assert f"another run is working there: process {alone.process.pid} on " in late.said
 
 
 def test_of_two_imports_into_one_folder_exactly_one_wins(place):
@@ -340,15 +340,15 @@ def test_of_two_imports_into_one_folder_exactly_one_wins(place):
     finally:
         errors = "".join(racer.communicate()[1] for racer in racers)
     refusals = [line for line in errors.splitlines() if line.startswith("kd-plugin: error: ")]
-    assert len(refusals) == 10 and "make room" not in errors and "Traceback" not in errors
-    assert all("another run is at work there" in line or "holds other translations" in line for line in refusals)
+    assert len(refusals) == 10 and "free some space" not in errors and "Traceback" not in errors
+    assert all("another run is working there" in line or "holds other translations" in line for line in refusals)
 
 
 def test_a_file_that_appears_meanwhile_is_not_written_over(tmp_path):
     ours, theirs = tmp_path / "ours", tmp_path / "theirs"
     ours.write_text("ours")
     theirs.write_text("theirs")
-    with pytest.raises(KDPluginError, match="--text .*theirs: exists already"):
+    with pytest.raises(KDPluginError, match="--text .*theirs: already exists"):
         outputs.place(ours, theirs, "--text", lambda path: False)
     assert theirs.read_text() == "theirs"
     outputs.place(ours, theirs, "--text", lambda path: True)

@@ -65,7 +65,7 @@ def test_an_encoded_text_does_not_replace_the_text(place):
         from corpus import create
     finally:
         sys.path.remove(str(EXAMPLES))
-    with pytest.raises(SystemExit, match="a.de cannot be made"):
+    with pytest.raises(SystemExit, match="a.de cannot be created"):
         create("a.de")
     assert Path("a.de").read_text() == "one\ntwo\n"
 
@@ -85,10 +85,10 @@ def test_scores_go_into_their_own_table_and_translations_into_their_own_file(pla
         "t",
     ]
     for hypotheses, results, said in (
-        ("a.de", "r.md", "--hypotheses a.de is the file of reference too"),
-        ("a.en", "r.md", "--hypotheses a.en has other text already"),
-        ("h.de", "./a.de", "--results ./a.de is the file of reference too"),
-        ("h.de", "notes.md", "--results notes.md is no table of this script"),
+        ("a.de", "r.md", "--hypotheses a.de is also the file of reference"),
+        ("a.en", "r.md", "--hypotheses a.en already contains other text"),
+        ("h.de", "./a.de", "--results ./a.de is also the file of reference"),
+        ("h.de", "notes.md", "--results notes.md is not a table of this script"),
     ):
         assert said in refused(place, *common, "--hypotheses", hypotheses, "--results", results)
     assert not Path("r.md").exists() and not Path("h.de").exists()
@@ -126,7 +126,7 @@ def test_a_students_folder_is_not_its_teachers(place):
     Path("teacher").mkdir()
     Path("teacher/checkpoint_best.pt").write_text("a teacher\n")
     said = refused(place, "bash", EXAMPLES / "distill.sh", "data", "x.pt:teacher/checkpoint_best.pt", "./teacher/")
-    assert "SAVE_DIR ./teacher/ holds the teacher teacher/checkpoint_best.pt" in said
+    assert "SAVE_DIR ./teacher/ contains the teacher teacher/checkpoint_best.pt" in said
 
 
 def test_steps_of_the_pipeline_do_not_remove_what_is_the_users(place):
@@ -147,7 +147,7 @@ def test_two_pipelines_do_not_work_in_one_folder(place):
     Path("prepared/prepared.txt").write_text("pair en-de\n")
     Path("teacher.pt").write_text("a teacher\n")
     pipeline = ["bash", str(SCRIPTS / "distill_pipeline.sh"), "prepared", "out", "teacher.pt"]
-    assert "another run is at work in" in refused(place, "flock", "out/done/.lock", *pipeline)
+    assert "another run is working in" in refused(place, "flock", "out/done/.lock", *pipeline)
 
 
 def test_the_quickstart_takes_no_folder_with_files_of_others(place):
@@ -169,7 +169,7 @@ def test_a_benchmark_writes_over_its_own_report_alone(place, monkeypatch):
     Path("reports/bench_y.md").write_text("the user's own\n")
     Path("reports/bench_z.json").write_text(json.dumps({"benchmark": "another"}))
     for name in ("bench_y", "bench_z"):
-        with pytest.raises(SystemExit, match=f"--out reports/{name}.* exists already"):
+        with pytest.raises(SystemExit, match=f"--out reports/{name}.* already exists"):
             benchmarking.Report(name, arguments)
     with pytest.raises(SystemExit, match="--out a.en: is a file"):
         benchmarking.Report("bench_x", argparse.Namespace(**{**vars(arguments), "out": Path("a.en")}))

@@ -236,7 +236,7 @@ def test_an_ensemble_in_another_vocabulary_order_is_cached_as_its_mixture(worksp
 def test_cache_info_describes_and_verifies(workspace, few, tmp_path):
     output = run("kd-plugin", "cache-info", few, "--verify").stdout
     tokens = Store(next(few.glob("*/manifest.json")).parent).manifest.tokens
-    assert f"{tokens:,} target tokens" in output and "34 bytes a token" in output and "topk, k 8" in output
+    assert f"{tokens:,} target tokens" in output and "34 bytes per token" in output and "topk, k 8" in output
     assert f"verified: {tokens * 34:,} bytes" in output
     shutil.copytree(few, tmp_path / "damaged")
     shard = next((tmp_path / "damaged").glob("*/shard-00002.bin"))

@@ -78,7 +78,7 @@ def test_what_does_not_fit_is_refused_before_the_first_update(made, tmp_path):
         ([], "--teacher-source-lang, one of its own codes"),
         (["--teacher-source-lang", "en", "--teacher-target-lang", "de"], "knows no such language"),
         ([*TEACHER, "--teacher-sha256", "0" * 64], "sha256 of its files is"),
-        ([*TEACHER, "--teacher-overrides", '{"dropout": 0}'], "no teacher is one"),
+        ([*TEACHER, "--teacher-overrides", '{"dropout": 0}'], "no teacher is a fairseq checkpoint"),
     ]:
         result = train(folder / "data-bin", tmp_path, *PLUGIN, "--teacher-path", teacher, *flags, *SHORT, check=False)
         assert result.returncode != 0 and said in result.stdout and "Remedy: " in result.stdout

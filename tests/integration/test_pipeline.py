@@ -84,4 +84,4 @@ def test_from_decoding_to_the_report_and_again(prepared, tmp_path):  # noqa: F81
     # another alpha: the student and what follows it, and nothing before
     third = run(*command, **{**settings, "ALPHA": "0.3", "CHECK_THRESHOLD": "101"})
     assert third.returncode != 0 and "--check-threshold" in third.stderr
-    assert "answers, 4 a token: done before" in third.stdout and "student, distilled (log" in third.stdout
+    assert "answers, 4 per token: done before" in third.stdout and "student, distilled (log" in third.stdout

@@ -263,21 +263,21 @@ def test_ensemble_of_different_architectures(data):
 # --- what translates otherwise, or not at all
 
 NO_TRANSLATION = {
-    "nonautoregressive_transformer": "never says how probable the next token is",
-    "levenshtein_transformer": "never says how probable the next token is",
-    "cmlm_transformer": "never says how probable the next token is",
-    "insertion_transformer": "never says how probable the next token is",
+    "nonautoregressive_transformer": "never gives the next token's probability",
+    "levenshtein_transformer": "never gives the next token's probability",
+    "cmlm_transformer": "never gives the next token's probability",
+    "insertion_transformer": "never gives the next token's probability",
     "transformer_lm": "is a language model",
     "fconv_lm": "is a language model",
     "lstm_lm": "is a language model",
     "roberta_base": "is an encoder without a decoder",
     "multilingual_transformer": "is several models",
-    "s2t_transformer": "reads or writes sound",
-    "transformer_from_pretrained_xlm": "other special symbols",
+    "s2t_transformer": "reads or writes audio",
+    "transformer_from_pretrained_xlm": "different special symbols",
 }
 TASKS = {
-    "translation_from_pretrained_xlm": "other special symbols",
-    "denoising": "to mend damaged text",
+    "translation_from_pretrained_xlm": "different special symbols",
+    "denoising": "to restore corrupted text",
 }
 VERBS = {
     "decode": ["decode", "--input", "{text}", "--path", "{path}", "--output", "{out}", *LANGS],

@@ -210,7 +210,7 @@ def test_full_disk_names_file_and_bytes_and_keeps_what_is_finished(tmp_path, mon
 
     with monkeypatch.context() as patch:
         patch.setattr(files.os, "fsync", full)
-        with pytest.raises(KDPluginError, match=r"shard-00001.bin: \d+ bytes could not be written: No space left"):
+        with pytest.raises(KDPluginError, match=r"shard-00001.bin: could not write \d+ bytes: No space left"):
             write(tmp_path / "store", identity, sizes, records, only=plans[1:])
     assert tree(tmp_path / "store") == before
     assert write(tmp_path / "store", identity, sizes, records, only=plans[1:]) is not None
@@ -324,10 +324,10 @@ def test_every_flipped_bit_is_seen_before_its_records_are_given_away(written):
     "content,message",
     [
         ("{", "cannot be read"),
-        ("[1]", "no JSON object"),
+        ("[1]", "is not a JSON object"),
         ("{}", "version None"),
         ('{"version": 2}', "format None version 2"),
-        ('{"format": "kd_plugin teacher cache", "version": 2}', "no manifest"),
+        ('{"format": "kd_plugin teacher cache", "version": 2}', "not a manifest"),
     ],
 )
 def test_manifest_that_is_none(written, content, message):
@@ -359,7 +359,7 @@ def test_unfinished_cache_says_so(tmp_path):
     with pytest.raises(KDPluginError, match="nothing was ever written"):
         open_stores(tmp_path)
     write(tmp_path / "cache", identity, sizes, records, only=plan_shards(sizes, 2500)[:1])
-    with pytest.raises(KDPluginError, match="begun and not finished"):
+    with pytest.raises(KDPluginError, match="is unfinished"):
         open_stores(tmp_path)
     with pytest.raises(KDPluginError, match="no such folder"):
         open_stores(tmp_path / "nowhere")
@@ -369,7 +369,7 @@ def test_a_writer_refuses_records_that_do_not_fit(tmp_path):
     sizes, records = sizes_and_records()
     plan = plan_shards(sizes, 2500)[0]
     writer = ShardWriter(StoreFolder(tmp_path, identity_of()), plan, sizes)
-    with pytest.raises(KDPluginError, match="do not fit"):
+    with pytest.raises(KDPluginError, match="do not match"):
         writer.add(np.array([0, 1]), Records(*(values[: sizes[0]] for values in records)))
     with pytest.raises(KDPluginError, match="sentences have no records"):
         writer.finish()
@@ -465,7 +465,7 @@ def test_what_nobody_could_be_asked_about_captures_nothing():
 @pytest.mark.parametrize(
     "flags,named",
     [
-        (["--shard-id", "2", "--num-shards", "2"], "--num-shards 2 has the shards 0 … 1"),
+        (["--shard-id", "2", "--num-shards", "2"], "with --num-shards 2, the shards are 0 … 1"),
         (["--k", "0"], "--k 0: must be at least 1"),
         (["--shard-tokens", "0"], "--shard-tokens 0"),
         (["--temperature", "0"], "--temperature 0"),
@@ -494,9 +494,9 @@ def cached_teacher(tmp_path, hashes=(), **changes):
     [
         ("topk", "adaptive_kl", [1.0], 0, "--kd-divergence adaptive_kl.*forward_kl, reverse_kl, js, tvd"),
         ("topk", "skew_reverse_kl", [1.0], 0, "--kd-divergence skew_reverse_kl"),
-        ("sampled", "js", [1.0], 0, "of kind sampled, which gives forward_kl"),
+        ("sampled", "js", [1.0], 0, "of kind sampled supports only forward_kl"),
         ("topk", "forward_kl", [1.0], 5, "--kd-top1-rank"),
-        ("topk", "forward_kl", [1.5], 0, "written at temperature 1.0, this run has --kd-temperature 1.5"),
+        ("topk", "forward_kl", [1.5], 0, "written at temperature 1.0, but this run has --kd-temperature 1.5"),
         ("topk", "forward_kl", [1.0, 2.0], 0, "--kd-temperature 1 to 2"),
     ],
 )

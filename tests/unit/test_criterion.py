@@ -217,7 +217,7 @@ def test_packed_student_says_whose_hooks_it_cannot_serve(dictionaries, tmp_path)
         criterion(student, sample)
     sample["net_input"]["prefix"] = sample["target"]
     student.decoder._forward_hooks.clear()
-    with pytest.raises(KDPluginError, match=r"further inputs \(prefix\)"):
+    with pytest.raises(KDPluginError, match=r"additional inputs \(prefix\)"):
         criterion(student, sample)
 
 

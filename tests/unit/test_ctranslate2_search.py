@@ -198,7 +198,7 @@ def test_the_limit_is_fairseq_s():
 @pytest.mark.parametrize("engine", [0, 1])
 def test_no_room_for_a_symbol_is_refused(untrained, engine):
     decoder = both(untrained, untrained.parent, Settings(max_len_a=0.1, max_len_b=0))[engine]
-    with pytest.raises(KDPluginError, match="no symbol is left.*Remedy: a larger --max-len-b"):
+    with pytest.raises(KDPluginError, match="no symbol is left.*Remedy: use a larger --max-len-b"):
         decoder(SENTENCES[:2])
 
 
@@ -260,9 +260,9 @@ def test_export_of_a_model_that_does_not_end_passes_its_check(untrained, tmp_pat
 @pytest.mark.parametrize(
     "capped, type_name, cause",
     [
-        (12, "int8", "The checkpoint does not end 12 of 16 translations itself"),
+        (12, "int8", "The checkpoint does not end 12 of 16 translations"),
         (0, "int8", "Remedy: a finer --quantization"),
-        (0, "float32", "no finer --quantization will help"),
+        (0, "float32", "a finer --quantization will not help"),
     ],
 )
 def test_the_check_s_remedy_names_the_cause(capped, type_name, cause, untrained, tmp_path, monkeypatch, capsys):

@@ -297,4 +297,4 @@ def test_a_corpus_without_a_sentence_is_an_error(teacher, tmp_path, capsys, cont
 def test_lines_that_are_all_too_long_are_an_error(teacher, tmp_path, capsys):
     (tmp_path / "long").write_text(("word1 " * 100 + "\n") * 3)
     run(teacher, tmp_path / "long", tmp_path / "out", status=1)
-    assert "not one translation of 3 lines (too long lines 3)" in capsys.readouterr().err
+    assert "no translation for any of 3 lines (too long lines 3)" in capsys.readouterr().err

@@ -234,7 +234,7 @@ def test_draws_come_from_the_model_and_pay_for_the_end(folder_of, tmp_path):
     [
         ("nllb", [], "--model-source-lang en: "),
         ("nllb", ["--model-source-lang", "eng_Latn", "--model-target-lang", "de"], "--model-target-lang de"),
-        ("marian", ["--model-target-lang", "de"], "is not told its target language"),
+        ("marian", ["--model-target-lang", "de"], "does not take a target language"),
         ("marian", ["--source-prefix", "x"], "--source-prefix: "),
         ("marian", ["--sentencepiece-model", "x"], "has its own tokenizer"),
         ("marian", ["--engine", "fairseq"], "Hugging Face"),
@@ -253,9 +253,9 @@ def test_what_does_not_fit_a_folder_is_refused_before_any_work(folder_of, tmp_pa
 @pytest.mark.parametrize(
     "damage, said",
     [
-        (lambda f: (f / "vocab.yml").unlink(), "vocab.yml is not there"),
-        (lambda f: (f / "decoder.yml").write_text("models: [a.npz, b.npz]\nvocabs: [vocab.yml]\n"), "is not there"),
-        (lambda f: (f / "decoder.yml").write_text("- a\n"), "names no models and vocabs"),
+        (lambda f: (f / "vocab.yml").unlink(), "vocab.yml is missing"),
+        (lambda f: (f / "decoder.yml").write_text("models: [a.npz, b.npz]\nvocabs: [vocab.yml]\n"), "is missing"),
+        (lambda f: (f / "decoder.yml").write_text("- a\n"), "does not name models and vocabs"),
         (lambda f: (f / "decoder.yml").write_text("!!python/object/apply:os.system [true]\n"), "names no models"),
         (lambda f: (f / "vocab.yml").write_text("a: b\n"), "vocabularies cannot be read"),
         (lambda f: (f / "model.npz").write_bytes(b"nothing"), "cannot convert it"),
@@ -281,7 +281,7 @@ def test_a_conversion_that_gives_another_model_is_refused(folder_of, tmp_path, c
     folder = make_folder("nllb", tmp_path / "nllb")
     _scale_norms(folder)
     decode(folder, corpus, tmp_path / "out", *codes("nllb"), status=1)
-    assert "gives other probabilities than transformers" in capsys.readouterr().err
+    assert "gives other probabilities than with transformers" in capsys.readouterr().err
     assert not list((tmp_path / "out").glob("model-*"))
 
 

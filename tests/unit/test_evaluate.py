@@ -141,17 +141,17 @@ def test_a_sentence_too_long_for_the_model_has_no_translation(setting, tmp_path)
     make_checkpoint(setting / "short.pt", setting, *LANGS, *MODEL, *flags)
     assert run(setting, tmp_path / "out", models=["short=short.pt"]) == 0
     (model,) = read_evaluation(str(tmp_path / "out")).models
-    assert model.note.split("; ")[0] == "3 sentences are longer than it can take and have no translation"
+    assert model.note.split("; ")[0] == "3 sentences exceed its maximum length and have no translation"
     assert len((tmp_path / "out" / "translations" / "short" / "tiny.txt").read_text().splitlines()) == 20
 
 
 @pytest.mark.parametrize(
     "flags, message",
     [
-        (["--baseline", "three"], "--baseline three: no such --model. Remedy: one of one, two"),
-        (["--model", "one=x"], "the name one is taken"),
+        (["--baseline", "three"], "--baseline three: is not a --model. Remedy: one of one, two"),
+        (["--model", "one=x"], "the name one is already taken"),
         (["--model", "x"], "is not NAME=PATH"),
-        (["--model", "x=nothing.pt"], "no such checkpoint file or CTranslate2 folder"),
+        (["--model", "x=nothing.pt"], "no such checkpoint file or model folder"),
         (["--test", "x=a"], "is not NAME=SRC,REF"),
         (["--test", "x=a,b"], "--test a: cannot be read"),
         (["--comet", "x"], "pip install unbabel-comet"),
@@ -212,7 +212,7 @@ def test_a_tokenizer_that_cannot_be_used_is_found_before_decoding(setting, tmp_p
 
     monkeypatch.setattr(evaluation_scores, "BLEU", no_package)
     assert run(setting, tmp_path / "out", "--tokenize", "ja-mecab") == 1
-    assert "--tokenize ja-mecab: cannot be used here (Please install" in capsys.readouterr().err
+    assert "--tokenize ja-mecab: does not work here (Please install" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
@@ -224,7 +224,7 @@ def test_line_counts_and_earlier_evaluations(setting, tmp_path, capsys):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "evaluation.json").write_text("{}")
     assert run(setting, tmp_path / "out") == 1
-    assert "holds an evaluation already" in capsys.readouterr().err
+    assert "already holds an evaluation" in capsys.readouterr().err
 
 
 class FakeComet(types.ModuleType):

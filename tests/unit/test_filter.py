@@ -266,7 +266,7 @@ ROWS = "0\t-7\n0\t-2\n1\t-3\n2\t-9\n2\t-9\n3\t-1\n"
         (ROWS[:-5], "ends after 5 rows; line 3 has none"),
         ("", "ends after 0 rows"),
         (ROWS + "3\t1\n", "more than 6 rows"),
-        (ROWS.replace("1\t", "2\t", 1), "line 3: is of line 2, instead of 1"),
+        (ROWS.replace("1\t", "2\t", 1), "line 3: is for line 2 instead of 1"),
         (ROWS.replace("-3", "nan"), "line 3: score nan is not finite"),
         (ROWS.replace("-3", "x"), "line 3: '1\\tx' is not number TAB score"),
         (ROWS.replace("1\t-3", "1 -3"), "line 3: '1 -3' is not number TAB score"),

@@ -158,7 +158,7 @@ def test_a_corpus_without_spaces_is_kept_and_by_words_it_is_refused(tmp_path, ca
     assert len(texts_by_line(tmp_path / "out")) == len(ENGLISH) and "warning" not in capsys.readouterr().err
     write(tmp_path / "coded", "tgt", list(zip(ENGLISH, HONEST["zh"]))[4:10])  # nobody says what it is
     error = refusal(capsys, "filter", tmp_path / "coded", "--output", tmp_path / "none", "--text", tmp_path / "x")
-    assert "no translation is left, and nothing was written: length_ratio took 6 of 6" in error
+    assert "no translation is left, and nothing was written: length_ratio dropped 6 of 6" in error
     assert "--max-length-ratio, or --length-unit characters" in error
     assert sorted(path.name for path in tmp_path.iterdir()) == ["coded", "in", "out"]
     flags = ["--length-unit", "characters", "--max-length-ratio", 5]
@@ -171,7 +171,7 @@ def test_a_rule_that_takes_more_than_half_is_said_with_what_mends_it(tmp_path, c
     write_folder(tmp_path / "in", records)
     run_verb("filter", tmp_path / "in", "--output", tmp_path / "out")
     printed = capsys.readouterr()
-    assert "warning: copied_source took 3 of 4 translations (75.0%)" in printed.err
+    assert "warning: copied_source dropped 3 of 4 translations (75.0%)" in printed.err
     assert "--copied-source or --copy-overlap" in printed.err
     write_folder(tmp_path / "half", records[2:])
     run_verb("filter", tmp_path / "half", "--output", tmp_path / "out2")
@@ -182,4 +182,4 @@ def test_nothing_in_is_nothing_out_and_an_error(tmp_path, capsys):
     write_folder(tmp_path / "in", [record(0, "a")])
     for verb in (["filter"], ["select", "--by", "mbr"], ["select", "--by", "score"]):
         error = refusal(capsys, verb[0], tmp_path / "in", *verb[1:], "--output", tmp_path / "out")
-        assert "holds no translation" in error and not (tmp_path / "out").exists()
+        assert "contains no translation" in error and not (tmp_path / "out").exists()

@@ -451,7 +451,7 @@ def test_flags_of_servers_are_refused_without_one(flags, corpus, tmp_path, capsy
         (["--prompt", "nowhere.txt"], "--prompt nowhere.txt"),
         (["--few-shot", "nowhere.tsv"], "--few-shot nowhere.tsv"),
         (["--target-lang", "xx"], "--target-lang xx: no language of that code"),
-        (["--target-lang", "en"], "--target-lang en is the source's"),
+        (["--target-lang", "en"], "--target-lang en is also the source language"),
     ],
 )
 def test_what_cannot_be_asked_is_refused_before_the_first_request(flags, message, corpus, tmp_path, capsys):
@@ -473,7 +473,7 @@ def test_the_prompt_may_not_be_written_over(corpus, tmp_path, capsys):
     prompt.write_text("{source}")
     with serving() as server:
         decode(server, corpus, tmp_path / "out", "--prompt", prompt, "--text", tmp_path / "pseudo", status=1)
-        assert "which would be written over" in capsys.readouterr().err and not server.asked
+        assert "would overwrite --prompt" in capsys.readouterr().err and not server.asked
     assert prompt.read_text() == "{source}"
 
 
@@ -482,7 +482,7 @@ def test_a_journal_of_another_job_is_nobody_s_to_write_over(corpus, tmp_path, ca
     (tmp_path / "out" / ".shard-00000.answers").write_text("mine\n")
     with serving() as server:
         decode(server, corpus, tmp_path / "out", status=1)
-        assert ".shard-00000.answers is there already" in capsys.readouterr().err and not server.asked
+        assert ".shard-00000.answers already exists" in capsys.readouterr().err and not server.asked
     assert (tmp_path / "out" / ".shard-00000.answers").read_text() == "mine\n"
 
 

@@ -142,7 +142,7 @@ def test_formats_that_are_not_read_are_refused_by_name(tmp_path):
     dictionary = Dictionary.load(str(folder / "dict.en.txt"))
     index = folder / "train.en-de.en.idx"
     index.write_bytes(b"HUFFIDX\x00\x00" + bytes(50))
-    with pytest.raises(KDPluginError, match="format huffman is not read here.*--dataset-impl mmap"):
+    with pytest.raises(KDPluginError, match="format huffman is not supported.*--dataset-impl mmap"):
         dataset_format(str(folder / "train.en-de.en"))
     (folder / "train.en-de.en").write_bytes(b"w\xf6rter\n")
     with pytest.raises(KDPluginError, match="train.en-de.en: its binarised text is damaged .*utf-8"):
@@ -179,7 +179,7 @@ def test_verbs_refuse_damaged_and_foreign_data_without_a_traceback(verb, data, t
         builder.add_item(torch.tensor([5, 37, 2]))
     builder.finalize(str(folder / "train.en-de.en.idx"))
     message = refused(folder)
-    assert "train.en-de.en: holds the symbol number 37, and its dictionary has 32 symbols" in message
+    assert "train.en-de.en: contains symbol number 37, but its dictionary has 32 symbols" in message
     assert not list(out.glob("*.jsonl")) and not list(out.glob("*/manifest.json"))
 
 

@@ -69,7 +69,7 @@ def test_a_package_that_is_missing_is_said(monkeypatch):
 
 def test_what_nobody_says_the_letters_do_and_what_they_contradict_is_doubted():
     unsaid = bleu_tokenizer(None, TEXT["zh"])
-    assert unsaid.name == "zh" and not unsaid.doubtful and "nobody says" in unsaid.note
+    assert unsaid.name == "zh" and not unsaid.doubtful and "no language given" in unsaid.note
     wrong = bleu_tokenizer("de", TEXT["th"])
     assert wrong.name is None and wrong.doubtful and "--tokenize char" in wrong.note
     assert bleu_tokenizer("zh", TEXT[None]).name == "zh"
@@ -93,7 +93,7 @@ def test_names_that_other_files_have_are_refused(language):
 
 def test_two_sides_of_one_name_are_refused_where_text_is_named_by_them():
     for pair in (("de", "de"), ("de", "DE")):
-        with pytest.raises(KDPluginError, match="is the source's"):
+        with pytest.raises(KDPluginError, match="is also the source language"):
             check_languages(*pair)
         check_languages(*pair, distinct=False)
     for codes in FAMILIES.values():

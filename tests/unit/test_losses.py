@@ -270,7 +270,7 @@ def test_invariant_to_shifts_permutations_splits_and_padding(shift, seed, rows, 
         (dict(divergence="kl_forward"), "forward_kl"),
         (dict(target=torch.zeros(3, dtype=torch.int64)), "target"),
         (dict(teacher_logits=torch.zeros(7, 12)), r"\(7, 12\)"),
-        (dict(target=torch.full((7,), 11)), "targets 11 … 11 do not lie in the vocabulary, 0 … 10"),
+        (dict(target=torch.full((7,), 11)), "targets 11 … 11 are outside the vocabulary, 0 … 10"),
         (dict(target=torch.tensor([2, 3, 4, 5, 6, 7, -100])), "padding_idx"),
     ],
 )

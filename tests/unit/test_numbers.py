@@ -72,7 +72,7 @@ def test_no_number_ends_in_a_traceback(verb, monkeypatch, tmp_path, capsys):
         ("decode", "--num-shards=0", "--num-shards 0: must be at least 1"),
         ("decode", "--num-shards=-3", "--num-shards -3: must be at least 1"),
         ("decode", "--shard-id=-1", "--shard-id -1: must be at least 0"),
-        ("decode", "--shard-id=1", "--num-shards 1 has the shards 0 … 0"),
+        ("decode", "--shard-id=1", "with --num-shards 1, the shards are 0 … 0"),
         ("decode", "--sampling-topp=1.5", "--sampling-topp 1.5: must lie in 1e-06 … 1, or -1"),
         ("decode", "--sampling-topp=0", "--sampling-topp 0: must lie in"),
         ("decode", "--sampling-topk=0", "--sampling-topk 0: must be at least 1, or -1"),

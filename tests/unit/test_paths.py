@@ -55,14 +55,14 @@ def test_an_ensemble_torn_at_a_colon_is_told_how_to_write_it(tmp_path, monkeypat
     [
         ("s3://bucket/a.pt", "is an address"),
         ("https://host/a.pt", "is an address"),
-        ("C:\\models\\a.pt", "is a path of Windows"),
-        ("d:/models/a.pt", "is a path of Windows"),
+        ("C:\\models\\a.pt", "is a Windows path"),
+        ("d:/models/a.pt", "is a Windows path"),
         ("a.pt:", "an empty path"),
         ("", "an empty path"),
-        ("[a.pt]", "no JSON list"),
-        ("[]", "no JSON list"),
-        ('["a.pt", 1]', "no JSON list"),
-        ("[" * 100_000, "no JSON list"),
+        ("[a.pt]", "not a JSON list"),
+        ("[]", "not a JSON list"),
+        ('["a.pt", 1]', "not a JSON list"),
+        ("[" * 100_000, "not a JSON list"),
     ],
 )
 def test_what_is_no_path_is_refused(text, named):

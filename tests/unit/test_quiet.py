@@ -21,9 +21,13 @@ from tests.unit.test_cli import verb_that  # noqa: F401
         (
             KeyboardInterrupt,
             130,
-            "kd-plugin work: interrupted: nothing is finished, and the same command begins anew\n",
+            "kd-plugin work: interrupted: nothing is finished, and the same command starts from the beginning\n",
         ),
-        (quiet.Terminated, 143, "kd-plugin work: terminated: nothing is finished, and the same command begins anew\n"),
+        (
+            quiet.Terminated,
+            143,
+            "kd-plugin work: terminated: nothing is finished, and the same command starts from the beginning\n",
+        ),
     ],
 )
 def test_a_stop_is_one_line_that_says_how_to_go_on(error, status, told, verb_that, capsys):  # noqa: F811

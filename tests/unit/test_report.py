@@ -310,7 +310,7 @@ def evaluation(names=("teacher", "student", "student, int8"), **changes):
             for metric in ("BLEU", "TER")
         ]
         scores.append({"test": "flickr", "metric": "COMET", "value": None, "note": "not measured: pip install it"})
-        speed = {"cpu": {"tokens_per_second": 100.0 * 3**index}, "cuda": {"note": "not measured: there is no GPU"}}
+        speed = {"cpu": {"tokens_per_second": 100.0 * 3**index}, "cuda": {"note": "not measured: no GPU"}}
         models.append(
             {
                 "name": name,
@@ -394,7 +394,7 @@ def test_page_holds_every_name_and_value(make, log):
     for wanted in (
         "A report", "teacher", "student", "student, int8", "flickr", "<b>news", "A <CPU>", "torch 2.0", "CPU, 1 thread",
         "+1.0", "−1.0*", "< 0.001", "0.200", "1.2", "BLEU|sig", "not measured: pip install it",
-        "GPU: not measured: there is no GPU", "1,000 sentences", "4.00",
+        "GPU: not measured: no GPU", "1,000 sentences", "4.00",
         "one pass", "plain", "nll_loss", "kd|alpha:0.2|T:1.0",
         "subwords.symbols", "2020-01-02 03:04:05", "lower is better",
     ):  # fmt: skip
@@ -556,7 +556,7 @@ def test_bad_logs_and_outputs_are_refused_by_name(make, tmp_path, log):
     empty = tmp_path / "empty.log"
     empty.write_text("nothing of fairseq's\n")
     for argument, cause in (
-        (f"a={empty}", "no line"), (f"a={tmp_path / 'no.log'}", "No such file"), (f"a={tmp_path}", "a="),
+        (f"a={empty}", "contains no numbers"), (f"a={tmp_path / 'no.log'}", "No such file"), (f"a={tmp_path}", "a="),
         (str(log), "not NAME=FILE"), ("=x", "not NAME=FILE"),
     ):  # fmt: skip
         with pytest.raises(KDPluginError, match="Remedy: ") as error:

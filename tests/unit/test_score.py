@@ -89,7 +89,7 @@ def test_too_long_and_empty_sentences(models, tmp_path):
 def test_nothing_to_score_is_an_error(models, tmp_path, capsys):
     write_folder(tmp_path / "in", [record(0, "word1")])
     command = ["score", tmp_path / "in", "--path", models["a"][0], "--output", tmp_path / "out"]
-    assert "holds no translation" in refusal(capsys, *command) and not (tmp_path / "out").exists()
+    assert "contains no translation" in refusal(capsys, *command) and not (tmp_path / "out").exists()
 
 
 def test_jobs_and_a_restart_write_the_same(models, folder, tmp_path, monkeypatch):
@@ -144,11 +144,11 @@ LOOSE = ["--max-length-ratio", 100, "--copy-overlap", 1]
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["-s", "de", "-t", "de"], "de is the source's"),
+        (["-s", "de", "-t", "de"], "de is also the source language"),
         (["-s", "de", "-t", "fr"], "no dict.fr.txt"),
         (["--max-tokens", 0], "--max-tokens 0"),
         (["--sentencepiece-model", "nowhere.model"], "nowhere.model"),
-        (["--output", "{folder}"], "is INPUT_DIR"),
+        (["--output", "{folder}"], "overwrite INPUT_DIR"),
     ],
 )
 def test_refusals(models, folder, tmp_path, capsys, flags, message):

@@ -118,7 +118,7 @@ def test_refusals(comet, folder, tmp_path, capsys, metric, message):
 def test_a_metric_is_no_output(comet, folder, tmp_path, capsys):
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "model.ckpt").write_text("1")
-    assert "is --metric" in refusal(capsys, "score", folder, "--metric", tmp_path, "--output", tmp_path)
+    assert "would overwrite --metric" in refusal(capsys, "score", folder, "--metric", tmp_path, "--output", tmp_path)
 
 
 def test_without_the_library_the_extra_is_named(folder, tmp_path, capsys, monkeypatch):

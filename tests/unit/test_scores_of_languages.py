@@ -151,4 +151,4 @@ def test_export_says_its_models_languages_and_checks_by_them(chinese, tmp_path, 
     assert content["settings"]["tokenize"] == "zh"
     (chinese / "small" / "kd_plugin.json").unlink()
     assert evaluate(chinese, tmp_path / "unsaid", models=("small",)) == 0
-    assert "nobody says more" in capsys.readouterr().err
+    assert "no language given" in capsys.readouterr().err

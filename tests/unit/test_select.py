@@ -231,7 +231,7 @@ def test_two_processes_choose_what_one_does(tmp_path, monkeypatch):
         (["--by", "reference", "--reference", "none"], "none: No such file"),
         (["--by", "reference", "--reference", "short"], "short: 1 lines, but the translated corpus has 2"),
         (["--by", "reference", "--reference", "long"], "long: 3 lines, but"),
-        (["--by", "reference", "--reference", "latin1"], "latin1, line 2: no UTF-8"),
+        (["--by", "reference", "--reference", "latin1"], "latin1, line 2: not UTF-8"),
         (["--by", "reference", "--reference", "ref.gz"], "gunzip"),
     ],
 )
@@ -249,7 +249,7 @@ def test_what_cannot_be_is_refused(arguments, message, tmp_path, monkeypatch, ca
 def test_the_input_is_not_written_over(tmp_path, capsys):
     write_folder(tmp_path / "in", [record(0, "s", "a")])
     error = refusal(capsys, "select", tmp_path / "in", "--by", "mbr", "--output", tmp_path / "in")
-    assert f"--output {tmp_path / 'in'}: is INPUT_DIR" in error
+    assert f"--output {tmp_path / 'in'}: would overwrite INPUT_DIR" in error
     assert records_of(tmp_path / "in") == [record(0, "s", "a")]
 
 

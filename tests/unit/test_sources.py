@@ -65,7 +65,7 @@ def test_empty_file(tmp_path):
 
 
 def test_invalid_utf8_names_the_line(tmp_path):
-    with pytest.raises(KDPluginError, match=r"input, line 2: no UTF-8 .*Remedy"):
+    with pytest.raises(KDPluginError, match=r"input, line 2: not UTF-8 .*Remedy"):
         source(tmp_path / "input", b"fine\n\xff\xfe\nfine\n")
 
 
@@ -91,7 +91,7 @@ def test_identity_tells_contents_and_subwords_apart(tmp_path):
 
 def test_subwords_that_are_no_model(tmp_path):
     (tmp_path / "spm.model").write_bytes(b"nothing")
-    with pytest.raises(KDPluginError, match="no sentencepiece model"):
+    with pytest.raises(KDPluginError, match="not a sentencepiece model"):
         Subwords(str(tmp_path / "spm.model"))
     with pytest.raises(KDPluginError, match="no such file"):
         Subwords(str(tmp_path / "none.model"))

@@ -130,7 +130,7 @@ def test_a_larger_model_of_the_same_merges_is_refused(tmp_path):
 
 def test_a_dictionary_of_another_script_is_no_list_of_unknown_characters(tmp_path):
     model = train(tmp_path / "m.spm", sentences("en"))
-    with pytest.raises(KDPluginError, match="no pieces"):
+    with pytest.raises(KDPluginError, match="not among its pieces"):
         checked(model, ["▁", "▁the", *map(chr, range(0x4E00, 0x4F00))])
 
 
@@ -166,7 +166,7 @@ def test_models_for_each_other_s_side_of_a_joined_dictionary(apart):
     Segmentation(target, source).check_sides(lines, "--input x", False)  # its dictionaries say so already
     Segmentation(target, source).check_sides(lines[:1], "--input x", True)  # too little to say
     Segmentation(target, target).check_sides(lines, "--input x", True)
-    with pytest.raises(KDPluginError, match=r"pieces of --input x.*each other's side.*Remedy"):
+    with pytest.raises(KDPluginError, match=r"splits --input x into.*swapped.*Remedy"):
         Segmentation(target, source).check_sides(lines, "--input x", True)
 
 
@@ -179,8 +179,8 @@ def test_models_for_each_other_s_side_of_a_joined_dictionary(apart):
         (["Ein Hund."], False, "pieces", "raw text"),
         (["", " ", "Hund"], False, "pieces", "raw text"),
         (["▁Ein ▁H und"], False, "pieces", None),
-        (["▁Ein ▁H und"], True, "pieces", "hold ▁.*segmented already"),
-        (["H@@ und"], True, "pieces", "hold @@.*segmented already"),
+        (["▁Ein ▁H und"], True, "pieces", "contain ▁.*already segmented"),
+        (["H@@ und"], True, "pieces", "contain @@.*already segmented"),
         (["Ein Hund.", "mit ▁ darin", "mit @@ darin"], True, "pieces", None),
         (["Ein Hund."], False, "words", None),
         (["Ein Hund."], False, "parts", None),
@@ -275,7 +275,7 @@ def test_a_model_that_is_missing_or_too_much_is_not_guessed(verb, apart, joint, 
         assert f"no model for the {other} side" in error and f"Remedy: --{other}-sentencepiece-model" in error
         flag += ["--sentencepiece-model", joint.models["en"]]
         error = refusal(capsys, *command(verb, joint, translations, output, *flag))
-        assert f"--sentencepiece-model and --{side}-sentencepiece-model" in error
+        assert f"--sentencepiece-model excludes --{side}-sentencepiece-model" in error
     if verb != "export":
         assert "is raw text" in refusal(capsys, *command(verb, apart, translations, output))
     assert not output.exists() or not list(output.iterdir())
@@ -407,12 +407,12 @@ def test_decode_counts_unknown_symbols_and_filter_drops_them(unknowing, tmp_path
     printed = capsys.readouterr().out
     assert "lines with unknown symbols 2, translations with unknown symbols" in printed
     assert "in 2 lines of train a part of the source is lost" in printed and "--input RAW" in printed
-    assert "translations hold unknown symbols" in printed and "--unkpen inf" in printed
+    assert "translations contain unknown symbols" in printed and "--unkpen inf" in printed
     loose = ["--max-length-ratio", 100, "--copied-source", "keep", "--max-repeats", 100, "--output"]
     run_verb("filter", tmp_path / "out", *loose, tmp_path / "kept", "--unknown-symbols", "keep")
     assert len(records_of(tmp_path / "kept")) == 4
     error = refusal(capsys, "filter", tmp_path / "out", *loose, tmp_path / "clean")
-    assert "unknown_symbols took 8 of 8" in error and "--unknown-symbols" in error
+    assert "unknown_symbols dropped 8 of 8" in error and "--unknown-symbols" in error
 
 
 def test_raw_text_keeps_what_the_dictionary_lacks(unknowing, tmp_path, capsys):

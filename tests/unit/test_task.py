@@ -156,7 +156,7 @@ def test_answers_to_other_data_are_not_taken(data, tmp_path):
     from kd_plugin.cache import data as cache_data
 
     cache_data._hashes.cache_clear()  # within a process data do not change
-    with pytest.raises(KDPluginError, match="is of other data, or of sources truncated otherwise"):
+    with pytest.raises(KDPluginError, match="is for other data, or for sources truncated differently"):
         cached_task(tmp_path).load_dataset("train")
 
 
@@ -200,16 +200,22 @@ def test_a_damaged_length_is_told_and_not_trained_on(data, tmp_path):
 @pytest.mark.parametrize(
     "fields,named",
     [
-        (dict(teacher_cache="c", teacher_path="t.pt"), "--teacher-path and --teacher-cache are both given"),
-        (dict(teacher_cache="c", teacher_weights="1"), "--teacher-weights and --teacher-cache are both given"),
-        (dict(teacher_cache="c", teacher_overrides='{"dropout": 0}'), "--teacher-overrides: the answers in"),
-        (dict(teacher_cache="c", teacher_dtype="bf16"), "--teacher-dtype: the answers in"),
-        (dict(teacher_cache="c", teacher_source_lang="en"), "--teacher-source-lang: the answers in"),
-        (dict(teacher_cache="c", teacher_missing_symbols="ignore"), "--teacher-missing-symbols: the answers in"),
-        (dict(teacher_target_lang="de"), "--teacher-target-lang is given without --teacher-path"),
-        (dict(teacher_missing_symbols="ignore"), "--teacher-missing-symbols is given without --teacher-path"),
-        (dict(teacher_weights="1,2"), "--teacher-weights is given without --teacher-path"),
-        (dict(teacher_sha256="ab"), "--teacher-sha256 is given without --teacher-path"),
+        (dict(teacher_cache="c", teacher_path="t.pt"), "--teacher-path excludes --teacher-cache"),
+        (dict(teacher_cache="c", teacher_weights="1"), "--teacher-weights excludes --teacher-cache"),
+        (
+            dict(teacher_cache="c", teacher_overrides='{"dropout": 0}'),
+            "--teacher-overrides: has no effect on the answers in",
+        ),
+        (dict(teacher_cache="c", teacher_dtype="bf16"), "--teacher-dtype: has no effect on the answers in"),
+        (dict(teacher_cache="c", teacher_source_lang="en"), "--teacher-source-lang: has no effect on the answers in"),
+        (
+            dict(teacher_cache="c", teacher_missing_symbols="ignore"),
+            "--teacher-missing-symbols: has no effect on the answers in",
+        ),
+        (dict(teacher_target_lang="de"), "--teacher-target-lang has no effect without --teacher-path"),
+        (dict(teacher_missing_symbols="ignore"), "--teacher-missing-symbols has no effect without --teacher-path"),
+        (dict(teacher_weights="1,2"), "--teacher-weights has no effect without --teacher-path"),
+        (dict(teacher_sha256="ab"), "--teacher-sha256 has no effect without --teacher-path"),
         (dict(teacher_cache="nowhere"), "--teacher-cache nowhere: no such folder"),
         (dict(teacher_path="nowhere.pt"), "nowhere.pt: no such checkpoint file"),
     ],
@@ -246,7 +252,7 @@ def test_criterion_is_built_with_its_teacher_and_they_are_signed(tmp_path, dicti
 
 
 def test_a_teacher_that_nobody_asks_is_refused(tmp_path, dictionaries):
-    with pytest.raises(KDPluginError, match="the criterion LabelSmoothedCrossEntropyCriterion asks no teacher"):
+    with pytest.raises(KDPluginError, match="the criterion LabelSmoothedCrossEntropyCriterion does not use one"):
         online_task(tmp_path, dictionaries).build_criterion(criterion_cfg("label_smoothed_cross_entropy"))
     assert task_of(dictionaries).build_criterion(criterion_cfg("label_smoothed_cross_entropy")) is not None
 
@@ -254,8 +260,8 @@ def test_a_teacher_that_nobody_asks_is_refused(tmp_path, dictionaries):
 @pytest.mark.parametrize(
     "fields,named",
     [
-        (dict(kd_divergence="adaptive_kl"), "--kd-divergence adaptive_kl: cannot be had from --teacher-cache"),
-        (dict(kd_temperature=2.0), "written at temperature 1.0, this run has --kd-temperature 2"),
+        (dict(kd_divergence="adaptive_kl"), "--kd-divergence adaptive_kl: a --teacher-cache of kind"),
+        (dict(kd_temperature=2.0), "written at temperature 1.0, but this run has --kd-temperature 2"),
         (dict(kd_top1_rank=5), "--kd-top1-rank needs the teacher's whole distribution"),
     ],
 )
@@ -377,7 +383,7 @@ def test_a_teacher_that_the_training_would_write_over_is_refused(link, tmp_path,
         cfg = convert_namespace_to_omegaconf(args)
         task = tasks.setup_task(cfg.task)
         if refused:
-            with pytest.raises(KDPluginError, match="over which this training would write .* another --save-dir"):
+            with pytest.raises(KDPluginError, match="which this training would overwrite .* another --save-dir"):
                 task.build_criterion(cfg.criterion)
         else:
             task.build_criterion(cfg.criterion)

@@ -138,7 +138,7 @@ def test_pretrained_embeddings_of_its_training_are_not_looked_for(dictionaries, 
 def test_a_damaged_dictionary_is_named(content, dictionaries, tmp_path):
     make_checkpoint(tmp_path / "teacher.pt", dictionaries, *LANGS, *MODEL)
     (tmp_path / "dict.en.txt").write_bytes(content)
-    with pytest.raises(KDPluginError, match=r"dict\.en\.txt: no dictionary of fairseq .* Remedy: "):
+    with pytest.raises(KDPluginError, match=r"dict\.en\.txt: not a fairseq dictionary .* Remedy: "):
         load_teacher(str(tmp_path / "teacher.pt"), student_task(dictionaries))
 
 
@@ -262,7 +262,7 @@ def test_teacher_without_any_dictionary_is_refused_unless_told_where(dictionarie
 
 def test_teacher_of_the_other_direction_is_refused(dictionaries, tmp_path):
     make_checkpoint(tmp_path / "teacher.pt", dictionaries, "-s", "de", "-t", "en", *ARCHITECTURES["post_norm"])
-    with pytest.raises(KDPluginError, match="translates de-en, the student en-de"):
+    with pytest.raises(KDPluginError, match="translates de-en, but the student en-de"):
         load_teacher(str(tmp_path / "teacher.pt"), student_task(dictionaries))
 
 

@@ -39,7 +39,7 @@ FOREIGN = {
     "xz": lzma.compress(LINES.encode()),
     "zstd": b"\x28\xb5\x2f\xfd\x20\x05" + LINES.encode(),
     "a zip archive": zipped("test.en"),
-    "a document of an office program": zipped("[Content_Types].xml", "word/document.xml"),
+    "an office document": zipped("[Content_Types].xml", "word/document.xml"),
     "PDF": b"%PDF-1.7\n%\xe2\xe3\n1 0 obj",
     "WMT": SGM.encode(),
     "WMT, refset": b"\xef\xbb\xbf \n" + SGM.replace("srcset", "refset").encode(),

@@ -109,7 +109,7 @@ def lose_a_field(content):
     [
         (edit, "was changed"),
         (leave_out_a_shard, "was changed"),
-        (lose_a_field, "no manifest of translations.*languages"),
+        (lose_a_field, "not a manifest of translations.*languages"),
         (lambda content: content.update(version=99), "format .*99"),
         (lambda content: content.update(format="x"), "format 'x'"),
     ],
@@ -156,7 +156,7 @@ def test_a_manifest_that_counts_other_lines_than_there_are_is_refused(tmp_path):
 
 def test_other_translations_are_not_written_over(tmp_path):
     write_folder(tmp_path, RECORDS, identity={"a": 1})
-    with pytest.raises(KDPluginError, match="--output .* holds other translations already"):
+    with pytest.raises(KDPluginError, match="--output .* already holds other translations"):
         Writer(tmp_path, {"a": 2}, ["en", "de"], 7)
     assert records_of(tmp_path) == RECORDS
 
@@ -229,7 +229,7 @@ def test_no_text_of_a_language_into_itself(tmp_path):
     writer = Writer(tmp_path, {}, ["en", "en"], 1)
     writer.add(record(0, "a", "b"))
     writer.finish()
-    with pytest.raises(KDPluginError, match="its target language en is the source's"):
+    with pytest.raises(KDPluginError, match="its target language en is also the source language"):
         write_text(tmp_path, str(tmp_path / "train"))
 
 

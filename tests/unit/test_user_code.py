@@ -336,8 +336,8 @@ def test_changed_code_is_another_teacher(fork, data, tmp_path, capsys):  # noqa:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ({"teacher_cache": "cache"}, "--teacher-user-dir: the answers in --teacher-cache were given without it"),
-        ({}, "--teacher-user-dir is given without --teacher-path"),
+        ({"teacher_cache": "cache"}, "--teacher-user-dir: has no effect on the answers in --teacher-cache"),
+        ({}, "--teacher-user-dir has no effect without --teacher-path"),
     ],
 )
 def test_the_task_s_flag_is_refused_where_nothing_would_read_it(fork, data, flags, message):  # noqa: F811

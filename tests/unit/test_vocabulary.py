@@ -132,12 +132,12 @@ def test_refusals(folders, tmp_path, corpus, capsys):
     common = [teacher, "--output", out, *LANGUAGES]
     assert "--coverage 1.5: must lie in" in refused(capsys, *common, "--coverage", 1.5)
     assert "no file ends in .de" in refused(capsys, *common, "--subset", corpus[0])
-    assert "its name tells no language" in refused(capsys, *common, "--subset", *corpus, tmp_path / "x.txt")
+    assert "its name does not show the language" in refused(capsys, *common, "--subset", *corpus, tmp_path / "x.txt")
     assert "no such file" in refused(capsys, *common, "--subset", *corpus, tmp_path / "x.en")
     assert "is a file" in refused(capsys, teacher, "--output", corpus[0], *LANGUAGES, "--subset", *corpus)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "notes").write_text("the user's own")
-    assert "holds other files already" in refused(capsys, teacher, "--output", tmp_path / "full", *LANGUAGES)
+    assert "already contains files" in refused(capsys, teacher, "--output", tmp_path / "full", *LANGUAGES)
     bare = tmp_path / "bare"
     shutil.copytree(folders("nllb"), bare)
     for path in bare.glob("*.model"):

@@ -1,1 +1,1 @@
-"""Translation models of other toolkits, each in a folder of its own kind, as CTranslate2 runs them."""
+"""Translation models from other toolkits, run by CTranslate2: one module per kind of folder."""

@@ -1,4 +1,4 @@
-"""What a folder with a translation model of another toolkit says of itself."""
+"""The interface of folders with a translation model from another toolkit."""
 
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -8,7 +8,7 @@ from kd_plugin.corpus.subwords import Segmentation, SubwordOptions, Subwords
 from kd_plugin.decoding.base import Around, FolderOptions
 from kd_plugin.errors import KDPluginError
 
-# sentencepiece models as folders of Marian, OPUS-MT, NLLB, mBART and T5 have them, of both sides
+# names of the sentencepiece models, source and target, in folders of Marian, OPUS-MT, NLLB, mBART and T5
 SENTENCEPIECE = (
     ("source.spm", "target.spm"),
     ("sentencepiece.bpe.model",) * 2,
@@ -19,10 +19,10 @@ SENTENCEPIECE = (
 
 
 class Asked(NamedTuple):
-    """What the flags say of a folder.
+    """A folder, and what the flags say about it.
 
-    languages: source and target of the corpus, as its files' names have them; None: not said
-    alone: whether all flags are for this model; others may be for models beside it
+    languages: source and target of the corpus, as in its file names; None: unknown
+    alone: whether all flags are for this model; otherwise some may be for other models
     """
 
     path: str
@@ -32,7 +32,7 @@ class Asked(NamedTuple):
     alone: bool = True
 
     def refuse(self, names: List[str], reason: str, remedy: str) -> None:
-        """Refuse flags that this kind of folder has no use for.
+        """Refuse flags that do not apply to this kind of folder.
 
         Args:
             names: fields of `options`, and `subwords` for the flags of sentencepiece models
@@ -44,7 +44,7 @@ class Asked(NamedTuple):
             raise KDPluginError(f"{' and '.join(flags)}: {self.path} {reason}. Remedy: {remedy}")
 
     def segmentation(self) -> Segmentation:
-        """The sentencepiece models that the flags name, and otherwise those that lie in the folder."""
+        """The sentencepiece models that the flags name, otherwise those in the folder."""
         if any(getattr(self.subwords, field) is not None for field in SPM_FIELDS):
             return self.subwords.open()
         for names in SENTENCEPIECE:
@@ -59,13 +59,13 @@ SPM_FIELDS = ("sentencepiece_model", "source_sentencepiece_model", "target_sente
 
 
 class TextModel(ABC):
-    """A translation model in a folder, and its own way from text to symbols.
+    """A translation model in a folder, with its own segmentation of text into symbols.
 
     subwords: its segmentation
-    languages: source and target, where the folder says them
-    around: what it expects around every sentence
-    source_symbols, target_symbols: that it knows
-    is_converted: whether it is CTranslate2's already
+    languages: source and target, if the folder names them
+    around: symbols that it expects around every sentence
+    source_symbols, target_symbols: its vocabularies
+    is_converted: whether it already is a CTranslate2 model
     """
 
     path: str
@@ -78,12 +78,12 @@ class TextModel(ABC):
 
     @abstractmethod
     def identity(self) -> Dict[str, Any]:
-        """What decides how it translates."""
+        """All that determines its translations."""
 
     @abstractmethod
     def convert(self, folder: Path) -> Path:
         """Write it as a CTranslate2 model.
 
         Raises:
-            KDPluginError: CTranslate2 cannot convert it, or makes another model of it
+            KDPluginError: CTranslate2 cannot convert it, or the converted model differs
         """

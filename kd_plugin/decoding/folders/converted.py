@@ -1,4 +1,4 @@
-"""A folder that holds a CTranslate2 model already."""
+"""A folder that already contains a CTranslate2 model."""
 
 from pathlib import Path
 from typing import Any, Dict, Tuple
@@ -14,10 +14,10 @@ from kd_plugin.files.json_text import parse_json
 
 
 class ConvertedFolder(TextModel):
-    """Of kd-plugin export, or of any of CTranslate2's converters.
+    """Made by kd-plugin export, or by any of CTranslate2's converters.
 
-    What stands around sentences is not in such a folder: the flags say it. Where the model does not add the end of the
-    source itself, that is there by default.
+    Such a folder does not contain the symbols around sentences: the flags give them. If the model does not add the end
+    of the source itself, the default suffix is that end.
     """
 
     is_converted = True
@@ -25,7 +25,7 @@ class ConvertedFolder(TextModel):
     def __init__(self, asked: Asked):
         asked.refuse(
             ["model_source_lang", "model_target_lang"],
-            "is a CTranslate2 folder, which does not say how the model is told its languages",
+            "is a CTranslate2 folder, which does not describe how the model is told its languages",
             "--source-prefix, --source-suffix and --target-prefix with the symbols themselves",
         )
         self.path = asked.path
@@ -52,13 +52,13 @@ class ConvertedFolder(TextModel):
         if unknown:
             flag = f"--{name.replace('_', '-')}"
             raise KDPluginError(
-                f"{flag} {value or ' '.join(default)}: {self.path} has no symbol {unknown[0]}. Remedy: its own, such "
-                "as NLLB's deu_Latn, with spaces between them"
+                f"{flag} {value or ' '.join(default)}: {self.path} has no symbol {unknown[0]}. Remedy: use the model's "
+                "own symbols, such as NLLB's deu_Latn, separated by spaces"
             )
         return symbols
 
     def _pieces(self, side: str) -> Any:
-        """Without what no sentencepiece model has: symbols around sentences."""
+        """The vocabulary without the symbols around sentences, which no sentencepiece model has."""
         symbols = self.source_symbols if side == "source" else self.target_symbols
         return symbols - {symbol for part in self.around for symbol in part}
 
@@ -67,13 +67,13 @@ class ConvertedFolder(TextModel):
         return {"kind": "ctranslate2", "models": [self._sha256], "around": [list(part) for part in self.around]}
 
     def convert(self, folder: Path) -> Path:
-        """As TextModel's: there is nothing to do."""
+        """As TextModel's; there is nothing to do."""
         return Path(self.path)
 
 
 def _adds_end(folder: Path) -> bool:
-    """Whether CTranslate2 itself puts the end behind every source sentence."""
+    """Whether CTranslate2 itself adds the end to every source sentence."""
     try:
         return bool(parse_json((folder / "config.json").read_bytes()).get("add_source_eos", True))
     except (OSError, ValueError, AttributeError):
-        return True  # of versions that had no such file
+        return True  # from versions without such a file

@@ -1,4 +1,4 @@
-"""A folder of Hugging Face's transformers: its own tokenizer segments, CTranslate2's converter converts it."""
+"""A folder of Hugging Face transformers: its own tokenizer segments the text, CTranslate2's converter converts it."""
 
 import functools
 from pathlib import Path
@@ -15,7 +15,7 @@ from kd_plugin.decoding.base import UNKNOWN, Around
 from kd_plugin.decoding.folders.base import Asked, TextModel
 from kd_plugin.errors import KDPluginError
 
-LOADERS = {  # of CTranslate2's, which registers them by the classes of configurations
+LOADERS = {  # in CTranslate2, which registers them by configuration class
     "marian": "MarianMTLoader",
     "m2m_100": "M2M100Loader",
     "mbart": "MBartLoader",
@@ -23,16 +23,16 @@ LOADERS = {  # of CTranslate2's, which registers them by the classes of configur
     "mt5": "MT5Loader",
     "umt5": "UMT5Loader",
 }
-PROBE = 8  # symbols of a side with which a conversion is checked
+PROBE = 8  # symbols per side to check a conversion with
 AGREEMENT = 1e-3  # of log-probabilities, relative where they are above 1
 
 
 class TokenizerSubwords(Subwords):
-    """A side of a tokenizer of transformers.
+    """One side of a transformers tokenizer.
 
     Args:
-        vocabulary: symbol -> index of that side
-        text: what the tokenizer calls text of that side
+        vocabulary: symbol -> index, for that side
+        text: the tokenizer's argument for text on that side
     """
 
     def __init__(self, tokenizer: Any, vocabulary: Dict[str, int], text: str, sha256: str):
@@ -64,15 +64,15 @@ class TokenizerSubwords(Subwords):
 
 
 class HuggingFaceFolder(TextModel):
-    """MarianMT, M2M100 and NLLB, mBART, T5: what checkpoints.huggingface opens. The weights are read by `convert`."""
+    """MarianMT, M2M100 and NLLB, mBART, T5, as opened by checkpoints.huggingface. `convert` reads the weights."""
 
     def __init__(self, asked: Asked):
         asked.refuse(
             ["source_prefix", "source_suffix", "target_prefix"],
-            "is a folder of Hugging Face, whose tokenizer knows what stands around sentences",
-            "--model-source-lang and --model-target-lang where it translates several languages",
+            "is a Hugging Face folder, whose tokenizer knows the symbols around sentences",
+            "--model-source-lang and --model-target-lang if it translates several languages",
         )
-        asked.refuse(["subwords"], "is a folder of Hugging Face, which has its own tokenizer", "leave them out")
+        asked.refuse(["subwords"], "is a Hugging Face folder, which has its own tokenizer", "leave them out")
         self.path = asked.path
         tokenizer = self._tokenizer = Tokenizer(asked.path, "model")
         self._sha256 = folder_sha256(asked.path)
@@ -94,7 +94,7 @@ class HuggingFaceFolder(TextModel):
         self.languages = self._said()
 
     def _codes(self, asked: Asked) -> Languages:
-        """Codes of the model's own: those of the flags, and where there are none the corpus's if it knows them."""
+        """The model's language codes: from the flags, otherwise the corpus's if the model knows them."""
         said = asked.options.model_source_lang, asked.options.model_target_lang
         needed = {"both": (True, True), "target": (False, True), "none": (False, False)}[
             self._tokenizer.takes_languages
@@ -103,13 +103,13 @@ class HuggingFaceFolder(TextModel):
         for side, code, of_corpus, is_needed in zip(("source", "target"), said, asked.languages, needed):
             if code is not None and not is_needed and asked.alone:
                 raise KDPluginError(
-                    f"--model-{side}-lang {code}: {self.path} is not told its {side} language. Remedy: leave it out"
+                    f"--model-{side}-lang {code}: {self.path} does not take a {side} language. Remedy: leave it out"
                 )
             codes.append((code or of_corpus) if is_needed else None)
         return Languages(*codes)
 
     def _said(self) -> Optional[List[str]]:
-        """The languages of a model for one pair, as its tokenizer has them."""
+        """The languages of a model for one language pair, as its tokenizer names them."""
         pair = [getattr(self._tokenizer.tokenizer, f"{side}_lang", None) for side in ("source", "target")]
         return [str(code) for code in pair] if all(pair) else None
 
@@ -138,12 +138,12 @@ class HuggingFaceFolder(TextModel):
         except CANNOT as error:
             reason = " ".join(str(error).split())[:300]
             raise KDPluginError(
-                f"{self.path}: CTranslate2 cannot convert it ({reason}). Remedy: another version of ctranslate2; or "
-                "translate with transformers itself, and kd-plugin import"
+                f"{self.path}: CTranslate2 cannot convert it ({reason}). Remedy: use another version of ctranslate2, "
+                "or translate with transformers itself and kd-plugin import"
             ) from error
 
     def _check_conversion(self, opened: Folder, folder: Path) -> None:
-        """Compare the converted model with the folder's own, on a made-up pair."""
+        """Compare the converted model with the folder's own, on an artificial sentence pair."""
         known = [vocabulary(folder, side) for side in ("source", "target")]
         source, target = (self._some_pieces(side, some) for side, some in zip(self.subwords, known))
         before, after, begins = self.around
@@ -155,8 +155,8 @@ class HuggingFaceFolder(TextModel):
         error = float(((ours - own).abs() / own.abs().clamp(min=1.0)).max())
         if not error < AGREEMENT:
             raise KDPluginError(
-                f"{self.path}: CTranslate2's conversion of it gives other probabilities than transformers (they differ "
-                f"by {error:.3g}). Remedy: other versions of ctranslate2 and transformers, and tell us"
+                f"{self.path}: converted by CTranslate2, it gives other probabilities than with transformers (they "
+                f"differ by {error:.3g}). Remedy: use other versions of ctranslate2 and transformers, and report it"
             )
 
     def _some_pieces(self, side: Subwords, known: FrozenSet[str]) -> List[str]:
@@ -167,7 +167,7 @@ class HuggingFaceFolder(TextModel):
 
     @torch.no_grad()
     def _own_log_probs(self, opened: Folder, source: List[str], target: List[str], known: FrozenSet[str]) -> Tensor:
-        """(len(target) + 1,) what transformers says of the target and its end, among the symbols in `known`."""
+        """(len(target) + 1,) transformers' log-probabilities of the target and its end, among the `known` symbols."""
         sides = [side.indices for side in self.subwords if isinstance(side, TokenizerSubwords)]
         read, written = ([side[symbol] for symbol in some] for side, some in zip(sides, (source, target)))
         layout = self._layout
@@ -181,7 +181,7 @@ class HuggingFaceFolder(TextModel):
 
 
 def _converter(opened: Folder, layout: Layout) -> Any:
-    """CTranslate2's, with the model that was opened here instead of one that it reads itself."""
+    """CTranslate2's converter, with the model opened here instead of one that it reads itself."""
     from ctranslate2.converters import transformers as known
     from ctranslate2.converters.converter import Converter
 
@@ -192,7 +192,7 @@ def _converter(opened: Folder, layout: Layout) -> Any:
         def get_model_spec(self, model: Any) -> Any:
             spec = super().get_model_spec(model)
             embeddings, rows = spec.decoder.embeddings, spec.decoder.projection.weight.shape[0]
-            # Marian with two vocabularies may have some that it never uses
+            # Marian with two vocabularies may have embeddings that it never uses
             embeddings.weight = embeddings.weight[:rows]
             if spec.decoder.start_from_zero_embedding:
                 spec.decoder.start_from_zero_embedding = self._is_zero(embeddings, start)
@@ -209,11 +209,11 @@ def _converter(opened: Folder, layout: Layout) -> Any:
 
         def set_config(self, config: Any, model: Any, tokenizer: Any) -> None:
             super().set_config(config, model, tokenizer)
-            config.bos_token = config.bos_token or tokenizer.eos_token  # unused, and CTranslate2 wants a text
+            config.bos_token = config.bos_token or tokenizer.eos_token  # unused, but CTranslate2 requires a string
             config.decoder_start_token = target.get(start, tokenizer.eos_token)
 
         def get_vocabulary(self, *_: Any) -> List[str]:
-            return []  # its own leave out what tokenizers do not name, and shift what is behind
+            return []  # CTranslate2's own omits symbols that tokenizers do not name, and shifts those after them
 
         def set_vocabulary(self, spec: Any, tokens: List[str]) -> None:
             rows = spec.encoder.embeddings[0].weight.shape[0], spec.decoder.projection.weight.shape[0]
@@ -222,7 +222,7 @@ def _converter(opened: Folder, layout: Layout) -> Any:
 
     class OfFolder(Converter):  # type: ignore[misc]
         def _load(self) -> Any:
-            if opened.model_type == "mbart":  # which transformers does not ask: it has no other kind
+            if opened.model_type == "mbart":  # transformers has no such setting: all its mBART models normalise
                 opened.model.config.normalize_before = opened.model.config.normalize_embedding = True
             with torch.no_grad():
                 return Loader()(opened.model, opened.tokenizer)

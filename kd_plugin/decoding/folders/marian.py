@@ -1,4 +1,4 @@
-"""A folder of Marian, as OPUS-MT packs it: decoder.yml, weights (.npz), vocabularies (.yml), sentencepiece models."""
+"""A Marian folder as OPUS-MT packages it: decoder.yml, weights (.npz), vocabularies (.yml), sentencepiece models."""
 
 import re
 from pathlib import Path
@@ -13,7 +13,7 @@ from kd_plugin.errors import KDPluginError
 from kd_plugin.files.atomic import digest_of
 
 DECODER = "decoder.yml"
-POSITIONS = 2048  # that CTranslate2's converter computes; Marian itself has no limit
+POSITIONS = 2048  # computed by CTranslate2's converter; Marian itself has no limit
 TAG = re.compile(r">>(.+)<<")  # before a source sentence of a model with several target languages
 
 
@@ -23,8 +23,8 @@ class MarianFolder(TextModel):
     def __init__(self, asked: Asked):
         asked.refuse(
             ["source_prefix", "source_suffix", "target_prefix", "model_source_lang"],
-            "is a folder of Marian, whose symbols around sentences are known",
-            "leave them out; --model-target-lang where the model translates into several languages",
+            "is a Marian folder, whose symbols around sentences are known",
+            "leave them out; --model-target-lang if the model translates into several languages",
         )
         self.path = asked.path
         from ctranslate2.converters.marian import load_vocab
@@ -57,19 +57,19 @@ class MarianFolder(TextModel):
             files = [folder / str(name) for name in (*models, *vocabularies)]
         except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError) as error:
             raise KDPluginError(
-                f"{folder / DECODER}: names no models and vocabs ({error}). Remedy: copy the folder again"
+                f"{folder / DECODER}: does not name models and vocabs ({error}). Remedy: copy the folder again"
             ) from error
         missing = [file for file in files if not file.is_file()]
         if missing or len(models) != 1 or files[0].suffix != ".npz" or not vocabularies:
-            what = f"{missing[0].name} is not there" if missing else f"it names {len(models)} models, {files[0].name} …"
+            what = f"{missing[0].name} is missing" if missing else f"it names {len(models)} models, {files[0].name} …"
             raise KDPluginError(
-                f"{folder / DECODER}: {what}. Remedy: a folder with the weights of one model (.npz) and its "
-                "vocabularies (.yml), as OPUS-MT's archives have them"
+                f"{folder / DECODER}: {what}. Remedy: use a folder with the weights of one model (.npz) and its "
+                "vocabularies (.yml), as in OPUS-MT's archives"
             )
         return files[0], files[1:]
 
     def _tag(self, asked: Asked) -> List[str]:
-        """What says the target language, where there are several."""
+        """The symbol for the target language, if there are several."""
         known = sorted(match.group(1) for match in map(TAG.fullmatch, self.source_symbols) if match)
         code = asked.options.model_target_lang if asked.alone or known else None
         if code is None and asked.languages[1] in known:
@@ -81,7 +81,7 @@ class MarianFolder(TextModel):
         some = ", ".join(known[:6]) + (f" … ({len(known)})" if len(known) > 6 else "")
         problem = "translates into several languages" if code is None else f"does not know {code}"
         raise KDPluginError(
-            f"{self.path}: {problem}. Remedy: --model-target-lang, one of its own codes: {some}"
+            f"{self.path}: {problem}. Remedy: --model-target-lang with one of its own codes: {some}"
             if known
             else f"--model-target-lang {code}: {self.path} translates into one language. Remedy: leave it out"
         )
@@ -106,6 +106,6 @@ class MarianFolder(TextModel):
         except CANNOT as error:
             reason = " ".join(str(error).split())[:300]
             raise KDPluginError(
-                f"{self.path}: CTranslate2 cannot convert it ({reason}). Remedy: a transformer of Marian's as OPUS-MT "
-                "trains them, or its own marian-decoder and kd-plugin import"
+                f"{self.path}: CTranslate2 cannot convert it ({reason}). Remedy: use a Marian transformer as OPUS-MT "
+                "trains them, or marian-decoder and kd-plugin import"
             ) from error

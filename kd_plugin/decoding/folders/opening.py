@@ -1,4 +1,4 @@
-"""Which kind of folder a path names."""
+"""Recognising and opening folders by kind."""
 
 import functools
 import tempfile
@@ -12,7 +12,7 @@ from kd_plugin.decoding.folders.base import Asked, TextModel
 
 
 class Kind(NamedTuple):
-    """is_one: of a path. open: what it holds."""
+    """is_one: whether a path is a folder of this kind. open: opens the model in it."""
 
     is_one: Callable[[str], bool]
     open: Callable[[Asked], TextModel]
@@ -51,15 +51,15 @@ def check_folder(path: str) -> Kind:
     """The kind of a folder.
 
     Raises:
-        KDPluginError: it holds no model that is known
+        KDPluginError: it contains no known model
     """
     for kind in KINDS:
         if kind.is_one(path):
             return kind
     raise no_checkpoint(
         path,
-        "the path of a .pt file of fairseq-train, or a folder with a model of Hugging Face (config.json), of Marian as "
-        "OPUS-MT packs it (decoder.yml) or of CTranslate2 (model.bin)",
+        "the path of a .pt file of fairseq-train, or a folder with a model from Hugging Face (config.json), Marian as "
+        "OPUS-MT packages it (decoder.yml) or CTranslate2 (model.bin)",
     )
 
 
@@ -67,20 +67,20 @@ def open_folder(asked: Asked) -> TextModel:
     """The model in a folder.
 
     Raises:
-        KDPluginError: it holds none that is known, or flags do not fit it
+        KDPluginError: it contains no known model, or flags do not fit it
     """
     return check_folder(asked.path).open(asked)
 
 
 class TextFolder:
-    """A model of another toolkit, converted for as long as this object lives."""
+    """A model from another toolkit, converted for the lifetime of this object."""
 
     def __init__(self, asked: Asked):
         self.model = open_folder(asked)
 
     @functools.cached_property
     def converted(self) -> Path:
-        """Where it lies as a CTranslate2 model."""
+        """The folder of the CTranslate2 model."""
         if self.model.is_converted:
             return Path(self.model.path)
         self._temporary = tempfile.TemporaryDirectory(prefix="kd_plugin-")

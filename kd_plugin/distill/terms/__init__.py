@@ -1,4 +1,4 @@
-"""The terms that the loss may have beside its cross-entropy and divergence (`tokens`)."""
+"""The terms of the loss: `tokens` (cross-entropy and divergence), and optional further ones."""
 
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple, Type
 
@@ -11,7 +11,7 @@ class TermKind(NamedTuple):
 
     term:  the class
     asked: whether the criterion's flags ask for it
-    flags: a dataclass with flags of its own, which the criterion gets
+    flags: a dataclass with its own flags, which are added to the criterion's
     """
 
     term: Type[Term]
@@ -30,5 +30,5 @@ def asked_terms(cfg: Any) -> List[Term]:
 
 
 def own_flags() -> Tuple[type, ...]:
-    """Dataclasses with the flags of single terms."""
+    """The terms' own dataclasses of flags."""
     return tuple(kind.flags for kind in TERMS.values() if kind.flags is not None)

@@ -1,6 +1,6 @@
-"""What a term of the loss is.
+"""The interface of a term of the loss.
 
-To add one: write its class, with its flags as a dataclass, and put a row for it into `TERMS` of
+To add a term, write its class, with its flags as a dataclass, and add a row to `TERMS` in
 `kd_plugin/distill/terms/__init__.py`.
 """
 
@@ -16,14 +16,13 @@ from kd_plugin.teachers.base import Answer, Signal
 
 
 class Batch(NamedTuple):
-    """A batch, and when it is.
+    """A batch, and the state of the schedules.
 
     sample:     fairseq's
     update:     the number of updates made so far
     alpha, temperature: at this update
-    distilled:  (tokens,) bool, of the student's rows those that are distilled, which the teacher has answered about;
-                None: all
-    stock_loss: fairseq's own (loss, nll_loss); None where the logits of the whole batch were not made
+    distilled:  (tokens,) bool, the student's rows to distil, for which there is a teacher's answer; None: all
+    stock_loss: computes fairseq's own (loss, nll_loss); None if the logits of the whole batch do not exist
     """
 
     sample: Dict[str, Any]
@@ -44,13 +43,13 @@ class TermResult(NamedTuple):
 class Term(abc.ABC):
     """One summand of the loss.
 
-    name:   in the line that identifies a run
-    flag:   that asks for it, for messages
-    uses:   what it takes of the teacher's answer, where the teacher gives it
-    needs:  what it cannot be without
-    reads_logits: it calls student.logits()
-    module: what is trained with the student and thrown away at export, such as a projection; None: nothing
-    logs:   how the values that it logs are shown
+    name:   its name in the run's signature
+    flag:   the flag that asks for it, for messages
+    uses:   the parts of the teacher's answer that it uses if available
+    needs:  the parts that it requires
+    reads_logits: whether it calls student.logits()
+    module: a module trained with the student and discarded at export, such as a projection; None: nothing
+    logs:   how to show the values that it logs
     """
 
     name: str
@@ -63,14 +62,14 @@ class Term(abc.ABC):
 
     @abc.abstractmethod
     def __init__(self, cfg: Any):
-        """From the criterion's flags; KDPluginError where a value of its own is out of range."""
+        """Reads the criterion's flags; raises KDPluginError if one of its own is out of range."""
 
     def weight(self, update: int) -> float:
-        """What its value is multiplied by."""
+        """The factor of its value in the loss."""
         return 1.0
 
     def signature(self) -> str:
-        """Its field in the line that identifies a run; empty: none."""
+        """Its field in the run's signature; empty: none."""
         return f"{self.name}:{self.weight(0):g}"
 
     @abc.abstractmethod
@@ -78,8 +77,8 @@ class Term(abc.ABC):
         """Its value for a batch.
 
         Args:
-            answer: the teacher's; None: there is no teacher, or none that knows the batch
+            answer: the teacher's; None: there is no teacher, or it does not cover the batch
 
         Raises:
-            KDPluginError: it is NaN or infinite; names the term
+            KDPluginError: the value is NaN or infinite; the message names the term
         """

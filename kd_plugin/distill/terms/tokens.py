@@ -1,4 +1,4 @@
-"""The term that every training has: cross-entropy, divergence and ranking over the same target tokens, in one pass.
+"""The term of every training: cross-entropy, divergence and ranking over the same target tokens, in one pass.
 
     alpha * CE(label-smoothed) + (1 - alpha) * temperature**2 * D(teacher || student)
 
@@ -20,7 +20,7 @@ from kd_plugin.teachers.base import DISTRIBUTION, Answer
 
 
 class TokensTerm(Term):
-    """alpha * CE + (1 - alpha) * temperature**2 * D. Without a teacher's answer it is the cross-entropy, whole."""
+    """alpha * CE + (1 - alpha) * temperature**2 * D; without a teacher's answer, the cross-entropy with weight 1."""
 
     name, flag = "tokens", "--kd-alpha"
     uses = DISTRIBUTION
@@ -46,10 +46,10 @@ class TokensTerm(Term):
             self.needs = DISTRIBUTION
 
     def signature(self) -> str:
-        return ""  # the line's own fields, alpha, T, div and ls, are about it
+        return ""  # the signature's fields alpha, T, div and ls describe this term
 
     def objective(self, alpha: float, temperature: float) -> Objective:
-        """What each row is asked for."""
+        """The loss to compute for each row."""
         return Objective(
             alpha, temperature, self._smoothing, self._divergence, self._parameters, top1_rank=self._top1_rank
         )
@@ -63,7 +63,7 @@ class TokensTerm(Term):
         objective = self.objective(1.0 if teacher is None else batch.alpha, batch.temperature)
         tokens, stock_loss = student.tokens, None
         if objective.alpha == 1.0 and batch.stock_loss is not None and isinstance(tokens, StudentLogits):
-            # the terms are for the log alone, and the gradient is stock fairseq's, bit by bit
+            # the terms are only for the log; the gradient is stock fairseq's, bit for bit
             stock_loss, _ = batch.stock_loss()
             tokens = tokens.detached()
         loss, terms = tokens.loss(teacher, student.target, objective, distilled=batch.distilled)
@@ -80,15 +80,15 @@ class TokensTerm(Term):
                 logs.update(teacher_dropped=answer.dropped.mass, n_dropped_of=answer.dropped.tokens)
             counted, distilled = student.rows.numel(), batch.distilled
             logs.update(n_counted=counted, n_distilled=counted if distilled is None else distilled.sum())
-            # fairseq sums the logs of all ranks and batches, so the mean needs its own count
+            # fairseq sums the logs of all ranks and batches, so a mean needs its own count
             logs.update(kd_alpha=batch.alpha, kd_temperature=batch.temperature, n_batches=1)
         return TermResult(loss if stock_loss is None else stock_loss, logs)
 
 
 def _check_finite(loss: Tensor, terms: Tensor, student: StudentAnswer, batch: Batch) -> None:
-    """Stop before the update where a term is NaN or infinite, naming term, side, update and sentences.
+    """Stops before the update if a term is NaN or infinite; the error names term, side, update and sentences.
 
-    terms: (tokens, N_TERMS); the logits themselves may be overwritten by now
+    terms: (tokens, N_TERMS); the logits may already be overwritten
     """
     if torch.isfinite(loss.detach() + terms[:, :TEACHER_NLL].sum()):
         return
@@ -97,14 +97,14 @@ def _check_finite(loss: Tensor, terms: Tensor, student: StudentAnswer, batch: Ba
     bad_terms = [name for name, value in values.items() if not torch.isfinite(value)]
     raise KDPluginError(
         f"{' and '.join(bad_terms) or 'the sum of the terms'} not finite at update {batch.update + 1}: NaN or infinite "
-        f"{' and '.join(_bad_sides(terms))} logits, sample ids {_sentences(terms, student, batch)}. No weight was "
-        "changed by this update. Remedy: a lower --lr or --clip-norm for the student; --teacher-dtype fp32 for the "
+        f"{' and '.join(_bad_sides(terms))} logits, sample ids {_sentences(terms, student, batch)}. This update "
+        "changed no weights. Remedy: a lower --lr or --clip-norm for the student; --teacher-dtype fp32 for the "
         "teacher; fp32 training to find the cause"
     )
 
 
 def _bad_sides(terms: Tensor) -> List[str]:
-    # a teacher may mask the target with -inf, which makes its nll infinite; nothing allowed makes it NaN
+    # a teacher may mask the target with -inf, so its nll may be infinite; NaN is always an error
     of_teacher, of_student = torch.isnan(terms[:, TEACHER_NLL]), ~torch.isfinite(terms[:, CE])
     bad = {"student": of_student, "teacher": of_teacher}
     return [name for name, rows_of_side in bad.items() if rows_of_side.any()] or ["student"]

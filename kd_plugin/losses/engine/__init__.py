@@ -1,4 +1,4 @@
-"""The fast ways to the loss: which of them runs (dispatch), kernels for CPUs and GPUs, the fused head, memory.
+"""Fast implementations of the loss: the choice between them (dispatch), CPU and GPU kernels, the fused head, memory.
 
 Outside losses/ only distill/ imports from here.
 """

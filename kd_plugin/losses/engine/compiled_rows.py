@@ -1,18 +1,17 @@
-"""The rows of the one-pass engine as Numba compiles them for CPUs; kernels_numba.py is the front door.
+"""The one-pass engine's work on single rows, compiled by Numba for CPUs; kernels_numba.py is the entry point.
 
-All that a row is worked on (itself, the teacher's, the exponentials, the slope) stays in the core's own cache: 0.6 MB
-at a vocabulary of 32k in fp32. It is run over five or six times: the best entries, the softmaxes, the divergence and
-its slope, the gradient.
+A row's whole working set (its logits, the teacher's, the exponentials, the slope) stays in the core's own cache: 0.6 MB
+for a vocabulary of 32k in fp32. It takes five or six passes: best entries, softmaxes, divergence and slope, gradient.
 
-What was chosen, and why:
-* Small functions over small blocks of a row, indexed from 0: LLVM turns their loops into vector instructions. It does
-  not where an index might be negative (numpy's wrap-around), where a sum mixes fp32 and float64, where two sums have
-  one condition, or in a maximum of floats (a NaN might be lost), which is therefore one of integers.
-* Sums may be reordered within a block (fastmath "reassoc"), blocks are added up in float64. The best entries, whose
-  exponential is 1, are counted and not summed: small terms would lose their last bits beside them.
-* exp and log are polynomials (Cephes, Moshier 1989), exact to 2 units in the last place, since LLVM has no vector
+Design decisions:
+* Small functions over small blocks of a row, indexed from 0, so that LLVM vectorises their loops. It does not if an
+  index might be negative (numpy's wrap-around), if a sum mixes fp32 and float64, if two sums share a condition, or for
+  a maximum of floats (which might lose a NaN): maxima therefore compare integers.
+* Sums within a block may be reordered (fastmath "reassoc"); blocks are added in float64. The best entries, whose
+  exponential is 1, are counted rather than summed: beside them, small terms would lose their last bits.
+* exp and log are polynomials (Cephes, Moshier 1989), accurate to 2 units in the last place, because LLVM has no vector
   form of its own; they must not be reordered. In float64, which only tests use, they are the C library's.
-* One file: Numba keeps compiled code on disk and sees changes of the file that holds it, not of others.
+* A single file: Numba's cache on disk notices changes to the file that holds the code, not to others.
 """
 
 import math
@@ -28,22 +27,22 @@ DIVERGENCES = ("forward_kl", "reverse_kl", "js", "skew_forward_kl", "skew_revers
 FORWARD_KL, REVERSE_KL, JS, SKEW_FORWARD_KL, SKEW_REVERSE_KL, TVD, ADAPTIVE_KL = range(len(DIVERGENCES))
 BLOCK = 2048  # entries of a row
 
-# typed constants: with Python's own, fp32 would become float64
+# typed constants: Python floats would promote fp32 to float64
 ZERO, QUARTER, HALF, ONE = (np.float32(x) for x in (0.0, 0.25, 0.5, 1.0))
 MASKED_LPROB, TINY = np.float32(divergences.MASKED_LPROB), np.finfo(np.float32).tiny
 ROUNDER = np.float32(12582912.0)
-# a bucket's mass, relative to the best entry's, below which it is summed relative to its own best entry: 2^24 times
-# what 2^32 symbols may have lost to underflow
+# If a bucket's mass, relative to the row's best entry, is below this, it is summed relative to the bucket's own best
+# entry instead. The limit is 2^24 times what 2^32 symbols can lose to underflow.
 SMALL_MASS = 2.0**-70
-LOWEST_EXP = np.float32(-87.3)  # exp of anything below is no normal number, and counts as 0
+LOWEST_EXP = np.float32(-87.3)  # below it exp is subnormal and counts as 0
 
 exact = numba.njit(fastmath={"contract"}, cache=True)
-# not "contract": p - q has to be 0 where they are equal
+# without "contract": p - q must be exactly 0 where they are equal
 reordered = numba.njit(fastmath={"reassoc", "nsz"}, cache=True)
 
 
 def _exp(x):  # type: ignore[no-untyped-def]
-    """exp(x) for x <= 0. A name for Numba, which takes what _exp_of gives it for a type; so are the next two."""
+    """exp(x) for x <= 0. Only a name: Numba compiles what _exp_of returns for the type. So for the next two."""
     raise NotImplementedError
 
 
@@ -53,15 +52,15 @@ def _log(x):  # type: ignore[no-untyped-def]
 
 
 def _key(x):  # type: ignore[no-untyped-def]
-    """What orders as x does and LLVM takes the maximum of in vectors: of floats it does not, a NaN might be lost.
+    """An integer that orders as x does, because LLVM vectorises a maximum of integers but not of floats.
 
-    0 comes after -0. A NaN may come first or last; the sums still see it.
+    -0 sorts before 0. A NaN may sort first or last; it still shows up in the sums.
     """
     raise NotImplementedError
 
 
 def _exp32(x):  # type: ignore[no-untyped-def]
-    # added to 1.5 * 2^23 a float is rounded to an integer, which then stands in its last bits
+    # adding 1.5 * 2^23 rounds a float to an integer, which then sits in the last bits
     shifted = x * np.float32(1.44269504) + ROUNDER
     n = shifted - ROUNDER
     r = x - n * np.float32(0.693359375) + n * np.float32(2.12194440e-4)  # log 2 in two parts
@@ -118,8 +117,8 @@ def _key_of(x):  # type: ignore[no-untyped-def]
     return _key32 if x == numba.types.float32 else lambda x: x
 
 
-# Each entry's share of the divergence, and its slope with respect to log p, as in divergences.py. Where a probability
-# is 0 its logarithm may be infinite. `== 0` and not `> 0`, so that a NaN stays seen. rest is 1 - weight.
+# Each entry's share of the divergence, and its slope with respect to log p, as in divergences.py. If a probability
+# is 0, its logarithm may be infinite. Conditions use `== 0`, not `> 0`, so that NaN is not hidden. rest is 1 - weight.
 
 
 @exact
@@ -178,7 +177,7 @@ def _adaptive_kl(p, q, log_p, log_q, weight, rest):  # type: ignore[no-untyped-d
     return weight * forward + rest * reverse, weight * slope + rest * reverse_slope
 
 
-# Passes over a row. Those named `_block_…` see one block, so that a sum is short.
+# Passes over a row. Functions named `_block_…` see one block, which keeps their sums short.
 
 
 @reordered
@@ -198,7 +197,7 @@ def _block_best(block):  # type: ignore[no-untyped-def]
 
 @exact
 def _argmax(row):  # type: ignore[no-untyped-def]
-    """The first index of the maximum; any index where there is a NaN."""
+    """The first index of the maximum; any index if there is a NaN."""
     best, best_start = _block_best(row[:BLOCK]), 0
     for start in range(BLOCK, row.size, BLOCK):
         of_block = _block_best(row[start : start + BLOCK])
@@ -217,7 +216,7 @@ def _block_softmax(block, best, inverse_temperature, exps):  # type: ignore[no-u
         centred = (block[i] - best) * inverse_temperature
         entry = _exp(centred)
         exps[i] = entry
-        tie = ONE if centred == ZERO else ZERO  # entry is then 1; two conditions would be one branch, and no vector
+        tie = ONE if centred == ZERO else ZERO  # entry is then 1; a second condition would prevent vectorisation
         total += entry - tie
         ties += tie
         centred_sum += centred
@@ -226,7 +225,7 @@ def _block_softmax(block, best, inverse_temperature, exps):  # type: ignore[no-u
 
 @exact
 def _softmax(row, best, inverse_temperature, exps):  # type: ignore[no-untyped-def]
-    """exps = exp(centred), with centred = (row - best) / temperature; their sum and the sum of centred, in float64."""
+    """Fills exps = exp(centred), centred = (row - best) / temperature. Returns the sums of both, in float64."""
     total, centred_sum = 0.0, 0.0
     for start in range(0, row.size, BLOCK):
         stop = start + BLOCK
@@ -253,9 +252,9 @@ def _block_cross(teacher, t_best, student, z_best, inverse_temperature, exps):  
 
 @exact
 def _cross(t, t_best, z, z_best, inverse_temperature, exps):  # type: ignore[no-untyped-def]
-    """_softmax of the teacher's row and, in the same pass, sum exps (its centred - the student's): the forward KL
+    """_softmax of the teacher's row and, in the same pass, cross = sum exps (its centred - the student's).
 
-    is that over the exponentials' sum, and the difference of both sides' log sums.
+    The forward KL is cross / total plus the difference of the two log totals.
     """
     total, cross = 0.0, 0.0
     for start in range(0, t.size, BLOCK):
@@ -267,9 +266,9 @@ def _cross(t, t_best, z, z_best, inverse_temperature, exps):  # type: ignore[no-
 
 
 def _summed(share):  # type: ignore[no-untyped-def]
-    """A row's divergence from each entry's share of it.
+    """A function for a row's divergence, given the function for an entry's share of it.
 
-    Compiled for each of them, since Numba cannot keep code on disk that is given functions as arguments.
+    Each divergence gets its own compilation: Numba cannot cache code that takes functions as arguments.
     """
 
     @reordered
@@ -292,7 +291,7 @@ def _summed(share):  # type: ignore[no-untyped-def]
     def divergence(student_side, teacher_side, shape):  # type: ignore[no-untyped-def]
         """The divergence and the sum of its slope, in float64.
 
-        Of either side: logits, exponentials, best logit, 1 / total, log total. The slope replaces the teacher's
+        A side is (logits, exponentials, best logit, 1 / total, log total). The slope overwrites the teacher's
         exponentials.
         """
         z, exps, z_best, z_norm, z_log = student_side
@@ -336,7 +335,7 @@ def _block_gap(exps, z_norm, teacher_exps, t_norm, threshold):  # type: ignore[n
 
 @exact
 def _mass(exps, cut):  # type: ignore[no-untyped-def]
-    """Sum of the entries from cut on, in float64."""
+    """Sum of the entries >= cut, in float64."""
     mass = 0.0
     for start in range(0, exps.size, BLOCK):
         mass += np.float64(_block_mass(exps[start : start + BLOCK], cut))
@@ -346,7 +345,7 @@ def _mass(exps, cut):  # type: ignore[no-untyped-def]
 @exact
 def _head_weight(exps, z_norm, teacher_exps, t_norm, adaptive_mu):  # type: ignore[no-untyped-def]
     """As divergences.head_weight, for one row."""
-    # a cut where what lies above fits into mu, and one where it does not, until there is no number between them
+    # bisection between a cut whose mass fits into mu and one whose mass does not, until no number lies between them
     fits = lower = adaptive_mu * ZERO + ONE
     above, mass = 0.0, _mass(teacher_exps, lower)
     while mass * t_norm <= adaptive_mu and lower > ZERO:
@@ -360,7 +359,7 @@ def _head_weight(exps, z_norm, teacher_exps, t_norm, adaptive_mu):  # type: igno
         else:
             lower = middle
         middle = HALF * (lower + fits)
-    # entries that equal `lower` all belong to the head if one of them still fits
+    # entries equal to `lower` all belong to the head if one of them still fits
     threshold = lower if (above + lower) * t_norm <= adaptive_mu else fits
     head, total = 0.0, 0.0
     for start in range(0, exps.size, BLOCK):
@@ -373,7 +372,7 @@ def _head_weight(exps, z_norm, teacher_exps, t_norm, adaptive_mu):  # type: igno
 
 @reordered
 def _block_of_two(first, second, constant, gradient):  # type: ignore[no-untyped-def]
-    """gradient = the sum of (entries, factor) less a constant."""
+    """gradient = the sum of entries * factor over both parts, minus a constant."""
     a, a_weight = first
     b, b_weight = second
     for i in range(gradient.size):
@@ -391,7 +390,7 @@ def _block_of_three(first, second, third, constant, gradient):  # type: ignore[n
 
 @exact
 def _cross_entropy(z, label, nll_weight, eps_i, exps, out):  # type: ignore[no-untyped-def]
-    """Two terms of a row, and its softmax: index of the best entry, exps = exp(z - best), their sum in float64."""
+    """Writes NLL and CE of a row, and exps = exp(z - best). Returns the best entry's index and sum exps in float64."""
     argmax = _argmax(z)
     best = z[argmax]
     total, centred_sum = _softmax(z, best, nll_weight * ZERO + ONE, exps)
@@ -406,9 +405,9 @@ def _cross_entropy(z, label, nll_weight, eps_i, exps, out):  # type: ignore[no-u
 
 @exact
 def _write_gradient(gradient, label, parts, of_three, ce_weight, nll_weight, eps_i):  # type: ignore[no-untyped-def]
-    """gradient = the sum of (entries, factor), less the smoothed one-hot target's share.
+    """gradient = the sum of entries * factor over the parts, minus the smoothed one-hot target's share.
 
-    of_three: whether the last of the three parts counts
+    of_three: whether to include the last of the three parts
     """
     (a, a_weight), (b, b_weight), (c, c_weight) = parts
     for start in range(0, gradient.size, BLOCK):
@@ -427,12 +426,12 @@ def dense_rows(  # type: ignore[no-untyped-def]
     rows,  # (tokens,)
     teacher,  # (any, vocab)
     teacher_rows,  # (tokens,)
-    distilled,  # whether teacher counts
+    distilled,  # whether to use the teacher
     target,  # (tokens,)
     gradient,  # (all, vocab); may be the student
-    terms,  # (tokens, N_TERMS), zeros, but for the ranking term, which comes from elsewhere
-    want_gradient,  # whether gradient counts
-    divergence,  # its number
+    terms,  # (tokens, N_TERMS), zeros except for the ranking term, which the caller has filled in
+    want_gradient,  # whether to write the gradient
+    divergence,  # its index in DIVERGENCES
     ce_weight,  # alpha
     kd_weight,  # (1 - alpha) temperature
     inverse_temperature,
@@ -441,7 +440,7 @@ def dense_rows(  # type: ignore[no-untyped-def]
     parameter,  # of the divergence
 ):
     vocab = student.shape[1]
-    real = student.dtype.type  # sums are float64, what vectors are made with must not be
+    real = student.dtype.type  # sums are float64, but factors in vectorised loops must have the row's dtype
     plain_exps = np.empty(vocab, student.dtype)
     slope = np.empty(vocab, student.dtype)
     tempered = distilled and inverse_temperature != ONE
@@ -479,7 +478,7 @@ def dense_rows(  # type: ignore[no-untyped-def]
             slope_weight = kd_weight
             if divergence == FORWARD_KL:
                 kd, slope_sum = cross / t_total + log_total - t_log, -1.0
-                slope_weight = real(-kd_weight / t_total)  # exponentials stand where the others have their slope
+                slope_weight = real(-kd_weight / t_total)  # `slope` still holds the teacher's exponentials
             elif divergence == REVERSE_KL:
                 kd, slope_sum = _reverse_kl_of_row(student_side, teacher_side, shape)
             elif divergence == JS:
@@ -493,8 +492,8 @@ def dense_rows(  # type: ignore[no-untyped-def]
             else:
                 kd, slope_sum = _adaptive_kl_of_row(student_side, teacher_side, shape)
             out[KD] = 0.0 if kd < 0.0 else kd  # a hair below 0 is rounding; NaN stays NaN
-            # d/d(logits / temperature) = slope - p sum(slope), and the softmax of the cross-entropy. The ranking term's
-            # slopes add up to itself, since it grows as p does
+            # d/d(logits / temperature) = slope - p sum(slope), plus the cross-entropy's softmax. The ranking term's
+            # slopes sum to the term itself, because it is proportional to p
             norm = real(-kd_weight * (slope_sum + out[RANK]) / total)
             if not tempered:
                 norm += plain_part[1]
@@ -520,9 +519,9 @@ def _block_centred(block, best, inverse_temperature, centred):  # type: ignore[n
 
 @exact
 def _mass_of_the_rest(z, ids, best, inverse_temperature, exps):  # type: ignore[no-untyped-def]
-    """exps = exp(centred - origin) but 0 at ids; their sum, in float64, and origin, the best centred entry of those.
+    """Fills exps = exp(centred - origin), 0 at ids, where origin is the best centred entry outside ids.
 
-    For rows whose other entries are so far below the best one that their exponentials underflow.
+    Returns their sum, in float64, and origin. For rows where all entries outside ids underflow relative to the best.
     """
     for start in range(0, z.size, BLOCK):
         part = slice(start, start + BLOCK)
@@ -554,8 +553,8 @@ def sparse_rows(  # type: ignore[no-untyped-def]
     ids,  # (tokens, k)
     lprobs,  # (tokens, k)
     log_rest,  # (tokens,)
-    sampled,  # whether they are draws
-    target,  # and so on, as in dense_rows
+    sampled,  # whether the ids are draws
+    target,  # from here on as in dense_rows
     gradient,
     terms,
     want_gradient,
@@ -567,8 +566,8 @@ def sparse_rows(  # type: ignore[no-untyped-def]
     eps_i,
     parameter,
 ):
-    """With h the slope in log p, d/d(logits / temperature) of an entry is h - p sum h, and of a symbol in the bucket
-    p / p_rest h_rest - p sum h."""
+    """With h the slope in log p, d/d(logits / temperature) is h - p sum h for an entry and p / p_rest h_rest - p sum h
+    for a symbol in the bucket."""
     vocab, k = student.shape[1], ids.shape[1]
     real = student.dtype.type
     plain_exps = np.empty(vocab, student.dtype)
@@ -593,7 +592,7 @@ def sparse_rows(  # type: ignore[no-untyped-def]
         else:
             for i in range(k):
                 entries[i] = exps[ids[token, i]]
-                exps[ids[token, i]] = real(0.0)  # at once: cache.compress.unknown has one symbol k times
+                exps[ids[token, i]] = real(0.0)  # now, not after the loop: cache.compress.unknown repeats a symbol
                 log_p = (z[ids[token, i]] - best) * inverse_temperature - log_total
                 log_q = lprobs[token, i]
                 value, slope = _sparse_share(divergence, entries[i] * norm, _exp(log_q), log_p, log_q, parameter, other)
@@ -645,7 +644,7 @@ def _block_exps(block, best, inverse_temperature):  # type: ignore[no-untyped-de
 
 @exact
 def _insert(value, index, values, indices, count):  # type: ignore[no-untyped-def]
-    """Into the first `count` of descending values, the last of which falls out where all places are taken."""
+    """Inserts into the first `count` of descending values; if all places are taken, the last value drops out."""
     at = min(count, values.size - 1)
     while at > 0 and values[at - 1] < value:
         values[at] = values[at - 1]
@@ -657,24 +656,24 @@ def _insert(value, index, values, indices, count):  # type: ignore[no-untyped-de
 
 @exact
 def _centre(values):  # type: ignore[no-untyped-def]
-    """What exponentials are relative to: the best of descending values, or 0 where there is nothing but -inf."""
+    """The origin for exponentials: the best of descending values, or 0 if all are -inf."""
     return values.dtype.type(0.0) if values[0] == -np.inf else values[0]
 
 
 @exact
 def _insert_best(row, maxima, threshold, best, first, count, groups):  # type: ignore[no-untyped-def]
-    """Put the entries of a row that are not below the threshold among the best ones.
+    """Inserts the entries of a row that are not below the threshold into `best`.
 
-    maxima: of groups of entries; group i has every maxima.size-th entry, from the i-th on
-    best: descending values and their ids, which are the places in the row, counted from `first` on
-    count: how many of those are taken; returned with the number of those put there added
+    maxima: the maximum of each group; group i holds every maxima.size-th entry, starting at the i-th
+    best: descending values and their ids (positions in the row plus `first`)
+    count: how many places of `best` are taken; returns it plus the number of insertions
     groups: working memory
     """
     values, ids = best
     n_groups, k = maxima.size, values.size
     n_chosen = 0
     for i in range(n_groups):
-        if not maxima[i] < threshold:  # a NaN is not
+        if not maxima[i] < threshold:  # written so that a NaN passes
             groups[n_chosen] = i
             n_chosen += 1
     for start in range(0, row.size if n_chosen > 0 else 0, n_groups):
@@ -688,7 +687,7 @@ def _insert_best(row, maxima, threshold, best, first, count, groups):  # type: i
 
 @exact
 def _kth_of_lanes(maxima, lanes, values, groups):  # type: ignore[no-untyped-def]
-    """The k-th of some maxima, which cannot be above the k-th of all entries. values, (k,), and groups are lost."""
+    """The k-th largest lane maximum, a lower bound of the k-th largest entry. Overwrites values, (k,), and groups."""
     k = values.size
     lanes[:] = maxima[: lanes.size]
     for start in range(lanes.size, maxima.size, lanes.size):
@@ -702,10 +701,10 @@ def _kth_of_lanes(maxima, lanes, values, groups):  # type: ignore[no-untyped-def
 @numba.njit(nogil=True, cache=True)
 def top_rows(  # type: ignore[no-untyped-def]
     logits,  # (tokens, some columns of the vocabulary), changed and restored
-    first,  # which one the first of them is; they come in ascending order, the first ones are at least 2 k
+    first,  # the first column's index; calls come in ascending order, and the first has at least 2 k columns
     values,  # (tokens, k) the best logits so far, descending
-    ids,  # (tokens, k) where they are in the vocabulary
-    rests,  # (tokens,) float64, sum of exp((logit - the best one) / temperature) over all the others
+    ids,  # (tokens, k) their indices in the vocabulary
+    rests,  # (tokens,) float64, sum of exp((logit - the best one) / temperature) over all other entries
     inverse_temperature,
     n_groups,
     n_lanes,
@@ -727,7 +726,7 @@ def top_rows(  # type: ignore[no-untyped-def]
         if first == 0:
             threshold = _kth_of_lanes(maxima, lanes, values[token], groups)
             n_new = _insert_best(row, maxima, threshold, best, 0, 0, groups)
-            if n_new < k:  # there are NaN
+            if n_new < k:  # there are NaNs
                 n_new = _insert_best(row, maxima, -np.inf, best, 0, 0, groups)
         else:
             before[:] = values[token]
@@ -738,7 +737,7 @@ def top_rows(  # type: ignore[no-untyped-def]
             if rest > 0.0:
                 rest *= np.float64(_exp((centre - new_centre) * inverse_temperature))
             centre = new_centre
-            # summed without the entries: as a difference a small rest would be inexact
+            # sum without the best entries: a small rest computed as a difference would be inexact
             kept = k
             for i in range(k):
                 if ids[token, i] >= first:

@@ -1,4 +1,4 @@
-"""From terms to a loss that autograd knows: which rows, which kernel, where the gradient goes."""
+"""Turns terms into a loss for autograd: which rows, which kernel, where the gradient goes."""
 
 import logging
 from functools import lru_cache
@@ -31,13 +31,13 @@ def row_losses(
     gradient: Optional[Tensor] = None,
     scales: Optional[Tensor] = None,
 ) -> Tensor:
-    """`one_pass` by the fastest means for the device: the same arguments, the same results."""
+    """`one_pass` by the fastest implementation for the device: same arguments, same results."""
     vocab = student_logits.size(-1)
-    # compiled code would read and write beyond the row; on a GPU asking would make the host wait
+    # compiled code would read and write out of bounds; on a GPU this check would make the host wait
     if not target.is_cuda and target.numel() > 0 and not 0 <= int(target.min()) <= int(target.max()) < vocab:
         raise KDPluginError(
-            f"targets {int(target.min())} … {int(target.max())} do not lie in the vocabulary, 0 … {vocab - 1}. Remedy: "
-            "padding_idx for rows that do not count"
+            f"targets {int(target.min())} … {int(target.max())} are outside the vocabulary, 0 … {vocab - 1}. Remedy: "
+            "padding_idx for rows to ignore"
         )
     kernels = compiled_kernels(student_logits, teacher_logits, objective)
     which = dict(rows=rows, teacher_rows=teacher_rows, gradient=gradient, scales=scales)
@@ -51,39 +51,39 @@ def row_losses(
 
 
 def compiled_kernels(student_logits: Tensor, teacher_logits: Knowledge, objective: Objective) -> Any:
-    """The module of kernels for the device if its compiler is there and it knows the objective, else None."""
+    """The kernel module for the device if its compiler is installed and it supports the objective, else None."""
     kernels = kernels_for("cuda" if student_logits.is_cuda else "cpu")
     return kernels if kernels is not None and kernels.supports(student_logits, teacher_logits, objective) else None
 
 
 @lru_cache(maxsize=None)
 def kernels_for(device_type: str) -> Any:
-    """triton.kernels for "cuda", kernels_numba for "cpu", None where Triton or Numba is not installed."""
+    """triton.kernels for "cuda", kernels_numba for "cpu", None if Triton or Numba is not installed."""
     name = {"cuda": "triton.kernels", "cpu": "kernels_numba"}[device_type]
     try:
         return import_module(f"kd_plugin.losses.engine.{name}")
     except ImportError:
         return None
-    except RuntimeError as error:  # Numba finds no folder to keep compiled code in
-        logger.warning(f"{name}: {error}; PyTorch computes instead, slower. Remedy: NUMBA_CACHE_DIR, a writable folder")
+    except RuntimeError as error:  # Numba finds no folder for its cache
+        logger.warning(f"{name}: {error}; using slower PyTorch code. Remedy: set NUMBA_CACHE_DIR to a writable folder")
         return None
 
 
 class StudentLogits:
-    """A student's logits for a batch, of which some rows count.
+    """A student's logits for a batch, and the rows of them that count.
 
     Args:
         logits: (all, vocab)
         rows: (tokens,) ascending positions of the rows that count
-        other_rows: the positions of the others, whose gradient is 0
-        inplace: write the gradient over the logits
+        other_rows: the positions of the other rows, whose gradient is 0
+        inplace: overwrite the logits with the gradient
     """
 
     def __init__(self, logits: Tensor, rows: Tensor, other_rows: Tensor, inplace: bool = False):
         self.logits, self.rows, self.other_rows, self.inplace = logits, rows, other_rows, inplace
 
     def detached(self) -> "StudentLogits":
-        """The same without gradient, and never overwritten."""
+        """The same logits without gradient, never overwritten."""
         return StudentLogits(self.logits.detach(), self.rows, self.other_rows)
 
     def token_nll(self, target: Tensor) -> Tensor:
@@ -104,15 +104,15 @@ class StudentLogits:
         Args:
             answer: the teacher's, for each row to distil; None: cross-entropy alone
             target: (tokens,)
-            distilled: (tokens,) bool, the rows to distil; None: all. The others keep their cross-entropy
-            teacher_rows: ascending positions of those rows in the answer's logits; None: they are all of them
+            distilled: (tokens,) bool, the rows to distil; None: all. Other rows get their cross-entropy alone
+            teacher_rows: ascending positions of the distilled rows in the answer's logits; None: all of them, in order
 
         Returns:
-            (loss, 0-dim, with gradient where the logits need one; (tokens, N_TERMS) terms)
+            (0-dim loss, with a gradient if the logits require one; (tokens, N_TERMS) terms)
         """
         logits, gradient, scales = self.logits, None, None
         if torch.is_grad_enabled() and logits.requires_grad:
-            # detached, not .data: whoever else has kept the logits for its own backward then gets autograd's error
+            # detach(), not .data: autograd then raises an error if another backward needs the overwritten logits
             gradient = logits.detach() if self.inplace else new_buffer(logits.shape, logits.dtype, logits.device)
             scales = new_scales(gradient)
 
@@ -135,7 +135,7 @@ class StudentLogits:
                         scales=scales,
                     )
                 )
-                del teacher  # before the next piece is made
+                del teacher  # free it before the next piece is computed
             return terms[0] if len(terms) == 1 else torch.cat(terms)
 
         terms = in_two_groups(terms_of, answer, distilled)
@@ -147,7 +147,10 @@ class StudentLogits:
 
 
 def in_two_groups(terms_of: Callable[[Any, Any], Tensor], teacher: Any, distilled: Optional[Tensor]) -> Tensor:
-    """(tokens, N_TERMS): terms_of(mask or None for all, teacher or None) of the distilled tokens and of the others."""
+    """(tokens, N_TERMS) by calling terms_of(mask, teacher) for the distilled tokens and again for the others.
+
+    A mask of None means all tokens; the others get no teacher, None.
+    """
     if distilled is None:
         return terms_of(None, teacher)
     chosen, rest = terms_of(distilled, teacher), terms_of(~distilled, None)
@@ -157,13 +160,13 @@ def in_two_groups(terms_of: Callable[[Any, Any], Tensor], teacher: Any, distille
 
 
 class GradientInHand(torch.autograd.Function):
-    """A loss whose gradients were computed with it: backward only scales them."""
+    """A loss whose gradients are already computed: backward only scales them."""
 
     @staticmethod
     def forward(ctx: Any, loss: Tensor, scales: Optional[Tensor], *inputs_and_gradients: Tensor) -> Tensor:
-        """gradients[i] is d loss / d inputs[i]; the inputs come first, then as many gradients.
+        """The arguments are the inputs, then as many gradients: gradients[i] is d loss / d inputs[i].
 
-        scales: None, or what the rows of every gradient are multiplied by
+        scales: None, or the factors by which the rows of every gradient have been multiplied
         """
         half = len(inputs_and_gradients) // 2
         ctx.gradients, ctx.scales = inputs_and_gradients[half:], scales
@@ -174,12 +177,12 @@ class GradientInHand(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> Any:
         if (
             torch.is_grad_enabled()
-        ):  # create_graph=True; once_differentiable would not see it, grad_outputs being constant
+        ):  # create_graph=True; once_differentiable would miss it, because grad_outputs are constant
             raise KDPluginError(
                 "the distillation loss has no second derivatives. Remedy: the definitions in divergences.py"
             )
         if ctx.gradients is None:
-            raise RuntimeError("backward a second time through a distillation loss whose gradient was given away")
+            raise RuntimeError("second backward through a distillation loss whose gradient has been handed over")
         gradients = ctx.gradients
         if _graph_is_kept():
             gradients = [gradient.clone() for gradient in gradients]
@@ -192,22 +195,22 @@ class GradientInHand(torch.autograd.Function):
 
 
 def _graph_is_kept() -> bool:
-    """Whether backward may come again (retain_graph=True)."""
+    """Whether backward may run again (retain_graph=True)."""
     asked = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
     return True if asked is None else bool(asked())
 
 
 def scale_(gradient: Tensor, factor: Tensor, scales: Optional[Tensor] = None) -> None:
-    """gradient *= factor, a 0-dim tensor on its device, in fp32 and without waiting for that device.
+    """gradient *= factor, a 0-dim tensor on the same device, in fp32 and without waiting for that device.
 
-    scales: (rows,) fp32, what each row of the gradient is to be divided by
+    scales: (rows,) fp32 by which to divide each row of the gradient
     """
     if gradient.is_cuda:
         kernels = kernels_for("cuda")
         if kernels is not None:
             kernels.scale_(gradient, factor, scales)
             return
-    elif scales is None and factor.item() == 1.0:  # the usual case, and on a CPU nothing waits
+    elif scales is None and factor.item() == 1.0:  # the usual case; on a CPU .item() waits for nothing
         return
     if gradient.dtype in (torch.float32, torch.float64):
         gradient.mul_(factor)

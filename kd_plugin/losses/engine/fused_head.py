@@ -1,7 +1,8 @@
-"""The student's output projection and the loss in one: features in, no (tokens, vocab) logits at any time.
+"""The student's output projection fused with the loss: it never holds all (tokens, vocab) logits.
 
-Chunk by chunk the student's logits are made, judged beside the teacher's, turned into their own gradient in place, and
-multiplied back into the gradients of features and projection. Memory: one chunk of logits a side, and the gradients.
+Chunk by chunk it computes the student's logits, compares them with the teacher's, turns them into their gradient in
+place, and multiplies that back into the gradients of features and projection. Memory: one chunk of logits per side, and
+the gradients.
 """
 
 import functools
@@ -22,7 +23,7 @@ class StudentFeatures:
 
     Args:
         features: (tokens, dimension)
-        weight: (vocab, dimension) of the output projection; may be an embedding at the same time
+        weight: (vocab, dimension) of the output projection; may be tied to an embedding
         bias: (vocab,) or None
     """
 
@@ -30,7 +31,7 @@ class StudentFeatures:
         self.features, self.weight, self.bias = features, weight, bias
 
     def token_nll(self, target: Tensor) -> Tensor:
-        """(tokens,) cross-entropy of each token, without gradient. It costs a projection of its own."""
+        """(tokens,) cross-entropy of each token, without gradient. This costs an extra projection."""
         return self._terms(None, target, None, Objective(alpha=1.0), None)[:, NLL]
 
     def loss(
@@ -43,13 +44,13 @@ class StudentFeatures:
     ) -> Tuple[Tensor, Tensor]:
         """The loss summed over the tokens, with gradients for features, weight and bias.
 
-        Args and returns as `StudentLogits.loss`. The gradient is right under tied embeddings, DistributedDataParallel
-        and accumulation over batches, because the parameters are inputs that autograd knows.
+        Args and returns as `StudentLogits.loss`. The gradient is correct with tied embeddings,
+        DistributedDataParallel and gradient accumulation, because autograd knows the parameters as inputs.
         """
         inputs = [x for x in (self.features, self.weight, self.bias) if x is not None]
         gradients = None
         if torch.is_grad_enabled() and any(x.requires_grad for x in inputs):
-            # summed over many tokens: in fp32 at least
+            # sums over many tokens need at least fp32
             dtype = accumulation_dtype(self.features, None)
             gradients = Gradients(inputs, dtype)
         terms = in_two_groups(
@@ -69,7 +70,7 @@ class StudentFeatures:
         objective: Objective,
         gradients: Optional["Gradients"],
     ) -> Tensor:
-        """(chosen tokens, N_TERMS), adding to the gradients."""
+        """(chosen tokens, N_TERMS); adds to the gradients."""
         positions = torch.arange(target.numel(), device=target.device)
         if chosen is not None:
             positions = positions[chosen]
@@ -79,7 +80,7 @@ class StudentFeatures:
         terms = []
         step = projected_rows(weight.size(0), self.features.element_size(), weight.device)
         allocate: Allocate = functools.partial(scratch, "student")
-        apart = self.bias is None  # cuBLAS adds a bias on the way only to logits that lie back to back
+        apart = self.bias is None  # cuBLAS fuses the addition of a bias only for rows that lie back to back
         if apart:
             allocate = aligned(allocate)
         for start in range(0, positions.numel(), step):
@@ -96,22 +97,22 @@ class StudentFeatures:
                 )
                 if gradients is not None:
                     gradients.add(at, logits, scales, features, weight)
-            del teacher_logits  # before the next chunk makes its own
+            del teacher_logits  # free them before the next chunk is computed
         empty = torch.zeros(0, N_TERMS, dtype=accumulation_dtype(self.features, None), device=target.device)
         return torch.cat(terms) if terms else empty
 
     def _product_dtype(self) -> torch.dtype:
-        """The dtype in which the projection alone would have been computed here."""
+        """The dtype in which PyTorch would compute the projection here."""
         if self.features.is_cuda and torch.is_autocast_enabled():
             return torch.get_autocast_gpu_dtype()
         return self.features.dtype
 
 
 class Gradients:
-    """Of features, weight and bias, summed up chunk by chunk.
+    """The gradients of features, weight and bias, accumulated chunk by chunk.
 
     Args:
-        inputs: features, weight and, where there is one, bias
+        inputs: features, weight and, if there is one, bias
     """
 
     def __init__(self, inputs: Sequence[Tensor], dtype: torch.dtype):
@@ -121,16 +122,16 @@ class Gradients:
         self._weight_is_empty = True
 
     def add(self, at: Tensor, slope: Tensor, scales: Optional[Tensor], features: Tensor, weight: Tensor) -> None:
-        """From d loss / d logits, (rows, vocab), to features (rows `at`), weight and bias.
+        """Propagates d loss / d logits, (rows, vocab), to features (rows `at`), weight and bias.
 
-        scales: (rows,) what the rows of slope are multiplied by, in fp16
+        scales: in fp16, the (rows,) factors by which the rows of slope have been multiplied
         """
         if scales is not None:
             self._add_in_fp16(at, slope, scales, features, weight)
         else:
             self.features[at] = torch.mm(slope, weight).to(self.features.dtype)
             if slope.dtype == self.weight.dtype:
-                if self._weight_is_empty:  # saves two passes over it
+                if self._weight_is_empty:  # saves zeroing and reading it
                     torch.mm(slope.t(), features, out=self.weight)
                 else:
                     self.weight.addmm_(slope.t(), features)
@@ -141,7 +142,7 @@ class Gradients:
         self._weight_is_empty = False
 
     def _add_in_fp16(self, at: Tensor, slope: Tensor, scales: Tensor, features: Tensor, weight: Tensor) -> None:
-        """Sums over the vocabulary or over a frequent word's tokens would overflow at the scale of single entries."""
+        """Rescales, because at the scale of single entries sums over the vocabulary or over many tokens overflow."""
         nothing = slope.new_zeros(1)
         products = torch.addmm(nothing, slope, weight, beta=0, alpha=1 / 16)  # in fp32 until it is scaled
         self.features[at] = products.to(self.features.dtype) * (16 / scales).unsqueeze(-1)
@@ -161,7 +162,7 @@ class Gradients:
         return self.weight.zero_() if self._weight_is_empty else self.weight
 
     def finish(self) -> List[Tensor]:
-        """Of features, weight and bias."""
+        """The gradients of features, weight and bias."""
         if self._weight_is_empty:
             self.weight.zero_()
         return [self.features, self.weight, *self.bias]

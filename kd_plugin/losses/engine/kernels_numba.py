@@ -1,9 +1,9 @@
-"""The one-pass engine on CPUs: `one_pass` compiled by Numba, where that is installed (extra "cpu").
+"""The one-pass engine on CPUs: `one_pass` compiled by Numba, if installed (extra "cpu").
 
-Each thread takes its share of the rows; compiled_rows.py has the arithmetic. They are Python threads, as many as
-PyTorch has, because the compiled code releases the interpreter's lock: unlike Numba's own pools they survive a fork and
-get along with PyTorch's OpenMP. Compiled code is kept on disk (`__pycache__` or NUMBA_CACHE_DIR), so that only a first
-run waits for it, some ten seconds.
+Each thread takes a share of the rows; compiled_rows.py has the arithmetic. These are Python threads, as many as PyTorch
+has, since the compiled code releases the GIL. Unlike Numba's own thread pools they survive a fork and get along with
+PyTorch's OpenMP. Compiled code is cached on disk (`__pycache__` or NUMBA_CACHE_DIR), so only the first run waits for
+the compilation, some ten seconds.
 """
 
 import contextlib
@@ -24,20 +24,20 @@ from kd_plugin.losses.engine.ranked import Ranking
 from kd_plugin.losses.engine.storage import gradient_bound, scale_for
 from kd_plugin.losses.sparse import BUCKET_DIVERGENCES, Knowledge, SparseAnswer
 
-logging.getLogger("numba").setLevel(logging.WARNING)  # it tells the compiler's steps to whoever logs at DEBUG
+logging.getLogger("numba").setLevel(logging.WARNING)  # at DEBUG it logs every step of the compiler
 
-# entries of a thread: PyTorch's own threads, which wait busily, slow down what is shorter
+# entries per thread: PyTorch's own threads busy-wait, which slows down shorter work
 MIN_ENTRIES = 2**20
-LANES = 64  # of running maxima: several vectors' worth
+LANES = 64  # running maxima: several vectors' worth
 TILE_COLUMNS = 2048
-MAX_BEST = 256  # each is put in its place among the others
+MAX_BEST = 256  # insertion into the sorted best entries is linear in their number
 
 BestAndRest = Tuple[Tensor, Tensor, Tensor]
 T = TypeVar("T")
 
 
 def supports(student_logits: Tensor, teacher_logits: Knowledge, objective: definition.Objective) -> bool:
-    """Whether `one_pass` here takes such logits and knows the objective."""
+    """Whether this module's `one_pass` handles these logits and the objective."""
     if numba.config.DISABLE_JIT:
         return False
     if isinstance(teacher_logits, SparseAnswer):
@@ -57,13 +57,13 @@ def one_pass(
     scales: Optional[Tensor] = None,
     ranked: Optional[Ranking] = None,
 ) -> Tensor:
-    """As engine.one_pass.one_pass, for what `supports` agrees to.
+    """engine.one_pass.one_pass for the cases that `supports` accepts.
 
-    Compiled code reads and writes fp32 or float64. Half precision is converted by PyTorch, some rows at a time that
-    stay in the cache: that takes about a quarter longer than fp32 (docs/benchmarks/ways_of_the_loss.md).
+    Compiled code reads and writes fp32 or float64. PyTorch converts half precision, a few cached rows at a time, which
+    takes about a quarter longer than fp32 (docs/benchmarks/ways_of_the_loss.md).
 
     Args:
-        ranked: the ranking term of the tokens
+        ranked: the tokens' ranking term
     """
     student_logits = student_logits.detach()
     dtype = definition.accumulation_dtype(student_logits, teacher_logits)
@@ -97,7 +97,7 @@ def one_pass(
                 ranked.chunk(part.start, part.stop).add_to(slope, of_student, weight)
             if slope is not None and slope is not gradient:
                 if scales is not None:
-                    # the bound is at hand; to look for the largest entry takes longer than all the rest
+                    # a bound is free; searching for the largest entry takes longer than everything else
                     kd = terms[part, definition.KD]
                     bound = objective.alpha if teacher is None else gradient_bound(objective, kd)
                     of_rows = scale_for(torch.as_tensor(bound, dtype=dtype).expand(len(everything)))
@@ -112,7 +112,7 @@ def one_pass(
 
 
 def finds_best(vocab: int, k: int) -> bool:
-    """Whether top_entries and top_of_product are for so many entries: there must be 2 k, and many take long."""
+    """Whether top_entries and top_of_product suit this k: they need vocab >= 2 k, and a large k is slow."""
     return 2 * k <= vocab and k <= MAX_BEST
 
 
@@ -123,7 +123,7 @@ def top_entries(logits: Tensor, k: int, temperature: float = 1.0) -> BestAndRest
         logits: (tokens, vocab) fp32 or float64 on a CPU, contiguous; vocab >= 2 k
 
     Returns:
-        (tokens, k) int64 ids; (tokens, k) their log-probabilities; (tokens,) the logarithm of all others' mass
+        (tokens, k) int64 ids; (tokens, k) their log-probabilities; (tokens,) the log of all other entries' mass
     """
     best = _Best(logits.size(0), k, temperature, logits.dtype)
     best.add(logits, 0)
@@ -131,10 +131,9 @@ def top_entries(logits: Tensor, k: int, temperature: float = 1.0) -> BestAndRest
 
 
 def top_of_product(head: LinearHead, features: Tensor, k: int, temperature: float = 1.0) -> BestAndRest:
-    """As top_entries(head(features), k, temperature), of logits that never leave the cache.
+    """top_entries(head(features), k, temperature), with logits that never leave the CPU's cache.
 
-    They are made a few rows and columns at a time and looked at while they are there: that takes less time than to
-    write all of them to memory.
+    They are computed and searched a few rows and columns at a time, which is faster than writing them all to memory.
 
     Args:
         features: (tokens, dimension) fp32 or float64 on a CPU; vocab >= 2 k
@@ -156,24 +155,24 @@ def top_of_product(head: LinearHead, features: Tensor, k: int, temperature: floa
         return found
 
     threads = _threads(n_rows, vocab)
-    with _threads_of_torch(1):  # each of ours multiplies for itself: PyTorch's, waiting busily, would be in the way
+    with _threads_of_torch(1):  # each of our threads multiplies alone; PyTorch's busy-waiting ones would interfere
         shares = _in_threads(share, n_rows, threads)
     ids, lprobs, log_rest = (torch.cat(parts) for parts in zip(*itertools.chain(*shares)))
     return ids, lprobs, log_rest
 
 
 class _Best:
-    """The best entries of some rows and the mass of the others, from their logits column by column."""
+    """The best entries of some rows and the mass of all others, fed with blocks of columns of the logits."""
 
     def __init__(self, n_rows: int, k: int, temperature: float, dtype: torch.dtype):
         self._values, self._ids = torch.empty(n_rows, k, dtype=dtype), torch.empty(n_rows, k, dtype=torch.long)
         self._rest = torch.empty(n_rows, dtype=torch.float64)
         self._temperature = temperature
-        # best entries are looked for in the groups whose maxima are not below the k-th of as many lanes of groups
+        # only groups whose maximum reaches the k-th largest lane maximum are searched for best entries
         self._lanes = max(LANES, 1 << (2 * k - 1).bit_length())
 
     def add(self, logits: Tensor, first: int) -> None:
-        """Some columns of the rows' logits, contiguous: `first` and those after it. At least 2 k where first is 0."""
+        """Adds contiguous columns of the logits, `first` being the first one's index; at least 2 k if first is 0."""
         (n_rows, width), lanes = logits.shape, self._lanes
         groups = lanes * max(1, min(1024 // lanes, width // (2 * lanes)))
         if width < groups:
@@ -195,12 +194,12 @@ class _Best:
 
 
 def _threads(n_rows: int, vocab: int) -> int:
-    """How many threads pay."""
+    """How many threads are worth starting."""
     return max(1, min(torch.get_num_threads(), n_rows * vocab // MIN_ENTRIES, n_rows))
 
 
 def _in_threads(share: Callable[[int, int], T], n_rows: int, threads: int) -> List[T]:
-    """share(start, stop) of all rows, at the same time."""
+    """Runs share(start, stop) over all rows, in parallel."""
     bounds = [n_rows * i // threads for i in range(threads + 1)]
     if threads == 1:
         return [share(0, n_rows)]
@@ -228,7 +227,7 @@ def _run(
     gradient: Optional[Tensor],
     terms: Tensor,
 ) -> None:
-    """The compiled code on some rows."""
+    """Runs the compiled code on some rows."""
     vocab = student.size(1)
     alpha, temperature, eps = objective.alpha, objective.temperature, objective.label_smoothing
     eps_i = eps / (vocab - 1) if eps > 0 else 0.0

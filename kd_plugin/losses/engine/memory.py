@@ -7,20 +7,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# bytes of logits that are made at a time where all of them are not wanted at once: large enough for matrix products at
-# full speed, and since the fused head reads and writes its projection's whole gradient with each such chunk
+# bytes of logits to compute at a time: large enough for matrix products at full speed, and because the fused head reads
+# and writes the projection's whole gradient for each chunk
 CHUNK_BYTES = {"cpu": 64 * 1024 * 1024, "cuda": 256 * 1024 * 1024}
-# rows of logits that we make begin at a multiple of so many bytes. A GPU's threads load 16 at once, and only from
-# there; so do matrix products. On a CPU compiled code takes rows that lie back to back
+# rows of our logits begin at a multiple of this many bytes. GPU threads and matrix products load 16 aligned bytes at
+# once. On a CPU, compiled code needs rows that lie back to back
 VECTOR_BYTES = {"cpu": 1, "cuda": 16}
 
-Allocate = Callable[[Sequence[int], torch.dtype, torch.device], Tensor]  # as new_buffer
+Allocate = Callable[[Sequence[int], torch.dtype, torch.device], Tensor]  # like new_buffer
 
 
 def new_buffer(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """torch.empty; on a CPU numpy's memory, for which it asks the kernel for huge pages.
+    """torch.empty, but on a CPU in numpy's memory, for which numpy requests huge pages.
 
-    The first touch of ordinary pages took a third of the whole loss.
+    With ordinary pages, the first touch took a third of the loss's time.
     """
     size = math.prod(shape)
     if device.type != "cpu" or size == 0:
@@ -33,10 +33,10 @@ _scratch: Dict[Tuple[str, torch.dtype], Tensor] = {}
 
 
 def scratch(name: str, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """As new_buffer, but on a CPU the memory of the last call of this name, which must no longer be in use.
+    """As new_buffer, but on a CPU reuses the memory of the last call with this name, which must no longer be in use.
 
-    It is kept until the process ends: even huge pages cost some hundredth of a projection to find and to clear. On a
-    GPU PyTorch keeps memory itself.
+    The memory is kept until the process ends: even huge pages take about a hundredth of a projection's time to map and
+    clear. On a GPU, PyTorch caches memory itself.
     """
     size = math.prod(shape)
     if device.type != "cpu":
@@ -48,7 +48,7 @@ def scratch(name: str, shape: Sequence[int], dtype: torch.dtype, device: torch.d
 
 
 def aligned(allocate: Allocate) -> Allocate:
-    """The same for (rows, vocab), but each row begins at VECTOR_BYTES: where the vocabulary is odd, rows lie apart."""
+    """As `allocate`, for (rows, vocab), with each row aligned to VECTOR_BYTES: there may be gaps between rows."""
 
     def rows(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
         size = torch.empty(0, dtype=dtype).element_size()
@@ -68,13 +68,13 @@ def projected_rows(vocab: int, element_size: int, device: torch.device) -> int:
     width = _row_bytes(vocab, element_size, device)
     rows = CHUNK_BYTES.get(device.type, CHUNK_BYTES["cuda"]) // width
     if width != vocab * element_size:
-        # a chunk's rows begin in a vector where the rows of all logits do, if these lie back to back
+        # so that a chunk's rows have the same alignment as rows of all logits that lie back to back
         rows = rows // VECTOR_BYTES["cuda"] * VECTOR_BYTES["cuda"] or rows
     return max(1, rows)
 
 
 class LinearHead:
-    """A decoder's output projection: from features to logits.
+    """A decoder's output projection, from features to logits.
 
     Args:
         weight: (vocab, dimension)
@@ -85,12 +85,12 @@ class LinearHead:
         self.weight, self.bias = weight, bias
 
     def __call__(self, features: Tensor, allocate: Allocate = new_buffer) -> Tensor:
-        """(rows, vocab) logits of (rows, dimension) features, without gradient, in what allocate gives."""
+        """(rows, vocab) logits of (rows, dimension) features, without gradient, in memory from `allocate`."""
         out = allocate((features.size(0), self.weight.size(0)), features.dtype, features.device)
         if self.bias is None:
             return torch.mm(features, self.weight.t(), out=out)
         return torch.addmm(self.bias, features, self.weight.t(), out=out)
 
     def columns(self, start: int, stop: int) -> "LinearHead":
-        """The projection to some symbols of the vocabulary."""
+        """The projection onto some symbols of the vocabulary."""
         return LinearHead(self.weight[start:stop], None if self.bias is None else self.bias[start:stop])

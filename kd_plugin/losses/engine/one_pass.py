@@ -1,7 +1,7 @@
 """The one-pass engine: every term of the loss, and its gradient, from a single visit to each row of logits.
 
-The gradient is computed in the forward pass, in chunks of rows that stay in the cache, and written where the caller
-says: over the student's logits, or into a buffer. Nothing of the size (tokens, vocab) is made here.
+It computes the gradient in the forward pass, in chunks of rows that stay in the cache, and writes it where the caller
+wants it: over the student's logits, or into a buffer. It allocates nothing of size (tokens, vocab).
 """
 
 import math
@@ -25,13 +25,13 @@ from kd_plugin.losses.engine.storage import bound_is_known, gradient_bound, scal
 from kd_plugin.losses.ranking import top1_rank_slope
 from kd_plugin.losses.sparse import Knowledge, SparseAnswer, sparse_slope
 
-# bytes of one working buffer of a chunk; four to six of them are in use. Measured: on a CPU they should stay in its
-# caches, on a GPU (without Triton) the launches of many small operations count
+# bytes of a chunk's working buffer; four to six are in use at once. Measured: on a CPU they should fit into its caches,
+# on a GPU (without Triton) larger chunks save launches of small operations
 CHUNK_BYTES = {"cpu": 1536 * 1024, "cuda": 256 * 1024 * 1024}
 
 
-# a bucket's mass, relative to the best entry's, below which it is summed relative to its own best entry: 2^24 times
-# what 2^32 symbols may have lost to underflow
+# If a bucket's mass, relative to the row's best entry, is below this, it is summed relative to the bucket's own best
+# entry instead. The limit is 2^24 times what 2^32 symbols can lose to underflow.
 SMALL_MASS = 2.0**-70
 
 
@@ -46,21 +46,21 @@ def one_pass(
     gradient: Optional[Tensor] = None,
     scales: Optional[Tensor] = None,
 ) -> Tensor:
-    """Terms of some rows, and the gradient of the summed loss of them.
+    """The terms of some rows, and the gradient of their summed loss.
 
     Args:
         student_logits: (all, vocab)
-        teacher_logits: (any, vocab); a SparseAnswer for each of the tokens; or None: these rows are not distilled,
-            their KD and RANK are 0
+        teacher_logits: (any, vocab); a SparseAnswer for the tokens; or None: the rows are not distilled, and their KD
+            and RANK are 0
         target: (tokens,)
         rows: (tokens,) ascending positions in student_logits; None: all of them
         teacher_rows: (tokens,) ascending positions in teacher_logits; None: all of them
-        gradient: (all, vocab) receives d loss / d logits in `rows` and is left alone elsewhere; may be student_logits
+        gradient: (all, vocab) receives d loss / d logits in `rows` and stays unchanged elsewhere; may be student_logits
             itself
-        scales: (all,) fp32 receives in `rows` what each row of the gradient is multiplied by, for fp16; None: 1
+        scales: (all,) fp32 receives in `rows` the factor that each row of an fp16 gradient is multiplied by; None: 1
 
     Returns:
-        (tokens, N_TERMS) fp32, or float64 where an input is
+        (tokens, N_TERMS) fp32, or float64 if an input is float64
     """
     student_logits = student_logits.detach()
     dtype = accumulation_dtype(student_logits, teacher_logits)
@@ -95,7 +95,7 @@ def one_pass(
 
 
 def _scale(chunk: "Chunk", objective: Objective, gradient: Tensor) -> Tensor:
-    """(rows, 1) what to multiply a chunk's gradient by before it is stored in fp16."""
+    """(rows, 1) factors for a chunk's gradient before it is stored in fp16."""
     _, distilled = chunk
     if distilled is not None and bound_is_known(objective):
         bound = gradient_bound(objective, distilled.kd)
@@ -110,7 +110,7 @@ def rows_per_chunk(vocab: int, dtype: torch.dtype, device: torch.device) -> int:
 
 
 def _take(logits: Tensor, rows: Optional[Tensor], start: int, stop: int) -> Tuple[Tensor, Optional[slice]]:
-    """Some of the rows, and where they lie if they lie side by side: then nothing is copied."""
+    """Some of the rows, and their slice if they are contiguous; then nothing is copied."""
     if rows is None:
         return logits[start:stop], slice(start, stop)
     first, last = int(rows[start]), int(rows[stop - 1])
@@ -120,7 +120,7 @@ def _take(logits: Tensor, rows: Optional[Tensor], start: int, stop: int) -> Tupl
 
 
 class _Memory:
-    """Buffers of one chunk, made once a call and used again by every chunk."""
+    """One chunk's buffers, allocated once per call and reused by every chunk."""
 
     def __init__(self, shape: Tuple[int, int], dtype: torch.dtype, device: torch.device):
         self._new = lambda: torch.empty(shape, dtype=dtype, device=device)
@@ -128,7 +128,7 @@ class _Memory:
         self.start(shape[0])
 
     def start(self, n_rows: int) -> None:
-        """All buffers are free again."""
+        """Marks all buffers as free."""
         self._n_rows, self._taken = n_rows, 0
 
     def take(self) -> Tensor:
@@ -140,7 +140,7 @@ class _Memory:
 
 
 class _Student(NamedTuple):
-    """What is left of a chunk's cross-entropy, (rows, 1) each."""
+    """A chunk's results for the cross-entropy, (rows, 1) each."""
 
     total: Tensor  # sum_v exp(centred)
     centred_at_target: Tensor
@@ -148,7 +148,7 @@ class _Student(NamedTuple):
 
 
 class _Distilled(NamedTuple):
-    """What is left of its teacher's terms, (rows, 1) each."""
+    """A chunk's results for the teacher's terms, (rows, 1) each."""
 
     kd: Tensor
     rank: Tensor
@@ -168,7 +168,7 @@ def _chunk(
     want_gradient: bool,
     memory: _Memory,
 ) -> Chunk:
-    """One chunk of rows. `work` (rows, vocab) may be student_logits itself, and holds the gradient in the end."""
+    """Computes one chunk of rows. `work` (rows, vocab) may be student_logits itself, and ends up with the gradient."""
     alpha, temperature, eps = objective.alpha, objective.temperature, objective.label_smoothing
     index = target.unsqueeze(-1)
     plain, best = _side(student_logits, work, memory.take())
@@ -198,7 +198,7 @@ def _chunk(
         kd, slope = _divergence(rows, objective)
         distilled = _Distilled(kd.unsqueeze(-1), rank, teacher_nll, best == teacher_best)
         if not math.isfinite(kd.sum().item()):
-            # -inf or NaN among the logits: rare, not worth a where() in every pass; the definition knows the limits
+            # -inf or NaN among the logits: too rare to be worth a where() in every pass; the definition handles them
             terms, exact = terms_by_definition(student.centred * temperature, teacher_logits, target, objective)
             gradient.copy_(exact)
             kd, rank, teacher_nll = (terms[:, column : column + 1] for column in (KD, RANK, TEACHER_NLL))
@@ -215,12 +215,12 @@ def _chunk(
 
 
 def _side(logits: Tensor, centred: Tensor, exp: Tensor) -> Tuple[Side, Tensor]:
-    """The softmax's parts in the two buffers, and the index of the best entry, (rows, 1)."""
+    """The softmax's parts, in the two buffers, and the index of the best entry, (rows, 1)."""
     if logits.dtype != centred.dtype:
         logits = centred.copy_(logits)
     if logits.is_cuda:
         best = logits.argmax(dim=-1, keepdim=True)
-    else:  # torch's argmax takes ten times as long as numpy's, which is as quick as a maximum alone
+    else:  # torch's argmax takes ten times as long as numpy's, which is as fast as a maximum
         best = torch.from_numpy(logits.numpy().argmax(axis=-1)).unsqueeze(-1)
     torch.sub(logits, logits.gather(-1, best), out=centred)
     return Side(centred, exp, _exp_and_total(centred, best, exp)), best
@@ -233,9 +233,9 @@ def _temper(side: Side, best: Tensor, temperature: float, exp: Tensor) -> Side:
 
 
 def _exp_and_total(centred: Tensor, best: Tensor, exp: Tensor) -> Tensor:
-    """(rows, 1) sum_v exp(centred), whose terms go to `exp`.
+    """(rows, 1) sum_v exp(centred); writes the terms to `exp`.
 
-    The best entry's, which is 1, comes last: tens of thousands of small terms would lose their last bits beside it.
+    Adds the best entry's term, 1, last: beside it, tens of thousands of small terms would lose their last bits.
     """
     total = torch.exp(centred, out=exp).scatter_(-1, best, 0.0).sum(dim=-1, keepdim=True).add_(1.0)
     exp.scatter_(-1, best, 1.0)
@@ -245,17 +245,17 @@ def _exp_and_total(centred: Tensor, best: Tensor, exp: Tensor) -> Tensor:
 def _sparse(
     student: Side, plain: Side, best: Tensor, answer: SparseAnswer, objective: Objective, gradient: Optional[Tensor]
 ) -> _Distilled:
-    """The terms of a sparse answer, and as `_teachers_gradient` what the two sides' softmaxes have in the gradient.
+    """The terms of a sparse answer; writes the same share of the gradient as `_teachers_gradient`.
 
-    With h the slope, d/d(logits / temperature) of an entry is h - p sum h, and of a symbol in the bucket
-    p / p_rest h_rest - p sum h.
+    With h the slope, d/d(logits / temperature) is h - p sum h for an entry and p / p_rest h_rest - p sum h for a symbol
+    in the bucket.
     """
     ids, log_total = answer.ids, student.total.log()
     of_entries = student.exp.gather(-1, ids)
     lprobs = student.centred.gather(-1, ids) - log_total
     rest, origin = torch.zeros_like(student.total), torch.zeros_like(student.total)
     if not answer.sampled:
-        again = ids[:, 1:] == ids[:, :1]  # cache.compress.unknown has one symbol k times
+        again = ids[:, 1:] == ids[:, :1]  # cache.compress.unknown repeats one symbol k times
         of_entries[:, 1:].masked_fill_(again, 0.0)
         lprobs[:, 1:].masked_fill_(again, -math.inf)
         rest, origin = _rest(student, ids)
@@ -285,25 +285,25 @@ def _sparse(
 
 
 def _rest(student: Side, ids: Tensor) -> Tuple[Tensor, Tensor]:
-    """The mass of all symbols but ids: (rows, 1) rest and (rows, 1) origin, of which it is rest * exp(origin).
+    """The mass of all symbols but ids, as rest * exp(origin), both (rows, 1).
 
-    student.exp is left with what rest is the sum of: 0 at ids, exp(centred - origin) elsewhere. origin is 0, the best
-    entry's, but where the others are so far below it that their exponentials underflow: there it is their own best.
+    Leaves the terms of rest in student.exp: 0 at ids, exp(centred - origin) elsewhere. origin is usually 0, the best
+    entry's centred value. If the other symbols are so far below that they underflow, origin is their own maximum.
     """
-    # summed without the entries: as a difference a small rest would be inexact
+    # summed without ids: a small rest computed as a difference would be inexact
     rest = student.exp.scatter_(-1, ids, 0.0).sum(dim=-1, keepdim=True)
     origin = torch.zeros_like(rest)
     small = (rest < SMALL_MASS).squeeze(-1)
     if bool(small.any()):
         centred = student.centred[small].scatter_(-1, ids[small], -math.inf)
-        own = centred.amax(dim=-1, keepdim=True).clamp_(min=torch.finfo(rest.dtype).min)  # -inf: there is none
+        own = centred.amax(dim=-1, keepdim=True).clamp_(min=torch.finfo(rest.dtype).min)  # -inf: no other symbols
         exps = centred.sub_(own).exp_()
         student.exp[small], rest[small], origin[small] = exps, exps.sum(dim=-1, keepdim=True), own
     return rest, origin
 
 
 def _rank(rows: Rows, objective: Objective) -> Tuple[Tensor, Optional[Tuple[Tensor, Tensor]]]:
-    """(rows, 1) the ranking term, and where (indices) its slope with respect to log p is not 0."""
+    """(rows, 1) the ranking term, and (indices, slope) of its non-zero derivatives with respect to log p."""
     if objective.top1_rank == 0:
         return torch.zeros_like(rows.student.total), None
     values, indices, slope = top1_rank_slope(rows.student.probs(), rows.teacher.probs(), objective.top1_rank)
@@ -335,9 +335,10 @@ def _teachers_gradient(
     objective: Objective,
     gradient: Tensor,
 ) -> None:
-    """(1 - alpha) temperature**2 d(KD + RANK)/d logits + alpha p, p without temperature: all but the target's share.
+    """Writes (1 - alpha) temperature**2 d(KD + RANK)/d logits + alpha p, with p at temperature 1.
 
-    With h the slope with respect to log p, d/d(logits / temperature) = h - p sum_v h.
+    With h the slope with respect to log p, d/d(logits / temperature) = h - p sum_v h. Only the target's share of the
+    cross-entropy is missing.
     """
     alpha, temperature = objective.alpha, objective.temperature
     weight = (1.0 - alpha) * temperature
@@ -357,7 +358,7 @@ def _teachers_gradient(
 
 
 def _terms(chunks: List[Chunk], objective: Objective, vocab: int, empty: Tensor) -> Tensor:
-    """(tokens, N_TERMS) of what the chunks left."""
+    """(tokens, N_TERMS) from the chunks' results."""
     if not chunks:
         return empty
     student = _Student(*(torch.cat(column) for column in zip(*(student for student, _ in chunks))))

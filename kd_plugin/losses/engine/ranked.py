@@ -1,8 +1,8 @@
-"""The ranking term beside kernels that know only divergences.
+"""The ranking term, for kernels that compute only divergences.
 
-Only the 2 k best entries of a row have a slope h with respect to log p, and the sum of h is the term itself, which is
-proportional to p. So a kernel that adds the term to its own sum of slopes makes all of d/d(logits / temperature) =
-h - p sum h but for the entries' own h, and those are added. Nothing waits for the device.
+Only the 2 k best entries of a row have a slope h with respect to log p, and the sum of h is the term itself, because it
+is proportional to p. So a kernel that adds the term to its own sum of slopes covers d/d(logits / temperature) =
+h - p sum h except for the entries' own h, which are added afterwards. Nothing waits for the device.
 """
 
 from typing import NamedTuple, Optional
@@ -17,9 +17,9 @@ from kd_plugin.losses.ranking import rank_of_probs
 
 
 class Ranking(NamedTuple):
-    """Of some tokens: (tokens,) the term, and its (tokens, 2 k) slopes at (tokens, 2 k) ids.
+    """The ranking term of some tokens, (tokens,), and its (tokens, 2 k) slopes at (tokens, 2 k) ids.
 
-    An id that comes twice has the whole of its slope both times.
+    If an id occurs twice, both occurrences hold its whole slope.
     """
 
     values: Tensor
@@ -30,7 +30,7 @@ class Ranking(NamedTuple):
         return Ranking(*(column[start:stop] for column in self))
 
     def add_to(self, gradient: Tensor, rows: Tensor, weight: float) -> None:
-        """weight * slopes to a gradient in fp32 or float64: half precision would round the rest of it before."""
+        """Adds weight * slopes to a gradient in fp32 or float64; in half precision it would already be rounded."""
         at = rows.unsqueeze(-1)
         gradient[at, self.ids] = gradient[at, self.ids] + weight * self.slopes
 
@@ -44,7 +44,7 @@ def ranking(
     tokens: int,
     objective: Objective,
 ) -> Ranking:
-    """Of the rows that `one_pass` would be given, before it overwrites them."""
+    """The ranking term of the rows for `one_pass`; to be called before `one_pass` overwrites them."""
     dtype = accumulation_dtype(student_logits, teacher_logits)
     k = min(objective.top1_rank, student_logits.size(1))
     step = min(rows_per_chunk(student_logits.size(1), dtype, student_logits.device), max(1, 2**22 // k**2))

@@ -1,1 +1,1 @@
-"""The GPU kernels, in Triton: kernels.py starts them, dense.py and sparse.py are they, rows.py is what they share."""
+"""The GPU kernels, in Triton: kernels.py launches them, dense.py and sparse.py define them, rows.py is shared."""

@@ -1,4 +1,4 @@
-"""The GPU kernels of rows beside a teacher's logits, or of cross-entropy alone."""
+"""The GPU kernels for a teacher with logits, or for cross-entropy alone."""
 
 import triton
 import triton.language as tl
@@ -34,21 +34,21 @@ def row_kernel(  # type: ignore[no-untyped-def]
     student,  # (all, vocab)
     teacher,  # (any, vocab) or None
     teacher_rows,  # (tokens,) or None
-    weights,  # (tokens,) fp32 instead of the divergence's parameter, or None
-    ids,  # (tokens, ENTRIES) where the ranking term has slopes, or None
+    weights,  # (tokens,) fp32, replacing the divergence's parameter, or None
+    ids,  # (tokens, ENTRIES) the entries where the ranking term has slopes, or None
     slopes,  # (tokens, ENTRIES) fp32
     target,  # (tokens,)
     rows,  # (tokens,) or None
     gradient,  # (all, vocab) or None; may be the student
     scales,  # (all,) fp32 or None
-    terms,  # (tokens, N_TERMS), zeros but for the ranking term
+    terms,  # (tokens, N_TERMS), zeros except for the ranking term
     ce_weight,  # alpha
     kd_weight,  # (1 - alpha) temperature
     inverse_temperature,
     nll_weight,  # 1 - eps - eps_i
     eps_i,
     parameter,  # of the divergence
-    bound,  # of the gradient's entries, but for what the reverse KL adds to it
+    bound,  # of the gradient's entries, without what the reverse KL adds to it
     VOCAB: tl.constexpr,
     STUDENT_STRIDE: tl.constexpr,
     TEACHER_STRIDE: tl.constexpr,
@@ -94,7 +94,7 @@ def row_kernel(  # type: ignore[no-untyped-def]
     z_top, z_log, z_log_tempered = merge(z_best, z_total, z_tempered, z_edges, inverse_temperature, TEMPERED)
     cross_entropy(out, z_label, origin, z_top, z_log, z_sum, nll_weight, eps_i, VOCAB, SMOOTHED)
 
-    kd, slope_sum = zero, -1.0  # the forward KL's slope is -q; its value is summed on the way to the gradient
+    kd, slope_sum = zero, -1.0  # the forward KL's slope is -q; its value is summed along with the gradient
     if teacher is not None:
         if EDGES:
             at_own_edges, is_own_edge = edges(t_shift, VOCAB, VECTOR)
@@ -139,7 +139,7 @@ def row_kernel(  # type: ignore[no-untyped-def]
             t_edges = None
             if teacher is not None:
                 t_edges = load(t_row + t_shift, at_edges, is_edge, "evict_last")
-        tl.debug_barrier()  # above, threads read entries that in place others overwrite below
+        tl.debug_barrier()  # in place, other threads overwrite below the entries that threads have read above
         g_row, g_shift = begin(gradient, row, GRADIENT_STRIDE, VECTOR, EDGES)  # g_shift is z_shift
         if scales is not None:
             scale = row_scale(bound, tl.sum(kd, axis=0), kd_weight, DIVERGENCE)
@@ -160,7 +160,7 @@ def row_kernel(  # type: ignore[no-untyped-def]
         for start in range(0, END, LANES * VECTOR):
             at = start + offsets
             own = inside(at, start, z_shift, VOCAB, LANES, VECTOR, EDGES)
-            if EDGES and teacher is not None:  # two ways to load: in front of them, nothing should wait in registers
+            if EDGES and teacher is not None:  # load_beside branches: load first, to hold fewer registers across it
                 t = load_beside(t_row, at, apart, own, EDGES, "evict_first")
             z = load(z_row, at, own, "evict_first")
             z_lprobs = lprobs(z, z_top, z_log_tempered, inverse_temperature, TEMPERED)
@@ -175,10 +175,10 @@ def row_kernel(  # type: ignore[no-untyped-def]
                 g += kd_weight * (slope - p_tempered * slope_total)
                 if DIVERGENCE == "forward_kl":
                     kd += tl.sum(value, axis=1)
-            # no cache holds the gradient until its next reader comes
+            # no cache is large enough to keep the gradient until its next reader
             tl.store(g_row + at, g.to(gradient.dtype.element_ty), mask=own, eviction_policy="evict_first")
         if ids is not None:
-            tl.debug_barrier()  # these are written a second time
+            tl.debug_barrier()  # these entries are written a second time
             p_entries = exp(z_entries - z_top - z_log)
             g_entries = ce_weight * (p_entries - tl.where(at_entries == label, nll_weight + eps_i, eps_i))
             z_entries = lprobs(z_entries, z_top, z_log_tempered, inverse_temperature, TEMPERED)
@@ -209,8 +209,8 @@ def head_weight_kernel(  # type: ignore[no-untyped-def]
     VECTOR: tl.constexpr,
     EDGES: tl.constexpr,
 ):
-    """As divergences.head_weight, without sorting: the head's last entry is found by its bits, two in each of 15 visits
-    to the teacher's row."""
+    """divergences.head_weight without sorting: finds the head's last entry bit by bit, two bits in each of 15 visits to
+    the teacher's row."""
     token = tl.program_id(0).to(tl.int64)
     row, teacher_row = token, token
     if rows is not None:
@@ -245,9 +245,9 @@ def head_weight_kernel(  # type: ignore[no-untyped-def]
 
     if EDGES:
         of_edges = exp(t_edges - t_top)
-    # exponentials from `fits` on have no more mass than mu, those from `lower` on have: 4 ** 15 numbers lie between
+    # exponentials >= `fits` have a mass of at most mu, those >= `lower` have more: at most 4 ** 15 numbers lie between
     limit = adaptive_mu * tl.exp(t_log)
-    lower, fits = tl.full((), 0, tl.int32), tl.full((), 0x3F800001, tl.int32)  # the second follows 1, the best one's
+    lower, fits = tl.full((), 0, tl.int32), tl.full((), 0x3F800001, tl.int32)  # fits: the next float above 1
     above = tl.full((), 0.0, tl.float32)
     for _ in range(15):
         step = (fits - lower + 3) // 4
@@ -269,7 +269,7 @@ def head_weight_kernel(  # type: ignore[no-untyped-def]
         fits = tl.where(of_a <= limit, a, tl.where(of_b <= limit, b, tl.where(of_c <= limit, c, fits)))
         lower = tl.where(of_c > limit, c, tl.where(of_b > limit, b, tl.where(of_a > limit, a, lower)))
     last, after = lower.to(tl.float32, bitcast=True), fits.to(tl.float32, bitcast=True)
-    # entries that equal the last one all belong to the head if one of them still fits, and the best one always does
+    # entries equal to the last one all belong to the head if one of them still fits; the best one always belongs to it
     threshold = tl.where((above == 0.0) | (above + last <= limit), last, after)
     head, gaps = zero, zero
     if EDGES:
@@ -287,5 +287,5 @@ def head_weight_kernel(  # type: ignore[no-untyped-def]
         gaps += tl.sum(gap, axis=1)
         head += tl.sum(tl.where(entries >= threshold, gap, 0.0), axis=1)
     total = tl.sum(gaps, axis=0)
-    # equal distributions have no gap: both KL are 0 there, and any weight will do
+    # equal distributions have no gap: both KLs are 0, and any weight will do
     tl.store(weights + token, tl.where(total == 0.0, 0.5, tl.sum(head, axis=0) / total))

@@ -1,27 +1,27 @@
-"""The one-pass engine on GPUs: Triton kernels for `one_pass` and for the scaling of its gradient.
+"""The one-pass engine on GPUs: Triton kernels for `one_pass` and for scaling its gradient.
 
-One program takes one row and runs over the vocabulary two or three times: the statistics of both softmaxes; the
-divergence, where the gradient needs a sum of its slope; the gradient. Later visits should find the row in the L2
-cache, so that device memory sees two reads and a write. rows.py has what all kernels do with a row, dense.py
-those beside a teacher's logits, sparse.py the one beside a cache's entries. The adaptive KL has a kernel of its own
-for its weights, which visits the teacher's row 17 times.
+One program takes one row and passes over the vocabulary two or three times: for the statistics of both softmaxes; for
+the divergence, if the gradient needs the sum of its slope; for the gradient. Later passes should find the row in the L2
+cache, so that device memory sees two reads and one write. rows.py has the code that all kernels share, dense.py the
+kernels for a teacher's logits, sparse.py the one for a cache's entries. The adaptive KL computes its weights in a
+separate kernel, which visits the teacher's row 17 times.
 
-What was chosen, with an H100 in mind (speed: not measured; registers, spills and the width of loads: read off what
-Triton 3.9 compiles for it):
-* Lanes. A block of a row is (LANES, VECTOR) entries, VECTOR of them one load of 16 bytes. Each lane has statistics of
-  its own, merged when the row is through: no barrier between warps in the loops, one exponential in VECTOR + 1 spent
+Design decisions for an H100 (speed not measured; registers, spills and load widths read off the code that Triton 3.9
+compiles for it):
+* Lanes. A block of a row is (LANES, VECTOR) entries; VECTOR entries are one load of 16 bytes. Each lane keeps its own
+  statistics, merged at the end of the row: no barriers between warps in the loops, one exponential in VECTOR + 1 spent
   on rescaling, and sums about as exact as pairwise ones.
-* Programs as large as they come, 16 warps with two lanes a thread, and 64 registers a thread, with which two fit on a
-  multiprocessor (for sm_100 see `most`): at V = 32k in bf16 the rows at work are 2 * 132 * 128 KB, 34 of the L2
-  cache's 50 MB.
-* Edges. Where the vocabulary is no multiple of VECTOR (GPT-2's 50257; fairseq pads its own to a multiple of 8), rows
-  begin and end in the midst of 16 bytes. Positions in a row are then counted from the vector in which it begins, whole
-  vectors are moved at once, and the few entries before and after them one by one. The gradient's rows begin as the
-  student's; the teacher's, which perhaps do not, are read in vectors of their own on the first visit, the one that
-  waits for device memory, and entry by entry beside the student's.
-* The vocabulary and strides are compile-time constants: else nobody would know that loads can be 16 bytes wide where
-  the vocabulary is a multiple of 8 and not of 16. The number of rows, alpha, temperature and parameters may change from
-  batch to batch without a compilation; a temperature of 1 has kernels of its own.
+* The largest programs possible, 16 warps with two lanes per thread, and 64 registers per thread, so that two programs
+  fit on a multiprocessor (for sm_100 see `most`): at V = 32k in bf16 the active rows take 2 * 132 * 128 KB, 34 of the
+  L2 cache's 50 MB.
+* Edges. If the vocabulary is not a multiple of VECTOR (GPT-2's 50257; fairseq pads its own to a multiple of 8), rows
+  begin and end in the middle of 16 bytes. Positions are then counted from the vector in which the row begins; whole
+  vectors are moved at once, and the few entries before and after them one by one. The gradient's rows have the
+  student's alignment. The teacher's may differ: they are read in their own vectors on the first pass, which waits for
+  device memory, and entry by entry when they are read beside the student's.
+* The vocabulary and the strides are compile-time constants: otherwise the compiler would not know that loads can be 16
+  bytes wide if the vocabulary is a multiple of 8 but not of 16. The number of rows, alpha, temperature and parameters
+  may change from batch to batch without recompilation; a temperature of 1 has its own kernels.
 """
 
 import contextlib
@@ -44,14 +44,14 @@ from kd_plugin.losses.sparse import BUCKET_DIVERGENCES, Knowledge, SparseAnswer
 KNOWN_DIVERGENCES = ("forward_kl", "reverse_kl", "js", "skew_forward_kl", "skew_reverse_kl", "tvd", "adaptive_kl")
 KNOWN_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 MAX_VOCAB = 2**30  # positions in a row are int32
-MAX_ENTRIES = 127  # of a sparse answer and of the ranking term: each is compared with every other one
+MAX_ENTRIES = 127  # of a sparse answer or the ranking term: all pairs of entries are compared
 MIN_LANES, MAX_LANES = 32, 1024
 SCALE_BLOCK = 4096
-SCALE_PROGRAMS = 2048  # few: where the factor is 1, all that they do is to start
+SCALE_PROGRAMS = 2048  # few: if the factor is 1, starting is all they do
 
 
 def supports(student_logits: Tensor, teacher_logits: Knowledge, objective: definition.Objective) -> bool:
-    """Whether `one_pass` here takes such logits and knows the objective."""
+    """Whether this module's `one_pass` handles these logits and the objective."""
     dense = [x for x in (student_logits, teacher_logits) if isinstance(x, Tensor)]
     if isinstance(teacher_logits, SparseAnswer):
         if objective.divergence not in BUCKET_DIVERGENCES or teacher_logits.ids.size(1) > MAX_ENTRIES:
@@ -64,7 +64,7 @@ def supports(student_logits: Tensor, teacher_logits: Knowledge, objective: defin
     if torch.version.hip:
         return False  # untried
     if student_logits.is_cuda and torch.cuda.get_device_capability(student_logits.device) < (8, 0):
-        return False  # Triton's own limit
+        return False  # below Triton's minimum
     return all(
         logits.dtype in KNOWN_DTYPES and logits.dim() == 2 and logits.stride(1) == 1 and logits.size(1) <= MAX_VOCAB
         for logits in dense
@@ -83,11 +83,11 @@ def one_pass(
     scales: Optional[Tensor] = None,
     ranked: Optional[Ranking] = None,
 ) -> Tensor:
-    """As engine.one_pass.one_pass, for what `supports` agrees to. Nothing waits for the device.
+    """engine.one_pass.one_pass for the cases that `supports` accepts. Nothing waits for the device.
 
     Args:
-        gradient: its last dimension is contiguous too
-        ranked: the ranking term of the tokens
+        gradient: its last dimension must be contiguous too
+        ranked: the tokens' ranking term
 
     Returns:
         (tokens, N_TERMS) fp32
@@ -104,18 +104,18 @@ def one_pass(
     rows, teacher_rows = (None if at is None else at.contiguous() for at in (rows, teacher_rows))
     alpha, temperature, eps = objective.alpha, objective.temperature, objective.label_smoothing
     eps_i = eps / (vocab - 1) if eps > 0 else 0.0
-    divergence, tempered, parameter, bound = "", False, 0.0, alpha  # one kernel for all cross-entropy alone
+    divergence, tempered, parameter, bound = "", False, 0.0, alpha  # without a teacher, one kernel serves all
     if teacher_logits is not None:
         divergence, tempered = objective.divergence, temperature != 1.0
         parameter = float(next(iter(objective.divergence_parameters().values()), 0.0))
-        bound = float(gradient_bound(objective, 0.0))  # at a divergence of 0; the kernel adds the reverse KL's own
+        bound = float(gradient_bound(objective, 0.0))  # for a divergence of 0; the kernel adds the reverse KL's value
     strides = [0 if tensor is None else tensor.stride(0) for tensor in (student_logits, teacher, gradient)]
     vector = 16 // student_logits.element_size()
-    if gradient is not None:  # its rows must begin as the student's do, be it with narrower vectors
+    if gradient is not None:  # its rows need the student's alignment, if necessary with narrower vectors
         vector = math.gcd(vector, strides[2] - strides[0])
     has_edges = any(entries % vector for entries in (vocab, *strides))
     places = vocab + (vector - 1 if has_edges else 0)
-    # at least a lane a thread: in place, an entry has one reader, who then overwrites it
+    # at least one lane per thread: in place, an entry then has one reader, which also overwrites it
     max_lanes, registers = most(student_logits.device)
     lanes = min(max_lanes, max(MIN_LANES, triton.next_power_of_2(triton.cdiv(places, vector))))
     shape = dict(VOCAB=vocab, STUDENT_STRIDE=strides[0], LANES=lanes, VECTOR=vector, EDGES=has_edges)
@@ -174,10 +174,10 @@ def one_pass(
 
 
 def most(device: torch.device) -> Tuple[int, int]:
-    """How many lanes a program and registers a thread may have.
+    """The maximum numbers of lanes per program and of registers per thread.
 
-    With 64 registers two programs of 16 warps fit on a multiprocessor. For sm_100 the compiler needs more of them, and
-    would spill: with 80, three programs of 8 warps fit.
+    With 64 registers, two programs of 16 warps fit on a multiprocessor. For sm_100 the compiler needs more and would
+    spill; with 80, three programs of 8 warps fit.
     """
     if device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 10:
         return MAX_LANES // 2, 80
@@ -185,9 +185,9 @@ def most(device: torch.device) -> Tuple[int, int]:
 
 
 def scale_(tensor: Tensor, factor: Tensor, scales: Optional[Tensor] = None) -> None:
-    """tensor *= factor, a 0-dim tensor on its device, in fp32; where the factor is 1, no entry is read or written.
+    """tensor *= factor, a 0-dim tensor on the same device, in fp32; a factor of 1 reads and writes no entry.
 
-    scales: (rows,) fp32, what each row of a two-dimensional tensor is to be divided by
+    scales: (rows,) fp32 by which to divide each row of a two-dimensional tensor
     """
     if tensor.dtype not in KNOWN_DTYPES or not (
         tensor.is_contiguous() or (tensor.dim() == 2 and tensor.stride(1) == 1)
@@ -207,7 +207,7 @@ def scale_(tensor: Tensor, factor: Tensor, scales: Optional[Tensor] = None) -> N
 
 
 def _on(tensor: Tensor) -> ContextManager[Any]:
-    """Triton launches on the current device, which need not be the tensor's."""
+    """Makes the tensor's device current, because Triton launches on the current one."""
     return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
 
 
@@ -240,5 +240,5 @@ def _scale_kernel(  # type: ignore[no-untyped-def]
             if EDGES:
                 at_edges, is_edge = edges(shift, WIDTH, VECTOR)
                 of_edges = tl.load(entries + shift + at_edges, mask=is_edge).to(tl.float32) * by
-                tl.debug_barrier()  # each is read by many threads, of which one overwrites it
+                tl.debug_barrier()  # many threads read each entry, and one of them overwrites it
                 tl.store(entries + shift + at_edges, of_edges.to(tensor.dtype.element_ty), mask=is_edge)

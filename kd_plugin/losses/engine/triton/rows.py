@@ -1,4 +1,4 @@
-"""What the GPU kernels do with a row: its softmax's statistics, its best entry, each entry's share of a divergence."""
+"""Shared by the GPU kernels: a row's softmax statistics, its best entry, each entry's share of a divergence."""
 
 import math
 import os
@@ -11,21 +11,21 @@ from triton.language.extra import libdevice
 from kd_plugin.losses import definition, divergences
 from kd_plugin.losses.engine.storage import SMALL, STEP
 
-# what kernels read must be a constexpr
+# globals that kernels read must be constexpr
 CE, NLL, KD, RANK, TEACHER_NLL, AGREE = (tl.constexpr(column) for column in range(definition.N_TERMS))
 N_TERMS = tl.constexpr(definition.N_TERMS)
 MASKED_LPROB = tl.constexpr(divergences.MASKED_LPROB)
-LOWEST = tl.constexpr(torch.finfo(torch.float32).min)  # where maxima start: finite, for -inf - -inf is NaN
+LOWEST = tl.constexpr(torch.finfo(torch.float32).min)  # initial maximum: finite, because -inf - -inf is NaN
 TINY = tl.constexpr(torch.finfo(torch.float32).tiny)
 FP16_STEP, FP16_SMALL = tl.constexpr(STEP), tl.constexpr(SMALL)
 LOG2_E = tl.constexpr(math.log2(math.e))
-INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")  # the tests do so
+INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")  # set by the tests
 
 
 @triton.jit
 def exp(x):  # type: ignore[no-untyped-def]
-    """Results below the normal numbers are 0: tl.exp keeps them, which made a row a third longer in instructions."""
-    if INTERPRETED:  # where libdevice cannot be called
+    """exp with subnormal results flushed to 0: tl.exp keeps them, which took a third more instructions per row."""
+    if INTERPRETED:  # the interpreter cannot call libdevice
         result = tl.exp2(x * LOG2_E)
     else:
         result = libdevice.exp2(x * LOG2_E)
@@ -36,7 +36,7 @@ def exp(x):  # type: ignore[no-untyped-def]
 def begin(  # type: ignore[no-untyped-def]
     tensor, row, STRIDE: tl.constexpr, VECTOR: tl.constexpr, EDGES: tl.constexpr
 ):
-    """The vector in which a row begins, and the position of the row's first entry, counted from there."""
+    """The vector in which a row begins, and the offset of the row's first entry within it."""
     first = row * STRIDE
     vector, shift = tensor + first, 0
     if EDGES:
@@ -46,7 +46,7 @@ def begin(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def edges(shift, VOCAB: tl.constexpr, VECTOR: tl.constexpr):  # type: ignore[no-untyped-def]
-    """(2 VECTOR,) indices of a row's entries before its first whole vector and after its last, and which are some."""
+    """(2 VECTOR,) indices of a row's entries outside its whole vectors, and a mask of the valid ones."""
     number = tl.arange(0, 2 * VECTOR)
     after = (shift + VOCAB) // VECTOR * VECTOR
     at = tl.where(number < VECTOR, number, after + number - VECTOR)
@@ -56,7 +56,7 @@ def edges(shift, VOCAB: tl.constexpr, VECTOR: tl.constexpr):  # type: ignore[no-
 
 @triton.jit
 def positions(LANES: tl.constexpr, VECTOR: tl.constexpr):  # type: ignore[no-untyped-def]
-    """(LANES, VECTOR) of the first block's entries, counted from the vector in which the row begins."""
+    """(LANES, VECTOR) positions of the first block's entries, counted from the vector in which the row begins."""
     return tl.arange(0, LANES)[:, None] * VECTOR + tl.arange(0, VECTOR)[None, :]
 
 
@@ -64,7 +64,7 @@ def positions(LANES: tl.constexpr, VECTOR: tl.constexpr):  # type: ignore[no-unt
 def inside(  # type: ignore[no-untyped-def]
     at, start, shift, VOCAB: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.constexpr, EDGES: tl.constexpr
 ):
-    """Which of a block's entries are the row's, without edges: one answer for a vector, which is then moved at once.
+    """Mask of the block's entries that belong to the row, without edges: constant per vector, so vectors move whole.
 
     at: `positions` of the block that begins at start
     """
@@ -78,13 +78,13 @@ def inside(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def load(row, at, wanted, POLICY: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Entries of a row in fp32; -inf where none is wanted, so with a probability of 0."""
+    """Entries of a row in fp32; -inf, a probability of 0, where not wanted."""
     return tl.load(row + at, mask=wanted, other=-float("inf"), eviction_policy=POLICY).to(tl.float32)
 
 
 @triton.jit
 def load_beside(row, at, apart, wanted, EDGES: tl.constexpr, POLICY: tl.constexpr):  # type: ignore[no-untyped-def]
-    """The same where the row's entries lie `apart` from the positions, which are another row's: at once only if not."""
+    """`load` at another row's positions, from which this row's are shifted by `apart`; vectors move whole only if 0."""
     if EDGES:
         if apart == 0:
             logits = tl.load(row + at, mask=wanted, other=-float("inf"), eviction_policy=POLICY)
@@ -97,7 +97,7 @@ def load_beside(row, at, apart, wanted, EDGES: tl.constexpr, POLICY: tl.constexp
 
 @triton.jit
 def in_lanes(values, LANES: tl.constexpr):  # type: ignore[no-untyped-def]
-    """A lane's share of a sum, the same for each: their number is a power of two, so that nothing is lost."""
+    """A sum, spread evenly over the lanes; exact, because their number is a power of two."""
     return tl.sum(values, axis=0) * (1.0 / LANES)
 
 
@@ -105,10 +105,10 @@ def in_lanes(values, LANES: tl.constexpr):  # type: ignore[no-untyped-def]
 def extend(  # type: ignore[no-untyped-def]
     logits, start, best, first, total, tempered, inverse_temperature, TEMPERED: tl.constexpr
 ):
-    """The statistics of the lanes, (LANES,) each, with another block of (LANES, VECTOR) logits.
+    """Updates the lanes' statistics, (LANES,) each, with another block of (LANES, VECTOR) logits.
 
     best: the maximum; first: the start of the first block that has it; total: sum exp(logits - best);
-    tempered: sum exp((logits - best) / temperature), not in use where that is 1
+    tempered: sum exp((logits - best) / temperature), unused if the temperature is 1
     """
     block_best = tl.max(logits, axis=1)
     new_best = tl.maximum(best, block_best)
@@ -122,8 +122,8 @@ def extend(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def merge(best, total, tempered, of_edges, inverse_temperature, TEMPERED: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Of a row, from its lanes and edges (None: it has none): the maximum, log sum exp(logits - maximum), and the same
-    at the temperature."""
+    """From a row's lanes and edges (None: no edges): its maximum, log sum exp(logits - maximum), and the latter at the
+    temperature."""
     top = tl.max(best, axis=0)
     if of_edges is not None:
         top = tl.maximum(top, tl.max(of_edges, axis=0))
@@ -155,8 +155,8 @@ def visit(  # type: ignore[no-untyped-def]
     VECTOR: tl.constexpr,
     EDGES: tl.constexpr,
 ):
-    """The first visit to the student's row and, where it is not None, the teacher's: the lanes' statistics of both, and
-    the sums of the student's logits as differences to one of them (of large ones they would be inexact)."""
+    """The first pass over the student's row and, if not None, the teacher's: both sides' statistics per lane, and the
+    sums of the student's logits minus `origin` (sums of large logits would be inexact)."""
     END: tl.constexpr = VOCAB + (VECTOR - 1 if EDGES else 0)
     zero, no_index = tl.zeros((LANES,), tl.float32), tl.zeros((LANES,), tl.int32)
     z_best, z_first, z_total, z_tempered, z_sum = zero + LOWEST, no_index, zero, zero, zero
@@ -186,7 +186,7 @@ def visit(  # type: ignore[no-untyped-def]
 def cross_entropy(  # type: ignore[no-untyped-def]
     out, z_label, origin, top, log_total, z_sum, nll_weight, eps_i, VOCAB: tl.constexpr, SMOOTHED: tl.constexpr
 ):
-    """Of a row, stored in its terms, from what `visit` and `merge` say."""
+    """Stores a row's CE and NLL, from the results of `visit` and `merge`."""
     nll = log_total - (z_label - top)
     ce = nll
     if SMOOTHED:
@@ -207,8 +207,7 @@ def argmax(  # type: ignore[no-untyped-def]
     VECTOR: tl.constexpr,
     EDGES: tl.constexpr,
 ):
-    """The first index of a row's maximum, for which only the first VECTOR entries that have it are looked at, and the
-    edges."""
+    """The first index of a row's maximum. Reads only the first vector that contains it, and the edges."""
     vectors = first + tl.arange(0, LANES) * VECTOR
     at = tl.min(tl.where(best == top, vectors, shift + VOCAB), axis=0) + tl.arange(0, VECTOR)
     own = at < shift + VOCAB
@@ -234,7 +233,7 @@ def lprobs(logits, top, log_total, inverse_temperature, TEMPERED: tl.constexpr):
 def divergence(z_lprobs, t_lprobs, parameter, DIVERGENCE: tl.constexpr):  # type: ignore[no-untyped-def]
     """Each entry's share of the divergence, and the slope with respect to log p, as in divergences.py.
 
-    Where a probability is 0 its logarithm may be infinite. No comparison or maximum may hide a NaN.
+    If a probability is 0, its logarithm may be infinite. No comparison or maximum may hide a NaN.
     """
     p, q = exp(z_lprobs), exp(t_lprobs)
     if DIVERGENCE == "forward_kl":
@@ -278,6 +277,6 @@ def divergence(z_lprobs, t_lprobs, parameter, DIVERGENCE: tl.constexpr):  # type
 def row_scale(bound, kd, kd_weight, DIVERGENCE: tl.constexpr):  # type: ignore[no-untyped-def]
     """The factor of a gradient's row in fp16, as storage.scale_for."""
     if DIVERGENCE == "reverse_kl" or DIVERGENCE == "adaptive_kl":
-        # a divergence that does not count may be infinite
+        # a divergence with weight 0 may be infinite
         bound += tl.where(kd_weight > 0.0, kd_weight * tl.maximum(kd, 0.0), 0.0)
     return FP16_STEP * tl.exp2(-tl.maximum(tl.ceil(tl.log2(bound / FP16_SMALL)), 0.0))

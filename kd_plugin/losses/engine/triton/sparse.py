@@ -1,4 +1,4 @@
-"""The GPU kernel of rows beside a teacher's few entries."""
+"""The GPU kernel for a teacher with few entries per row."""
 
 import triton
 import triton.language as tl
@@ -31,7 +31,7 @@ def sparse_kernel(  # type: ignore[no-untyped-def]
     ids,  # (tokens, ENTRIES)
     answer,  # (tokens, ENTRIES) the teacher's log-probabilities of them
     log_rest,  # (tokens,)
-    target,  # and so on, as in dense.row_kernel
+    target,  # from here on as in dense.row_kernel
     rows,
     gradient,
     scales,
@@ -57,11 +57,11 @@ def sparse_kernel(  # type: ignore[no-untyped-def]
     EDGES: tl.constexpr,
     BLOCKS: tl.constexpr,  # a power of two, of LANES * VECTOR
 ):
-    """The bucket's mass is summed without the entries, as a difference a small one would be inexact: of lanes that hold
-    an entry, their symbols are read once more. A lane's sum is relative to its own best, so none underflows.
+    """Sums the bucket's mass without the entries, because a small mass computed as a difference would be inexact: the
+    symbols of lanes that hold an entry are read again. A lane's sum is relative to its own best, so none underflows.
 
-    With h the slope in log p, d/d(logits / temperature) of an entry is h - p sum h, of a symbol in the bucket
-    p / p_rest h_rest - p sum h.
+    With h the slope in log p, d/d(logits / temperature) is h - p sum h for an entry and p / p_rest h_rest - p sum h for
+    a symbol in the bucket.
     """
     token = tl.program_id(0).to(tl.int64)
     row = token
@@ -133,7 +133,7 @@ def sparse_kernel(  # type: ignore[no-untyped-def]
             rest += tl.sum(exp((of_edges - rest_top) * inverse_temperature), axis=0)
 
         log_p_rest = (rest_top - top) * inverse_temperature + tl.log(rest) - log_tempered
-        again = tl.max((same & earlier).to(tl.int32), axis=1) == 1  # cache.compress.unknown has one symbol k times
+        again = tl.max((same & earlier).to(tl.int32), axis=1) == 1  # cache.compress.unknown repeats one symbol k times
         student_side = tl.where(again, -float("inf"), z_lprobs)
         student_side = tl.where(entry == ENTRIES, log_p_rest, student_side)
         teacher_side = tl.where(entry == ENTRIES, tl.load(log_rest + token).to(tl.float32), t_lprobs)
@@ -147,7 +147,7 @@ def sparse_kernel(  # type: ignore[no-untyped-def]
     if gradient is not None:
         if EDGES:
             z_edges = load(z_row + z_shift, at_edges, is_edge, "evict_last")
-        tl.debug_barrier()  # above, threads read entries that in place others overwrite below
+        tl.debug_barrier()  # in place, other threads overwrite below the entries that threads have read above
         g_row, g_shift = begin(gradient, row, GRADIENT_STRIDE, VECTOR, EDGES)  # g_shift is z_shift
         if scales is not None:
             scale = row_scale(bound, kd, kd_weight, DIVERGENCE)
@@ -168,7 +168,9 @@ def sparse_kernel(  # type: ignore[no-untyped-def]
             at_block = start + offsets
             own = inside(at_block, start, z_shift, VOCAB, LANES, VECTOR, EDGES)
             z = load(z_row, at_block, own, "evict_first")
-            of_block = exp((z - rest_top) * inverse_temperature)  # infinite at an entry, perhaps: it is written below
+            of_block = exp(
+                (z - rest_top) * inverse_temperature
+            )  # may be infinite at an entry, which is rewritten below
             p = exp(z - top - log_total) if TEMPERED else of_block * shrink
             g = ce_weight * (p - tl.where(at_block == z_shift + label, nll_weight + eps_i, eps_i)) + factor * of_block
             tl.store(g_row + at_block, g.to(gradient.dtype.element_ty), mask=own, eviction_policy="evict_first")
