@@ -306,7 +306,7 @@ def test_weights_that_the_converter_leaves_out_are_refused(tmp_path, capsys):
     ):
         assert main(list(map(str, arguments))) == 1
         error = capsys.readouterr().err
-        assert "its converter leaves out encoder.quant_noise.weight, decoder.quant_noise.weight." in error
+        assert "CTranslate2's converter ignores encoder.quant_noise.weight, decoder.quant_noise.weight." in error
         assert error.count("Remedy") == 1
     assert not (tmp_path / "out").exists() and not list(tmp_path.glob("d/model-*"))
 

@@ -256,7 +256,7 @@ def test_what_does_not_fit_a_folder_is_refused_before_any_work(folder_of, tmp_pa
         (lambda f: (f / "vocab.yml").unlink(), "vocab.yml is missing"),
         (lambda f: (f / "decoder.yml").write_text("models: [a.npz, b.npz]\nvocabs: [vocab.yml]\n"), "is missing"),
         (lambda f: (f / "decoder.yml").write_text("- a\n"), "does not name models and vocabs"),
-        (lambda f: (f / "decoder.yml").write_text("!!python/object/apply:os.system [true]\n"), "names no models"),
+        (lambda f: (f / "decoder.yml").write_text("!!python/object/apply:os.system [true]\n"), "does not name models"),
         (lambda f: (f / "vocab.yml").write_text("a: b\n"), "vocabularies cannot be read"),
         (lambda f: (f / "model.npz").write_bytes(b"nothing"), "cannot convert it"),
     ],
