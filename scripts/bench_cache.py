@@ -314,7 +314,11 @@ def _own_memory() -> float:
 def main(argv: Optional[Sequence[str]] = None) -> None:
     arguments = parse_arguments(__doc__, argv)
     progress = Progress(steps=len(cases(arguments)) + 1)
-    report = Report("bench_cache", arguments)
+    report = Report(
+        "bench_cache",
+        arguments,
+        "what updates from a cached teacher cost, beside plain training, and how fast a cache is read and written.",
+    )
     report.add(large_table(arguments, progress))
     report.add(updates_table(arguments, progress))
     progress.close()

@@ -137,7 +137,11 @@ def contestants(
 
 def main() -> None:
     arguments = parse()
-    report = Report("bench_decode", arguments)
+    report = Report(
+        "bench_decode",
+        arguments,
+        "how fast CTranslate2 translates beside fairseq-generate, and what that costs in size and quality.",
+    )
     subwords = Subwords(arguments.sentencepiece_model, "none")
     references = lines(arguments.reference)
     opened = open_checkpoint(arguments.checkpoint, {"data": arguments.data})

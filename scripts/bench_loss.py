@@ -580,7 +580,11 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     with tempfile.TemporaryDirectory() as cache, environment(TORCHINDUCTOR_CACHE_DIR=cache):
         memory = Memory(arguments, modules=["kd_plugin.losses"])
         progress = Progress(count_steps(arguments))
-        report = Report("bench_loss", arguments)
+        report = Report(
+            "bench_loss",
+            arguments,
+            "what the loss costs in time and memory, beside the usual way of writing it and plain cross-entropy.",
+        )
         report.add(loss_table(arguments, memory, progress))
         report.add(divergence_table(arguments, progress))
         report.add(accuracy_table(arguments, progress))

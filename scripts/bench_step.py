@@ -207,7 +207,9 @@ def step_table(arguments: argparse.Namespace, progress: Progress) -> Table:
 def main(argv: Optional[Sequence[str]] = None) -> None:
     arguments = parse_arguments(__doc__, argv)
     progress = Progress(steps=len(cases(arguments)))
-    report = Report("bench_step", arguments)
+    report = Report(
+        "bench_step", arguments, "what a whole update costs with a teacher beside the student, beside plain training."
+    )
     report.add(step_table(arguments, progress))
     progress.close()
     report.finish()

@@ -185,7 +185,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     arguments = parse_arguments(__doc__, argv, optional=["memory"])
     memory = Memory(arguments, modules=["kd_plugin"])
     progress = Progress(steps=len(cases(arguments)) * (1 + len(WAYS)))
-    report = Report("bench_teacher", arguments)
+    report = Report("bench_teacher", arguments, "what asking the teacher costs, beside its usual forward pass.")
     report.add(teacher_table(arguments, memory, progress))
     progress.close()
     report.finish()

@@ -403,10 +403,13 @@ HOW_IT_WAS_MEASURED = (
 
 
 class Report:
-    """One benchmark's tables: on the screen as they are finished, and finally in the folder of --out."""
+    """One benchmark's tables: on the screen as they are finished, and finally in the folder of --out.
 
-    def __init__(self, name: str, arguments: argparse.Namespace):
-        self.name, self.arguments = name, arguments
+    tells: what its reader knows afterwards
+    """
+
+    def __init__(self, name: str, arguments: argparse.Namespace, tells: str):
+        self.name, self.arguments, self.tells = name, arguments, tells
         self._check_folder()
         self.machine = machine(arguments.device)
         self.command = "python " + " ".join(shlex.quote(word) for word in sys.argv)
@@ -454,7 +457,15 @@ class Report:
     def _head(self) -> str:
         m = self.machine
         line = f"{m['name']} ({m['cores']} cores, {m['threads']} threads), torch {m['torch']}, Python {m['python']}"
-        lines = [f"# {self.name}", "", f"{line}, {m['date']}, `{self.command}`", "", HOW_IT_WAS_MEASURED]
+        lines = [
+            f"# {self.name}",
+            "",
+            f"**After this page you know** {self.tells}",
+            "",
+            f"{line}, {m['date']}, `{self.command}`",
+            "",
+            HOW_IT_WAS_MEASURED,
+        ]
         if self.arguments.quick:
             lines += ["", "**--quick: a trial run of the script; these numbers mean nothing.**"]
         return "\n".join(lines)

@@ -33,7 +33,7 @@ root=$PWD
 out=${KD_QUICKSTART_DIR:-quickstart}
 [ "$smoke" != 1 ] || out=$out/smoke
 # The content of this folder is removed and recreated, so it must be one that this script made.
-if [ -d "$out" ] && [ -n "$(ls -A "$out" | grep -vx smoke)" ] && [ ! -e "$out/.quickstart" ] && [ ! -e "$out/corpus/.done" ]; then
+if [ -d "$out" ] && [ -n "$(find "$out" -mindepth 1 -maxdepth 1 ! -name smoke)" ] && [ ! -e "$out/.quickstart" ] && [ ! -e "$out/corpus/.done" ]; then
   echo "quickstart: $out has files that this script did not make: empty it, or set KD_QUICKSTART_DIR" >&2
   exit 1
 fi

@@ -93,14 +93,14 @@ fi
 : >"$log"
 
 if at_least 3 11; then
-  fairseq=fairseq-fixed==0.12.3.1
+  fairseq='fairseq-fixed==0.12.3.1'
   torch=(torch==2.13.0)
   numpy=numpy
   # Build against the installed torch; with isolation, pip would download a second one just to compile.
   isolation=(--no-build-isolation)
   pip=pip
 else
-  fairseq=fairseq==0.12.2
+  fairseq='fairseq==0.12.2'
   torch=(torch==2.13.0)
   # fairseq requires torchaudio, and torchaudio alone would pull in the newest torch.
   at_least 3 10 || torch=(torch==1.13.1 torchaudio==0.13.1)

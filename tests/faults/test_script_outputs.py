@@ -165,11 +165,11 @@ def test_a_benchmark_writes_over_its_own_report_alone(place, monkeypatch):
 
     arguments = argparse.Namespace(out=Path("reports"), device=torch.device("cpu"), quick=True)
     for _ in range(2):
-        benchmarking.Report("bench_x", arguments).finish()
+        benchmarking.Report("bench_x", arguments, "nothing.").finish()
     Path("reports/bench_y.md").write_text("the user's own\n")
     Path("reports/bench_z.json").write_text(json.dumps({"benchmark": "another"}))
     for name in ("bench_y", "bench_z"):
         with pytest.raises(SystemExit, match=f"--out reports/{name}.* already exists"):
-            benchmarking.Report(name, arguments)
+            benchmarking.Report(name, arguments, "nothing.")
     with pytest.raises(SystemExit, match="--out a.en: is a file"):
-        benchmarking.Report("bench_x", argparse.Namespace(**{**vars(arguments), "out": Path("a.en")}))
+        benchmarking.Report("bench_x", argparse.Namespace(**{**vars(arguments), "out": Path("a.en")}), "nothing.")

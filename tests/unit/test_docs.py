@@ -205,7 +205,7 @@ def test_the_first_pages_are_short(path, longest):
     assert [line for line in lines if len(line) > 100 and "<!--" not in line] == []
 
 
-@pytest.mark.parametrize("path", SITE, ids=name)
+@pytest.mark.parametrize("path", [*SITE, *BENCHMARKS], ids=name)
 def test_a_page_opens_with_what_its_reader_can_do_after_it(path):
     title, empty, lead = path.read_text(encoding="utf-8").split("\n")[:3]
     assert title.startswith("# ") and not empty and re.match(r"\*\*After this page you (can|know)\*\* ", lead)
