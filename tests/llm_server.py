@@ -145,8 +145,11 @@ class Server:
                 is_chat = "message" in choice
                 choice["logprobs"] = {"content": tokens} if is_chat else {"token_logprobs": values}
             choices.append(choice)
-        usage = {"prompt_tokens": len(asked.source), "completion_tokens": sum(map(len, texts))}
-        return {"id": "1", "object": "chat.completion", "choices": choices, "usage": usage}
+        tokens = [len(asked.source), sum(map(len, texts))]
+        usage = dict(zip(("prompt_tokens", "completion_tokens", "total_tokens"), (*tokens, sum(tokens))))
+        kind = "chat.completion" if asked.path.endswith("/chat/completions") else "text_completion"
+        model = asked.body["model"]
+        return {"id": "1", "object": kind, "created": 1, "model": model, "choices": choices, "usage": usage}
 
 
 def logprobs_of(text: str) -> List[float]:

@@ -2,23 +2,21 @@
 
 import argparse
 
-from kd_plugin.decoding.base import FolderOptions
+from kd_plugin.corpus.subwords import SubwordOptions
+from kd_plugin.decoding.base import FolderOptions, ModelOptions, Settings
 from kd_plugin.decoding.http.options import APIS, HttpOptions
 from kd_plugin.errors import KDPluginError
 
+ASKED = ("source_lang", "target_lang", "nbest", "max_len_b", "sampling", "sampling_topp", "temperature")
 # what a server has no word for: a flag of these beside --engine http is refused, and not ignored
 NOT_FOR_SERVERS = (
-    *("data", "path", "model_overrides", "dict_dir", "user_dir", *FolderOptions._fields, "gen_subset"),
+    *("data", "gen_subset", "compute_type", "max_tokens"),
     *(
-        "sentencepiece_model",
-        "source_sentencepiece_model",
-        "target_sentencepiece_model",
-        "remove_bpe",
-        "compute_type",
-        "max_tokens",
-        "beam",
+        name
+        for options in (ModelOptions, FolderOptions, SubwordOptions, Settings)
+        for name in options._fields
+        if name not in ASKED
     ),
-    *("max_len_a", "lenpen", "unkpen", "sampling_topk"),
 )
 
 

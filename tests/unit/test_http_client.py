@@ -420,6 +420,7 @@ def test_extra_fields_are_sent_and_null_takes_one_out(corpus, tmp_path):
         ["--sampling-topk", 5, "--sampling"], ["--compute-type", "auto"], ["--max-tokens", 4000],
         ["--gen-subset", "train"], ["--model-overrides", "{}"], ["--dict-dir", "a"], ["--remove-bpe", "sentencepiece"],
         ["--sentencepiece-model", "a"], ["--source-sentencepiece-model", "a"], ["--model-source-lang", "en"],
+        ["--user-dir", "a"], ["--source-prefix", "a"],
     ],
     ids=lambda flags: flags[0],
 )  # fmt: skip
