@@ -131,11 +131,11 @@ def forget() -> None:
     sys.path[:] = [place for place in sys.path if not any(Path(place).glob(f"*{MARK}"))]  # which importing has added
 
 
-def make_teacher(kind: str, path: Path, data: Path, fork: Path, seed: int = 1) -> Any:
+def make_teacher(kind: str, path: Path, data: Path, fork: Path, seed: int = 1, languages: Any = ("en", "de")) -> Any:
     """An untrained checkpoint; nobody knows the fork afterwards. Returns the model in float64."""
     utils.import_user_module(argparse.Namespace(user_dir=str(fork)))
     try:
-        model = make(path, data, *KINDS[kind], seed=seed).model
+        model = make(path, data, *KINDS[kind], "-s", languages[0], "-t", languages[1], seed=seed).model
         if kind == "architecture, stored as flags":
             state = load(path)
             flags = vars(state["cfg"]["model"])

@@ -90,6 +90,21 @@ def test_beside_the_student_it_answers_as_its_own_model(fork, data, kind):  # no
     torch.testing.assert_close(found, torch.cat([expected[i] for i in sample["id"]]), rtol=1e-4, atol=1e-4)
 
 
+def test_its_languages_may_have_other_names(fork, data, tmp_path):  # noqa: F811
+    """As IndicTrans2's, SRC and TGT: the student's are those of its own data."""
+    for side, lang in (("SRC", "en"), ("TGT", "de")):
+        shutil.copy(data / f"dict.{lang}.txt", tmp_path / f"dict.{side}.txt")
+    model = make_teacher("architecture", tmp_path / "t.pt", tmp_path, fork.folder, languages=("SRC", "TGT"))
+    assert load(tmp_path / "t.pt")["cfg"]["task"]["source_lang"] == "SRC"
+    sample = batch()
+    rows = sample["target"].flatten().ne(PAD).nonzero().squeeze(1)
+    given = {"user_dir": str(fork.folder)}
+    teacher = open_teacher(stock_task(data), str(tmp_path / "t.pt"), None, "{}", None, "auto", **given)
+    expected = torch.cat([reference(model, SOURCES[i], TARGETS[i]) for i in sample["id"]])
+    found = asked(teacher, sample, rows, torch.float32).logits.log_softmax(-1)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("kind", ["architecture", "model class", "task"])
 def test_cache(fork, data, tmp_path, kind, workers):  # noqa: F811
