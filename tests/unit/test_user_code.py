@@ -105,8 +105,7 @@ def test_its_languages_may_have_other_names(fork, data, tmp_path):  # noqa: F811
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-@pytest.mark.parametrize("kind", ["architecture", "model class", "task"])
+@pytest.mark.parametrize(("kind", "workers"), [("architecture", 1), ("model class", 1), ("task", 2)])
 def test_cache(fork, data, tmp_path, kind, workers):  # noqa: F811
     """In this process and in others, which import the code themselves."""
     path, model = fork.teachers[kind]
@@ -139,8 +138,7 @@ def greedy(model, source, limit):
     return " ".join(WORDS[index - 4] for index in tokens), sum(scores) / len(scores)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-@pytest.mark.parametrize("kind", ["architecture, stored as flags", "model class"])
+@pytest.mark.parametrize(("kind", "workers"), [("architecture, stored as flags", 1), ("model class", 2)])
 def test_decode_and_score(fork, tmp_path, kind, workers):
     path, model = fork.teachers[kind]
     (tmp_path / "text").write_text("".join(" ".join(source) + "\n" for source in SOURCES))
