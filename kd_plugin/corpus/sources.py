@@ -1,5 +1,6 @@
 """The text to translate: a raw text file, or a split binarised by fairseq-preprocess; equal lines form one group."""
 
+import abc
 import hashlib
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, NamedTuple, Sequence, Union
@@ -28,7 +29,7 @@ class Sentence(NamedTuple):
     tokens: List[str]
 
 
-class Source:
+class Source(abc.ABC):
     """Numbered lines.
 
     Args:
@@ -46,9 +47,9 @@ class Source:
     def identity(self) -> Dict[str, Any]:
         return {**self._description, "lines": len(self)}
 
+    @abc.abstractmethod
     def read(self, lines: Sequence[int]) -> Iterator[Sentence]:
         """Sentences by their numbers, from 0."""
-        raise NotImplementedError
 
 
 class TextSource(Source):

@@ -5,6 +5,7 @@ names the job's identity, so that jobs with different options cannot share a fol
 shards are finished. kd_plugin.cache and kd_plugin.corpus.translations define the content of shards.
 """
 
+import abc
 import json
 import re
 from pathlib import Path
@@ -124,7 +125,7 @@ class Shard(Protocol):
 ShardKind = TypeVar("ShardKind", bound=Shard)
 
 
-class ShardedFolder(Generic[ShardKind]):
+class ShardedFolder(abc.ABC, Generic[ShardKind]):
     """A folder that a job is writing. A subclass defines the format, the kind of shard, and when a shard is complete.
 
     Args:
@@ -137,9 +138,9 @@ class ShardedFolder(Generic[ShardKind]):
     def __init__(self, path: Path, identity_sha256: str):
         self.path, self.identity_sha256 = Path(path), identity_sha256
 
+    @abc.abstractmethod
     def is_whole(self, shard: ShardKind, plan: Plan) -> bool:
         """Whether the files of a shard with a part look complete; does not hash them."""
-        raise NotImplementedError
 
     def claim(self, flag: str, shards: Optional[Sequence[int]] = None) -> Claim:
         """Creates the folder, or resumes this job's, and keeps other runs out.

@@ -1,5 +1,6 @@
 """Long work in shards, shared among jobs, processes or machines, and resumable after a kill."""
 
+import abc
 import functools
 from typing import TYPE_CHECKING, Any, Callable, Iterator, List, NamedTuple, Optional, Sequence, TypeVar
 
@@ -49,7 +50,7 @@ class Job(NamedTuple):
         return range(self.shard_id, shards, self.num_shards)
 
 
-class Session:
+class Session(abc.ABC):
     """Writes shards: called with a shard's plan, it writes the shard and reports progress. Loaded once per process.
 
     plans: of all shards of the job
@@ -59,12 +60,15 @@ class Session:
 
     def progress(self, size: int) -> Any:
         """Reports a step; the runner replaces it with its own function."""
+        return None
 
     def prepare(self) -> None:
         """Prepares what all workers need, before the first one starts."""
+        return None
 
+    @abc.abstractmethod
     def __call__(self, plan: Plan) -> Plan:
-        raise NotImplementedError
+        """Writes a shard."""
 
 
 def claim_share(folder: ShardedFolder[ShardKind], flag: str, job: Job, session: Session) -> Claim:
