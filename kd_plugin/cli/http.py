@@ -50,8 +50,8 @@ def add_http(parser: argparse.ArgumentParser) -> None:
             "retries",
             "N",
             int,
-            "how often a request is sent again after a fault, after random times of up to 0.5, 1, 2, … 60 s, or what "
-            f"Retry-After says (default: {default.retries})",
+            "how often a request is sent again after a fault, after random times of up to 0.5, 1, 2, … 60 s, and not "
+            f"before the time that Retry-After names (default: {default.retries})",
         ),
         (
             "max-answer-ratio",

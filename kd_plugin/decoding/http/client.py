@@ -182,8 +182,9 @@ class Client:
 
 
 def _wait(state: tenacity.RetryCallState) -> float:
-    """Seconds until the next attempt: what the server asks for, else a random time (exponential back-off)."""
+    """Seconds until the next attempt: a random time (exponential back-off), after what the server asks for.
+
+    The random time keeps requests that were refused together from coming back together.
+    """
     fault: Any = state.outcome.exception() if state.outcome is not None else None
-    if fault.wait is not None:
-        return float(fault.wait)
-    return tenacity.wait_random_exponential(multiplier=FIRST_WAIT, max=LONGEST_WAIT)(state)
+    return (fault.wait or 0.0) + tenacity.wait_random_exponential(multiplier=FIRST_WAIT, max=LONGEST_WAIT)(state)
