@@ -9,7 +9,7 @@ import socket
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Set
 
 KEY = "sk-secret-0123456789"
 
@@ -45,6 +45,7 @@ class Server:
         self._attempts: Dict[str, int] = collections.Counter()
         self._lock = threading.Lock()
         self.at_once = self.most_at_once = 0
+        self.connections: Set[Any] = set()
         self._start = time.monotonic()
 
     def __enter__(self) -> "Server":
@@ -91,6 +92,7 @@ class Server:
             source = source_in(text)
             self.counts[source] += 1
             now = time.monotonic() - self._start
+            self.connections.add(handler.client_address)
             asked = Asked(handler.path, dict(handler.headers), body, source, self._attempts[raw], now)
             self.asked.append(asked)
         try:
@@ -131,7 +133,8 @@ class Server:
             texts = (translation(asked.source),) * number
             if asked.body.get("temperature", 0) > 0:
                 draws = random.Random(str(asked.body.get("seed")))
-                texts = tuple(f"{text} {draws.random():.6f}" for text in texts)
+                # words of other lengths have other log-probabilities
+                texts = tuple(f"{text} {'X' * draws.randint(0, 9)}{draws.random():.6f}" for text in texts)
         choices = []
         for index, text in enumerate(texts):
             choice: Dict[str, Any] = {"index": index, "finish_reason": finish, **more}
