@@ -8,12 +8,12 @@ from setuptools import find_packages, setup
 
 HERE = Path(__file__).resolve().parent
 
-# Read, not imported: importing the package needs torch and fairseq, which a build does not have.
+# Parsed, not imported: importing the package needs torch and fairseq, which a build does not have.
 VERSION = re.search(r'__version__ = "([^"]+)"', (HERE / "kd_plugin" / "version.py").read_text(encoding="utf-8")).group(
     1
 )
 
-# The page of the repository that builds a release, which only its own workflow knows (GitHub Actions sets both).
+# The page of the repository that builds a release, known only to its workflow (GitHub Actions sets both).
 REPOSITORY = "/".join(filter(None, map(os.environ.get, ("GITHUB_SERVER_URL", "GITHUB_REPOSITORY"))))
 VIEW = f"{REPOSITORY}/blob/v{VERSION}"
 
@@ -41,15 +41,15 @@ def readme() -> str:
 
 
 REPORT = [
-    "vl-convert-python>=1.8",  # kd-plugin report: Vega-Lite's charts, all JavaScript in one file, without a download
-    "Jinja2>=3.0",  # the same: its page, with every name escaped
+    "vl-convert-python>=1.8",  # kd-plugin report: Vega-Lite charts, all JavaScript in one file, without a download
+    "Jinja2>=3.0",  # the same: the page, with every name escaped
 ]
 
 HTTP = [
-    "httpx>=0.24,<1",  # kd-plugin decode --engine http: many requests at a time over connections that stay open
-    "sniffio",  # httpx looks for it a dozen times a request, and not to find it takes longer than to send the request
-    "tenacity>=8.2",  # the same: requests that are repeated, later each time
-    "Babel>=2.12",  # the same: what English calls a language, for the prompt
+    "httpx>=0.24,<1",  # kd-plugin decode --engine http: many simultaneous requests over persistent connections
+    "sniffio",  # httpx looks for it a dozen times per request; not finding it takes longer than sending the request
+    "tenacity>=8.2",  # the same: requests that are repeated, with growing delays
+    "Babel>=2.12",  # the same: English names of languages, for the prompt
 ]
 
 setup(
@@ -83,9 +83,9 @@ setup(
         "torch>=1.13",  # models, losses and the checkpoints themselves
         "numpy",  # fairseq's batches and the arrays inside its checkpoints
         "sentencepiece",  # the subword models that teachers and students share
-        "regex",  # letters with their marks, in any script; sacrebleu and fairseq bring it anyway
-        "tqdm",  # progress bars, as fairseq's own
-        # the scores in every table, with a signature; select counts n-grams once through methods that 2.x calls private
+        "regex",  # letters with their marks, in any script; sacrebleu and fairseq require it anyway
+        "tqdm",  # progress bars like fairseq's
+        # the scores in every table, with a signature; select counts n-grams once through methods private in 2.x
         "sacrebleu>=2.0,<3",
     ],
     extras_require={
@@ -93,11 +93,11 @@ setup(
         "fairseq": [
             'fairseq==0.12.2; python_version < "3.11"',  # the last official release; fails to import on 3.11
             'numpy<1.24; python_version < "3.11"',  # that release uses np.float, which numpy 1.24 removed
-            'fairseq-fixed==0.12.3.1; python_version >= "3.11"',  # upstream main with its dataclasses mended
+            'fairseq-fixed==0.12.3.1; python_version >= "3.11"',  # upstream main with fixed dataclasses
         ],
         "tensorboard": [
             "tensorboard>=2.9",  # fairseq's --tensorboard-logdir
-            "six",  # torch 1.13's writer imports it and does not ask for it
+            "six",  # torch 1.13's writer imports it without requiring it
         ],
         "quickstart": [
             "num2words>=0.5.12",  # numbers written out in English and German
@@ -107,7 +107,7 @@ setup(
         "report": REPORT,
         "cpu": [
             'accelerate>=0.26; python_version >= "3.9"',  # transformers' trainer, which scripts/train_marian.py uses
-            "numba>=0.57",  # the loss on CPUs in compiled loops: three to five times faster than PyTorch's operations
+            "numba>=0.57",  # the loss on CPUs in compiled loops: three to five times as fast as PyTorch's operations
         ],
         "ray": [
             "ray[data]>=2.9",  # --runner ray: the shards of kd-plugin cache and decode on a cluster, through Ray Data
@@ -117,9 +117,9 @@ setup(
             "safetensors>=0.4",  # kd-plugin export --format safetensors
         ],
         "hf": [
-            "transformers>=4.40",  # teachers that are folders of Hugging Face's
-            "safetensors>=0.4",  # their weights, without a program in them
-            "protobuf",  # kd-plugin vocabulary: the pieces of a sentencepiece model, to leave some out
+            "transformers>=4.40",  # teachers in Hugging Face folders
+            "safetensors>=0.4",  # their weights, in a format that cannot contain programs
+            "protobuf",  # kd-plugin vocabulary: removing pieces from a sentencepiece model
         ],
         "comet": [
             "unbabel-comet>=2.2",  # evaluate --comet, score --metric comet-kiwi
@@ -128,9 +128,9 @@ setup(
         ],
         "http": HTTP,
         "bench": [
-            "matplotlib>=3.5",  # the pictures of scripts/bench_*.py
+            "matplotlib>=3.5",  # the plots of scripts/bench_*.py
         ],
-        # the site; its tools want Python 3.9, and nothing that runs needs them
+        # the site; its tools need Python 3.9, and nothing else needs them
         "docs": [
             'mkdocs>=1.6,<2; python_version >= "3.9"',  # Markdown pages to a site, with checked links
             'mkdocs-material>=9.5; python_version >= "3.9"',  # its theme: search from disk, light and dark
@@ -139,22 +139,22 @@ setup(
         ],
         "dev": [
             "pytest>=7.4,<10",  # test runner
-            "pytest-xdist>=3.5,<4",  # tests side by side: most of their time is the start of fairseq's commands
+            "pytest-xdist>=3.5,<4",  # tests in parallel: most of their time is the start of fairseq's commands
             "hypothesis>=6.100,<7",  # property tests of the losses
             "ruff>=0.17.6,<0.18",  # lint and format; its format changes between minor versions
             "mypy>=1.14,<3",  # types of losses, teachers and the leaf modules
             "build>=1.2,<2",  # release files (make dist)
             "setuptools>=56,<81",  # the packaging test builds without isolation; 81 removed pkg_resources (tensorboard)
             "numba>=0.57",  # the CPU kernels' tests
-            'ray[data]>=2.9; python_version >= "3.9"',  # --runner ray on a Ray of the test's own
-            # the GPU kernels' tests in its interpreter, without a GPU; beside a CUDA torch it is there already
+            'ray[data]>=2.9; python_version >= "3.9"',  # --runner ray on a Ray cluster started by the test
+            # the GPU kernels' tests in its interpreter, without a GPU; a CUDA torch already includes it
             'triton>=3.1; platform_system == "Linux" and platform_machine == "x86_64" and python_version >= "3.10"',
-            "wheel>=0.40",  # the same, where setuptools is older than 70
+            "wheel>=0.40",  # the same, for setuptools older than 70
             'ctranslate2>=4.0; python_version >= "3.9"',  # the tests of export, evaluate and the fast decoder
             'safetensors>=0.4; python_version >= "3.9"',  # the tests of export
             *REPORT,  # the tests of report
             *HTTP,  # the tests of decode --engine http
-            # the tests of Hugging Face teachers; 5 imports torchaudio, which a torch of another build cannot load
+            # the tests of Hugging Face teachers; version 5 imports torchaudio, which another build of torch cannot load
             'transformers>=4.40,<5; python_version >= "3.9"',
             "protobuf",  # the tests of vocabulary
         ],

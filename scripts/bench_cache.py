@@ -317,7 +317,8 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     report = Report(
         "bench_cache",
         arguments,
-        "what updates from a cached teacher cost, beside plain training, and how fast a cache is read and written.",
+        "what updates from a cached teacher cost compared with plain training, and how fast a cache is read and "
+        "written.",
     )
     report.add(large_table(arguments, progress))
     report.add(updates_table(arguments, progress))

@@ -140,7 +140,7 @@ def main() -> None:
     report = Report(
         "bench_decode",
         arguments,
-        "how fast CTranslate2 translates beside fairseq-generate, and what that costs in size and quality.",
+        "how fast CTranslate2 translates compared with fairseq-generate, and what that means for size and quality.",
     )
     subwords = Subwords(arguments.sentencepiece_model, "none")
     references = lines(arguments.reference)

@@ -583,7 +583,8 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
         report = Report(
             "bench_loss",
             arguments,
-            "what the loss costs in time and memory, beside the usual way of writing it and plain cross-entropy.",
+            "what the loss costs in time and memory, compared with the usual implementation and with plain "
+            "cross-entropy.",
         )
         report.add(loss_table(arguments, memory, progress))
         report.add(divergence_table(arguments, progress))

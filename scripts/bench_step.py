@@ -208,7 +208,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     arguments = parse_arguments(__doc__, argv)
     progress = Progress(steps=len(cases(arguments)))
     report = Report(
-        "bench_step", arguments, "what a whole update costs with a teacher beside the student, beside plain training."
+        "bench_step", arguments, "what a whole update costs with an online teacher, compared with plain training."
     )
     report.add(step_table(arguments, progress))
     progress.close()

@@ -52,10 +52,10 @@ def cases(arguments: argparse.Namespace) -> List[ModelCase]:
     if arguments.quick:
         return [ModelCase("tiny", Size(1, 16, 32, 2), 256, QUICK_MAX_TOKENS, 2)]
     if arguments.device.type == "cpu":
-        small = [ModelCase("Multi30k, 1,024 tokens a batch", multi30k, vocab, 1024, 4) for vocab in (8192, 32768)]
+        small = [ModelCase("Multi30k, 1,024 tokens per batch", multi30k, vocab, 1024, 4) for vocab in (8192, 32768)]
         # the recipe's --max-tokens
-        small.insert(1, ModelCase("Multi30k, 4,096 tokens a batch", multi30k, 8192, 4096, 2))
-        return [*small, *(ModelCase("base, 512 tokens a batch", base, vocab, 512, 2) for vocab in (8192, 32768))]
+        small.insert(1, ModelCase("Multi30k, 4,096 tokens per batch", multi30k, 8192, 4096, 2))
+        return [*small, *(ModelCase("base, 512 tokens per batch", base, vocab, 512, 2) for vocab in (8192, 32768))]
     sizes = {"Multi30k": multi30k, "base": base}
     return [
         ModelCase(name, size, vocab, 8192, 8, dtype)
@@ -185,7 +185,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     arguments = parse_arguments(__doc__, argv, optional=["memory"])
     memory = Memory(arguments, modules=["kd_plugin"])
     progress = Progress(steps=len(cases(arguments)) * (1 + len(WAYS)))
-    report = Report("bench_teacher", arguments, "what asking the teacher costs, beside its usual forward pass.")
+    report = Report("bench_teacher", arguments, "what asking the teacher costs, compared with its usual forward pass.")
     report.add(teacher_table(arguments, memory, progress))
     progress.close()
     report.finish()

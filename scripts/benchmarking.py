@@ -405,7 +405,7 @@ HOW_IT_WAS_MEASURED = (
 class Report:
     """One benchmark's tables: on the screen as they are finished, and finally in the folder of --out.
 
-    tells: what its reader knows afterwards
+    tells: what the reader will know, to complete the page's first sentence
     """
 
     def __init__(self, name: str, arguments: argparse.Namespace, tells: str):

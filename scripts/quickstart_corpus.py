@@ -241,7 +241,7 @@ def join(phrase: Pair, first: Pair, second: Pair) -> Pair:
 
 
 def phrase(rng: random.Random) -> Pair:
-    """One line: a single expression, or two or three put together."""
+    """One line: a single expression, or two or three combined."""
     kind = rng.choice(("single", "quantity", "price", "moment", "date", "list"))
     if kind == "single":
         return rng.choice((quantity, moment))(rng)
@@ -314,7 +314,7 @@ def main() -> None:
     os.makedirs(args.out_dir, exist_ok=True)
     there = [name for name in os.listdir(args.out_dir) if name.rpartition(".")[0] in sizes]
     if there:
-        raise SystemExit(f"{args.out_dir}: {there[0]} is there already; name another folder")
+        raise SystemExit(f"{args.out_dir}: {there[0]} already exists; name another folder")
     parts = split(generate(sum(sizes.values()), args.seed), sizes)
     parts["train"] = misalign(parts["train"], args.misaligned, args.seed)
     for name, pairs in parts.items():

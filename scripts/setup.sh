@@ -70,10 +70,10 @@ run() {
   }
 }
 
-# pip compiles every file that it installs, one after the other: half of the set-up.
+# pip would compile every installed file, one after the other: half of the setup time.
 pip_install() { "$python" -m pip install --no-input --no-compile "$@"; }
 
-# On all cores, without what nobody imports. Files that are no Python of this version are none of ours.
+# On all cores, without modules that are never imported. Files for other Python versions may fail.
 compile_installed() {
   "$python" -m compileall -q -j 0 -x '/(tests?|testing|_vendor)/|/transformers/models/|/ray/(rllib|serve|tune|llm)/' \
     "$("$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" >/dev/null 2>&1 || true
@@ -128,7 +128,7 @@ fi
 run "$fairseq" pip_install "${keep[@]}" ${isolation[@]+"${isolation[@]}"} "$fairseq"
 run "kd_plugin, editable, with what its tests, the quickstart and the documentation need" \
   pip_install "${keep[@]}" --no-build-isolation -e '.[fairseq,dev,quickstart,tensorboard,docs]'
-run "compiling what is imported" compile_installed
+run "compiling the installed packages" compile_installed
 run "checking the result" "$python" -c 'import fairseq.data.data_utils_fast, kd_plugin, torch; print(torch.__version__)'
 
 recipe_hash >"$stamp.new"

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Train a small Marian model with transformers' own Seq2SeqTrainer: a Hugging Face teacher where none can be fetched.
+"""Train a small Marian model with transformers' Seq2SeqTrainer: a Hugging Face teacher if none can be downloaded.
 
     train_marian.py CORPUS OUT [--source en] [--target de] [--vocab 1000] [--updates 900] [--dim 128] …
 
@@ -38,12 +38,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
     if args.out.exists():
-        parser.error(f"{args.out} is there already: name another folder")
+        parser.error(f"{args.out} already exists: name another folder")
     return args
 
 
 def make_tokenizer(args: argparse.Namespace, texts: List[pathlib.Path]) -> transformers.MarianTokenizer:
-    """Marian's: one sentencepiece model for both sides, ids as Marian numbers them (padding last)."""
+    """A Marian tokenizer: one sentencepiece model for both sides, with Marian's ids (padding last)."""
     args.out.mkdir(parents=True)
     sentencepiece.SentencePieceTrainer.train(
         input=",".join(map(str, texts)), model_prefix=str(args.out / "source"), vocab_size=args.vocab,
@@ -88,13 +88,13 @@ def main() -> None:
         decoder_start_token_id=len(tokenizer) - 1, forced_eos_token_id=0,
     )  # fmt: skip
     model = transformers.MarianMTModel(config)
-    # As fairseq begins: with the config's 0.02 for everything so short a training learns far less.
+    # Initialised as in fairseq: with the configuration's 0.02 throughout, so short a training learns far less.
     for name, parameter in model.named_parameters():
         if parameter.dim() > 1 and "embed" not in name and "shared" not in name:
             torch.nn.init.xavier_uniform_(parameter)
     torch.nn.init.normal_(model.get_input_embeddings().weight, std=args.dim**-0.5)
     with torch.no_grad():
-        model.get_input_embeddings().weight[-1].zero_()  # padding: the decoder begins with it, in Marian with zeros
+        model.get_input_embeddings().weight[-1].zero_()  # padding: the decoder begins with it, and Marian with zeros
     arguments = transformers.Seq2SeqTrainingArguments(
         output_dir=str(args.out / "training"), max_steps=args.updates, per_device_train_batch_size=args.batch_size,
         learning_rate=args.lr, warmup_steps=args.warmup, lr_scheduler_type="linear", weight_decay=0.0, adam_beta2=0.98,

@@ -161,7 +161,7 @@ def logprobs_of(text: str) -> List[float]:
 
 
 def score_of(text: str) -> float:
-    """By definition: the mean log-probability a token."""
+    """By definition: the mean log-probability per token."""
     values = logprobs_of(text)
     return math.fsum(values) / len(values)
 

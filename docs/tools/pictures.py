@@ -78,7 +78,7 @@ def overview() -> str:
     picture.line([(590, 110), (650, 110)], arrow=True)
     picture.text(20, 222, "Or asked once, beforehand", anchor="start", font_weight=600)
     picture.box(20, 240, 130, 60, ["teacher", "or an ensemble"], TEACHER)
-    picture.box(250, 208, 190, 52, ["cache", "its answers, 66 bytes a token"], TEACHER)
+    picture.box(250, 208, 190, 52, ["cache", "its answers, 66 bytes per token"], TEACHER)
     picture.box(250, 272, 190, 52, ["translations", "selected and filtered"], TEACHER)
     picture.box(500, 240, 110, 60, ["student", "trained"], STUDENT)
     picture.box(650, 240, 90, 60, ["export", "int8"], RESULT)
@@ -110,7 +110,7 @@ def multi30k() -> str:
             picture.line([(left - 5, y), (left, y)])
             picture.text(left - 10, y + 4, f"{tenths / 10:.1f}", anchor="end", font_size=12)
     picture.line([(left, top), (left, bottom), (right, bottom)])
-    picture.text((left + right) / 2, 385, "sentences a second, one CPU thread (logarithmic)", font_size=13)
+    picture.text((left + right) / 2, 385, "sentences per second, one CPU thread (logarithmic)", font_size=13)
     picture.text(left - 50, 22, "BLEU4, test_2016_flickr", anchor="start", font_size=13)
     for reference, color in ((data["teacher"], TEACHER), (data["published"], PLAIN)):
         _, y = at(slow, reference["bleu"])
@@ -182,13 +182,13 @@ def batch() -> str:
     return picture.svg()
 
 
-# in the order of imports, from the top of the house to the bottom
+# in the order of imports, from top to bottom
 ROOMS = (
-    ("what users call", ["cli", "tasks", "criterions"]),
+    ("user interface", ["cli", "tasks", "criterions"]),
     ("work", ["distill", "report", "curate", "export", "evaluation", "decoding"]),
     ("models and text", ["teachers", "checkpoints", "models", "corpus"]),
     ("no fairseq needed", ["runners", "cache", "losses"]),
-    ("the ground", ["files"]),
+    ("the base", ["files"]),
 )
 
 

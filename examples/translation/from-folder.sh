@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# A fairseq student of a teacher that is no fairseq checkpoint: OPUS-MT, NLLB, M2M100, mBART, T5 … as a folder.
+# A fairseq student from a teacher that is not a fairseq checkpoint: a folder with OPUS-MT, NLLB, M2M100, mBART, T5 …
 #
 #   from-folder.sh TEACHER CORPUS OUT [further flags of distill.sh's fairseq-train]
 #
-# TEACHER is a folder of Hugging Face's (config.json, safetensors, tokenizer), CORPUS one with train.SRC, train.TGT,
+# TEACHER is a Hugging Face folder (config.json, safetensors, tokenizer), CORPUS a folder with train.SRC, train.TGT,
 # valid.SRC, …, test.SRC, test.TGT as raw text. OUT gets the vocabulary, the data, the student and its evaluation. A step
-# whose result is there is not done again.
-# Variables: SRC, TGT (en, de); TEACHER_SRC, TEACHER_TGT (codes of the teacher's own: eng_Latn, deu_Latn); WAY (cache, online,
-# sequence or plain: what the student learns from); K (entries of a cache); COVERAGE (of the pieces); FILTER (flags
-# of kd-plugin filter, for WAY=sequence); SEED and all others of
-# distill.sh, whose ALPHA is 0.2 here; EVALUATE=0 leaves the evaluation out.
+# whose result exists is skipped.
+# Variables: SRC, TGT (en, de); TEACHER_SRC, TEACHER_TGT (the teacher's own codes: eng_Latn, deu_Latn); WAY (cache, online,
+# sequence or plain: what the student learns from); K (entries per token in a cache); COVERAGE (of the pieces); FILTER
+# (flags of kd-plugin filter, for WAY=sequence); SEED and all others of distill.sh, whose ALPHA is 0.2 here; EVALUATE=0
+# skips the evaluation.
 set -euo pipefail
 export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -30,8 +30,8 @@ EVALUATE=${EVALUATE:-1}
 export ALPHA=${ALPHA:-0.2}
 
 die() { echo "${0##*/}: $*" >&2; exit 1; }
-case "$WAY" in cache | online | sequence | plain) ;; *) die "WAY=$WAY: is cache, online, sequence or plain" ;; esac
-[ -f "$teacher/config.json" ] || die "$teacher: no folder of Hugging Face's (config.json)"
+case "$WAY" in cache | online | sequence | plain) ;; *) die "WAY=$WAY: must be cache, online, sequence or plain" ;; esac
+[ -f "$teacher/config.json" ] || die "$teacher: not a Hugging Face folder (no config.json)"
 for split in train valid test; do
     for lang in "$SRC" "$TGT"; do
         [ -s "$corpus/$split.$lang" ] || die "$corpus/$split.$lang is missing or empty"
@@ -43,14 +43,14 @@ codes=() model_codes=()
 mkdir -p "$out"
 out=$(cd "$out" && pwd)
 
-# of KIND LANG: a file of the vocabulary, in OUT; where both sides share it there is one
+# of KIND LANG: a file of the vocabulary, in OUT; a single one if both sides share it
 of() {
     local file=vocabulary/${1%.*}.$2.${1##*.}
     [ -f "$out/$file" ] || file=vocabulary/$1
     echo "$file"
 }
 
-# segment FILE LANG OUT: raw text as the pieces of the vocabulary, a line a line
+# segment FILE LANG OUT: raw text, segmented line by line into pieces of the vocabulary
 segment() {
     "$PYTHON" - "$out/$(of sentencepiece.model "$2")" "$1" "$3.new" <<'PY'
 import sys
@@ -87,7 +87,7 @@ binarise() {
     mv "$out/$1.new" "$out/$1"
 }
 
-# One dictionary for both sides: a small student shares its embeddings.
+# One dictionary for both sides, so that a small student can share its embeddings.
 [ -d "$out/vocabulary" ] || kd-plugin vocabulary "$teacher" -s "$SRC" -t "$TGT" --joined-dictionary \
     --subset "$corpus/train.$SRC" "$corpus/train.$TGT" --coverage "$COVERAGE" --output "$out/vocabulary"
 binarise data-bin "$corpus/train"
@@ -106,7 +106,7 @@ case "$WAY" in
         bash "$here/distill.sh" "$data" "$out/cache" "$student" "$@"
         ;;
     sequence)
-        # The teacher's translation of every source sentence in the place of the reference (Kim & Rush 2016).
+        # The teacher's translation of every source sentence replaces the reference (Kim & Rush 2016).
         kd-plugin decode --path "$teacher" ${model_codes[@]+"${model_codes[@]}"} -s "$SRC" -t "$TGT" \
             --input "$corpus/train.$SRC" --output "$out/translations"
         # shellcheck disable=SC2086 # several flags

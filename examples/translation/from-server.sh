@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# A fairseq student of a language model behind an OpenAI-compatible server: vLLM, llama.cpp, Ollama, an API.
+# A fairseq student from a language model behind an OpenAI-compatible server: vLLM, llama.cpp, Ollama, an API.
 #
 #   from-server.sh URL MODEL CORPUS OUT [further flags of kd-plugin decode]
 #
-# CORPUS has train.SRC (no references are needed), valid.SRC, valid.TGT, test.SRC and test.TGT as raw text; where there is a
-# train.TGT too, the student learns from both, `train` being the references and `train1` the model's translations.
-# OUT gets the translations, the data, the student and its evaluation. A step whose result is there is not done again.
+# CORPUS contains train.SRC (references are not needed), valid.SRC, valid.TGT, test.SRC and test.TGT as raw text; if there
+# is also a train.TGT, the student learns from both: `train` has the references and `train1` the model's translations.
+# OUT gets the translations, the data, the student and its evaluation. A step whose result exists is skipped.
 # Variables: SRC, TGT (en, de); FILTER (flags of kd-plugin filter); VOCAB (pieces of both languages); all of distill.sh;
-# TRAIN_FLAGS (further flags of fairseq-train); EVALUATE=0 leaves the evaluation out.
+# TRAIN_FLAGS (further flags of fairseq-train); EVALUATE=0 skips the evaluation.
 set -euo pipefail
 export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"

@@ -24,7 +24,7 @@ class Description(NamedTuple):
     languages: Optional[List[str]]  # None: unknown, and the dictionary is a joined one
     dictionaries: List[Dictionary]
     dictionary_paths: List[str]
-    task: Any = None  # of a user's code, whose dictionaries they are; None: files' as they are
+    task: Any = None  # from user code, which provided the dictionaries; None: they are the files'
 
 
 def describe(
@@ -102,7 +102,7 @@ def _described(
 def _described_by(
     task: Any, file: CheckpointFile, directories: Sequence[str], languages: Sequence[Optional[str]]
 ) -> Description:
-    """As its own task has it."""
+    """The description from the checkpoint's own task."""
     files = [
         next(filter(os.path.isfile, _candidates(directories, language)), f"the task {task_name(file.cfg.task)}")
         for language in languages

@@ -1,4 +1,4 @@
-"""A folder of Hugging Face's transformers with a translation model: read without running code from it.
+"""A Hugging Face transformers folder with a translation model, read without running code from it.
 
 MarianMT (OPUS-MT), M2M100 and NLLB, mBART and mBART-50, T5 and MADLAD.
 """
@@ -18,15 +18,15 @@ from kd_plugin.files.json_text import parse_json
 
 INSTALL = "pip install 'kd-plugin[hf]'"
 CONFIG = "config.json"
-MODEL_TYPES = ("marian", "m2m_100", "mbart", "t5", "mt5", "umt5")  # as config.json has them
-READ = (".json", ".safetensors", ".model", ".spm", ".txt")  # what decides how a model answers
-NO_LIMIT = 1_000_000  # positions of a model without any of its own
+MODEL_TYPES = ("marian", "m2m_100", "mbart", "t5", "mt5", "umt5")  # as in config.json
+READ = (".json", ".safetensors", ".model", ".spm", ".txt")  # the files that determine a model's output
+NO_LIMIT = 1_000_000  # positions of a model without a limit
 LOCAL = {"local_files_only": True, "trust_remote_code": False}
-PROBE = "a"  # any text: what a tokenizer puts around it is what the model expects around every sentence
+PROBE = "a"  # any text: the symbols that a tokenizer adds around it are what the model expects around every sentence
 
 
 class Layout(NamedTuple):
-    """What a model expects around a sentence's symbols, as its own indices.
+    """The symbols that a model expects around a sentence, as its own indices.
 
     source_prefix, source_suffix: the end of sentence is in the suffix
     target_prefix: before the first symbol of the translation
@@ -38,14 +38,14 @@ class Layout(NamedTuple):
 
 
 class Languages(NamedTuple):
-    """--teacher-source-lang and --teacher-target-lang: codes of the teacher's own."""
+    """--teacher-source-lang and --teacher-target-lang: the teacher's own codes."""
 
     source: Optional[str] = None
     target: Optional[str] = None
 
 
 def is_huggingface(path: str) -> bool:
-    """Whether a path is a folder with a model of transformers, by its configuration."""
+    """Whether a path is a folder with a transformers model, according to its configuration."""
     config = os.path.join(path, CONFIG)
     if not os.path.isfile(config):
         return False
@@ -56,14 +56,14 @@ def is_huggingface(path: str) -> bool:
 
 
 class Tokenizer:
-    """How a folder's model has its symbols.
+    """The symbols of a folder's model.
 
     Args:
-        path: as Folder's
+        path: as for Folder
         whose: how the flags for its languages begin: --teacher-source-lang, or --model-source-lang
 
     Raises:
-        KDPluginError: transformers is not installed, another kind of model, or no tokenizer
+        KDPluginError: transformers is not installed, the model is of another kind, or there is no tokenizer
     """
 
     def __init__(self, path: str, whose: str = "teacher"):
@@ -74,51 +74,51 @@ class Tokenizer:
             self.config: Any = transformers.AutoConfig.from_pretrained(path, **LOCAL)
 
     def vocabularies(self) -> Tuple[Dict[str, int], Dict[str, int]]:
-        """The index of each source and each target symbol."""
+        """The indices of all source and of all target symbols."""
         if getattr(self.tokenizer, "separate_vocabs", False):
             return dict(self.tokenizer.encoder), dict(self.tokenizer.target_encoder)
         symbols = dict(self.tokenizer.get_vocab())
         return symbols, symbols
 
     def symbols(self, layout: Layout) -> Tuple[Dict[int, str], Dict[int, str]]:
-        """The source and the target symbol of each index, what a layout names included."""
+        """The source and the target symbol of each index, including those of a layout."""
         around = [*layout.source_prefix, *layout.source_suffix, *layout.target_prefix]
-        # M2M100's languages are not in the vocabulary of its pieces
+        # M2M100's language symbols are not in its vocabulary of pieces
         named = dict(zip(around, map(str, self.tokenizer.convert_ids_to_tokens(around))))
         source, target = ({index: symbol for symbol, index in side.items()} for side in self.vocabularies())
         return {**named, **source}, {**named, **target}
 
     def special(self, name: str, vocabulary: Dict[str, int]) -> Optional[int]:
-        """Index of `eos`, `unk`, `pad` or `bos` in one of its vocabularies; None: it has none."""
+        """The index of `eos`, `unk`, `pad` or `bos` in one of its vocabularies; None: it has none."""
         token = getattr(self.tokenizer, f"{name}_token", None)
         return vocabulary.get(str(token)) if token is not None else None
 
     def sentencepiece_models(self) -> Tuple[Path, Path]:
-        """The files with which it segments source and target text.
+        """The sentencepiece models that segment its source and target text.
 
         Raises:
-            KDPluginError: it has none, as where only a tokenizer.json was saved
+            KDPluginError: it has none, for instance if only a tokenizer.json was saved
         """
         names = ("spm_files", "spm_file", "vocab_file")  # Marian's two, M2M100's, and all others'
         named = next((found for found in (getattr(self.tokenizer, name, None) for name in names) if found), None)
         found = [Path(str(file)) for file in (named if isinstance(named, list) else [named, named])]
         if not all(file.suffix in (".model", ".spm") and file.is_file() for file in found):
             raise KDPluginError(
-                f"{self.path}: has no sentencepiece model beside its tokenizer.json, and fairseq's data are made with "
-                "one. Remedy: fetch the model's source.spm and target.spm, sentencepiece.bpe.model or spiece.model too"
+                f"{self.path}: has no sentencepiece model beside its tokenizer.json, but fairseq's data need one. "
+                "Remedy: also download the model's source.spm and target.spm, sentencepiece.bpe.model or spiece.model"
             )
         return found[0], found[1]
 
     @property
     def rows(self) -> int:
-        """How many symbols the model reads."""
+        """The number of symbols that the model can read."""
         return int(self.config.vocab_size)
 
     def layout(self, languages: Languages) -> Layout:
-        """What it expects around a sentence, asked of its own tokenizer.
+        """The symbols that it expects around a sentence, according to its own tokenizer.
 
         Raises:
-            KDPluginError: a language that it does not know, or which is missing
+            KDPluginError: a language is missing, or the model does not know it
         """
         text = self._set_languages(languages)
         probe = self.tokenizer(PROBE, add_special_tokens=False)["input_ids"]
@@ -127,24 +127,24 @@ class Tokenizer:
         labels = self.tokenizer(text_target=PROBE)["input_ids"]
         before, after = _around(source, probe, self.path)
         labels_before, labels_after = _around(labels, target_probe, self.path)
-        # transformers gives the decoder the labels moved by one: mBART moves their last one to the front
+        # transformers feeds the decoder the labels shifted by one: mBART moves the last one to the front
         start = labels[-1] if self.model_type == "mbart" else self.config.decoder_start_token_id
         eos = self.tokenizer.eos_token_id
         if start is None or eos not in after or labels_after[:1] != [eos]:
             raise KDPluginError(
-                f"{self.path}: its tokenizer ends sentences with {after} and {labels_after}, where {eos} is the end of "
-                "sentence. Remedy: the tokenizer's files that belong to this model"
+                f"{self.path}: its tokenizer ends sentences with {after} and {labels_after}, but {eos} is the end of "
+                "sentence. Remedy: use the tokenizer files that belong to this model"
             )
         beyond = [index for index in (*before, *after, *labels_before) if index >= self.rows]
         if beyond:
             raise KDPluginError(
-                f"{self.path}: its tokenizer puts symbol {beyond[0]} around sentences, and the model has {self.rows:,} "
-                "symbols. Remedy: the tokenizer's files that belong to this model"
+                f"{self.path}: its tokenizer puts symbol {beyond[0]} around sentences, but the model has {self.rows:,} "
+                "symbols. Remedy: use the tokenizer files that belong to this model"
             )
         return Layout(before, after, [int(start), *labels_before])
 
     def max_positions(self) -> int:
-        """The most symbols of a side, with all that is put around them."""
+        """The most symbols on one side, including those around the sentence."""
         limit = getattr(self.config, "max_position_embeddings", None)
         return int(limit) if limit else NO_LIMIT
 
@@ -156,13 +156,13 @@ class Tokenizer:
         return "target" if self._tagged() else "none"
 
     def examples(self) -> str:
-        """Some of the codes that it knows its languages by."""
+        """Some of its language codes."""
         if hasattr(self.tokenizer, "src_lang"):
             return _some(_known_codes(self.tokenizer))
         return _some(sorted(self._tagged()) or ["-".join(pair) for pair in sorted(self._prefixes())])
 
     def _set_languages(self, languages: Languages) -> str:
-        """Tell the tokenizer; returns text that is to stand before every sentence."""
+        """Set the tokenizer's languages; returns text to put before every sentence."""
         if self.takes_languages == "none":
             return ""
         if hasattr(self.tokenizer, "src_lang"):
@@ -180,13 +180,13 @@ class Tokenizer:
         return prefixes[source, target]
 
     def _tagged(self) -> Dict[str, str]:
-        """Language -> the symbol before a source sentence that asks for it: OPUS-MT's >>deu<<, MADLAD's <2de>."""
+        """Language -> the symbol before a source sentence that selects it: OPUS-MT's >>deu<<, MADLAD's <2de>."""
         pattern = r">>(.+)<<" if self.model_type == "marian" else r"<2(\w+)>"
         found = (re.fullmatch(pattern, symbol) for symbol in self.vocabularies()[0])
         return {match.group(1): match.group(0) for match in found if match}
 
     def _prefixes(self) -> Dict[Tuple[str, str], str]:
-        """(source, target) -> text before a source sentence, which T5's configuration has."""
+        """(source, target) -> text before a source sentence, from T5's configuration."""
         tasks = getattr(self.config, "task_specific_params", None) or {}
         found = {}
         for name, options in tasks.items():
@@ -200,13 +200,13 @@ class Tokenizer:
         flag = f"--{self._whose}-{side}-lang"
         if code is None:
             raise KDPluginError(
-                f"{self.path}: translates between several languages. Remedy: {flag}, one of its own codes: {examples}"
+                f"{self.path}: translates between several languages. Remedy: {flag} with one of its codes: {examples}"
             )
         if code in known:
             return code
         near = [other for other in known if other.lower().startswith(code.lower()[:2])][:6]
         raise KDPluginError(
-            f"{flag} {code}: {self.path} knows no such language. Remedy: one of its own codes: "
+            f"{flag} {code}: {self.path} does not know this language. Remedy: use one of its own codes: "
             f"{', '.join(near) if near else examples}"
         )
 
@@ -215,13 +215,13 @@ class Folder(Tokenizer):
     """An opened folder.
 
     Args:
-        path: with config.json, safetensors and the tokenizer's files
-        whose: as Tokenizer's
-        expected_sha256: what `folder_sha256` has to be; None: anything
+        path: a folder with config.json, safetensors and the tokenizer files
+        whose: as for Tokenizer
+        expected_sha256: the required `folder_sha256`; None: any
 
     Raises:
-        KDPluginError: transformers is not installed, another kind of model, weights that are pickled, missing, unknown
-            or not finite, no tokenizer, or another sha256
+        KDPluginError: transformers is not installed; the model is of another kind; weights are pickled, missing,
+            unknown or not finite; there is no tokenizer; or the sha256 differs
     """
 
     def __init__(self, path: str, expected_sha256: Optional[str] = None, whose: str = "teacher"):
@@ -230,8 +230,8 @@ class Folder(Tokenizer):
         self.sha256 = folder_sha256(path)
         if expected_sha256 is not None and self.sha256 != expected_sha256.lower():
             raise KDPluginError(
-                f"{path}: sha256 of its files is {self.sha256}, expected {expected_sha256}: a damaged folder or "
-                "another one. Remedy: fetch it again, or correct the expected hash (--teacher-sha256)"
+                f"{path}: sha256 of its files is {self.sha256}, expected {expected_sha256}: the folder is damaged or "
+                "another one. Remedy: download it again, or correct the expected hash (--teacher-sha256)"
             )
         self.model = _load_model(path)
         super().__init__(path, whose)
@@ -242,12 +242,12 @@ class Folder(Tokenizer):
 
     @property
     def rows(self) -> int:
-        """As Tokenizer's, as the weights have it."""
+        """As Tokenizer's, but from the weights."""
         return int(self.model.get_input_embeddings().weight.size(0))
 
 
 def folder_sha256(path: str) -> str:
-    """One hash for the files that decide how a model answers, whatever else lies beside them."""
+    """One hash of the files that determine a model's output, whatever other files are in the folder."""
     files = sorted(file for file in Path(path).iterdir() if file.suffix in READ and file.is_file())
     return digest_of({file.name: model_sha256(file) for file in files})
 
@@ -257,12 +257,12 @@ def _model_type(path: str) -> str:
         config = parse_json((Path(path) / CONFIG).read_bytes())
         kind = str(config["model_type"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise KDPluginError(f"{path}: its {CONFIG} names no model_type ({error}). Remedy: copy the folder again") from (
+        raise KDPluginError(f"{path}: its {CONFIG} has no model_type ({error}). Remedy: copy the folder again") from (
             error
         )
     if kind not in MODEL_TYPES:
         raise KDPluginError(
-            f"{path}: a model of Hugging Face of the type {kind}, which is not known here. Remedy: one of "
+            f"{path}: a Hugging Face model of the type {kind}, which is not supported. Remedy: use one of "
             f"{', '.join(MODEL_TYPES)} (MarianMT and OPUS-MT, M2M100 and NLLB, mBART, T5 and MADLAD)"
         )
     return kind
@@ -272,15 +272,15 @@ def _check_weights_files(path: str) -> None:
     names = os.listdir(path)
     if not any(name.endswith(".safetensors") for name in names):
         pickled = sorted(name for name in names if name.endswith((".bin", ".pt", ".pth", ".ckpt")))
-        what = f"its weights are pickled ({pickled[0]}), which may hold programs" if pickled else "it has no weights"
+        what = f"its weights are pickled ({pickled[0]}), which may contain programs" if pickled else "it has no weights"
         raise KDPluginError(
-            f"{path}: {what}. Remedy: model.safetensors, which AutoModelForSeq2SeqLM.from_pretrained(FOLDER)."
-            "save_pretrained(FOLDER) of transformers writes; run it only on files that you trust"
+            f"{path}: {what}. Remedy: create model.safetensors with transformers: AutoModelForSeq2SeqLM."
+            "from_pretrained(FOLDER).save_pretrained(FOLDER); run it only on files that you trust"
         )
 
 
 def _load_model(path: str) -> Any:
-    """On the CPU."""
+    """The model, on the CPU."""
     with _transformers(path) as transformers:
         model, info = transformers.AutoModelForSeq2SeqLM.from_pretrained(
             path, use_safetensors=True, output_loading_info=True, **LOCAL
@@ -294,8 +294,8 @@ def _load_model(path: str) -> Any:
         if names:
             raise KDPluginError(
                 f"{path}: its safetensors file {what} {len(names)} tensors that {type(model).__name__} "
-                f"{'needs' if kind == 'missing_keys' else 'does not know so'}; the first is {names[0]}. Remedy: copy "
-                "the folder again, or the version of transformers that wrote it"
+                f"{'needs' if kind == 'missing_keys' else 'does not have so'}; the first is {names[0]}. Remedy: copy "
+                "the folder again, or use the version of transformers that wrote it"
             )
     return model
 
@@ -305,26 +305,26 @@ def _transformers(path: str) -> Iterator[Any]:
     """The library, to open a folder with.
 
     Raises:
-        KDPluginError: it is not installed, or does not open the folder
+        KDPluginError: it is not installed, or cannot open the folder
     """
     try:
         import transformers
     except ImportError as error:
-        raise KDPluginError(f"{path}: a model of Hugging Face, and {error}. Remedy: {INSTALL}") from error
+        raise KDPluginError(f"{path}: a Hugging Face model, but {error}. Remedy: {INSTALL}") from error
     try:
         with silent():
             yield transformers
-    except Exception as error:  # whatever it and its parsers raise
+    except Exception as error:  # the library and its parsers raise all kinds
         reason = " ".join(str(error).split())[:300]
         raise KDPluginError(
-            f"{path}: transformers cannot open it ({type(error).__name__}: {reason}). Remedy: a whole folder, with "
-            "config.json, safetensors and the tokenizer's files; a transformers that knows it"
+            f"{path}: transformers cannot open it ({type(error).__name__}: {reason}). Remedy: use a complete folder, "
+            "with config.json, safetensors and the tokenizer files, and a version of transformers that supports it"
         ) from error
 
 
 @contextlib.contextmanager
 def silent() -> Iterator[None]:
-    """Without what transformers says to authors of programs, and its bars."""
+    """Suppress transformers' developer warnings and progress bars."""
     from transformers.utils import logging as own
 
     level, bars = own.get_verbosity(), own.is_progress_bar_enabled()
@@ -354,11 +354,11 @@ def _some(codes: List[str]) -> str:
 
 
 def _around(ids: List[int], probe: List[int], path: str) -> Tuple[List[int], List[int]]:
-    """What is before and after the probe."""
+    """The symbols before and after the probe."""
     for start in range(len(ids) - len(probe), -1, -1):
         if ids[start : start + len(probe)] == probe:
             return list(ids[:start]), list(ids[start + len(probe) :])
     raise KDPluginError(
-        f"{path}: its tokenizer makes {ids} of a sentence that alone is {probe}, so that what it puts around sentences "
-        "cannot be told. Remedy: the tokenizer's files that belong to this model"
+        f"{path}: its tokenizer gives {ids} for a sentence, which alone is {probe}, so the symbols around sentences "
+        "are unclear. Remedy: use the tokenizer files that belong to this model"
     )

@@ -1,4 +1,4 @@
-"""The task of a plugin or fork that a checkpoint was trained with: what its dictionaries are, it says itself."""
+"""The task of a plugin or fork that a checkpoint was trained with: the task itself provides the dictionaries."""
 
 import argparse
 import copy
@@ -17,15 +17,15 @@ logger = logging.getLogger(__name__)
 
 
 def own_task(file: CheckpointFile, folders: Sequence[str], languages: Sequence[Optional[str]]) -> Any:
-    """The task, set up as fairseq sets it up, where code of a user's has registered it and it translates.
+    """The task, set up as by fairseq, if user code has registered it and it translates.
 
     Args:
-        folders: where its dictionaries may lie; it is asked to start with each, and the first that does counts
-        languages: source and target; None: nobody says
+        folders: where its dictionaries may be; setup is tried with each, and the first that works is used
+        languages: source and target; None: unknown
 
     Returns:
-        a FairseqTask with a source and a target dictionary; None: it is one of fairseq's own, or nothing that
-        translates text, or does not start here; then the dictionaries are looked for as for any checkpoint
+        a FairseqTask with a source and a target dictionary; None if it is one of fairseq's own, does not translate
+        text, or cannot be set up here; the dictionaries are then searched for as for any checkpoint
     """
     name = task_name(file.cfg.task)
     if name not in tasks.TASK_REGISTRY or not is_foreign(tasks.TASK_REGISTRY[name]):
@@ -35,21 +35,21 @@ def own_task(file: CheckpointFile, folders: Sequence[str], languages: Sequence[O
         try:
             task = tasks.setup_task(_with(file.cfg.task, folder, languages))
             dictionaries = [task.source_dictionary, task.target_dictionary]
-        except (Exception, SystemExit) as error:  # code of a user's raises anything
+        except (Exception, SystemExit) as error:  # user code raises all kinds
             reasons.append(f"{folder}: {' '.join(str(error).split())[:200] or type(error).__name__}")
             continue
         if all(isinstance(dictionary, Dictionary) for dictionary in dictionaries):
             return task
         reasons.append(f"{folder}: it has no source and target dictionary")
     logger.warning(
-        f"{file.path}: its task {name} does not start here ({'; '.join(reasons)}), so its dictionaries are taken from "
-        "the files as they are. Remedy, where it changes them: name the folder of the data that it was trained on"
+        f"{file.path}: its task {name} cannot be set up here ({'; '.join(reasons)}), so its dictionaries are read "
+        "unchanged from the files. Remedy, if the task changes them: name the folder of its training data"
     )
     return None
 
 
 def _with(task_cfg: Any, folder: str, languages: Sequence[Optional[str]]) -> Any:
-    """A copy of a task's configuration, for another folder of data."""
+    """A copy of a task's configuration for another data folder."""
     values = {"data": folder}
     values.update({name: lang for name, lang in zip(("source_lang", "target_lang"), languages) if lang})
     changed = copy.deepcopy(task_cfg)

@@ -171,7 +171,7 @@ def read_checkpoint(
 
 
 def _forget_training(args: Any) -> None:
-    """Drop criterion, optimizer and the like of flags that name code which is not here: no model needs them."""
+    """Drop the criterion, optimizer and similar flags whose code is not installed: no model needs them."""
     for kind, registry in REGISTRIES.items():
         if getattr(args, kind, None) not in registry["registry"] and hasattr(args, kind):
             delattr(args, kind)

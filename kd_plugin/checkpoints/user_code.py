@@ -1,7 +1,7 @@
-"""Code of another plugin or of a fork, which registers what a checkpoint is made of: --user-dir, --teacher-user-dir.
+"""Code of another plugin or fork, which registers a checkpoint's architecture or task: --user-dir, --teacher-user-dir.
 
-It runs because the user has named its folder, and for no other reason: nothing in a checkpoint leads to it. It is
-imported as fairseq-train imports its --user-dir, once in every process that opens a checkpoint.
+It runs only because the user has named its folder: nothing in a checkpoint can cause that. It is imported like
+fairseq-train's --user-dir, once in every process that opens a checkpoint.
 """
 
 import argparse
@@ -29,11 +29,11 @@ OF_THIS_HOUSE = ("fairseq", "kd_plugin")
 
 
 def import_user_code(folders: Optional[str], flag: str) -> None:
-    """Import the packages in these folders, unless they are there already.
+    """Import the packages in these folders, unless they are imported already.
 
     Args:
-        folders: one, or several as in --teacher-path; None: nothing is to be imported
-        flag: that names them, for errors
+        folders: one, or several as in --teacher-path; None: nothing to import
+        flag: the flag that names them, for errors
 
     Raises:
         KDPluginError: there is no such package, another one has its name, or importing it failed
@@ -43,7 +43,7 @@ def import_user_code(folders: Optional[str], flag: str) -> None:
 
 
 def code_sha256(folders: Optional[str]) -> Optional[str]:
-    """One hash of all Python files in these folders: with other code a model may answer otherwise. None: no folder."""
+    """One hash of all Python files in these folders, as other code may change a model's output. None: no folder."""
     found: List[Dict[str, str]] = []
     for folder in map(Path, _split(folders)):
         files = sorted(file for file in folder.rglob("*.py") if file.is_file())
@@ -52,7 +52,7 @@ def code_sha256(folders: Optional[str]) -> Optional[str]:
 
 
 def is_foreign(registered: type) -> bool:
-    """Whether code of a user's has registered this class of a task or model."""
+    """Whether user code has registered this task or model class."""
     return registered.__module__.split(".")[0] not in OF_THIS_HOUSE
 
 
@@ -62,20 +62,20 @@ def not_registered(path: str, what: str, name: str) -> KDPluginError:
 
 
 def check_registered(path: str, architecture: str) -> None:
-    """Refuse an architecture that nobody has registered."""
+    """Refuse an architecture that is not registered."""
     if architecture not in ARCH_MODEL_REGISTRY and architecture not in MODEL_REGISTRY:
         raise not_registered(path, "architecture", architecture)
 
 
 def unknown_task(task: str) -> str:
-    """For the end of a remedy, where a model does not fit the dictionary files: its task may add to them."""
+    """The end of a remedy for a model that does not fit the dictionary files: its task may add to them."""
     return (
         "" if task in TASK_REGISTRY else f"; its task {task!r}, which may add to them, is not registered here: {NAMED}"
     )
 
 
 def missing_code(path: str, args: argparse.Namespace) -> Optional[KDPluginError]:
-    """Why fairseq cannot read flags that were stored by a fork; None: not for want of the fork's code."""
+    """Why fairseq cannot read flags that a fork has stored; None: the reason is not the fork's missing code."""
     architecture, task = getattr(args, "arch", None), getattr(args, "task", "translation")
     if architecture is not None and architecture not in ARCH_MODEL_REGISTRY:
         return not_registered(path, "architecture", architecture)
@@ -90,43 +90,43 @@ def _import(path: str, named: str) -> None:
     parent, name = os.path.split(path)
     if not os.path.isdir(path):
         what = "is a file" if os.path.exists(path) else "there is no such folder"
-        raise KDPluginError(f"{named}: {what}. Remedy: the folder that its authors give to fairseq's --user-dir")
-    # what fairseq imports of such a folder
+        raise KDPluginError(f"{named}: {what}. Remedy: name the folder that its authors give to fairseq's --user-dir")
+    # what fairseq imports from such a folder
     if not any(os.path.exists(os.path.join(path, inside)) for inside in ("__init__.py", "tasks", "models")):
         raise KDPluginError(
-            f"{named}: is no Python package: there is no __init__.py, and neither tasks nor models is in it. Remedy: "
-            "the folder that its authors give to fairseq's --user-dir"
+            f"{named}: is not a Python package: it contains no __init__.py, tasks or models. Remedy: name the folder "
+            "that its authors give to fairseq's --user-dir"
         )
     if not name.isidentifier():
         raise KDPluginError(
-            f"{named}: Python can import no package of the name {name!r}. Remedy: copy or link the folder under a name "
+            f"{named}: Python cannot import a package named {name!r}. Remedy: copy or link the folder under a name "
             "of letters, digits and underscores"
         )
     holder = _holder_of(name, path)
     if holder is not None:
         raise KDPluginError(
-            f"{named}: the name {name} is taken by {holder}, and Python imports one package of a name. Remedy: copy or "
-            f"link the folder under another name"
+            f"{named}: the name {name} is taken by {holder}, and Python imports one package per name. Remedy: copy or "
+            "link the folder under another name"
         )
     before = set(sys.modules)
     try:
         utils.import_user_module(argparse.Namespace(user_dir=path))
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # code of a user's raises anything, and may exit
-        # so that another attempt imports it again, and does not take it for imported
+    except BaseException as error:  # user code raises all kinds, and may exit
+        # so that another attempt imports it again instead of treating it as imported
         utils.import_user_module.memo.discard(path)
         for module in set(sys.modules) - before:
             if module.split(".")[0] == name:
                 del sys.modules[module]
         raise KDPluginError(
-            f"{named}: importing it failed ({_reason(error, path)}). Remedy: install what it needs, or code for the "
-            f"fairseq and Python that run here; to see more: cd {parent} && python -c 'import fairseq.models, {name}'"
+            f"{named}: importing it failed ({_reason(error, path)}). Remedy: install its dependencies, or code for "
+            f"this fairseq and Python; for details: cd {parent} && python -c 'import fairseq.models, {name}'"
         ) from error
 
 
 def _holder_of(name: str, path: str) -> Optional[str]:
-    """What else has this name in Python already, or would have it for whoever imports it later; None: nothing."""
+    """What else has this name in Python, imported already or importable; None: nothing."""
     module = sys.modules.get(name)
     if module is not None:
         places = [str(place) for place in getattr(module, "__path__", [])]
@@ -146,7 +146,7 @@ def _holder_of(name: str, path: str) -> Optional[str]:
 
 
 def _reason(error: BaseException, path: str) -> str:
-    """In a line: the error, and where in the folder's files it came up."""
+    """In one line: the error, and where in the folder's files it was raised."""
     text = " ".join(str(error).split())[:300]
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename.startswith(path)]
     where = f"; {frames[-1].filename}, line {frames[-1].lineno}" if frames else ""

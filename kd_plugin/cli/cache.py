@@ -1,4 +1,4 @@
-"""`kd-plugin cache`: ask a teacher about every target token of a corpus once, and keep the answers."""
+"""`kd-plugin cache`: ask a teacher about every target token of a corpus once, and store the answers."""
 
 import argparse
 
@@ -12,9 +12,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--teacher-path", required=True, metavar="A.pt[:B.pt…]", help="the teacher, or an ensemble, as in training"
     )
-    parser.add_argument("--teacher-weights", metavar="W[,W…]", help="of an ensemble, as in training")
+    parser.add_argument("--teacher-weights", metavar="W[,W…]", help="for an ensemble, as in training")
     parser.add_argument("--teacher-overrides", default="{}", metavar="JSON", help="as in training")
-    parser.add_argument("--teacher-user-dir", metavar="DIR", help="as in training: code of the teacher's; it is run")
+    parser.add_argument("--teacher-user-dir", metavar="DIR", help="as in training: the teacher's code; it runs")
     parser.add_argument("--teacher-sha256", metavar="HASH[:HASH…]", help="refuse any other file as teacher")
     parser.add_argument(
         "--teacher-dtype",
@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="auto: fp16 on a GPU, fp32 on a CPU (default: %(default)s)",
     )
     parser.add_argument(
-        "--teacher-source-lang", metavar="CODE", help="as in training: a Hugging Face teacher's own code"
+        "--teacher-source-lang", metavar="CODE", help="as in training: the language code of a Hugging Face teacher"
     )
     parser.add_argument("--teacher-target-lang", metavar="CODE", help="likewise")
     parser.add_argument(
@@ -32,11 +32,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=["refuse", "ignore"],
         help="as in training (default: %(default)s)",
     )
-    parser.add_argument("--cache-dir", required=True, metavar="DIR", help="where --teacher-cache will find the answers")
+    parser.add_argument("--cache-dir", required=True, metavar="DIR", help="the folder to give to --teacher-cache later")
     parser.add_argument(
         "--subset", default="train", help="splits, separated by commas: train,valid (default: %(default)s)"
     )
-    add_languages(parser, "default: as the files in DATA are named")
+    add_languages(parser, "default: from the file names in DATA")
     parser.add_argument(
         "--kind",
         default="topk",
@@ -44,23 +44,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="topk: the k best entries and the mass of the rest; sampled: k draws from the teacher's distribution, "
         "unbiased, forward_kl only (default: %(default)s)",
     )
-    parser.add_argument("--k", type=int, default=16, help="entries or draws for each target token (default: 16)")
+    parser.add_argument("--k", type=int, default=16, help="entries or draws per target token (default: 16)")
     parser.add_argument(
-        "--temperature", type=float, default=1.0, help="the --kd-temperature of the trainings to come (default: 1.0)"
+        "--temperature", type=float, default=1.0, help="the --kd-temperature of later trainings (default: 1.0)"
     )
-    parser.add_argument("--seed", type=int, default=1, help="of the draws (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=1, help="for the draws (default: %(default)s)")
     parser.add_argument(
         "--truncate-source", action="store_true", help="to --max-source-positions, for trainings with this flag"
     )
     parser.add_argument(
-        "--max-source-positions", type=int, metavar="N", help="of --truncate-source, as in training (default: 1024)"
+        "--max-source-positions", type=int, metavar="N", help="for --truncate-source, as in training (default: 1024)"
     )
-    parser.add_argument("--max-tokens", type=int, default=8000, help="in a batch, padded (default: %(default)s)")
+    parser.add_argument(
+        "--max-tokens", type=int, default=8000, help="tokens per batch, with padding (default: %(default)s)"
+    )
     parser.add_argument(
         "--shard-tokens",
         type=int,
         default=1_000_000,
-        help="target tokens in a file: what a killed job loses at most (default: %(default)s)",
+        help="target tokens per file: the most that a killed job loses (default: %(default)s)",
     )
     add_job(parser)
 

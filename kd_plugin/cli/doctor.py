@@ -1,4 +1,4 @@
-"""`kd-plugin doctor`: is everything here that distillation needs, and can these teachers be used?"""
+"""`kd-plugin doctor`: does this installation have all that distillation needs, and can these teachers be used?"""
 
 import argparse
 import json
@@ -20,20 +20,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--user-dir",
         metavar="DIR",
-        help="folder with code that registers a teacher's architecture or task, as fairseq's --user-dir",
+        help="folder with code that registers a teacher's architecture or task, like fairseq's --user-dir",
     )
     parser.add_argument(
         "-s",
         "--source-lang",
         metavar="LANG",
-        help="where the teacher's checkpoint does not say; of a folder of Hugging Face's the code of its own",
+        help="if the teacher's checkpoint does not name it; for a Hugging Face folder, the model's own code",
     )
-    parser.add_argument("-t", "--target-lang", metavar="LANG", help="where the teacher's checkpoint does not say")
+    parser.add_argument("-t", "--target-lang", metavar="LANG", help="if the teacher's checkpoint does not name it")
     parser.add_argument("--json", action="store_true", help="the same report as JSON")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Exit status 1 when a line of the report is FAIL, else 0."""
+    """Exit status 1 if a line of the report is FAIL, else 0."""
     from kd_plugin.compat import has_fairseq
 
     if args.user_dir and not args.teacher:

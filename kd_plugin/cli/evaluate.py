@@ -1,4 +1,4 @@
-"""`kd-plugin evaluate`: models side by side on raw test sets: scores with significance, speed and size."""
+"""`kd-plugin evaluate`: models side by side on raw test sets: scores, significance, speed and size."""
 
 import argparse
 
@@ -23,8 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         required=True,
         metavar="NAME=PATH",
-        help="a checkpoint, an ensemble A.pt:B.pt, or a folder with a model of CTranslate2, Hugging Face or Marian; "
-        "once for each model",
+        help="a checkpoint, an ensemble A.pt:B.pt, or a folder with a CTranslate2, Hugging Face or Marian model; once "
+        "for each model",
     )
     add_folder_languages(parser)
     parser.add_argument(
@@ -34,42 +34,44 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--output", required=True, metavar="DIR", help="for evaluation.json, evaluation.md, translations"
     )
     parser.add_argument("--baseline", metavar="NAME", help="the model that the others are compared with")
-    parser.add_argument("--engine", default="auto", choices=("auto", *ENGINES), help="refuse models of another one")
-    add_subwords(parser, "for raw text, unless it is segmented already", remove_bpe=True)
+    parser.add_argument("--engine", default="auto", choices=("auto", *ENGINES), help="refuse models for another engine")
+    add_subwords(parser, "for raw text that is not segmented yet", remove_bpe=True)
     add_languages(parser, "default: the checkpoint's")
-    parser.add_argument("--dict-dir", metavar="DIR", help="folder with the checkpoints' dictionaries, where elsewhere")
+    parser.add_argument(
+        "--dict-dir", metavar="DIR", help="folder with the checkpoints' dictionaries, if not beside them"
+    )
     add_user_dir(parser)
     for name, text in (("beam", "beam size"), ("max_len_a", ""), ("max_len_b", ""), ("lenpen", "length penalty")):
         default = getattr(Settings(), name)
-        text = f"{text or 'as fairseq-generate'} (default: {default})"
+        text = f"{text or 'as in fairseq-generate'} (default: {default})"
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default, help=text)
-    parser.add_argument("--max-tokens", type=int, default=4000, help="source tokens in a batch (default: %(default)s)")
+    parser.add_argument("--max-tokens", type=int, default=4000, help="source tokens per batch (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="on the CPU (default: %(default)s)")
     parser.add_argument(
         "--cpu-sentences",
         type=int,
         default=200,
-        help="where a GPU translates: how many of the first test set the CPU translates too, for its speed "
-        "(default: %(default)s)",
+        help="if a GPU translates: how many sentences of the first test set the CPU also translates, to measure its "
+        "speed (default: %(default)s)",
     )
     parser.add_argument(
         "--tokenize",
         choices=BLEU.TOKENIZERS,
-        help="sacreBLEU's tokenizer; none: the text is tokenised already (default: the target language's: zh for "
-        "Chinese, mecab or characters for Japanese and Korean, characters for Thai, Khmer, …, 13a for all others)",
+        help="sacreBLEU's tokenizer; none: the text is tokenised already (default: by target language: zh for Chinese, "
+        "mecab or characters for Japanese and Korean, characters for Thai, Khmer, …, 13a for all others)",
     )
-    parser.add_argument("--lowercase", action="store_true", help="score without case")
+    parser.add_argument("--lowercase", action="store_true", help="ignore case in scores")
     parser.add_argument(
-        "--bootstrap", type=int, default=1000, metavar="N", help="resamples; 0: no confidence (default: %(default)s)"
+        "--bootstrap", type=int, default=1000, metavar="N", help="resamples; 0: no intervals (default: %(default)s)"
     )
-    parser.add_argument("--comet", metavar="MODEL", help="also COMET with this model: a name to download, or a path")
+    parser.add_argument("--comet", metavar="MODEL", help="also score with COMET: a model name to download, or a path")
 
 
 def run(args: argparse.Namespace) -> int:
     """Exit status 0."""
     from kd_plugin.evaluation.evaluate import Comparison, evaluate
 
-    # of the command: the same one writes again what it had begun
+    # digest of the command: the same command may overwrite what it has begun
     job = digest_of({name: value for name, value in vars(args).items() if name not in ("run", "output")})
     groups = {
         "folder": filled(FolderOptions, args),

@@ -1,4 +1,4 @@
-"""`kd-plugin export`: a trained model in a form to use or to give away: CTranslate2, stock fairseq or safetensors."""
+"""`kd-plugin export`: a trained model in a format to use or to share: CTranslate2, stock fairseq or safetensors."""
 
 import argparse
 
@@ -7,37 +7,37 @@ from kd_plugin.export.forms import FORMATS, QUANTIZED_THRESHOLD, SUBWORDS, THRES
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="of fairseq-train, with or without the plugin")
-    parser.add_argument("--output", required=True, metavar="DIR", help="folder to make")
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="from fairseq-train, with or without the plugin")
+    parser.add_argument("--output", required=True, metavar="DIR", help="folder to create")
     parser.add_argument(
         "--format",
         required=True,
         choices=list(FORMATS),
-        help="ctranslate2: for use, 2 to 4 times as fast on CPUs; fairseq: a checkpoint without optimizer state and "
-        "private paths, for anybody's fairseq; safetensors: weights and sizes for other programs",
+        help="ctranslate2: for deployment, 2 to 4 times as fast on CPUs; fairseq: a checkpoint without optimizer state "
+        "and private paths, for stock fairseq; safetensors: weights and sizes for other programs",
     )
     parser.add_argument(
-        "--quantization", metavar="TYPE", help="of ctranslate2: int8, int8_float16, float16, float32, … (default: int8)"
+        "--quantization", metavar="TYPE", help="for ctranslate2: int8, int8_float16, float16, … (default: int8)"
     )
-    parser.add_argument("--fp16", action="store_true", help="of fairseq and safetensors: half the size")
+    parser.add_argument("--fp16", action="store_true", help="for fairseq and safetensors: half the size")
     names = f"{SUBWORDS['']}, {SUBWORDS['source']} and {SUBWORDS['target']}"
-    add_subwords(parser, f"of the training data: is put beside the model ({names})")
+    add_subwords(parser, f"of the training data; it is copied beside the model ({names})")
     add_languages(parser, "default: the checkpoint's")
-    parser.add_argument("--dict-dir", metavar="DIR", help="folder with its dictionaries, where they are elsewhere")
+    parser.add_argument("--dict-dir", metavar="DIR", help="folder with its dictionaries, if not beside it")
     add_user_dir(parser)
     parser.add_argument(
         "--max-positions",
         type=int,
         metavar="N",
-        help="of ctranslate2: the longest sentence in tokens, with its end; fewer make a smaller file (default: the "
+        help="for ctranslate2: the longest sentence in tokens, with its end; fewer make a smaller file (default: the "
         "checkpoint's)",
     )
     parser.add_argument(
         "--vocabulary-map-from",
         nargs="+",
         metavar=("CORPUS.src CORPUS.tgt | TRANSLATIONS_DIR", "…"),
-        help="of ctranslate2: also a vocabulary map, from raw parallel text or from what kd-plugin decode wrote; the "
-        "model uses it where translate_batch is told use_vmap=True",
+        help="for ctranslate2: also make a vocabulary map, from raw parallel text or from the output of kd-plugin "
+        "decode; the model uses it if translate_batch gets use_vmap=True",
     )
     parser.add_argument(
         "--check", metavar="FILE", help="translate this raw text with both models and compare; not for safetensors"
@@ -46,8 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--check-threshold",
         type=float,
         metavar="BLEU",
-        help="of the exported model's translations against the checkpoint's; below it the exit status is 1 and nothing "
-        f"is written (default: {THRESHOLD:g}, and {QUANTIZED_THRESHOLD:g} for int8 and int16)",
+        help="BLEU of the exported model's translations against the checkpoint's; below it, the exit status is 1 and "
+        f"nothing is written (default: {THRESHOLD:g}, and {QUANTIZED_THRESHOLD:g} for int8 and int16)",
     )
 
 
@@ -55,6 +55,6 @@ def run(args: argparse.Namespace) -> int:
     """Exit status 0."""
     from kd_plugin.export.export import export
 
-    # text that is segmented already is compared as it is
+    # already segmented text is compared unchanged
     export(filled(Export, args, subwords=subwords(args, remove_bpe="none"), inputs=inputs_of(args)))
     return 0

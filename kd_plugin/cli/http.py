@@ -8,7 +8,7 @@ from kd_plugin.decoding.http.options import APIS, HttpOptions
 from kd_plugin.errors import KDPluginError
 
 ASKED = ("source_lang", "target_lang", "nbest", "max_len_b", "sampling", "sampling_topp", "temperature")
-# what a server has no word for: a flag of these beside --engine http is refused, and not ignored
+# flags that a server does not support: with --engine http they are refused rather than ignored
 NOT_FOR_SERVERS = (
     *("data", "gen_subset", "compute_type", "max_tokens"),
     *(
@@ -21,7 +21,7 @@ NOT_FOR_SERVERS = (
 
 
 def add_http(parser: argparse.ArgumentParser) -> None:
-    """The fields of decoding.http.options.HttpOptions. Those that are not given are absent from args."""
+    """The fields of decoding.http.options.HttpOptions. Flags that are not given are absent from args."""
     default = HttpOptions()
     group = parser.add_argument_group("--engine http")
     for name, metavar, kind, text in (
@@ -31,41 +31,41 @@ def add_http(parser: argparse.ArgumentParser) -> None:
             "prompt",
             "FILE",
             str,
-            "the template of a request, with {source}, and {source_lang} and {target_lang} for the languages' names; "
-            "other braces are written twice (default: asks for the translation alone)",
+            "the prompt template, with {source}, and {source_lang} and {target_lang} for the languages' names; write "
+            "other braces twice (default: a prompt that asks only for the translation)",
         ),
-        ("few-shot", "FILE", str, "examples, which are shown before every sentence: source TAB translation"),
+        ("few-shot", "FILE", str, "examples to show before every sentence: source TAB translation"),
         ("source-name", "NAME", str, "for {source_lang} (default: the English name of --source-lang)"),
         ("target-name", "NAME", str, "for {target_lang} (default: the English name of --target-lang)"),
         (
             "extra-body",
             "JSON",
             str,
-            "more fields of each request, such as '{\"top_k\": 20}'; null takes one of ours out",
+            "more fields for each request, such as '{\"top_k\": 20}'; null removes one of the defaults",
         ),
         ("api-key-env", "NAME", str, "the environment variable with the server's key (default: no key is sent)"),
-        ("concurrency", "N", int, f"requests at the same time, of each worker (default: {default.concurrency})"),
-        ("timeout", "S", float, f"seconds for one request (default: {default.timeout:g})"),
+        ("concurrency", "N", int, f"simultaneous requests per worker (default: {default.concurrency})"),
+        ("timeout", "S", float, f"seconds per request (default: {default.timeout:g})"),
         (
             "retries",
             "N",
             int,
-            "how often a request is sent again after a fault, after random times of up to 0.5, 1, 2, … 60 s, and not "
+            "how often a request is repeated after a fault, after random delays of up to 0.5, 1, 2, … 60 s, and never "
             f"before the time that Retry-After names (default: {default.retries})",
         ),
         (
             "max-answer-ratio",
             "R",
             float,
-            "an answer that says so many times as much as its source is left out, both measured by their characters "
+            "reject an answer that is longer than this many times its source, both measured by their characters "
             f"(default: {default.max_answer_ratio:g})",
         ),
         (
             "expect-script",
             "NAME[,NAME…]",
             str,
-            "answers with fewer than half of their letters in these scripts, as Unicode calls them (LATIN, CYRILLIC, "
-            "CJK), are left out",
+            "reject answers with fewer than half of their letters in these scripts, by Unicode name (LATIN, CYRILLIC, "
+            "CJK)",
         ),
     ):
         group.add_argument(f"--{name}", metavar=metavar, type=kind, default=argparse.SUPPRESS, help=text)
@@ -73,23 +73,23 @@ def add_http(parser: argparse.ArgumentParser) -> None:
         "--api",
         choices=tuple(APIS),
         default=argparse.SUPPRESS,
-        help="chat: /chat/completions; completions: /completions, for models without instructions (default: "
+        help="chat: /chat/completions; completions: /completions, for models without instruction tuning (default: "
         f"{default.api})",
     )
     group.add_argument(
         "--logprobs",
         action="store_true",
         default=argparse.SUPPRESS,
-        help="ask for log-probabilities; a translation's score is their mean, a token",
+        help="ask for log-probabilities; a translation's score is their mean per token",
     )
 
 
 def check_engine(args: argparse.Namespace) -> None:
-    """Refuse flags that the engine would not look at."""
+    """Refuse flags that the engine would ignore."""
     if args.engine == "http":
         for name in NOT_FOR_SERVERS:
             if getattr(args, name, None) is not None:
-                remedy = "--extra-body '{\"top_k\": N}', where the server knows it" if name == "sampling_topk" else ""
+                remedy = "--extra-body '{\"top_k\": N}', if the server supports it" if name == "sampling_topk" else ""
                 raise KDPluginError(
                     f"{'DATA' if name == 'data' else flag_of(name)}: is not for --engine http. Remedy: "
                     f"{remedy or 'leave it out'}"
@@ -97,11 +97,11 @@ def check_engine(args: argparse.Namespace) -> None:
         return
     for name in HttpOptions._fields:
         if hasattr(args, name):
-            raise KDPluginError(f"{flag_of(name)}: is for --engine http alone. Remedy: add that, or leave it out")
+            raise KDPluginError(f"{flag_of(name)}: only for --engine http. Remedy: add --engine http, or leave it out")
     if args.path is None:
         raise KDPluginError("kd-plugin decode: no model. Remedy: --path, or --engine http with --url and --model")
 
 
 def flag_of(name: str) -> str:
-    """Of an attribute of args."""
+    """The flag of an attribute of args."""
     return f"--{name.replace('_', '-')}"

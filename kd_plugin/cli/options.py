@@ -1,4 +1,4 @@
-"""Groups of options that several verbs share, each declared once, and how a verb's room is told of them."""
+"""Groups of options that several verbs share, each declared once, and their conversion for a verb's package."""
 
 import argparse
 from typing import Any, Callable, List, Sequence, TypeVar
@@ -11,7 +11,7 @@ from kd_plugin.runners.jobs import RUNNERS
 
 Kind = TypeVar("Kind")
 
-# what the verbs' arguments and flags call files and folders to read; --…sentencepiece-model too
+# the arguments and flags that name files and folders to read; --…sentencepiece-model too
 POSITIONAL_INPUTS = ("data", "input_dir", "file", "checkpoint", "teacher")
 INPUTS = (
     "input path teacher_path dict_dir user_dir teacher_user_dir source reference scores model test comet check "
@@ -20,13 +20,13 @@ INPUTS = (
 
 
 def filled(kind: Callable[..., Kind], args: argparse.Namespace, **others: Any) -> Kind:
-    """A NamedTuple of a room's: its fields are the options of the same names, and `others`."""
+    """A package's NamedTuple, filled with the options of the same names and with `others`."""
     names = kind._fields  # type: ignore[attr-defined]
     return kind(**{**{name: getattr(args, name) for name in names if hasattr(args, name)}, **others})
 
 
 def inputs_of(args: argparse.Namespace) -> List[Named]:
-    """All that a verb reads, by the flags and arguments that name it."""
+    """All files and folders that a verb reads, with the flags and arguments that name them."""
     named = []
     for name, value in vars(args).items():
         if name in POSITIONAL_INPUTS:
@@ -41,13 +41,13 @@ def add_destination(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--text",
         metavar="PREFIX",
-        help="also write PREFIX.SRC and PREFIX.TGT, line by line, as fairseq-preprocess takes them, and PREFIX.scores "
-        "(number of the line, from 0, and score)",
+        help="also write PREFIX.SRC and PREFIX.TGT, line by line, for fairseq-preprocess, and PREFIX.scores (line "
+        "number, from 0, and score)",
     )
 
 
 def destination(args: argparse.Namespace, more_inputs: Sequence[Named] = ()) -> Destination:
-    """Of `add_destination`. more_inputs: what the verb reads beside `inputs_of`"""
+    """The options of `add_destination`. more_inputs: what the verb reads besides `inputs_of`"""
     return filled(Destination, args, inputs=[*inputs_of(args), *more_inputs])
 
 
@@ -58,33 +58,33 @@ def add_job(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--shard-id", type=int, default=0, metavar="I", help="which of them this is, from 0")
     parser.add_argument(
-        "--workers", type=int, default=0, metavar="N", help="processes of this job (default: one a GPU, else one)"
+        "--workers", type=int, default=0, metavar="N", help="processes of this job (default: one per GPU, else one)"
     )
     parser.add_argument("--runner", default="local", choices=RUNNERS, help="(default: %(default)s)")
 
 
 def add_workers(parser: argparse.ArgumentParser, sentences: int) -> None:
-    """sentences: as runners.local.workers_for's"""
+    """sentences: as for runners.local.workers_for"""
     parser.add_argument(
         "--workers",
         type=int,
         default=0,
         metavar="N",
-        help=f"processes (default: one a core, and one for {sentences:,} sentences)",
+        help=f"processes (default: one per core, but at most one per {sentences:,} sentences)",
     )
 
 
 def add_languages(parser: argparse.ArgumentParser, text: str) -> None:
-    """text: the help"""
+    """text: the help text"""
     parser.add_argument("-s", "--source-lang", metavar="LANG", help=text)
     parser.add_argument("-t", "--target-lang", metavar="LANG", help=text)
 
 
 def add_models(parser: argparse.ArgumentParser, help_of_path: str, required: bool = True) -> None:
-    """The fields of decoding.base.ModelOptions. required: whether --path is"""
+    """The fields of decoding.base.ModelOptions. required: whether --path is required"""
     parser.add_argument("--path", required=required, metavar="A.pt[:B.pt…]", help=help_of_path)
-    parser.add_argument("--model-overrides", default=argparse.SUPPRESS, metavar="JSON", help="as fairseq-generate's")
-    parser.add_argument("--dict-dir", metavar="DIR", help="folder with the models' dictionaries, where elsewhere")
+    parser.add_argument("--model-overrides", default=argparse.SUPPRESS, metavar="JSON", help="as in fairseq-generate")
+    parser.add_argument("--dict-dir", metavar="DIR", help="folder with the models' dictionaries, if not beside them")
     add_user_dir(parser)
     add_languages(parser, "the models'; default: the checkpoint's")
 
@@ -95,8 +95,8 @@ def add_folder_languages(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
             f"--model-{side}-lang",
             metavar="CODE",
-            help=f"the {side} language as a folder's model calls it, such as NLLB's eng_Latn; for models of several "
-            "languages (default: that of the corpus, where the model calls it the same)",
+            help=f"the {side} language in the model's own code, such as NLLB's eng_Latn; for folders with multilingual "
+            "models (default: the corpus's code, if the model knows it)",
         )
 
 
@@ -105,11 +105,11 @@ def add_folder(parser: argparse.ArgumentParser) -> None:
     add_folder_languages(parser)
     for name, what in (
         ("source-prefix", "before a source sentence"),
-        ("source-suffix", "behind it (default: the end of sentence, unless CTranslate2 adds it)"),
+        ("source-suffix", "after it (default: the end of sentence, unless CTranslate2 adds it)"),
         ("target-prefix", "before the translation, such as NLLB's language"),
     ):
         parser.add_argument(
-            f"--{name}", metavar="SYMBOLS", help=f"of a CTranslate2 folder: what the model expects {what}"
+            f"--{name}", metavar="SYMBOLS", help=f"for a CTranslate2 folder: symbols that the model expects {what}"
         )
 
 
@@ -117,7 +117,7 @@ def add_user_dir(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--user-dir",
         metavar="DIR",
-        help="folder with code that registers a checkpoint's architecture or task, as fairseq's --user-dir; it is run",
+        help="folder with code that registers a checkpoint's architecture or task, like fairseq's --user-dir; it runs",
     )
 
 
@@ -125,25 +125,25 @@ def add_subwords(parser: argparse.ArgumentParser, purpose: str, remove_bpe: bool
     """The fields of corpus.subwords.SubwordOptions.
 
     Args:
-        purpose: what the model is for here, as a help text
-        remove_bpe: also text that is segmented already can be put together
+        purpose: the model's purpose here, for the help text
+        remove_bpe: whether segmented text can be joined, with --remove-bpe
     """
     parser.add_argument(JOINT, metavar="FILE", help=f"{purpose}; one for both languages")
     for side in SIDES:
         parser.add_argument(
-            f"--{side}-sentencepiece-model", metavar="FILE", help=f"the {side} side's, where each has its own"
+            f"--{side}-sentencepiece-model", metavar="FILE", help=f"the {side} side's, if each side has its own"
         )
     if remove_bpe:
         parser.add_argument(
             "--remove-bpe",
             default=argparse.SUPPRESS,
             choices=SYMBOLS,
-            help=f"of segmented text (default: {SYMBOLS[0]})",
+            help=f"for segmented text (default: {SYMBOLS[0]})",
         )
 
 
 def subwords(args: argparse.Namespace, **others: Any) -> SubwordOptions:
-    """Of `add_subwords`."""
+    """The options of `add_subwords`."""
     return filled(SubwordOptions, args, **others)
 
 
@@ -154,5 +154,5 @@ def add_search(parser: argparse.ArgumentParser) -> None:
         if name == "sampling":
             parser.add_argument(flag, action="store_true", help="draw translations instead of searching for the best")
         else:
-            text = f"as fairseq-generate's (default: {default})"
+            text = f"as in fairseq-generate (default: {default})"
             parser.add_argument(flag, type=type(default), default=argparse.SUPPRESS, help=text)

@@ -56,7 +56,7 @@ class TranslationSession(Session):
     lines: int
 
     def summary(self) -> str:
-        """What there is to say of this process' work, in a line; empty: nothing."""
+        """One line about this process's work; empty: nothing to report."""
         return ""
 
     @property

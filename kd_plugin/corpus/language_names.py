@@ -1,4 +1,4 @@
-"""What English calls a language, by its code."""
+"""English names of languages, by code."""
 
 import re
 from typing import Optional
@@ -9,7 +9,7 @@ NO_LANGUAGE = ("mul", "und", "zxx")  # codes for several, for an unknown one, an
 
 
 def english_name(code: str) -> Optional[str]:
-    """Of a code as `corpus.languages` takes them: German for de, deu_Latn and de_DE; Simplified Chinese for zho_Hans.
+    """The name for a code as in `corpus.languages`: German for de, deu_Latn and de_DE; Simplified Chinese for zho_Hans.
 
     The names, and which script a language is written in unless its code says otherwise, are those of the Unicode
     Common Locale Data Repository (https://cldr.unicode.org).
@@ -35,7 +35,7 @@ def english_name(code: str) -> Optional[str]:
     english = Locale("en")
     names, likely = english.languages, get_global("likely_subtags")
     usual = likely.get(language, "").split("_")
-    if script is None and territory is not None:  # zh_TW is written in another script than zh
+    if script is None and territory is not None:  # zh_TW uses another script than zh
         script = next((part for part in likely.get(f"{language}_{territory}", "").split("_") if len(part) == 4), None)
     name = names.get(f"{language}_{territory}") or (script and names.get(f"{language}_{script}"))
     if name:

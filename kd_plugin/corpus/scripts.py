@@ -1,4 +1,4 @@
-"""Scripts of letters, by the names that Unicode gives to characters."""
+"""The scripts of letters, from Unicode character names."""
 
 import functools
 import sys
@@ -26,11 +26,11 @@ def is_written_in(letters: Iterable[str], scripts: Sequence[str], share: float) 
 
 
 def check_scripts(flag: str, names: Iterable[str]) -> None:
-    """Refuse names that no letter's script has."""
+    """Refuse names that are not the script of any letter."""
     for name in names:
         if name not in _known():
             raise KDPluginError(
-                f"{flag} {name}: no letters in Unicode {unicodedata.unidata_version} have that name. Remedy: the "
+                f"{flag} {name}: no letters in Unicode {unicodedata.unidata_version} have that name. Remedy: use the "
                 "first word of their names, such as LATIN, CYRILLIC, ARABIC, CJK, HIRAGANA, HANGUL"
             )
 

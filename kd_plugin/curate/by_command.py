@@ -1,4 +1,4 @@
-"""Scores by anybody's program: it reads translations on standard input and writes a score for each."""
+"""Scores from any program that reads translations on standard input and writes a score for each."""
 
 import contextlib
 import math
@@ -15,13 +15,13 @@ from kd_plugin.curate.scorers import Progress, Scorer, Texts
 from kd_plugin.errors import KDPluginError
 
 CONTRACT = "for each line `source TAB translation` on standard input, one number on standard output and nothing else"
-LAST_WORDS = 1.0  # seconds for what a command wrote to standard error before it ended
+LAST_WORDS = 1.0  # seconds to read what a command wrote to standard error before it ended
 
 
 class CommandScorer(Scorer):
-    """Starts the command once for each shard, in a shell. A higher number has to mean a better translation.
+    """Starts the command once for each shard, in a shell. A higher number must mean a better translation.
 
-    A tab inside a text is given to it as a space: tabs part the two texts.
+    A tab inside a text becomes a space, since a tab separates the two texts.
     """
 
     def __init__(self, command: str):
@@ -44,7 +44,7 @@ class CommandScorer(Scorer):
         return scores
 
     def _run(self, content: bytes) -> bytes:
-        """What the command writes."""
+        """The command's output."""
         # files, not pipes: a command may read and write in any order, or leave input unread
         with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as written:
             given.write(content)
@@ -58,7 +58,7 @@ class CommandScorer(Scorer):
             with _ended_with_us(process):
                 listener.start()
                 status = process.wait()
-                listener.join(LAST_WORDS)  # longer waits whoever left a program in the background
+                listener.join(LAST_WORDS)  # a program left in the background could keep the pipe open
             if status != 0:
                 how = f"exit status {status}" if status > 0 else f"signal {-status}"
                 raise self._error(f"ended with {how}" + (f" ({last[0][:200]})" if last[0] else ""))
@@ -69,7 +69,7 @@ class CommandScorer(Scorer):
         try:
             lines = content.decode("utf-8").split("\n")
         except UnicodeDecodeError as error:
-            raise self._error("wrote what is no UTF-8") from error
+            raise self._error("wrote invalid UTF-8") from error
         if not lines[-1]:
             del lines[-1]
         scores: List[Optional[float]] = []
@@ -79,16 +79,16 @@ class CommandScorer(Scorer):
             except ValueError:
                 score = math.nan
             if not math.isfinite(score):
-                raise self._error(f"line {number:,} of what it wrote is {line[:80]!r}, which is no finite number")
+                raise self._error(f"line {number:,} of its output is {line[:80]!r}, which is not a finite number")
             scores.append(score)
         return scores
 
     def _error(self, what: str) -> KDPluginError:
-        return KDPluginError(f"--command {self._command!r}: {what}. Remedy: a command that writes, {CONTRACT}")
+        return KDPluginError(f"--command {self._command!r}: {what}. Remedy: use a command that writes, {CONTRACT}")
 
 
 def _pass_on(stream: BinaryIO, last: List[str]) -> None:
-    """What a command says on standard error, to ours. last: of its one place, the last line that is not empty"""
+    """Copies a command's standard error to ours. last: its single element becomes the last non-empty line"""
     for line in stream:
         text = line.decode("utf-8", "replace")
         last[0] = text.strip() or last[0]
@@ -98,9 +98,10 @@ def _pass_on(stream: BinaryIO, last: List[str]) -> None:
 
 @contextlib.contextmanager
 def _ended_with_us(process: "subprocess.Popen[bytes]") -> Iterator[None]:
-    """Whatever ends this, a stop too, ends the command and all that it has started.
+    """Ends the command and all its child processes when the block ends, also by an interruption.
 
-    In the first process a stop is an exception. Workers are ended by SIGTERM, which would leave the command behind.
+    In the main process an interruption is an exception. Workers are ended by SIGTERM, which would leave the command
+    running.
     """
     is_worker = multiprocessing.parent_process() is not None
     here = threading.current_thread() is threading.main_thread()
@@ -126,6 +127,6 @@ def _ended_with_us(process: "subprocess.Popen[bytes]") -> Iterator[None]:
 def _kill(process: "subprocess.Popen[bytes]") -> None:
     with contextlib.suppress(OSError):
         if hasattr(os, "killpg"):
-            os.killpg(process.pid, signal.SIGKILL)  # a shell's children too: it leads a session of its own
+            os.killpg(process.pid, signal.SIGKILL)  # the shell's children too: it leads its own session
         else:
             process.kill()

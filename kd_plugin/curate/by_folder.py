@@ -1,4 +1,4 @@
-"""The cross-entropy of translations from a model of another toolkit, as CTranslate2 runs it."""
+"""The cross-entropy of translations under a model from another toolkit, run by CTranslate2."""
 
 import functools
 import math
@@ -23,12 +23,12 @@ from kd_plugin.decoding.folders.opening import TextFolder
 
 
 class FolderScorer(Scorer):
-    """Scores by a model of Hugging Face, of Marian (OPUS-MT) or of CTranslate2, as by ModelScorer.
+    """Scores from a Hugging Face, Marian (OPUS-MT) or CTranslate2 model, as from ModelScorer.
 
-    What stands around sentences is not scored; the end of sentence is.
+    Symbols around sentences are not scored, except for the end of sentence.
 
     Args:
-        languages, folder, compute_type, max_tokens: as ModelScorer's
+        languages, folder, compute_type, max_tokens: as for ModelScorer
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class FolderScorer(Scorer):
         check_languages(models.source_lang, models.target_lang)
         models.refuse_of_checkpoints()
         self._max_tokens = max_tokens
-        # without a word it translates as the translations do
+        # by default, the model's languages are those of the translations
         named = models.source_lang or languages[0], models.target_lang or languages[1]
         self._opened = TextFolder(Asked(models.path, options, subwords, named))
         model = self._opened.model
@@ -64,11 +64,11 @@ class FolderScorer(Scorer):
 
     @functools.cached_property
     def _scores(self) -> "_FolderScores":
-        """Converted and opened by the process that scores, and not by one that only shares the work out."""
+        """Converted and opened by the process that scores, not by one that only distributes the work."""
         return self._open()
 
     def __call__(self, pairs: Sequence[Texts], progress: Progress) -> List[Optional[float]]:
-        """As Scorer's. Nothing for nothing, as decode translates empty lines, has 0."""
+        """As Scorer's. An empty translation of an empty line, as from decode, scores 0."""
         texts = [pair[::-1] if self._backward else pair for pair in pairs]
         model = self._opened.model
         source, target = model.subwords
@@ -79,7 +79,7 @@ class FolderScorer(Scorer):
 
 
 class _FolderScores:
-    """The converted model. As SymbolScorer: called with a batch of pairs, and what it can take."""
+    """The converted model, with the interface of SymbolScorer."""
 
     def __init__(self, opened: TextFolder, device: torch.device, compute_type: str):
         self._path, self._compute_type, self._around = opened.model.path, compute_type, opened.model.around

@@ -1,7 +1,7 @@
-"""Scores by a learned metric that reads a source and its translation, and no reference: CometKiwi, MetricX.
+"""Scores from a learned metric that reads a source and its translation, without references: CometKiwi, MetricX.
 
-The higher the better, as for every scorer: MetricX predicts how bad the errors are, 0 … 25, and its score here is minus
-that.
+Higher is better, as for every scorer: MetricX predicts the severity of errors, 0 … 25, and its score here is minus that
+prediction.
 """
 
 import contextlib
@@ -24,24 +24,24 @@ METRICX = "google/metricx-24-hybrid-large-v2p6"
 NAMES = {"comet-kiwi": COMET_KIWI, "metricx": METRICX}
 ON_THE_HUB = re.compile(r"[\w.-]+/[\w.-]+")
 COMET_FILE = Path("checkpoints", "model.ckpt")  # in a downloaded folder
-AT_A_TIME = 2048  # translations, of which COMET makes batches by length
+AT_A_TIME = 2048  # translations, which COMET batches by length
 
-MT5_TOKENIZER = "google/mt5-large"  # that of mT5 of every size
+MT5_TOKENIZER = "google/mt5-large"  # the same for every size of mT5
 TOKENIZER_FILES = ("spiece.model", "tokenizer.json")
 ERROR_SYMBOL = 250089  # <extra_id_10>: the logit of this symbol is the prediction
 WORST = 25.0
 REMEDY = (
-    "Remedy: comet-kiwi, metricx, a name of the hub's (OWNER/NAME), a COMET checkpoint (.ckpt), or a folder with a "
+    "Remedy: use comet-kiwi, metricx, a model on the hub (OWNER/NAME), a COMET checkpoint (.ckpt), or a folder with a "
     "MetricX model"
 )
 
 
 def open_metric(value: str, batch_size: int, device: torch.device) -> Scorer:
-    """What --metric names.
+    """The metric that --metric names.
 
     Args:
-        value: a key of NAMES, the path of a model, or its name on Hugging Face's hub
-        batch_size: translations
+        value: a key of NAMES, the path of a model, or its name on the Hugging Face hub
+        batch_size: in translations
 
     Raises:
         KDPluginError: there is no such model, its library is not installed, or it needs references
@@ -53,14 +53,14 @@ def open_metric(value: str, batch_size: int, device: torch.device) -> Scorer:
             return MetricXScorer(value, path, batch_size, device)
         if path.is_dir() and not (path / COMET_FILE).is_file():
             raise KDPluginError(
-                f"--metric {value}: neither a MetricX model ({CONFIG}) nor a COMET model ({COMET_FILE}) is in this "
-                f"folder. {REMEDY}"
+                f"--metric {value}: this folder contains neither a MetricX model ({CONFIG}) nor a COMET model "
+                f"({COMET_FILE}). {REMEDY}"
             )
         return CometScorer(value, str(path / COMET_FILE if path.is_dir() else path), batch_size, device)
     if not ON_THE_HUB.fullmatch(model):
-        raise KDPluginError(f"--metric {value}: there is no such metric or file. {REMEDY}")
+        raise KDPluginError(f"--metric {value}: no such metric or file. {REMEDY}")
     if "metricx" in model.lower():
-        _version_of(value, model)  # before gigabytes are fetched
+        _version_of(value, model)  # checks the name before gigabytes are downloaded
         return MetricXScorer(value, _downloaded(value, model), batch_size, device)
     return CometScorer(value, model, batch_size, device)
 
@@ -69,18 +69,18 @@ class CometScorer(Scorer):
     """CometKiwi (Rei et al. 2022, https://aclanthology.org/2022.wmt-1.60) or another COMET model without references.
 
     Args:
-        value: as the user has named it
-        model: path or name of the hub's
+        value: the user's value of --metric
+        model: its path or its name on the hub
     """
 
     def __init__(self, value: str, model: str, batch_size: int, device: torch.device):
-        example = f"{COMET_KIWI} (first accept its licence on its page of huggingface.co, and log in)"
+        example = f"{COMET_KIWI} (first accept its licence on its huggingface.co page, and log in)"
         opened = open_comet(f"--metric {value}", model, example)
         self._model, self._value = opened.model, value
         if self._model.requires_references():
             raise KDPluginError(
-                f"--metric {value}: this model of COMET's compares translations with references, and there are none. "
-                "Remedy: comet-kiwi, or another model that estimates quality without them"
+                f"--metric {value}: this COMET model compares translations with references, and there are none. "
+                "Remedy: use comet-kiwi, or another model that estimates quality without them"
             )
         self._batch_size, self._device = batch_size, device
         self.identity = {
@@ -96,7 +96,7 @@ class CometScorer(Scorer):
         self._model = None
 
     def __call__(self, pairs: Sequence[Texts], progress: Progress) -> List[Optional[float]]:
-        """As Scorer's. What is longer than the model reads, it cuts off: 512 tokens for CometKiwi."""
+        """As Scorer's. The model truncates input beyond its limit: 512 tokens for CometKiwi."""
         # which GPU: each worker has its own
         on_gpu = {"devices": [self._device.index or 0]} if self._device.type == "cuda" else {}
         scores: List[Optional[float]] = []
@@ -109,7 +109,7 @@ class CometScorer(Scorer):
 
 
 class Version(NamedTuple):
-    """How a generation of MetricX takes its input. limit: tokens, with end of sentence"""
+    """The input format of a MetricX generation. limit: in tokens, with end of sentence"""
 
     template: str
     limit: int
@@ -120,15 +120,15 @@ METRICX_24 = Version("source: {source} candidate: {text}", 1536)
 
 
 class MetricXScorer(Scorer):
-    """MetricX (Juraska et al. 2024, https://aclanthology.org/2024.wmt-1.35): an mT5, whose logit of one symbol is the
-    error.
+    """MetricX (Juraska et al. 2024, https://aclanthology.org/2024.wmt-1.35): an mT5 whose logit of one symbol is the
+    predicted error.
 
-    It computes in float32. What was trained on references and sources alike (MetricX-24) is asked without; of
-    MetricX-23, which a name with metricx-23 says, only the QE models do.
+    It computes in float32. MetricX-24 models, trained with and without references, are used without; of MetricX-23
+    (recognised by metricx-23 in the name), only the QE models work without references.
 
     Args:
-        value: as the user has named it
-        folder: with config.json, weights, and a tokenizer unless it is to be downloaded
+        value: the user's value of --metric
+        folder: with config.json, weights, and a tokenizer, which is otherwise downloaded
     """
 
     def __init__(self, value: str, folder: Path, batch_size: int, device: torch.device):
@@ -139,12 +139,12 @@ class MetricXScorer(Scorer):
         with _transformers(value) as transformers:
             own = any((folder / file).is_file() for file in TOKENIZER_FILES)
             self._tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder) if own else MT5_TOKENIZER)
-            # the library's own class has all of its weights; a file of them is read without running code from it
+            # the library's own class has all the weights; its loader reads a file of them without running code from it
             self._model, info = transformers.MT5ForConditionalGeneration.from_pretrained(
                 str(folder), output_loading_info=True, torch_dtype=torch.float32, **LOCAL
             )
         if info["missing_keys"] or info["mismatched_keys"] or self._model.config.vocab_size <= ERROR_SYMBOL:
-            raise KDPluginError(f"--metric {value}: its weights are not all of a MetricX model's. {REMEDY}")
+            raise KDPluginError(f"--metric {value}: it lacks weights of a MetricX model. {REMEDY}")
         self._model.to(device).eval().requires_grad_(False)
         self.identity = {
             "metric": "MetricX",
@@ -169,7 +169,7 @@ class MetricXScorer(Scorer):
         scores: List[Optional[float]] = [None] * len(pairs)
         for start in range(0, len(possible), self._batch_size):
             batch = possible[start : start + self._batch_size]
-            # as it was trained: without the end of sentence
+            # without the end of sentence, as in its training
             errors = self._errors([tokens[at][:-1] for at in batch])
             for at, score in zip(batch, _checked([0.0 - error for error in errors], len(batch), self._value)):
                 scores[at] = score
@@ -191,20 +191,20 @@ class MetricXScorer(Scorer):
 def _checked(scores: List[float], expected: int, value: str) -> List[float]:
     if len(scores) != expected or not all(map(math.isfinite, scores)):
         raise KDPluginError(
-            f"--metric {value}: gave {len(scores):,} scores for {expected:,} translations, or some that are NaN or "
-            "infinite. Remedy: an undamaged copy of the model, or another one"
+            f"--metric {value}: gave {len(scores):,} scores for {expected:,} translations, or some are NaN or "
+            "infinite. Remedy: use an intact copy of the model, or another one"
         )
     return scores
 
 
 def _version_of(value: str, name: str) -> Version:
-    """The generation that a name or path says; what says none is of 24."""
+    """The generation in a name or path; 24 if there is none."""
     if "metricx-23" not in name.lower():
         return METRICX_24
     if "metricx-23-qe" not in name.lower():
         raise KDPluginError(
-            f"--metric {value}: this MetricX-23 compares translations with references, and there are none. "
-            "Remedy: a MetricX-24, or a MetricX-23-QE"
+            f"--metric {value}: this MetricX-23 model compares translations with references, and there are none. "
+            "Remedy: use a MetricX-24 or MetricX-23-QE model"
         )
     return METRICX_23
 
@@ -216,12 +216,12 @@ def _check_is_metricx(value: str, folder: Path) -> None:
     except (OSError, ValueError, AttributeError, TypeError) as error:
         raise KDPluginError(f"--metric {value}: its {CONFIG} cannot be read ({error}). {REMEDY}") from error
     if kind != "mt5" or classes == ["MT5ForConditionalGeneration"]:
-        what = f"is a model of the type {kind}" if kind != "mt5" else "is an mT5 that writes text"
-        raise KDPluginError(f"--metric {value}: {what}, and no MetricX. {REMEDY}")
+        what = f"is a model of the type {kind}" if kind != "mt5" else "is an mT5 that generates text"
+        raise KDPluginError(f"--metric {value}: {what}, not MetricX. {REMEDY}")
 
 
 def _downloaded(value: str, name: str) -> Path:
-    """The hub's copy on this machine."""
+    """The local copy of a model on the hub."""
     with _transformers(value):
         from huggingface_hub import snapshot_download
 
@@ -233,7 +233,7 @@ def _transformers(value: str) -> Iterator[Any]:
     """The library, to open a model with.
 
     Raises:
-        KDPluginError: it is not installed, or does not open the model
+        KDPluginError: it is not installed, or cannot open the model
     """
     try:
         import transformers
@@ -242,7 +242,7 @@ def _transformers(value: str) -> Iterator[Any]:
     try:
         with silent():
             yield transformers
-    except Exception as error:  # whatever it, its parsers and a download raise
+    except Exception as error:  # the library, its parsers and a download raise all kinds
         reason = " ".join(str(error).split())[:300]
         raise KDPluginError(
             f"--metric {value}: transformers cannot open it ({type(error).__name__}: {reason}). {REMEDY}"

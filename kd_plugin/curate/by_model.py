@@ -1,8 +1,8 @@
-"""The cross-entropy of translations, from the teacher, another model, or one that translates back.
+"""The cross-entropy of translations under the teacher, another model, or one of the other direction.
 
-A translation's score is the log-probability of a target token, the mean with end of sentence, as fairseq-generate
---score-reference gives it (there in bits). From a model of the other direction it is that of the source, given the
-translation: what a translation has left out or made up costs there.
+A translation's score is the mean log-probability per target token, including the end of sentence, as from
+fairseq-generate --score-reference (there in bits). With a model of the other direction, it is that of the source, given
+the translation: omissions and inventions lower it.
 """
 
 import functools
@@ -27,15 +27,15 @@ from kd_plugin.errors import KDPluginError
 
 
 class ModelScorer(Scorer):
-    """Scores by one model of fairseq's or an ensemble.
+    """Scores from a fairseq model or an ensemble.
 
     Args:
-        languages: source and target of the translations, which lie in `folder`
+        languages: source and target of the translations, which are in `folder`
         compute_type: a key of DTYPES, or auto
-        max_tokens: in a batch, padded
+        max_tokens: per batch, with padding
 
     Raises:
-        KDPluginError: the models cannot be opened, or are of other languages
+        KDPluginError: the models cannot be opened, or are for other languages
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class ModelScorer(Scorer):
 
     @functools.cached_property
     def _scorer(self) -> "SymbolScorer":
-        """Opened by who scores, and not by who only shares the work out."""
+        """Opened by the process that scores, not by one that only distributes the work."""
         return self._open()
 
     def let_go(self) -> None:
@@ -76,7 +76,7 @@ class ModelScorer(Scorer):
         self._checkpoints.let_go()
 
     def __call__(self, pairs: Sequence[Texts], progress: Progress) -> List[Optional[float]]:
-        """As Scorer's. Nothing for nothing, as decode translates empty lines, has 0."""
+        """As Scorer's. An empty translation of an empty line, as from decode, scores 0."""
         texts = [pair[::-1] if self._backward else pair for pair in pairs]
         for side, (subwords, dictionary) in enumerate(zip(self._subwords, self._scorer.dictionaries)):
             marks = Marks(text[side] for text in texts)
@@ -93,28 +93,28 @@ def is_backward(path: str, model: Optional[List[str]], languages: List[str], fol
     """Whether a model translates from the translations' target to their source language.
 
     Args:
-        model, languages: source and target of the model, None where nobody says, and of the translations in `folder`
+        model, languages: source and target of the model (None: unknown) and of the translations in `folder`
 
     Raises:
-        KDPluginError: they are other languages
+        KDPluginError: the model is for other languages
     """
     if model is None or model == languages:
         return False
     if model == languages[::-1]:
         return True
     raise KDPluginError(
-        f"{path}: translates {'-'.join(model)}, and {folder} holds {'-'.join(languages)}. Remedy: a model of these "
-        "languages, in either direction"
+        f"{path}: translates {'-'.join(model)}, but {folder} contains {'-'.join(languages)}. Remedy: use a model for "
+        "these languages, in either direction"
     )
 
 
 class BatchScorer(Protocol):
-    """A model that is ready to score. max_tokens: of what it reads and is asked about, without ends of sentence."""
+    """A model that is ready to score. max_tokens: of its input and of the scored text, without ends of sentence."""
 
     max_tokens: Tuple[int, int]
 
     def __call__(self, pairs: List[Pair]) -> List[float]:
-        """Log-probability a token of the second of each pair, given the first.
+        """Log-probability per token of the second in each pair, given the first.
 
         Args:
             pairs: symbols, without end of sentence; one batch
@@ -122,7 +122,7 @@ class BatchScorer(Protocol):
 
 
 def scores_of(pairs: List[Pair], scorer: BatchScorer, max_tokens: int, progress: Progress) -> List[Optional[float]]:
-    """The score of each pair: None where it is too long, 0 of nothing for nothing. max_tokens: in a batch, padded"""
+    """The score of each pair: None if it is too long, 0 if both are empty. max_tokens: per batch, with padding"""
     lengths = np.array([[len(read), len(asked)] for read, asked in pairs], dtype=np.int64).reshape(-1, 2).T
     possible = np.flatnonzero((lengths <= np.array(scorer.max_tokens)[:, None]).all(0) & lengths.any(0))
     scores: List[Optional[float]] = [None if read or asked else 0.0 for read, asked in pairs]
@@ -140,7 +140,7 @@ class SymbolScorer:
     """fairseq's SequenceScorer with one model or an ensemble (the mean of their probabilities) of any architecture.
 
     Args:
-        dtype: of the weights on `device`
+        dtype: the type of the weights on `device`
     """
 
     def __init__(self, checkpoints: Checkpoints, device: torch.device, dtype: torch.dtype = torch.float32):

@@ -1,4 +1,4 @@
-"""Scores for translations, with which select and filter choose: who gives them is one of kd_plugin.curate.scorers."""
+"""Scores for translations, which select and filter use; the scorers are in kd_plugin.curate.scorers."""
 
 import functools
 from pathlib import Path
@@ -19,11 +19,11 @@ from kd_plugin.files.sharded_folder import Plan
 from kd_plugin.runners.jobs import Job, device_of
 
 TOO_LONG = "dropped_too_long"
-MAX_TOKENS, BATCH_SIZE = 4000, 16  # of a model's batch, padded; of a metric's, in translations
+MAX_TOKENS, BATCH_SIZE = 4000, 16  # per batch: tokens of a model, with padding; translations of a metric
 
 
 class Scoring(NamedTuple):
-    """What to score, and with what: the options of `kd-plugin score`.
+    """The translations to score, and the scorer: the options of `kd-plugin score`.
 
     metric, command, models.path: exactly one is not None. max_tokens, batch_size: None: the default
     """
@@ -42,7 +42,7 @@ class Scoring(NamedTuple):
 
 
 def score(args: Scoring) -> None:
-    """Write this job's share of the translations again, with scores."""
+    """Write this job's share of the translations, with scores."""
     _check(args)
     check_languages(args.models.source_lang, args.models.target_lang)
     args.job.check()
@@ -51,13 +51,13 @@ def score(args: Scoring) -> None:
 
 
 def _check(args: Scoring) -> None:
-    """Refuse flags that do not say who scores, or that whoever scores would not read."""
+    """Refuse flags that do not name exactly one scorer, or that it would ignore."""
     asked = {"--path": args.models.path, "--metric": args.metric, "--command": args.command}
     given = [flag for flag, value in asked.items() if value is not None]
     if len(given) != 1:
         raise KDPluginError(
-            f"{' and '.join(given) or 'neither --path nor --metric nor --command'}: one of the three has to say who "
-            "scores. Remedy: --path CHECKPOINT, --metric comet-kiwi, or --command with a program of yours"
+            f"{' and '.join(given) or 'neither --path nor --metric nor --command'}: exactly one of the three is "
+            "needed. Remedy: --path CHECKPOINT, --metric comet-kiwi, or --command with your own program"
         )
     (flag,) = given
     of_models = {
@@ -80,14 +80,14 @@ def _check(args: Scoring) -> None:
 
 
 class Session(TranslationSession):
-    """Translations and who scores, ready to score any shard. number: of the worker"""
+    """Translations and a scorer, ready to score any shard. number: the worker's"""
 
     def __init__(self, args: Scoring, number: int):
         self.output = Path(args.to.output)
         self._translations = Translations(Path(args.input_dir))
         manifest = self._translations.manifest
         self.languages, self.input_lines, self.lines = manifest.languages, manifest.input_lines, manifest.lines
-        # a shard of the input becomes one of the output
+        # each shard of the input becomes one of the output
         self.plans = [Plan(at, at, at + 1, shard.hypotheses) for at, shard in enumerate(manifest.shards)]
         self._job, self._scorer = args.job, self._open(args, number)
         self.identity = {"verb": "score", **self._scorer.identity, "input": manifest.digest()}
@@ -102,16 +102,16 @@ class Session(TranslationSession):
         options = args.subwords, args.compute_type, max_tokens, self.languages, self._translations.folder, device
         if Path(args.models.path).is_dir():
             return FolderScorer(args.models, args.folder, *options)
-        args.folder.refuse(f"--path {args.models.path} is no folder of another toolkit")
+        args.folder.refuse(f"--path {args.models.path} is not a folder of another toolkit")
         return ModelScorer(args.models, *options)
 
     def prepare(self) -> None:
-        """Workers of their own open what scores again."""
+        """Free the scorer if separate workers open their own."""
         if not self._job.is_here:
             self._scorer.let_go()
 
     def __call__(self, plan: Plan) -> Plan:
-        """Score a shard's translations and write them again, in the same order."""
+        """Score a shard's translations and write them in the same order."""
         records = list(self._translations.records_of(self._translations.manifest.shards[plan.number]))
         pairs = [(record.source, hypothesis.text) for record in records for hypothesis in record.hypotheses]
         scores = iter(self._scorer(pairs, self.progress))

@@ -203,7 +203,7 @@ class Session(jobs.Session):
         name = f"{split.name}-{digest_of(list(texts.values()))[:8]}"
         self.store = StoreFolder(Path(options.cache_dir) / name, identity)
         self.plans = plan_shards(self.sizes, options.shard_tokens)
-        # of the shard at work: as Shard's
+        # for the current shard, as in Shard
         self._dropped: Optional[float] = None
         self._dropped_tokens = 0
 
@@ -251,7 +251,7 @@ class Session(jobs.Session):
         answer, dropped = self._teacher.answer(sample, Request(rows, torch.float32))[:2]
         assert answer is not None
         if dropped is not None and dropped.tokens:
-            # of some of the batch's tokens, for all of them
+            # measured on some of the batch's tokens, scaled to all of them
             self._dropped = (self._dropped or 0.0) + float(dropped.mass) / dropped.tokens * rows.numel()
             self._dropped_tokens += rows.numel()
         records = compress_answer(answer, rows.numel(), identity.vocab, kind, k, temperature, generator)

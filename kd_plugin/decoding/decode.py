@@ -50,7 +50,7 @@ def decode(args: Corpus) -> None:
     check_languages(args.models.source_lang, args.models.target_lang)
     args.job.check()
     if args.engine == "http":
-        # a server computes; what this machine has of GPUs says nothing of how many processes should wait for it
+        # the server does the work; this machine's GPUs do not determine how many processes should wait for it
         args = args._replace(job=args.job._replace(workers=args.job.workers or 1))
     else:
         args.search.check()

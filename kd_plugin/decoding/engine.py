@@ -53,9 +53,9 @@ class Engine(ABC):
         """
 
     def written(self, shard: int) -> None:
-        """The shard of this number, which this engine has translated, is on the disk."""
+        """Called when the shard with this number, translated by this engine, is on disk."""
         return None
 
     def summary(self) -> str:
-        """What there is to say of this process' work, in a line; empty: nothing."""
+        """One line about this process's work; empty: nothing to report."""
         return ""

@@ -34,7 +34,7 @@ class Checkpoints:
 
     def __init__(self, first: Checkpoint, paths: Sequence[str], overrides: Dict[str, Any]):
         self.paths, self.overrides = list(paths), overrides
-        self.code: Optional[str] = None  # sha256 of a user's code with which they were opened
+        self.code: Optional[str] = None  # sha256 of the user code that they were opened with
         self.source_dictionary, self.target_dictionary = first.dictionaries
         self.languages = first.languages  # None: unknown
         # the language token that the first one's source sentences begin with

@@ -12,7 +12,7 @@ EXAMPLE = "Unbabel/wmt22-comet-da"
 
 
 class Opened(NamedTuple):
-    """A model of the library's, where its file is, and the library's version."""
+    """A COMET model, the path of its file, and the library's version."""
 
     model: Any
     path: Path
@@ -23,9 +23,9 @@ def open_comet(flag: str, model: str, example: str = EXAMPLE) -> Opened:
     """A COMET model.
 
     Args:
-        flag: that names it, with its value, for errors
+        flag: the flag that names it, with its value, for errors
         model: path of a checkpoint, or a name to download
-        example: of a name that does here
+        example: a name that works here, for errors
 
     Raises:
         KDPluginError: COMET is not installed, or there is no such model
@@ -34,13 +34,13 @@ def open_comet(flag: str, model: str, example: str = EXAMPLE) -> Opened:
         raise KDPluginError(f"{flag}: COMET is not installed. Remedy: {INSTALL_COMET}")
     import comet
 
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # it tells of its devices for each system
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # it would list its devices for each system
     try:
         path = Path(model if Path(model).is_file() else comet.download_model(model))
         opened = comet.load_from_checkpoint(str(path))
-    except Exception as error:  # a download raises anything
+    except Exception as error:  # a download raises all kinds
         raise KDPluginError(
-            f"{flag}: cannot be loaded ({' '.join(str(error).split())[:200]}). Remedy: a name of the "
+            f"{flag}: cannot be loaded ({' '.join(str(error).split())[:200]}). Remedy: use a model name of the "
             f"COMET project, such as {example}, or the path of a downloaded checkpoint"
         ) from error
     return Opened(opened, path, str(getattr(comet, "__version__", "?")))

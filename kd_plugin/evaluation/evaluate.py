@@ -87,7 +87,7 @@ def evaluate(args: Comparison) -> None:
     output = Path(args.output)
     _check_output(output, models, [test.name for test in tests], args)
     if args.user_dir and all(Path(path).is_dir() for path in models.values()):
-        raise KDPluginError(f"{FLAG}: has code for checkpoints of fairseq, and no --model is one. Remedy: leave it out")
+        raise KDPluginError(f"{FLAG}: is for fairseq checkpoints, but no --model is one. Remedy: leave it out")
     import_user_code(args.user_dir, FLAG)
     comet = Comet(args.comet, int(torch.cuda.is_available())) if args.comet else None
     subwords = args.subwords.open()

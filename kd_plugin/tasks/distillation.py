@@ -63,8 +63,8 @@ class TeacherFlags(*own_flags(), FairseqDataclass):  # type: ignore[misc]
     teacher_user_dir: Optional[str] = field(
         default=None,
         metadata={
-            "help": "folder with code that registers the teacher's architecture or task, as fairseq's --user-dir; "
-            "several as in --teacher-path. It is run: name only code that you trust"
+            "help": "folder with code that registers the teacher's architecture or task, like fairseq's --user-dir; "
+            "several as in --teacher-path. The code runs: name only code that you trust"
         },
     )
     teacher_dtype: ChoiceEnum(["auto", *TEACHER_DTYPES]) = field(  # type: ignore[valid-type]

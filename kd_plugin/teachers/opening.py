@@ -124,8 +124,7 @@ def _check_flags(
             )
     if len(folders) == len(set(paths)) and user_dir:
         raise KDPluginError(
-            f"{TEACHERS_FLAG} {user_dir}: has code for checkpoints of fairseq, and no teacher is one. Remedy: leave it "
-            "out"
+            f"{TEACHERS_FLAG} {user_dir}: is for fairseq checkpoints, but no teacher is one. Remedy: leave it out"
         )
     if len(folders) == len(set(paths)) and parse_overrides(overrides):
         raise KDPluginError(

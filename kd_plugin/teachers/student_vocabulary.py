@@ -123,7 +123,7 @@ def _sides(wanted: Wanted) -> Tuple[Side, Side]:
     if is_huggingface(wanted.teacher):
         if wanted.user_dir:
             raise KDPluginError(
-                f"{FLAG}: has code for checkpoints of fairseq, and {wanted.teacher} is none. Remedy: leave it out"
+                f"{FLAG}: is for fairseq checkpoints, and {wanted.teacher} is not one. Remedy: leave it out"
             )
         tokenizer = Tokenizer(wanted.teacher)
         models = [read_pieces(path, "the teacher's") for path in tokenizer.sentencepiece_models()]

@@ -60,5 +60,5 @@ def test_the_recipe_ends_with_teacher_and_student_in_one_table(place, way):
 
 
 def test_what_is_missing_is_named_before_any_work(place):
-    assert "WAY=wrong: is cache, online, sequence or plain" in script(place, status=1, WAY="wrong")
+    assert "WAY=wrong: must be cache, online, sequence or plain" in script(place, status=1, WAY="wrong")
     assert "train.fr is missing or empty" in script(place, status=1, TGT="fr")

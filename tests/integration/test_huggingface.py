@@ -76,7 +76,7 @@ def test_what_does_not_fit_is_refused_before_the_first_update(made, tmp_path):
     folder, teacher = made
     for flags, said in [
         ([], "--teacher-source-lang, one of its own codes"),
-        (["--teacher-source-lang", "en", "--teacher-target-lang", "de"], "knows no such language"),
+        (["--teacher-source-lang", "en", "--teacher-target-lang", "de"], "does not know this language"),
         ([*TEACHER, "--teacher-sha256", "0" * 64], "sha256 of its files is"),
         ([*TEACHER, "--teacher-overrides", '{"dropout": 0}'], "no teacher is a fairseq checkpoint"),
     ]:

@@ -238,8 +238,8 @@ def test_draws_come_from_the_model_and_pay_for_the_end(folder_of, tmp_path):
         ("marian", ["--source-prefix", "x"], "--source-prefix: "),
         ("marian", ["--sentencepiece-model", "x"], "has its own tokenizer"),
         ("marian", ["--engine", "fairseq"], "Hugging Face"),
-        ("marian", ["--model-overrides", '{"a": 1}'], "--model-overrides: is for checkpoints"),
-        ("marian", ["--dict-dir", "."], "--dict-dir: is for checkpoints"),
+        ("marian", ["--model-overrides", '{"a": 1}'], "--model-overrides: is for fairseq checkpoints"),
+        ("marian", ["--dict-dir", "."], "--dict-dir: is for fairseq checkpoints"),
     ],
 )
 def test_what_does_not_fit_a_folder_is_refused_before_any_work(folder_of, tmp_path, capsys, kind, flags, said):

@@ -114,12 +114,12 @@ def test_what_a_server_rejects_is_not_asked_again(answer, name):
         ((403, {}, b""), "403 Forbidden. Remedy: the right key"),
         (
             (404, {}, {"error": {"message": "The model `m` does not exist."}}),
-            "does not exist.. Remedy: the right --url",
+            "does not exist.. Remedy: correct --url",
         ),
-        ((302, {"Location": "http://elsewhere"}, b""), "302 Found. Remedy: the address"),
+        ((302, {"Location": "http://elsewhere"}, b""), "302 Found. Remedy: use the address"),
         ((402, {}, {"error": {"message": "pay"}}), "402 Payment Required: pay"),
-        ((429, {}, {"error": {"code": "insufficient_quota", "message": "broke"}}), "broke. Remedy: more quota"),
-        ((429, {"Retry-After": "86400"}, b""), "asks to wait 86400 s. Remedy: run the same command again then"),
+        ((429, {}, {"error": {"code": "insufficient_quota", "message": "broke"}}), "broke. Remedy: increase the quota"),
+        ((429, {"Retry-After": "86400"}, b""), "asks to wait 86400 s. Remedy: run the same command again after that"),
     ],
 )
 def test_what_no_sentence_can_pass_is_an_error_at_once(answer, message):
@@ -444,13 +444,13 @@ def test_flags_that_a_server_has_no_word_for_are_refused_even_at_their_defaults(
 def test_flags_of_servers_are_refused_without_one(flags, corpus, tmp_path, capsys):
     arguments = ["decode", "--input", str(corpus), "--path", "a.pt", "--output", str(tmp_path / "out"), *flags]
     assert main(arguments) == 1
-    assert f"{flags[0]}: is for --engine http alone. Remedy: " in capsys.readouterr().err
+    assert f"{flags[0]}: only for --engine http. Remedy: " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     "flags, message",
     [
-        (["--nbest", 2], "--nbest 2: without draws all of them are one. Remedy: add --sampling"),
+        (["--nbest", 2], "--nbest 2: without draws, all would be equal. Remedy: add --sampling"),
         (["--temperature", 0.5], "--temperature: of no effect without --sampling"),
         (["--sampling-topp", 0.5], "--sampling-topp: of no effect without --sampling"),
         (["--prompt", "nowhere.txt"], "--prompt nowhere.txt"),

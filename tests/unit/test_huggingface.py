@@ -154,8 +154,8 @@ def test_the_hash_is_of_all_files_that_matter(folders, tmp_path):
     [
         ("nllb", (None, "deu_Latn"), "several languages. Remedy: --teacher-source-lang"),
         ("nllb", ("eng_Latn", None), "several languages. Remedy: --teacher-target-lang"),
-        ("nllb", ("en", "deu_Latn"), "--teacher-source-lang en: .* knows no such language.*eng_Latn"),
-        ("nllb", ("eng_Latn", "▁the"), "--teacher-target-lang ▁the: .* knows no such language"),
+        ("nllb", ("en", "deu_Latn"), "--teacher-source-lang en: .* does not know this language.*eng_Latn"),
+        ("nllb", ("eng_Latn", "▁the"), "--teacher-target-lang ▁the: .* does not know this language"),
         ("m2m100", ("en", "deu_Latn"), "--teacher-target-lang deu_Latn: .* no such language.*de"),
         ("mbart50", ("en_XX", "de"), "--teacher-target-lang de: .* no such language.*de_DE"),
         ("madlad", (None, "eo"), "--teacher-target-lang eo: .*de, fr"),

@@ -198,9 +198,9 @@ def test_what_metricx_cannot_read_is_left_out_and_counted(metricx, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"architectures": ["MT5ForConditionalGeneration"]}, "is an mT5 that writes text, and no MetricX"),
-        ({"model_type": "t5"}, "is a model of the type t5, and no MetricX"),
-        ({"num_layers": 3}, "its weights are not all of a MetricX model's"),
+        ({"architectures": ["MT5ForConditionalGeneration"]}, "is an mT5 that generates text, not MetricX"),
+        ({"model_type": "t5"}, "is a model of the type t5, not MetricX"),
+        ({"num_layers": 3}, "it lacks weights of a MetricX model"),
         (None, "config.json cannot be read"),
     ],
 )

@@ -253,7 +253,8 @@ def test_a_task_that_does_not_start_is_said_and_the_files_count(fork, data, tmp_
     path = fork.teachers["task"][0]
     line = refusal(capsys, *arguments("decode", path, data, tmp_path), "--user-dir", other)
     assert "its weights do not fit" in line
-    assert f"its task marked_{MARK} does not start here" in caplog.text and "has no attribute 'nothing'" in caplog.text
+    assert f"its task marked_{MARK} cannot be set up here" in caplog.text
+    assert "has no attribute 'nothing'" in caplog.text
 
 
 def other(tmp_path, name, **files):
@@ -263,10 +264,10 @@ def other(tmp_path, name, **files):
 BAD = {
     "missing": (lambda t: t / "nowhere", "there is no such folder"),
     "a file": (lambda t: other(t, f"a_{MARK}", __init__="") / "__init__.py", "is a file"),
-    "no package": (lambda t: other(t, f"b_{MARK}", models_of="x = 1"), "is no Python package"),
+    "no package": (lambda t: other(t, f"b_{MARK}", models_of="x = 1"), "is not a Python package"),
     "a name that Python has": (lambda t: other(t, "json", __init__=""), "the name json is taken by "),
     "a name that is installed": (lambda t: other(t, "sacrebleu", __init__=""), "the name sacrebleu is taken by "),
-    "no name": (lambda t: other(t, f"my-{MARK}", __init__=""), "no package of the name"),
+    "no name": (lambda t: other(t, f"my-{MARK}", __init__=""), "cannot import a package named"),
     "a missing module": (
         lambda t: other(t, f"c_{MARK}", __init__="from . import inner", inner="\nimport nowhere_to_be_found"),
         "ModuleNotFoundError: No module named 'nowhere_to_be_found'; {folder}/inner.py, line 2",
@@ -367,7 +368,7 @@ def test_hugging_face_teachers_have_no_such_code(fork, data, tmp_path, capsys): 
     from tests.unit.huggingface_folders import make_folder
 
     folder = make_folder("marian", tmp_path / "hf")
-    with pytest.raises(KDPluginError, match="--teacher-user-dir .*: has code for checkpoints of fairseq"):
+    with pytest.raises(KDPluginError, match="--teacher-user-dir .*: is for fairseq checkpoints"):
         open_teacher(stock_task(data), str(folder), None, "{}", None, "auto", user_dir=str(fork.folder))
     given = ["--user-dir", fork.folder, "--output", tmp_path / "out"]
     for command in (

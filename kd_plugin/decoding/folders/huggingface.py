@@ -199,7 +199,7 @@ def _converter(opened: Folder, layout: Layout) -> Any:
             return spec
 
         def _remove_pad_weights(self, spec: Any) -> None:
-            # Marian begins with zeros, and so does transformers where padding's row is zeros
+            # Marian begins with zeros, and transformers does so if the row of the padding is zero
             if self._is_zero(spec.decoder.embeddings, start):
                 super()._remove_pad_weights(spec)
 

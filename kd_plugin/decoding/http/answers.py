@@ -1,4 +1,4 @@
-"""Which answers of a language model are translations. All others are left out, and counted by what is wrong."""
+"""Which answers of a language model are translations. All others are rejected, and counted by reason."""
 
 import re
 from typing import NamedTuple, Optional, Sequence, Tuple
@@ -11,16 +11,16 @@ EMPTY, REFUSED, CUT_OFF = "empty_answers", "refused_answers", "cut_off_answers"
 SEVERAL_LINES, OVERLONG = "answers_of_several_lines", "overlong_answers"
 OTHER_SCRIPT, BROKEN = "answers_in_another_script", "broken_answers"
 REASONS = (EMPTY, REFUSED, CUT_OFF, SEVERAL_LINES, OVERLONG, OTHER_SCRIPT, BROKEN)
-# lines without any answer: too long for the server, rejected by it for another reason, or faults without an end
+# lines without any answer: too long for the server, rejected by it for another reason, or persistent faults
 TOO_LONG, REJECTED, FAILED = "too_long_lines", "rejected_lines", "failed_lines"
 
-SHORTEST_AMOUNT = 2.0  # words: of a shorter source the characters tell too little
+SHORTEST_AMOUNT = 2.0  # words: for a shorter source, character counts say too little
 SCRIPT_SHARE = 0.5  # of the letters, as in kd-plugin filter --script-share
-# controls but the tab, and what stands in the place of bytes that were no UTF-8
+# control characters except the tab, and replacement characters for invalid UTF-8
 _BROKEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufffd\ufffe\uffff]")
 THOUGHTS = "<think>"
 _THOUGHTS = re.compile(rf"\s*{THOUGHTS}.*?</think>", re.DOTALL)
-# How models say in English that they will not translate, whatever language they were asked for.
+# Refusals to translate in English, which models use whatever the target language.
 _REFUSAL = re.compile(
     r"(?:(?:i['’]?m|i am|we['’]?re|we are) (?:so |very |really )?sorry|(?:i |my )?apolog[a-z]+|sorry|unfortunately)?"
     r"[\s,.;:!–—-]*(?:but |however,? )?"
@@ -34,14 +34,14 @@ _REFUSAL = re.compile(
 _SPEAKS_OF_ITSELF = re.compile(
     r"\b(?:as an ai|language model|translat\w*|your request|this request|guidelines)\b", re.I
 )
-AGREEMENT = 2.0  # of lengths: a translation is rarely twice as long as its source, or half as long
+AGREEMENT = 2.0  # ratio of lengths: a translation is rarely twice as long as its source, or half as long
 
 
 class Choice(NamedTuple):
-    """One answer of a server.
+    """One answer from a server.
 
-    finish: why it ends there: stop, length or refusal
-    logprob: mean log-probability of its tokens; None: not told
+    finish: why it ends: stop, length or refusal
+    logprob: mean log-probability of its tokens; None: unknown
     """
 
     text: str
@@ -50,10 +50,10 @@ class Choice(NamedTuple):
 
 
 class Rules(NamedTuple):
-    """What the flags ask of answers.
+    """What the flags require of answers.
 
-    scripts: empty: any
-    target_lang: its code
+    scripts: the expected scripts; empty: any
+    target_lang: the target language's code
     """
 
     max_ratio: float
@@ -62,14 +62,14 @@ class Rules(NamedTuple):
 
     @property
     def into_english(self) -> bool:
-        """Whether a translation may begin as refusals do."""
+        """Whether a translation may itself begin like a refusal."""
         return re.split("[^a-z]", self.target_lang.lower())[0] in ("en", "eng")
 
 
 def translation_in(choice: Choice) -> Tuple[str, Optional[float]]:
-    """The text without blanks around it and the model's thoughts before it, and the score.
+    """The text without surrounding blanks and without the model's thoughts before it, and the score.
 
-    Thoughts are part of what the score is a mean of: with them there is none.
+    The mean log-probability includes the thoughts, so an answer with thoughts has no score.
     """
     found = _THOUGHTS.match(choice.text)
     if found is None:
@@ -78,13 +78,13 @@ def translation_in(choice: Choice) -> Tuple[str, Optional[float]]:
 
 
 def fault_of(choice: Choice, source: str, rules: Rules) -> Optional[str]:
-    """The first of REASONS to leave an answer out; None: it is a translation."""
+    """The first of REASONS to reject an answer; None: it is a translation."""
     if choice.finish == "refusal":
         return REFUSED
     if choice.finish == "length":
         return CUT_OFF
     text, _ = translation_in(choice)
-    if not text or text.startswith(THOUGHTS):  # that never end
+    if not text or text.startswith(THOUGHTS):  # the thoughts never end
         return EMPTY
     if _BROKEN.search(text) or SURROGATE.search(text):
         return BROKEN
@@ -100,11 +100,11 @@ def fault_of(choice: Choice, source: str, rules: Rules) -> Optional[str]:
 
 
 def is_refusal(text: str, source: str, into_english: bool) -> bool:
-    """Whether a model says that it will not translate, instead of doing so.
+    """Whether a model says that it will not translate, instead of translating.
 
-    The answer begins as refusals in English do, and its source does not. Where English is asked for, moreover, either
-    the lengths do not agree or the answer speaks of language models, translating or requests: "I cannot help you."
-    stays for "Ich kann dir nicht helfen."
+    The answer begins like a refusal in English, and its source does not. If the target language is English, in addition
+    either the lengths disagree or the answer mentions language models, translating or requests: "I cannot help you." is
+    accepted for "Ich kann dir nicht helfen."
     """
     if _REFUSAL.match(text) is None or _REFUSAL.match(source.strip()) is not None:
         return False

@@ -1,6 +1,6 @@
-"""Requests to a server: sent again after a fault, later each time, and given up where that cannot help.
+"""Requests to a server: repeated after a fault, with growing delays, and given up if repeating cannot help.
 
-httpx sends them and tenacity repeats them; both are of the extra [http].
+httpx sends them and tenacity repeats them; both come with the extra [http].
 """
 
 import asyncio
@@ -24,19 +24,19 @@ from kd_plugin.decoding.http.replies import (
 )
 from kd_plugin.errors import KDPluginError, shown
 
-KEPT = "what is answered is kept, and the same command goes on"
-FIRST_WAIT, LONGEST_WAIT = 0.5, 60.0  # seconds; the upper limit of a random wait doubles from fault to fault
-LONGEST_ASKED = 600.0  # seconds of a Retry-After; beyond it the work had better be begun again later
-CONNECT = 10.0  # seconds until a server takes a connection
-RETRIES_AT_FIRST = 3  # without any answer yet a server that takes no connection is rather none
-LARGEST = 16 << 20  # bytes of a reply
+KEPT = "answers so far are kept, and the same command continues"
+FIRST_WAIT, LONGEST_WAIT = 0.5, 60.0  # seconds; the upper limit of a random wait doubles after each fault
+LONGEST_ASKED = 600.0  # seconds of a Retry-After; beyond it, it is better to run the command again later
+CONNECT = 10.0  # seconds to wait for a connection
+RETRIES_AT_FIRST = 3  # before the first answer, an address without a connection is probably not a server
+LARGEST = 16 << 20  # bytes in a reply
 _TOO_LONG = re.compile(
     r"context.{0,30}(?:length|size|window)|maximum.{0,20}(?:length|tokens)|too (?:long|many tokens)", re.I
 )
 
 
 class NoAnswer(Exception):
-    """A sentence remains without an answer, and others may have one. name: what it is counted as"""
+    """A sentence gets no answer, but others may. name: the name under which it is counted"""
 
     def __init__(self, name: str, why: str):
         super().__init__(why)
@@ -44,7 +44,7 @@ class NoAnswer(Exception):
 
 
 class _Fault(Exception):
-    """What may be gone the next time. kind: in a word; wait: seconds that the server asks for"""
+    """A fault that may be temporary. kind: one word; wait: seconds that the server asks to wait"""
 
     def __init__(self, kind: str, why: str, wait: Optional[float] = None):
         super().__init__(why)
@@ -52,9 +52,9 @@ class _Fault(Exception):
 
 
 class Client:
-    """Asks one server. It is an asynchronous context manager, used within one event loop.
+    """A client of one server; an asynchronous context manager, used within one event loop.
 
-    requests: how many were sent; faults: how many of them failed and were repeated or given up, by kind
+    requests: number of requests sent; faults: number that failed and were repeated or given up, by kind
     """
 
     def __init__(self, options: HttpOptions):
@@ -62,14 +62,14 @@ class Client:
         self.requests = 0
         self.faults: Counter[str] = collections.Counter()
         self._has_answered = False
-        # httpx looks through all its connections for each request: with one each that takes no time
+        # httpx searches all its connections for each request: clients with one connection each avoid that
         self._idle: List[httpx.AsyncClient] = []
         try:
             self._tls = httpx.create_ssl_context()
             self._idle.append(self._connection())
             httpx.URL(self._url)
         except (ImportError, ValueError, TypeError, httpx.InvalidURL, OSError) as error:  # address, proxy, certificates
-            raise KDPluginError(f"--url {options.url}: {error}. Remedy: an address, or proxy, that exists") from error
+            raise KDPluginError(f"--url {options.url}: {error}. Remedy: correct the address or the proxy") from error
 
     async def __aenter__(self) -> "Client":
         return self
@@ -80,7 +80,7 @@ class Client:
 
     def _connection(self) -> httpx.AsyncClient:
         headers = {} if self._key is None else {"Authorization": f"Bearer {self._key}"}
-        # the whole request has a limit of its own, which a server cannot draw out byte by byte
+        # the request as a whole has its own time limit, which a server cannot extend byte by byte
         timeout = httpx.Timeout(None, connect=min(CONNECT, self._options.timeout))
         limits = httpx.Limits(max_connections=1, max_keepalive_connections=1)
         return httpx.AsyncClient(headers=headers, limits=limits, timeout=timeout, verify=self._tls)
@@ -89,8 +89,8 @@ class Client:
         """The server's reply to a request, after as many faults as --retries allows.
 
         Raises:
-            NoAnswer: this request will have none
-            KDPluginError: no request can have one
+            NoAnswer: this request gets no answer
+            KDPluginError: no request can get an answer
         """
         attempts = tenacity.AsyncRetrying(
             retry=tenacity.retry_if_exception_type(_Fault), stop=self._stops, wait=_wait, reraise=True
@@ -152,19 +152,19 @@ class Client:
         return response, bytes(content)
 
     def _error(self, response: httpx.Response, content: bytes) -> Exception:
-        """What a status other than 200 means: a fault, no answer to this sentence, or to none."""
+        """What a status other than 200 means: a fault, no answer to this sentence, or no answer to any."""
         status, code, words = response.status_code, error_code(content), server_words(content)
         if self._key is not None:
-            words = words.replace(self._key, "…")  # some servers repeat a key that they do not know
+            words = words.replace(self._key, "…")  # some servers repeat an invalid key
         what = f"{status} {response.reason_phrase}{': ' + words if words else ''}"
         if status in (408, 409, 425, 429) or status >= 500:
             if code == "insufficient_quota":
-                return KDPluginError(f"--url {self._options.url}: {what}. Remedy: more quota; {KEPT}")
+                return KDPluginError(f"--url {self._options.url}: {what}. Remedy: increase the quota; {KEPT}")
             wait = seconds_to_wait(response.headers.get("retry-after"), time.time())
             if wait is not None and wait > LONGEST_ASKED:
                 return KDPluginError(
                     f"--url {self._options.url}: {what}; it asks to wait {shown(round(wait))} s. Remedy: run the same "
-                    f"command again then; {KEPT}"
+                    f"command again after that; {KEPT}"
                 )
             return _Fault(str(status), f"the server answers {what}", wait)
         if status in (400, 413, 422):
@@ -174,10 +174,10 @@ class Client:
                 return NoAnswer(TOO_LONG, what)
             return NoAnswer(REJECTED, what)
         remedy = {
-            401: "the right key in --api-key-env",
-            403: "the right key in --api-key-env",
-            404: "the right --url, which mostly ends in /v1, --model or --api",
-        }.get(status, "the address of an OpenAI-compatible API")
+            401: "use the right key in --api-key-env",
+            403: "use the right key in --api-key-env",
+            404: "correct --url, which usually ends in /v1, --model or --api",
+        }.get(status, "use the address of an OpenAI-compatible API")
         return KDPluginError(f"--url {self._options.url}: the server answers {what}. Remedy: {remedy}; {KEPT}")
 
 

@@ -1,4 +1,4 @@
-"""`--engine http`: sentences go to a server one by one, many at a time; what comes back is judged and journalled."""
+"""`--engine http`: sentences are sent to a server one by one, many at a time; answers are checked and journalled."""
 
 import asyncio
 import collections
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 WITHOUT = "lines_without_good_answer"
 UNSCORED = "translations_without_score"
 PROMPT_TOKENS, ANSWER_TOKENS = "prompt_tokens", "answer_tokens"
-GIVE_UP = 20  # sentences in a row that the server rejects or fails at: it is not about the sentences
-WARN = 100  # answers in a row that are left out
+GIVE_UP = 20  # sentences in a row that the server rejects or fails on: the sentences are not the cause
+WARN = 100  # answers rejected in a row
 
 logger = logging.getLogger(__name__)
 
 
 class _GivenUp(Exception):
-    """The server does not work. places: of the sentences that show it"""
+    """The server does not work. places: those of the sentences that failed"""
 
     def __init__(self, places: List[int], why: str):
         super().__init__(why)
@@ -41,10 +41,10 @@ class _GivenUp(Exception):
 
 
 class HttpEngine(Engine):
-    """A model that an OpenAI-compatible server has loaded: vLLM, llama.cpp, Ollama, TGI, or an API.
+    """A model behind an OpenAI-compatible server: vLLM, llama.cpp, Ollama, TGI, or an API.
 
     Args:
-        number: of the worker
+        number: the worker's
     """
 
     counted = (TOO_LONG, REJECTED, FAILED, WITHOUT, *REASONS, UNSCORED, PROMPT_TOKENS, ANSWER_TOKENS)
@@ -55,23 +55,23 @@ class HttpEngine(Engine):
         check_search(args.search)
         options.check()
         if args.input is None:
-            raise KDPluginError("DATA: a server reads text, no symbols. Remedy: --input FILE, the raw text")
+            raise KDPluginError("DATA: a server reads text, not symbols. Remedy: --input FILE with the raw text")
         self._args, self._options = args, options
         self.languages = options.languages(args.models.source_lang, args.models.target_lang)
         self._prompt = open_prompt(options, self.languages)
         self._rules, self._extra = Rules(options.max_answer_ratio, options.scripts, self.languages[1]), options.extra()
         self.source = TextSource(args.input, Subwords(None, "none"))
-        self._streak = 0  # sentences without an answer since the last one with one
-        self._row: List[int] = []  # places of those that are of the shard at hand
+        self._streak = 0  # sentences without an answer since the last answered one
+        self._row: List[int] = []  # the places of those in the current shard
         self._why, self._left_out = "", 0
         self._is_good = False  # whether any sentence got an answer
         self._said: Counter[str] = collections.Counter()
-        self._run: Counter[str] = collections.Counter()  # of this run alone, for the summary
+        self._run: Counter[str] = collections.Counter()  # for this run only, for the summary
         self._faults: Counter[str] = collections.Counter()
         self._seconds, self._prepared = 0.0, time.monotonic()
 
     def identity(self) -> Dict[str, Any]:
-        """As Engine's. The address is no part of it, as a server may move; the key is none either."""
+        """As Engine's. The address is not part of it, as a server may move; neither is the key."""
         search, options = self._args.search, self._options
         found = {
             "engine": "http",
@@ -110,15 +110,15 @@ class HttpEngine(Engine):
                 journal.forget(error.places)
                 raise KDPluginError(
                     f"--url {self._options.url}: no answer to {self._streak} sentences in a row; the last time: "
-                    f"{error}. Remedy: mend the server or the flags, then run the same command again; what is "
-                    "answered is kept"
+                    f"{error}. Remedy: fix the server or the flags, then run the same command again; answers so far "
+                    "are kept"
                 ) from error
             finally:
                 self._seconds += time.monotonic() - begin
             return [self._answer(journal.entries[place]) for place in range(len(sentences))]
 
     def written(self, shard: int) -> None:
-        """As Engine's: its journal has served."""
+        """As Engine's: the journal is no longer needed."""
         journal_path(Path(self._args.to.output), shard).unlink(missing_ok=True)
 
     def summary(self) -> str:
@@ -131,13 +131,13 @@ class HttpEngine(Engine):
         faults = ", ".join(f"{kind} {count:,}" for kind, count in sorted(self._faults.items()))
         return (
             f"{self._options.url}: {run['sentences']:,} sentences in {run['requests']:,} requests and {seconds:,.1f} s "
-            f"({run['sentences'] / max(seconds, 1e-9):,.1f} sentences/s); {run[PROMPT_TOKENS]:,} tokens of prompts and "
-            f"{run[ANSWER_TOKENS]:,} of answers" + (f"; faults: {faults}" if faults else "")
+            f"({run['sentences'] / max(seconds, 1e-9):,.1f} sentences/s); {run[PROMPT_TOKENS]:,} prompt tokens and "
+            f"{run[ANSWER_TOKENS]:,} answer tokens" + (f"; faults: {faults}" if faults else "")
         )
 
     @property
     def _identity_sha256(self) -> str:
-        """Of all that decides what a place of a shard holds."""
+        """Digest of all that determines the entry at a place in a shard."""
         return digest_of([self.identity(), self.languages, self.source.identity(), self._args.shard_sentences])
 
     async def _ask_all(
@@ -171,7 +171,7 @@ class HttpEngine(Engine):
                 self._faults.update(client.faults)
 
     async def _ask(self, client: "Client", source: str, shard: int, place: int) -> Entry:
-        """All answers to a sentence. Servers that give one at a time are asked again for the others."""
+        """All answers to a sentence. Servers that give only one per request are asked again for the others."""
         from kd_plugin.decoding.http.client import NoAnswer
 
         choices: List[Choice] = []
@@ -185,7 +185,7 @@ class HttpEngine(Engine):
         except NoAnswer as error:
             self._why = str(error)
             if not self._said[error.name]:
-                logger.warning("%s: the first of them is %r: %s", error.name, source[:60], error)
+                logger.warning("%s: the first one is %r: %s", error.name, source[:60], error)
             self._said[error.name] += 1
             lost, faults = (error.name, []) if error.name not in REASONS else (None, [error.name] * wanted)
             return Entry(place, [], [], faults, lost, tokens)
@@ -197,7 +197,7 @@ class HttpEngine(Engine):
         return Entry(place, [one.text for one in kept], [one.score for one in kept], faults, None, tokens)
 
     def _body(self, source: str, wanted: int, shard: int, place: int, have: int) -> Dict[str, Any]:
-        """A request. have: answers of earlier requests, so that draws differ"""
+        """A request. have: number of answers from earlier requests, so that draws differ"""
         search, options = self._args.search, self._options
         body: Dict[str, Any] = {"model": options.model, "max_tokens": search.max_len_b, "temperature": 0}
         if options.api == "chat":
@@ -205,7 +205,7 @@ class HttpEngine(Engine):
         else:
             body.update(prompt=self._prompt.completion(source), stop=["\n"])
         if search.sampling:
-            # by all that tells this draw from others, so that it depends neither on their order nor on a restart
+            # seeded by what distinguishes this draw from others: it depends neither on their order nor on a restart
             text = f"{self._args.seed} {shard} {place} {have}"
             seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little") >> 1
             body.update(temperature=search.temperature, seed=seed)
@@ -218,7 +218,7 @@ class HttpEngine(Engine):
         return {name: value for name, value in {**body, **self._extra}.items() if value is not None}
 
     def _look_at(self, entry: Entry) -> None:
-        """Stop where nothing is to be expected of the server, warn where nothing is of its answers."""
+        """Stop if the server fails persistently, warn if its answers are rejected persistently."""
         self._run.update({"sentences": 1, PROMPT_TOKENS: entry.tokens[0], ANSWER_TOKENS: entry.tokens[1]})
         if entry.lost in (REJECTED, FAILED):
             self._streak += 1
@@ -230,7 +230,7 @@ class HttpEngine(Engine):
             self._left_out = 0 if entry.texts else self._left_out + len(entry.faults)
             if self._left_out >= WARN and not self._said["row"]:
                 self._said["row"] += 1
-                logger.warning("%s answers in a row were left out; the last one: %s", self._left_out, entry.faults[-1])
+                logger.warning("%s answers in a row were rejected; the last one: %s", self._left_out, entry.faults[-1])
 
     def _answer(self, entry: Entry) -> Answer:
         hypotheses = [Hypothesis(text, score) for text, score in zip(entry.texts, entry.scores)]

@@ -1,8 +1,8 @@
-"""The answers of a shard that is not finished yet, so that a restart asks nothing twice.
+"""The answers of an unfinished shard, so that a restart does not repeat requests.
 
-Beside the shard's files lies `.shard-00000.answers` meanwhile: a line of JSON that names the job, and a line for each
-sentence that is answered. Lines are appended at once, so that a killed process loses none of them; they reach the disk
-in small groups. A line that a kill has torn is no answer.
+Until the shard is finished, `.shard-00000.answers` lies beside its files: a line of JSON that names the job, and a line
+for each answered sentence. Lines are appended immediately, so that a killed process loses none of them; they are synced
+to disk in small groups. A line that is incomplete after a kill does not count.
 """
 
 import json
@@ -19,15 +19,15 @@ from kd_plugin.files.sharded_folder import shard_name
 
 ENDING = ".answers"
 NAME = re.compile(r"\.(shard-\d+)\.answers")
-GROUP, SECONDS = 64, 1.0  # answers, and the time, after which a group is brought to the disk
+GROUP, SECONDS = 64, 1.0  # number of answers, or time, after which they are synced to disk
 
 
 class Entry(NamedTuple):
-    """What became of a sentence.
+    """The result for a sentence.
 
     place: in the shard
-    texts, scores: of its translations
-    faults: of the answers that are left out; lost: why there is no answer at all
+    texts, scores: those of its translations
+    faults: reasons of rejected answers; lost: why there is no answer at all
     tokens: of the prompt, and of all answers
     """
 
@@ -40,14 +40,14 @@ class Entry(NamedTuple):
 
 
 class Journal:
-    """Of one shard, opened by the run that has claimed it.
+    """The journal of one shard, opened by the run that has claimed the shard.
 
     Args:
-        identity_sha256: of the job; a journal of another one is refused
-        sentences: of the shard
+        identity_sha256: the job's; a journal of another job is refused
+        sentences: number of sentences in the shard
 
     Raises:
-        KDPluginError: it cannot be written, or is another job's
+        KDPluginError: it cannot be written, or belongs to another job
     """
 
     def __init__(self, folder: Path, shard: int, identity_sha256: str, sentences: int):
@@ -56,7 +56,7 @@ class Journal:
         self.entries: Dict[int, Entry] = {}
         whole = self._read(sentences)
         try:
-            # what a kill has torn would otherwise be joined to the next line
+            # an incomplete line would otherwise be joined to the next one
             flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
             self._file = os.open(self.path, flags, 0o666)
             os.ftruncate(self._file, whole)
@@ -74,7 +74,7 @@ class Journal:
         os.close(self._file)
 
     def add(self, entry: Entry) -> None:
-        """Note what became of a sentence."""
+        """Record the result for a sentence."""
         self.entries[entry.place] = entry
         self._write(json.dumps(entry._asdict()).encode() + b"\n")
         self._waiting += 1
@@ -87,14 +87,14 @@ class Journal:
                 raise self._unwritten(error) from error
 
     def forget(self, places: Iterable[int]) -> None:
-        """Take sentences out again, so that the next run asks them. The journal cannot be added to after that."""
+        """Remove sentences, so that the next run asks them again. Nothing can be added to the journal after that."""
         for place in places:
             self.entries.pop(place, None)
         lines = (json.dumps(entry._asdict()).encode() + b"\n" for entry in self.entries.values())
         write_atomically(self.path, self._head + b"".join(lines))
 
     def _write(self, line: bytes) -> None:
-        # one call a line: another process that reads meanwhile, or a kill, sees a part of it at most
+        # one call per line: a concurrent reader sees, and a kill leaves, at most one incomplete line
         try:
             while line:
                 line = line[os.write(self._file, line) :]
@@ -103,19 +103,19 @@ class Journal:
 
     def _unwritten(self, error: OSError) -> KDPluginError:
         return KDPluginError(
-            f"{self.path}: answers could not be written: {error.strerror or error}. What is finished is kept. Remedy: "
-            "make room, then run the same command again"
+            f"{self.path}: answers could not be written: {error.strerror or error}. Finished work is kept. Remedy: "
+            "free disk space, then run the same command again"
         )
 
     def _read(self, sentences: int) -> int:
-        """Take in what an earlier run has noted; how many bytes of it are whole lines."""
+        """Read the entries of an earlier run; returns the number of bytes in complete lines."""
         try:
             content = self.path.read_bytes()
         except FileNotFoundError:
             return 0
         except OSError as error:
             raise KDPluginError(
-                f"{self.path} cannot be read: {error.strerror or error}. Remedy: a folder that can be read"
+                f"{self.path} cannot be read: {error.strerror or error}. Remedy: use a readable folder"
             ) from error
         whole = content.rfind(b"\n") + 1
         head, *lines = content[:whole].split(b"\n")
@@ -123,7 +123,7 @@ class Journal:
             return 0
         if head + b"\n" != self._head:
             raise KDPluginError(
-                f"{self.path}: holds another job's answers. Remedy: another --output, or remove the file"
+                f"{self.path}: contains another job's answers. Remedy: use another --output, or remove the file"
             )
         for line in lines:
             entry = _entry(line)
@@ -133,7 +133,7 @@ class Journal:
 
 
 def _entry(line: bytes) -> Optional[Entry]:
-    """None: the line is not as it was written, and its sentence is asked again."""
+    """The entry in a line; None: the line is damaged, and its sentence is asked again."""
     try:
         entry = typed(Entry, parse_json(line))
     except (ValueError, TypeError):
@@ -148,7 +148,7 @@ def journal_path(folder: Path, shard: int) -> Path:
 
 
 def remove_finished(folder: Path) -> None:
-    """Remove journals whose shard is finished: of a run that was killed just after that."""
+    """Remove journals of finished shards, left by a run that was killed just then."""
     for path in Path(folder).glob(f".shard-*{ENDING}"):
         found = NAME.fullmatch(path.name)
         if found and (path.parent / f"{found[1]}.json").is_file():

@@ -1,4 +1,4 @@
-"""What a server is asked: a template with the sentence and the languages filled in, and examples before it."""
+"""The prompt for a server: a template with the sentence and the languages filled in, preceded by examples."""
 
 import string
 from pathlib import Path
@@ -14,7 +14,7 @@ PLACEHOLDERS = (SOURCE, SOURCE_LANG, TARGET_LANG)
 DEFAULTS = {
     "chat": "Translate this sentence from {source_lang} to {target_lang}. Answer with the translation alone, in one "
     "line, without comments.\n\n{source}",
-    # a model without instructions goes on with what it sees
+    # a model without instruction tuning continues the text
     "completions": "{source_lang}: {source}\n{target_lang}:",
 }
 
@@ -25,9 +25,10 @@ class Prompt(NamedTuple):
     """A template ready to be filled in.
 
     Args:
-        text: of the template, as the user wrote it
-        parts: of the same; the names of the languages are filled in already
-        examples: (source, translation) pairs, in their order
+        text: the template as the user wrote it
+        parts: the parsed template
+        examples: (source, translation) pairs, in order
+        names: the languages' names, by placeholder
     """
 
     text: str
@@ -36,11 +37,11 @@ class Prompt(NamedTuple):
     names: Dict[str, str]
 
     def identity(self) -> Dict[str, Any]:
-        """All that decides what is asked about a sentence."""
+        """All that determines the request for a sentence."""
         return {"template": self.text, "examples": self.examples, "names": self.names}
 
     def fill(self, source: str) -> str:
-        """The template with a sentence in it; braces in the sentence mean nothing."""
+        """The template with a sentence filled in; braces in the sentence have no meaning."""
         values = {**self.names, SOURCE: source.strip()}
         return "".join(text + ("" if name is None else values[name]) for text, name in self.parts)
 
@@ -52,7 +53,7 @@ class Prompt(NamedTuple):
         return [{"role": role, "content": text} for role, text in (*turns, ("user", self.fill(source)))]
 
     def completion(self, source: str) -> str:
-        """One text to go on with, in which each example is a paragraph."""
+        """One text to continue, in which each example is a paragraph."""
         paragraphs = []
         for asked, answer in self.examples:
             text = self.fill(asked)
@@ -80,9 +81,7 @@ def open_prompt(options: HttpOptions, languages: Sequence[str]) -> Prompt:
         if place in used:
             names[place] = given or _name(code, side)
         elif given is not None:
-            raise KDPluginError(
-                f"--{side}-name: {where} has no {{{place}}}. Remedy: add it there, or leave the flag out"
-            )
+            raise KDPluginError(f"--{side}-name: {where} has no {{{place}}}. Remedy: add it there, or omit the flag")
     return Prompt(text, parts, [] if options.few_shot is None else read_examples(options.few_shot), names)
 
 
@@ -93,7 +92,7 @@ def parse(text: str, where: str) -> List[Part]:
         where: the flag and file, for errors
     """
     known = ", ".join(f"{{{name}}}" for name in PLACEHOLDERS)
-    remedy = f"Remedy: {known}; write other braces twice, {{{{ and }}}}"
+    remedy = f"Remedy: use {known}; write other braces twice, {{{{ and }}}}"
     parts: List[Part] = []
     try:
         for literal, name, form, conversion in string.Formatter().parse(text):
@@ -104,7 +103,7 @@ def parse(text: str, where: str) -> List[Part]:
     except ValueError as error:
         raise KDPluginError(f"{where}: {error}. {remedy}") from error
     if SOURCE not in (name for _, name in parts):
-        raise KDPluginError(f"{where}: has no {{{SOURCE}}}, so all sentences would be asked the same. {remedy}")
+        raise KDPluginError(f"{where}: has no {{{SOURCE}}}, so the prompt would be the same for all. {remedy}")
     return parts
 
 
@@ -115,12 +114,12 @@ def read_examples(path: str) -> List[Tuple[str, str]]:
         sides = [side.strip() for side in line.split("\t")]
         if len(sides) != 2 or not all(sides):
             raise KDPluginError(
-                f"--few-shot {path}, line {number}: is not source TAB translation. Remedy: mend the line"
+                f"--few-shot {path}, line {number}: is not source TAB translation. Remedy: correct the line"
             )
         pairs.append((sides[0], sides[1]))
     if not pairs:
         raise KDPluginError(
-            f"--few-shot {path}: is empty. Remedy: source TAB translation in each line, or no --few-shot"
+            f"--few-shot {path}: is empty. Remedy: source TAB translation in each line, or omit --few-shot"
         )
     return pairs
 
@@ -129,7 +128,7 @@ def _name(code: str, side: str) -> str:
     name = english_name(code)
     if name is None:
         raise KDPluginError(
-            f"--{side}-lang {code}: no language of that code is known, and the prompt calls it by its name. Remedy: "
-            f"--{side}-name, in the words of the prompt"
+            f"--{side}-lang {code}: no language with this code is known, and the prompt needs its name. Remedy: "
+            f"--{side}-name with the name to use in the prompt"
         )
     return name

@@ -1,4 +1,4 @@
-"""What a server's reply says: its choices and tokens, or what is wrong with it."""
+"""Parsing a server's reply: its choices and tokens, or its error."""
 
 import json
 import math
@@ -7,17 +7,17 @@ from typing import Any, Dict, List, NamedTuple, Optional
 
 from kd_plugin.decoding.http.answers import Choice
 
-# how servers say that a model has come to its own end; TGI has words of its own
+# finish_reason when a model ends its answer itself; TGI uses its own names
 ENDS = ("stop", "eos_token", "stop_sequence", "end_turn", "eos")
-LONGEST_WORDS = 300  # of a server's, in an error
+LONGEST_WORDS = 300  # characters of a server's message to show in an error
 
 
 class Malformed(ValueError):
-    """A reply that is no answer, or half of one; says why."""
+    """A reply that is not an answer, or an incomplete one; says why."""
 
 
 class Reply(NamedTuple):
-    """choices: in the server's order; *_tokens: what the server counted, 0 where it does not say"""
+    """choices: in the server's order; *_tokens: the server's counts, 0 if it gives none"""
 
     choices: List[Choice]
     prompt_tokens: int
@@ -25,10 +25,10 @@ class Reply(NamedTuple):
 
 
 def read_reply(body: bytes) -> Reply:
-    """Of /chat/completions or /completions.
+    """Parses a reply from /chat/completions or /completions.
 
     Raises:
-        Malformed: no JSON, or not what the protocol says
+        Malformed: it is not JSON, or does not follow the protocol
     """
     content = _object(body)
     if not content.get("choices") or not isinstance(content["choices"], list):
@@ -44,33 +44,33 @@ def _object(body: bytes) -> Dict[str, Any]:
     try:
         content = json.loads(body.decode("utf-8"))
     except RecursionError as error:
-        raise Malformed("too many brackets inside each other") from error
-    except ValueError as error:  # no UTF-8 too
-        raise Malformed(f"no JSON ({error})" if body else "an empty reply") from error
+        raise Malformed("too many nested brackets") from error
+    except ValueError as error:  # invalid UTF-8 too
+        raise Malformed(f"not JSON ({error})" if body else "an empty reply") from error
     if not isinstance(content, dict):
-        raise Malformed("no JSON object")
+        raise Malformed("not a JSON object")
     return content
 
 
 def _choice(choice: Any) -> Choice:
     if not isinstance(choice, dict):
-        raise Malformed("a choice is no object")
+        raise Malformed("a choice is not an object")
     message = choice.get("message", choice)
     if not isinstance(message, dict):
-        raise Malformed("a message is no object")
+        raise Malformed("a message is not an object")
     text = message.get("content" if message is not choice else "text")
     reason = choice.get("finish_reason")
     if message.get("refusal") or reason == "content_filter":
         return Choice("", "refusal")
     if text is not None and not isinstance(text, str):
-        raise Malformed("an answer is no text")
+        raise Malformed("an answer is not text")
     if reason != "length" and reason not in ENDS:
-        raise Malformed(f"it ends with finish_reason {str(reason)[:40]}, as if it were not whole")
+        raise Malformed(f"it ends with finish_reason {str(reason)[:40]}, so it may be incomplete")
     return Choice(text or "", "length" if reason == "length" else "stop", _mean(choice.get("logprobs")))
 
 
 def _mean(logprobs: Any) -> Optional[float]:
-    """Of both protocols' forms: a list of tokens with their logprob, or a list of numbers."""
+    """The mean log-probability, from either protocol: a list of tokens with their logprob, or a list of numbers."""
     if not isinstance(logprobs, dict):
         return None
     values = logprobs.get("token_logprobs")
@@ -89,7 +89,7 @@ def _count(value: Any) -> int:
 
 
 def server_words(body: bytes) -> str:
-    """What a server says is wrong, in a line; empty: nothing."""
+    """A server's error message, in one line; empty: none."""
     text = body.decode("utf-8", "replace")
     try:
         content: Any = _object(body)
@@ -116,7 +116,7 @@ def _line(text: str) -> str:
 
 
 def seconds_to_wait(header: Optional[str], now: float) -> Optional[float]:
-    """What a Retry-After header asks for: seconds or a date; None: nothing that can be understood.
+    """The seconds that a Retry-After header (seconds or a date) asks to wait; None: it cannot be parsed.
 
     Args:
         now: in seconds since the epoch
