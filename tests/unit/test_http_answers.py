@@ -331,7 +331,7 @@ def test_journals_of_finished_shards_are_removed_and_no_others(tmp_path):
         ({"extra_body": "{"}, "--extra-body: not JSON"),
         ({"extra_body": "[]"}, "--extra-body: not a JSON object"),
         ({"extra_body": '{"x": NaN}'}, "--extra-body: not JSON"),
-        ({"extra_body": '{"seed": 1}'}, "--extra-body: seed is what kd-plugin itself fills in"),
+        ({"extra_body": '{"seed": 1}'}, "--extra-body: seed is set by kd-plugin itself"),
         ({"expect_script": "LATTIN"}, "--expect-script LATTIN: no letters"),
     ],
 )

@@ -110,8 +110,8 @@ def test_what_a_server_rejects_is_not_asked_again(answer, name):
 @pytest.mark.parametrize(
     "answer, message",
     [
-        ((401, {}, b"who are you"), "401 Unauthorized: who are you. Remedy: the right key"),
-        ((403, {}, b""), "403 Forbidden. Remedy: the right key"),
+        ((401, {}, b"who are you"), "401 Unauthorized: who are you. Remedy: use the right key"),
+        ((403, {}, b""), "403 Forbidden. Remedy: use the right key"),
         (
             (404, {}, {"error": {"message": "The model `m` does not exist."}}),
             "does not exist.. Remedy: correct --url",
@@ -355,7 +355,7 @@ def test_a_wrong_key_ends_it_at_once_and_the_right_one_goes_on(corpus, tmp_path,
     with serving(key=KEY) as server:
         monkeypatch.setenv("KD_KEY", "wrong")
         decode(server, corpus, tmp_path / "out", "--api-key-env", "KD_KEY", status=1)
-        assert "Remedy: the right key in --api-key-env" in capsys.readouterr().err
+        assert "Remedy: use the right key in --api-key-env" in capsys.readouterr().err
         monkeypatch.setenv("KD_KEY", KEY)
         decode(server, corpus, tmp_path / "out", "--api-key-env", "KD_KEY")
         for path in (tmp_path / "out").rglob("*"):
@@ -455,7 +455,7 @@ def test_flags_of_servers_are_refused_without_one(flags, corpus, tmp_path, capsy
         (["--sampling-topp", 0.5], "--sampling-topp: of no effect without --sampling"),
         (["--prompt", "nowhere.txt"], "--prompt nowhere.txt"),
         (["--few-shot", "nowhere.tsv"], "--few-shot nowhere.tsv"),
-        (["--target-lang", "xx"], "--target-lang xx: no language of that code"),
+        (["--target-lang", "xx"], "--target-lang xx: no language with this code"),
         (["--target-lang", "en"], "--target-lang en is also the source language"),
     ],
 )

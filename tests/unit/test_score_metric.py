@@ -98,7 +98,7 @@ def test_another_model_does_not_go_on_with_the_first_one_s(comet, folder, tmp_pa
 @pytest.mark.parametrize(
     ("metric", "message"),
     [
-        ("kiwi", "--metric kiwi: there is no such metric or file"),
+        ("kiwi", "--metric kiwi: no such metric or file"),
         ("Some/other", "not supported by COMET"),
         ("{tmp}/with_references.ckpt", "compares translations with references"),
         ("{tmp}/nan.ckpt", "NaN or infinite"),
