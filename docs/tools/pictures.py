@@ -76,7 +76,7 @@ def overview() -> str:
     picture.line([(380, 70), (420, 70), (420, 100), (460, 100)], TEACHER, arrow=True)
     picture.line([(380, 150), (420, 150), (420, 122), (460, 122)], STUDENT, arrow=True)
     picture.line([(590, 110), (650, 110)], arrow=True)
-    picture.text(20, 222, "Or asked once, beforehand", anchor="start", font_weight=600)
+    picture.text(20, 206, "Or asked once, beforehand", anchor="start", font_weight=600)
     picture.box(20, 240, 130, 60, ["teacher", "or an ensemble"], TEACHER)
     picture.box(250, 208, 190, 52, ["cache", "its answers, 66 bytes per token"], TEACHER)
     picture.box(250, 272, 190, 52, ["translations", "selected and filtered"], TEACHER)

@@ -32,6 +32,8 @@ export ALPHA=${ALPHA:-0.2}
 die() { echo "${0##*/}: $*" >&2; exit 1; }
 case "$WAY" in cache | online | sequence | plain) ;; *) die "WAY=$WAY: must be cache, online, sequence or plain" ;; esac
 [ -f "$teacher/config.json" ] || die "$teacher: not a Hugging Face folder (no config.json)"
+compgen -G "$teacher/*.safetensors" >/dev/null ||
+    die "$teacher: has no safetensors. If you trust it, load it with transformers and save it with save_pretrained"
 for split in train valid test; do
     for lang in "$SRC" "$TGT"; do
         [ -s "$corpus/$split.$lang" ] || die "$corpus/$split.$lang is missing or empty"

@@ -168,8 +168,8 @@ def training_command(
         codes,
         [shlex.quote(part) for part in overrides],
         ["--criterion", "kd_label_smoothed_cross_entropy", "--label-smoothing", "0.1"],
-        ["--kd-alpha", "0.5", "--kd-temperature", "1.0", "--arch", "transformer_student_tiny"],
+        ["--kd-alpha", "0.2", "--kd-temperature", "1.0", "--arch", "transformer_student_tiny"],
         ["--optimizer", "adam", "--lr", "0.001", "--lr-scheduler", "inverse_sqrt", "--warmup-updates", "2000"],
-        ["--max-tokens", "4096", "--max-update", "20000"],
+        ["--max-tokens", "4096", "--max-update", "20000", "--best-checkpoint-metric", "nll_loss"],
     ]
     return " \\\n  ".join(" ".join(part) for part in parts if part)

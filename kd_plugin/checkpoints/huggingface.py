@@ -310,7 +310,9 @@ def _transformers(path: str) -> Iterator[Any]:
     try:
         import transformers
     except ImportError as error:
-        raise KDPluginError(f"{path}: a Hugging Face model, but {error}. Remedy: {INSTALL}") from error
+        raise KDPluginError(
+            f"{path}: a Hugging Face model, but transformers cannot be imported ({error}). Remedy: {INSTALL}"
+        ) from error
     try:
         with silent():
             yield transformers

@@ -60,7 +60,8 @@ def add_job(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workers", type=int, default=0, metavar="N", help="processes of this job (default: one per GPU, else one)"
     )
-    parser.add_argument("--runner", default="local", choices=RUNNERS, help="(default: %(default)s)")
+    text = "ray: share the shards on a Ray cluster (default: %(default)s)"
+    parser.add_argument("--runner", default="local", choices=RUNNERS, help=text)
 
 
 def add_workers(parser: argparse.ArgumentParser, sentences: int) -> None:
@@ -86,7 +87,7 @@ def add_models(parser: argparse.ArgumentParser, help_of_path: str, required: boo
     parser.add_argument("--model-overrides", default=argparse.SUPPRESS, metavar="JSON", help="as in fairseq-generate")
     parser.add_argument("--dict-dir", metavar="DIR", help="folder with the models' dictionaries, if not beside them")
     add_user_dir(parser)
-    add_languages(parser, "the models'; default: the checkpoint's")
+    add_languages(parser, "the corpus's, as in its file names; default: the checkpoint's")
 
 
 def add_folder_languages(parser: argparse.ArgumentParser) -> None:

@@ -19,6 +19,11 @@ from kd_plugin.files.atomic import make_folder, write_atomically
 from kd_plugin.files.protection import Named, check_outputs
 from kd_plugin.runners.progress import progress
 
+# pip's sentencepiece has no spm_encode
+ENCODE = (
+    "python -c 'import sys, sentencepiece as s; m = s.SentencePieceProcessor(model_file=sys.argv[1]); "
+    '[print(*m.encode(line.rstrip("\\n"), out_type=str)) for line in sys.stdin]\''
+)
 SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")  # fairseq adds them; dictionary files do not list them
 
 
@@ -191,7 +196,7 @@ def _commands(wanted: Wanted, folder: Path, contents: Dict[str, bytes]) -> str:
     for language in (wanted.source_lang, wanted.target_lang):
         own = f"sentencepiece.{language}.model"
         model = os.path.join(place, own if own in contents else "sentencepiece.model")
-        lines.append(f"spm_encode --model {model} < train.{language} > train.spm.{language}")
+        lines.append(f"{ENCODE} {model} < train.{language} > train.spm.{language}")
     dictionaries = [
         os.path.join(place, "dict.txt" if wanted.joined_dictionary else f"dict.{language}.txt")
         for language in (wanted.source_lang, wanted.target_lang)
