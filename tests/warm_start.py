@@ -181,6 +181,8 @@ def _run(connection: socket.socket) -> None:
         os.dup2(descriptor, number)
     for descriptor in descriptors:
         os.close(descriptor)
+    # a shell starts what it puts into the background with SIGINT ignored, these tests perhaps too
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.clear()
     os.environ.update(env)
     os.chdir(folder)

@@ -75,7 +75,7 @@ def test_online_and_cached_answers_train_the_same_student(made, tmp_path):
 def test_what_does_not_fit_is_refused_before_the_first_update(made, tmp_path):
     folder, teacher = made
     for flags, said in [
-        ([], "--teacher-source-lang, one of its own codes"),
+        ([], "--teacher-source-lang with one of its codes"),
         (["--teacher-source-lang", "en", "--teacher-target-lang", "de"], "does not know this language"),
         ([*TEACHER, "--teacher-sha256", "0" * 64], "sha256 of its files is"),
         ([*TEACHER, "--teacher-overrides", '{"dropout": 0}'], "no teacher is a fairseq checkpoint"),

@@ -137,14 +137,15 @@ class Reference:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("limit", [4, 30])
 def test_every_kind_of_folder_translates_as_fairseqs_search_would(folder_of, tmp_path, kind, limit):
+    lines = LINES if limit < 10 else LINES[:3]  # the reference computes every prefix anew
     corpus = tmp_path / "in.en"
-    corpus.write_text("".join(line + "\n" for line in LINES))
+    corpus.write_text("".join(line + "\n" for line in lines))
     search = ["--beam", 3, "--nbest", 2, "--max-len-b", limit]
     # a batch of one: the limit of a batch is that of its longest sentence
     decode(folder_of(kind), corpus, tmp_path / "out", *codes(kind), *search, "--text", tmp_path / "text")
     reference = Reference(kind, folder_of(kind), beam_size=3, max_len_a=0, max_len_b=limit)
     records = list(Translations(tmp_path / "out").records())
-    assert [record.source for record in records] == LINES
+    assert [record.source for record in records] == lines
     for record in records:
         expected = reference(record.source)[:2]
         assert [h.score for h in record.hypotheses] == pytest.approx([score for _, score in expected], abs=2e-4)

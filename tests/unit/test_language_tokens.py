@@ -76,7 +76,7 @@ def test_the_remedy_is_right_to_the_letter(make, tmp_path, capsys, caplog):
         subprocess.run(f"{command} >> dict.{language}.txt", shell=True, check=True, cwd=str(path.parent))
     task = student_task(path.parent)
     loaded = load_teacher(str(path), task)
-    assert "have to begin with a language token (__LANG__)" in caplog.text
+    assert "must begin with a language token (__LANG__)" in caplog.text
     assert [task.source_dictionary.index(token) for token in EXPECTED["langs"]] == [32, 33, 34]
     sentence = torch.tensor([[34, 5, 6, 2]])
     inputs = {"src_tokens": sentence, "src_lengths": torch.tensor([4]), "prev_output_tokens": sentence}
@@ -101,7 +101,7 @@ def test_a_wrong_dictionary_is_not_taken_for_one_without_the_tokens(make):
     path, _ = make(*TASKS["langs"])
     write_dictionaries(path.parent, WORDS[:-2])
     with pytest.raises(
-        KDPluginError, match="With them there are 33, and the model has 35. Remedy: the dictionary files"
+        KDPluginError, match="With them there are 33, but the model has 35. Remedy: the dictionary files"
     ):
         load_teacher(str(path), student_task(path.parent))
 
@@ -151,7 +151,7 @@ def test_decode_refuses_sentences_without_the_token_that_the_teacher_knows_them_
     text.write_text("__de__ word1 word2\nword3\n")
     assert cli.main(["decode", "--input", str(text), *flags, "--output", "refused"]) == 1
     message = capsys.readouterr().err
-    assert "its source sentences begin with __de__, and one of these begins with word3" in message
+    assert "its source sentences must begin with __de__, but one begins with word3" in message
     assert not list((tmp_path / "refused").glob("*.jsonl"))
     text.write_text("__de__ word1 word2\n\n__de__ word3\n")
     assert cli.main(["decode", "--input", str(text), *flags, "--output", "decoded"]) == 0

@@ -118,7 +118,7 @@ def test_flags_for_another_kind_of_model_are_refused(folder, tmp_path, capsys):
     said = refusal(capsys, "score", folder, "--metric", "comet-kiwi", "--model-source-lang", "eng_Latn", *out)
     assert "--model-source-lang: of no effect with --metric" in said
     said = refusal(capsys, "score", folder, "--path", path, *flags_of("nllb"), "--model-overrides", '{"a": 1}', *out)
-    assert "--model-overrides: is for fairseq checkpoints of fairseq" in said
+    assert "--model-overrides: is for fairseq checkpoints" in said
     said = refusal(capsys, "score", folder, "--path", path, *flags_of("nllb"), "-s", "fr", "-t", "de", *out)
     assert "translates fr-de" in said
     assert not (tmp_path / "out").exists()

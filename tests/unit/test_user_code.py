@@ -145,7 +145,7 @@ def test_decode_and_score(fork, tmp_path, kind, workers):
     flags = ["--path", path, "--user-dir", fork.folder, "--workers", workers, *LANGS]
     decode = ["--beam", 1, "--unkpen", "inf", "--max-len-b", 4, "--shard-sentences", 3, "--remove-bpe", "none"]
     assert run("decode", "--input", tmp_path / "text", *flags, *decode, "--output", tmp_path / "decoded") == 0
-    assert run("score", tmp_path / "decoded", *flags, "--output", tmp_path / "scored") == 0
+    assert run("score", tmp_path / "decoded", *flags, "--workers", 1, "--output", tmp_path / "scored") == 0
     decoded, scored = records_of(tmp_path / "decoded"), records_of(tmp_path / "scored")
     assert {r.source for r in decoded} == {" ".join(source) for source in SOURCES}
     for one, other in zip(decoded, scored):
