@@ -219,6 +219,11 @@ def _ctranslate2() -> Any:
     return ctranslate2
 
 
+def check_installed() -> None:
+    """Refuses to go on without CTranslate2."""
+    _ctranslate2()
+
+
 def quantizations() -> List[str]:
     """CTranslate2's names for types of stored weights."""
     _ctranslate2()

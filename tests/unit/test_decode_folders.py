@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -249,6 +250,17 @@ def test_what_does_not_fit_a_folder_is_refused_before_any_work(folder_of, tmp_pa
     decode(folder_of(kind), corpus, tmp_path / "out", *flags, status=1)
     error = capsys.readouterr().err
     assert said in error and "Remedy: " in error and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("kind", ["huggingface", "marian"])
+def test_without_ctranslate2_the_extra_is_named_before_any_work(folder_of, tmp_path, capsys, monkeypatch, kind):
+    path = folder_of("marian")
+    if kind == "marian":
+        path = make_marian(path, tmp_path / "marian")
+    (tmp_path / "in.en").write_text(LINES[0] + "\n")
+    monkeypatch.setitem(sys.modules, "ctranslate2", None)
+    decode(path, tmp_path / "in.en", tmp_path / "out", status=1)
+    assert "Remedy: pip install 'kd-plugin[export]'" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import tempfile
 from pathlib import Path
 from typing import Callable, List, NamedTuple
 
+from kd_plugin.checkpoints.ctranslate2_models import check_installed
 from kd_plugin.checkpoints.formats import holds_ctranslate2
 from kd_plugin.checkpoints.huggingface import is_huggingface
 from kd_plugin.checkpoints.read import no_checkpoint
@@ -67,9 +68,11 @@ def open_folder(asked: Asked) -> TextModel:
     """The model in a folder.
 
     Raises:
-        KDPluginError: it contains no known model, or flags do not fit it
+        KDPluginError: it contains no known model, CTranslate2 is not installed, or flags do not fit the folder
     """
-    return check_folder(asked.path).open(asked)
+    kind = check_folder(asked.path)
+    check_installed()
+    return kind.open(asked)
 
 
 class TextFolder:
