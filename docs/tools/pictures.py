@@ -78,7 +78,7 @@ def overview() -> str:
     picture.line([(590, 110), (650, 110)], arrow=True)
     picture.text(20, 206, "Or asked once, beforehand", anchor="start", font_weight=600)
     picture.box(20, 240, 130, 60, ["teacher", "or an ensemble"], TEACHER)
-    picture.box(250, 208, 190, 52, ["cache", "its answers, 66 bytes per token"], TEACHER)
+    picture.box(250, 208, 190, 52, ["cache", "66 bytes per token"], TEACHER)
     picture.box(250, 272, 190, 52, ["translations", "selected and filtered"], TEACHER)
     picture.box(500, 240, 110, 60, ["student", "trained"], STUDENT)
     picture.box(650, 240, 90, 60, ["export", "int8"], RESULT)
