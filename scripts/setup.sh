@@ -75,7 +75,7 @@ pip_install() { "$python" -m pip install --no-input --no-compile "$@"; }
 
 # On all cores, without modules that are never imported. Files for other Python versions may fail.
 compile_installed() {
-  "$python" -m compileall -q -j 0 -x '/(tests?|testing|_vendor)/|/transformers/models/|/ray/(rllib|serve|tune|llm)/' \
+  "$python" -m compileall -q -j 0 -x 'site-packages/(.*/)?(tests?|testing|_vendor|transformers/models|ray/(rllib|serve|tune|llm))/' \
     "$("$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" >/dev/null 2>&1 || true
 }
 

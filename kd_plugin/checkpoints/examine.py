@@ -6,7 +6,7 @@ import shlex
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from kd_plugin.checkpoints.describe import dictionary_directories, find_dictionary
-from kd_plugin.checkpoints.huggingface import Folder, Languages, is_huggingface
+from kd_plugin.checkpoints.huggingface import Folder
 from kd_plugin.checkpoints.language_tokens import (
     VOCABULARY_WEIGHTS,
     languages_of,
@@ -18,6 +18,8 @@ from kd_plugin.checkpoints.open import beside
 from kd_plugin.checkpoints.own_tasks import own_task
 from kd_plugin.checkpoints.paths import join_model_paths, split_model_paths
 from kd_plugin.checkpoints.read import CheckpointFile, no_checkpoint, read_file
+from kd_plugin.checkpoints.tokenizer import Languages
+from kd_plugin.checkpoints.transformers_library import is_huggingface
 from kd_plugin.checkpoints.user_code import FLAG, import_user_code
 from kd_plugin.environment import FAIL, Check
 from kd_plugin.errors import KDPluginError

@@ -12,7 +12,8 @@ from typing import Any, Iterator, List, NamedTuple, Optional, Sequence
 
 import torch
 
-from kd_plugin.checkpoints.huggingface import CONFIG, LOCAL, READ, silent
+from kd_plugin.checkpoints.huggingface import READ
+from kd_plugin.checkpoints.transformers_library import CONFIG, LOCAL, silent
 from kd_plugin.curate.scorers import Progress, Scorer, Texts
 from kd_plugin.errors import KDPluginError
 from kd_plugin.evaluation.comet import open_comet

@@ -19,8 +19,7 @@ from fairseq.sequence_scorer import SequenceScorer
 from kd_plugin.corpus.batches import by_length
 from kd_plugin.corpus.languages import check_languages
 from kd_plugin.corpus.subword_checks import Marks, check_known, check_text
-from kd_plugin.corpus.subwords import SubwordOptions
-from kd_plugin.curate.scorers import Pair, Progress, Scorer, Texts
+from kd_plugin.curate.scorers import ByModel, Pair, Progress, Scorer, Texts
 from kd_plugin.decoding.base import ModelOptions, not_a_number
 from kd_plugin.decoding.fairseq import DTYPES, Checkpoints, checkpoints_of, default_dtype, load_ensemble
 from kd_plugin.errors import KDPluginError
@@ -29,42 +28,28 @@ from kd_plugin.errors import KDPluginError
 class ModelScorer(Scorer):
     """Scores from a fairseq model or an ensemble.
 
-    Args:
-        languages: source and target of the translations, which are in `folder`
-        compute_type: a key of DTYPES, or auto
-        max_tokens: per batch, with padding
-
     Raises:
         KDPluginError: the models cannot be opened, or are for other languages
     """
 
-    def __init__(
-        self,
-        models: ModelOptions,
-        subwords: SubwordOptions,
-        compute_type: str,
-        max_tokens: int,
-        languages: List[str],
-        folder: Path,
-        device: torch.device,
-    ):
+    def __init__(self, models: ModelOptions, by: ByModel):
         check_languages(models.source_lang, models.target_lang)
-        self._languages, self._folder, self._max_tokens = languages, folder, max_tokens
+        self._folder, self._max_tokens = by.folder, by.max_tokens
         checkpoints = self._checkpoints = checkpoints_of(models)
-        self._backward = is_backward(checkpoints.paths[0], checkpoints.languages, languages, folder)
-        self._subwords = subwords.open()
+        self._backward = is_backward(checkpoints.paths[0], checkpoints.languages, by.languages, by.folder)
+        self._subwords = by.subwords.open()
         dictionaries = checkpoints.source_dictionary.symbols, checkpoints.target_dictionary.symbols
         self._subwords.check(models.path, *dictionaries)
-        dtype = compute_type if compute_type != "auto" else default_dtype(device)
+        dtype = by.compute_type if by.compute_type != "auto" else default_dtype(by.device)
         self.identity = {
             "backward": self._backward,
             "compute_type": dtype,
             "models": checkpoints.identity(),
             "overrides": checkpoints.overrides,
             "subwords": self._subwords.identity(),
-            "max_tokens": max_tokens,
+            "max_tokens": by.max_tokens,
         }
-        self._open = functools.partial(SymbolScorer, checkpoints, device, DTYPES[dtype])
+        self._open = functools.partial(SymbolScorer, checkpoints, by.device, DTYPES[dtype])
 
     @functools.cached_property
     def _scorer(self) -> "SymbolScorer":

@@ -12,7 +12,7 @@ from kd_plugin.curate.by_command import CommandScorer
 from kd_plugin.curate.by_folder import FolderScorer
 from kd_plugin.curate.by_metric import open_metric
 from kd_plugin.curate.by_model import ModelScorer
-from kd_plugin.curate.scorers import Scorer
+from kd_plugin.curate.scorers import ByModel, Scorer
 from kd_plugin.decoding.base import FolderOptions, ModelOptions
 from kd_plugin.errors import KDPluginError
 from kd_plugin.files.sharded_folder import Plan
@@ -98,12 +98,12 @@ class Session(TranslationSession):
         device = device_of(number)
         if args.metric is not None:
             return open_metric(args.metric, args.batch_size or BATCH_SIZE, device)
-        max_tokens = args.max_tokens or MAX_TOKENS
-        options = args.subwords, args.compute_type, max_tokens, self.languages, self._translations.folder, device
+        max_tokens, folder = args.max_tokens or MAX_TOKENS, self._translations.folder
+        by = ByModel(args.subwords, args.compute_type, max_tokens, self.languages, folder, device)
         if Path(args.models.path).is_dir():
-            return FolderScorer(args.models, args.folder, *options)
+            return FolderScorer(args.models, args.folder, by)
         args.folder.refuse(f"--path {args.models.path} is not a folder of another toolkit")
-        return ModelScorer(args.models, *options)
+        return ModelScorer(args.models, by)
 
     def prepare(self) -> None:
         """Free the scorer if separate workers open their own."""

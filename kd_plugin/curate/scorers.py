@@ -1,11 +1,33 @@
 """The interface of scorers: a model, a metric without references, or the user's command."""
 
 import abc
-from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
+
+from kd_plugin.corpus.subwords import SubwordOptions
+
+if TYPE_CHECKING:
+    import torch
 
 Texts = Tuple[str, str]  # a source and its translation, raw
 Pair = Tuple[List[str], List[str]]  # symbols of a model's input and of the text to score
 Progress = Callable[[int], Any]  # called with the number of pairs done since the last call
+
+
+class ByModel(NamedTuple):
+    """What scoring with a model needs beside the model.
+
+    compute_type: a type of weights, or auto
+    max_tokens: per batch, with padding
+    languages: source and target of the translations, which are in `folder`
+    """
+
+    subwords: SubwordOptions
+    compute_type: str
+    max_tokens: int
+    languages: List[str]
+    folder: Path
+    device: "torch.device"
 
 
 class Scorer(abc.ABC):

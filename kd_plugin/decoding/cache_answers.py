@@ -16,8 +16,8 @@ from kd_plugin.cache.data import Split, describe_data, dictionary_sha256
 from kd_plugin.cache.manifest import Identity
 from kd_plugin.cache.records import Records
 from kd_plugin.cache.writer import ShardWriter, StoreFolder, plan_shards
-from kd_plugin.checkpoints.huggingface import Languages
 from kd_plugin.checkpoints.overrides import parse_overrides
+from kd_plugin.checkpoints.tokenizer import Languages
 from kd_plugin.checkpoints.user_code import code_sha256
 from kd_plugin.corpus.batches import by_length
 from kd_plugin.corpus.binarised import check_ids, format_of_pair, readable

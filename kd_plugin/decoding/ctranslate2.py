@@ -2,7 +2,7 @@
 
 import functools
 from pathlib import Path
-from typing import AbstractSet, Any, Dict, List, Optional, Sequence
+from typing import AbstractSet, Any, Dict, List, Optional, Sequence, Tuple
 
 import torch
 
@@ -64,11 +64,7 @@ class CTranslate2Decoder:
         self.approximate: AbstractSet[int] = frozenset()
         self._never = [*PADDING, *(["<unk>"] if settings.unkpen == float("inf") else [])]
         self.use_vocabulary_map = False
-        description = read_description(folder)
-        # CTranslate2 itself would go on beyond the model's positions, and write arbitrary symbols
-        self.max_source_tokens = int(description.get("max_source_tokens", UNSAID_TOKENS))
-        # earlier versions of the plugin named one limit for both
-        self._max_target_tokens = int(description.get("max_target_tokens", self.max_source_tokens))
+        self.max_source_tokens, self._max_target_tokens = most_tokens(folder, around)
         self.source_symbols = vocabulary(folder, "source")
         self.target_symbols = vocabulary(folder, "target")
         settings.check_vocabulary(len(self.target_symbols))
@@ -131,6 +127,19 @@ class CTranslate2Decoder:
     def _fairseq(self) -> FairseqDecoder:
         assert self._checkpoints is not None
         return FairseqDecoder(self._checkpoints, self._settings._replace(nbest=self._settings.beam), self._device)
+
+
+def most_tokens(folder: Path, around: Around) -> Tuple[int, int]:
+    """The longest source and target of a converted model, without `around` and the end of sentence.
+
+    CTranslate2 itself would go on beyond the model's positions, and write arbitrary symbols.
+    """
+    description = read_description(folder)
+    unsaid = UNSAID_TOKENS - len(around.source_prefix) - len(around.source_suffix)
+    source = int(description.get("max_source_tokens", unsaid))
+    # earlier versions of the plugin named one limit for both
+    target = description.get("max_target_tokens", description.get("max_source_tokens"))
+    return source, UNSAID_TOKENS - len(around.target_prefix) if target is None else int(target)
 
 
 def _said(tokens: Tokens) -> Tokens:

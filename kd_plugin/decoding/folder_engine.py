@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Any, Dict, Optional, Sequence
 
 from kd_plugin.corpus.languages import check_languages
 from kd_plugin.corpus.sources import Sentence, TextSource
-from kd_plugin.corpus.subword_checks import check_known
 from kd_plugin.decoding.base import UNKNOWN, Decoder
 from kd_plugin.decoding.ctranslate2 import CTranslate2Decoder
 from kd_plugin.decoding.folders.base import Asked
@@ -28,19 +27,21 @@ class FolderEngine(SymbolEngine):
         options = args.models
         if args.input is None:
             raise KDPluginError(
-                f"--path {options.path}: other symbols than {args.data}. Remedy: --input with the raw text"
+                f"--path {options.path}: its symbols are not those of {args.data}. Remedy: --input with the raw text"
             )
         options.refuse_of_checkpoints()
         asked = Asked(options.path, args.folder, args.subwords, (options.source_lang, options.target_lang))
         model = self._model = open_folder(asked)
         own: Sequence[Optional[str]] = model.languages or (None, None)
-        source, target = options.source_lang or own[0], options.target_lang or own[1]
-        if source is None or target is None:
+        source_lang, target_lang = options.source_lang or own[0], options.target_lang or own[1]
+        if source_lang is None or target_lang is None:
             raise KDPluginError(f"--path {options.path}: does not name its languages. Remedy: -s LANG -t LANG")
-        self.languages = [source, target]
-        check_languages(source, target, where=options.path)
+        self.languages = [source_lang, target_lang]
+        check_languages(source_lang, target_lang, where=options.path)
         self.subwords = model.subwords
-        self.source = TextSource(args.input, self.subwords.source)
+        source = self.source = TextSource(args.input, self.subwords.source)
+        model.check_text(source.marks, f"--input {args.input}")
+        model.check_sides((one.text for one in source.read(range(len(source)))), f"--input {args.input}")
         if args.compute_type == "auto" and model.is_converted:
             self._compute_type = "default"  # the type of the stored weights
         args.search.check_vocabulary(len(model.target_symbols))
@@ -72,7 +73,7 @@ class FolderEngine(SymbolEngine):
 
     def check(self, sentences: Sequence[Sentence]) -> None:
         """As SymbolEngine's."""
-        check_known((sentence.tokens for sentence in sentences), self._model.source_symbols, True)
+        self._model.check_symbols(sentence.tokens for sentence in sentences)
 
     def is_known(self, token: str) -> bool:
         """As SymbolEngine's."""

@@ -6,7 +6,8 @@ import torch
 from fairseq.data import Dictionary
 from torch import Tensor
 
-from kd_plugin.checkpoints.huggingface import Folder, Languages, Layout
+from kd_plugin.checkpoints.huggingface import Folder
+from kd_plugin.checkpoints.tokenizer import Languages, Layout
 from kd_plugin.errors import KDPluginError
 from kd_plugin.losses.answer import LinearHead, Project, new_buffer
 from kd_plugin.teachers.member import Member, at_rows

@@ -6,10 +6,12 @@ from typing import Any, Dict, Hashable, List, Optional
 
 from fairseq.tasks.translation import TranslationTask
 
-from kd_plugin.checkpoints.huggingface import Folder, Languages, is_huggingface
+from kd_plugin.checkpoints.huggingface import Folder
 from kd_plugin.checkpoints.open import open_beside
 from kd_plugin.checkpoints.overrides import parse_overrides
 from kd_plugin.checkpoints.paths import split_model_paths
+from kd_plugin.checkpoints.tokenizer import Languages
+from kd_plugin.checkpoints.transformers_library import is_huggingface
 from kd_plugin.checkpoints.user_code import TEACHERS_FLAG, import_user_code
 from kd_plugin.errors import KDPluginError
 from kd_plugin.teachers.fairseq import fit

@@ -6,9 +6,10 @@ import shlex
 from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
-from kd_plugin.checkpoints.huggingface import Tokenizer, is_huggingface
 from kd_plugin.checkpoints.open import open_checkpoint
 from kd_plugin.checkpoints.overrides import parse_overrides
+from kd_plugin.checkpoints.tokenizer import Tokenizer
+from kd_plugin.checkpoints.transformers_library import is_huggingface
 from kd_plugin.checkpoints.user_code import FLAG, import_user_code
 from kd_plugin.corpus.languages import check_languages
 from kd_plugin.corpus.pieces import Counts, Pieces, read_pieces

@@ -6,6 +6,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,7 +14,9 @@ from kd_plugin.cli import main
 from kd_plugin.corpus.translations import Translations
 from tests.unit.huggingface_folders import KINDS, T5_PREFIX, make_folder
 from tests.unit.marian_folders import make_marian
-from tests.unit.sentencepiece_models import sentences
+from tests.unit.sentencepiece_models import encoded, sentences
+from tests.unit.translation_folders import record as record_of
+from tests.unit.translation_folders import write_folder
 
 pytest.importorskip("transformers", reason="transformers is not installed")
 pytest.importorskip("ctranslate2", reason="CTranslate2 is not installed")
@@ -263,6 +266,12 @@ def test_without_ctranslate2_the_extra_is_named_before_any_work(folder_of, tmp_p
     assert "Remedy: pip install 'kd-plugin[export]'" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
+def change_npz(folder, change):
+    weights = dict(np.load(folder / "model.npz"))
+    change(weights)
+    np.savez(folder / "model.npz", **weights)
+
+
 @pytest.mark.parametrize(
     "damage, said",
     [
@@ -272,6 +281,9 @@ def test_without_ctranslate2_the_extra_is_named_before_any_work(folder_of, tmp_p
         (lambda f: (f / "decoder.yml").write_text("!!python/object/apply:os.system [true]\n"), "does not name models"),
         (lambda f: (f / "vocab.yml").write_text("a: b\n"), "vocabularies cannot be read"),
         (lambda f: (f / "model.npz").write_bytes(b"nothing"), "cannot convert it"),
+        (lambda f: (f / "model.npz").write_bytes((f / "model.npz").read_bytes()[:999]), "cannot convert it"),
+        (lambda f: change_npz(f, lambda w: w.pop("encoder_l1_self_Wq")), "cannot convert it"),
+        (lambda f: change_npz(f, lambda w: w.update({"special:model.yml": np.int8([58, 58, 123, 0])})), "cannot conv"),
     ],
 )
 def test_damaged_folders_of_marian_are_named(folder_of, tmp_path, capsys, damage, said):
@@ -282,6 +294,27 @@ def test_damaged_folders_of_marian_are_named(folder_of, tmp_path, capsys, damage
     decode(marian, corpus, tmp_path / "out", status=1)
     error = capsys.readouterr().err
     assert said in error and "Remedy: " in error
+
+
+@pytest.mark.parametrize("verb", ["decode", "score"])
+@pytest.mark.parametrize("raw", [True, False])
+def test_text_that_does_not_fit_the_segmentation_is_refused(folder_of, tmp_path, capsys, verb, raw):
+    """Raw text that nothing segments, and segmented text for a folder that segments."""
+    marian = make_marian(folder_of("marian"), tmp_path / "marian")
+    if raw:
+        for name in ("source.spm", "target.spm"):
+            (marian / name).unlink()
+    lines = LINES if raw else [" ".join(pieces) for pieces in encoded(folder_of("marian") / "source.spm", LINES)]
+    (tmp_path / "in.en").write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    folders = [marian] if raw else [marian, folder_of("marian")]
+    write_folder(tmp_path / "in", [record_of(at, line, line) for at, line in enumerate(lines)])
+    for path in folders:
+        if verb == "decode":
+            decode(path, tmp_path / "in.en", tmp_path / "out", status=1)
+        else:
+            assert main(["score", str(tmp_path / "in"), "--path", str(path), "--output", str(tmp_path / "out")]) == 1
+        error = capsys.readouterr().err
+        assert ("is raw text" if raw else "is already segmented") in error and "Remedy: " in error
 
 
 def test_a_conversion_that_gives_another_model_is_refused(folder_of, tmp_path, capsys, monkeypatch):

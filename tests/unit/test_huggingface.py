@@ -11,7 +11,8 @@ from fairseq.data import Dictionary
 from fairseq.data.language_pair_dataset import collate
 
 from kd_plugin import cli
-from kd_plugin.checkpoints.huggingface import Folder, Languages, folder_sha256
+from kd_plugin.checkpoints.huggingface import Folder, folder_sha256
+from kd_plugin.checkpoints.tokenizer import Languages
 from kd_plugin.errors import KDPluginError
 from kd_plugin.teachers.base import Request
 from kd_plugin.teachers.huggingface import fit_folder

@@ -331,8 +331,9 @@ def test_folders_without_init_have_tasks_and_models(fork, data, tmp_path):  # no
         {"models/architectures.py": FILES["architectures.py"], "tasks/marked_task.py": FILES["marked_task.py"]},
     )
     for kind in ("model class", "task"):
-        path = str(fork.teachers[kind][0])
-        open_teacher(stock_task(data), path, None, "{}", None, "auto", user_dir=str(folder))
+        path, model = fork.teachers[kind]
+        teacher = open_teacher(stock_task(data), str(path), None, "{}", None, "auto", user_dir=str(folder))
+        assert type(teacher.members[0].model).__name__ == type(model).__name__
 
 
 def test_changed_code_is_another_teacher(fork, data, tmp_path, capsys):  # noqa: F811

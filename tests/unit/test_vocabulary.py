@@ -8,7 +8,7 @@ import sentencepiece
 from fairseq.data import Dictionary
 
 from kd_plugin import cli
-from kd_plugin.checkpoints.huggingface import Tokenizer
+from kd_plugin.checkpoints.tokenizer import Tokenizer
 from tests.support import MODEL, make_checkpoint
 from tests.unit.huggingface_folders import make_folder
 from tests.unit.sentencepiece_models import Pair, sentences, train
@@ -117,7 +117,8 @@ def test_less_coverage_keeps_fewer_and_says_what_it_costs(folders, tmp_path, cor
 
 def test_the_students_dictionary_fits_its_teacher(folders, tmp_path, corpus):
     """What the verb writes is what --teacher-path takes."""
-    from kd_plugin.checkpoints.huggingface import Folder, Languages
+    from kd_plugin.checkpoints.huggingface import Folder
+    from kd_plugin.checkpoints.tokenizer import Languages
     from kd_plugin.teachers.huggingface import fit_folder
 
     out = tmp_path / "out"

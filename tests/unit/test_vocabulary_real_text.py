@@ -8,7 +8,8 @@ import sentencepiece
 from fairseq.data import Dictionary
 
 from kd_plugin import cli
-from kd_plugin.checkpoints.huggingface import Folder, Languages
+from kd_plugin.checkpoints.huggingface import Folder
+from kd_plugin.checkpoints.tokenizer import Languages
 from kd_plugin.teachers.huggingface import fit_folder
 from tests.support import ROOT
 from tests.unit.huggingface_folders import KINDS, make_folder

@@ -2,8 +2,11 @@
 
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any, Dict, FrozenSet, List, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Dict, FrozenSet, Iterable, List, NamedTuple, Optional, Tuple
 
+from kd_plugin.checkpoints.ctranslate2_models import write_model
+from kd_plugin.checkpoints.exported import description
+from kd_plugin.corpus.subword_checks import Marks, check_known, check_text
 from kd_plugin.corpus.subwords import Segmentation, SubwordOptions, Subwords
 from kd_plugin.decoding.base import Around, FolderOptions
 from kd_plugin.errors import KDPluginError
@@ -66,6 +69,7 @@ class TextModel(ABC):
     around: symbols that it expects around every sentence
     source_symbols, target_symbols: its vocabularies
     is_converted: whether it already is a CTranslate2 model
+    segments: whether it segments raw text itself, without a sentencepiece model of ours
     """
 
     path: str
@@ -75,6 +79,7 @@ class TextModel(ABC):
     source_symbols: FrozenSet[str]
     target_symbols: FrozenSet[str]
     is_converted = False
+    segments = False
 
     @abstractmethod
     def identity(self) -> Dict[str, Any]:
@@ -87,3 +92,47 @@ class TextModel(ABC):
         Raises:
             KDPluginError: CTranslate2 cannot convert it, or the converted model differs
         """
+
+    def write(
+        self, converter: Any, folder: Path, remedy: str, check: Callable[[Path], None] = lambda _: None, **said: Any
+    ) -> Path:
+        """Let one of CTranslate2's converters write it.
+
+        Args:
+            remedy: if the converter cannot
+            check: as for `write_model`
+            said: for the description beside the model
+
+        Raises:
+            KDPluginError: as `convert`
+        """
+        about = description("ctranslate2", languages=self.languages, **said)
+        try:
+            return write_model(converter, folder, about, check=check)
+        except KDPluginError:
+            raise
+        except Exception as error:  # whatever the converter and the readers under it raise about a stranger's files
+            reason = " ".join(str(error).split())[:300]
+            raise KDPluginError(
+                f"{self.path}: CTranslate2 cannot convert it ({type(error).__name__}: {reason}). Remedy: {remedy}"
+            ) from error
+
+    def check_text(self, marks: Marks, name: str, side: int = 0) -> None:
+        """Refuse text that is segmented already, or raw text that nothing segments.
+
+        Args:
+            name: of the text, for errors
+            side: 0 for source text, 1 for target text
+        """
+        check_text(marks, self._has_model(side), (self.source_symbols, self.target_symbols)[side], name)
+
+    def check_symbols(self, sentences: Iterable[List[str]], side: int = 0) -> None:
+        """Refuse segmented text if the model does not know most of its symbols."""
+        check_known(sentences, (self.source_symbols, self.target_symbols)[side], self._has_model(side))
+
+    def check_sides(self, lines: Iterable[str], name: str) -> None:
+        """Refuse sentencepiece models that are given for each other's side. lines, name: source text, raw"""
+        self.subwords.check_sides(lines, name, self.source_symbols == self.target_symbols)
+
+    def _has_model(self, side: int) -> bool:
+        return self.segments or self.subwords[side].path is not None

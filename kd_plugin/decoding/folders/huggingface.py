@@ -7,9 +7,9 @@ from typing import Any, Dict, FrozenSet, List, Optional
 import torch
 from torch import Tensor
 
-from kd_plugin.checkpoints.ctranslate2_models import CANNOT, open_translator, vocabulary, write_model
-from kd_plugin.checkpoints.exported import description
-from kd_plugin.checkpoints.huggingface import Folder, Languages, Layout, Tokenizer, folder_sha256
+from kd_plugin.checkpoints.ctranslate2_models import open_translator, vocabulary
+from kd_plugin.checkpoints.huggingface import Folder, folder_sha256
+from kd_plugin.checkpoints.tokenizer import Languages, Layout, Tokenizer
 from kd_plugin.corpus.subwords import Segmentation, Subwords
 from kd_plugin.decoding.base import UNKNOWN, Around
 from kd_plugin.decoding.folders.base import Asked, TextModel
@@ -47,7 +47,7 @@ class TokenizerSubwords(Subwords):
 
     def encode(self, text: str) -> List[str]:
         """Symbols of a raw line, without what the model expects around it."""
-        ids = self._tokenizer(**{self._text: text}, add_special_tokens=False)["input_ids"]
+        ids = self._tokenizer(**{self._text: text}, add_special_tokens=False, verbose=False)["input_ids"]
         return [self.symbols.get(index, UNKNOWN) for index in ids]
 
     def decode(self, tokens: List[str]) -> str:
@@ -60,11 +60,13 @@ class TokenizerSubwords(Subwords):
                 parts[-1].append(self.indices[token])
         options = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
         texts = [self._tokenizer.decode(part, **options) for part in parts]
-        return " ".join(" \u2047 ".join(texts).splitlines()) if len(parts) > 1 else " ".join(texts[0].splitlines())
+        return " ".join(" \u2047 ".join(texts).splitlines())
 
 
 class HuggingFaceFolder(TextModel):
     """MarianMT, M2M100 and NLLB, mBART, T5, as opened by checkpoints.huggingface. `convert` reads the weights."""
+
+    segments = True
 
     def __init__(self, asked: Asked):
         asked.refuse(
@@ -84,7 +86,11 @@ class HuggingFaceFolder(TextModel):
             for known, text in zip(vocabularies, ("text", "text_target"))
         ]
         self.subwords = Segmentation(*sides)
-        self.source_symbols, self.target_symbols = map(frozenset, vocabularies)
+        # a tokenizer may name symbols that its model does not have
+        self.source_symbols, self.target_symbols = (
+            frozenset(symbol for symbol, index in side.items() if index < rows)
+            for side, rows in zip(vocabularies, tokenizer.sizes)
+        )
         source, target = tokenizer.symbols(layout)
         self.around = Around(
             tuple(source[index] for index in layout.source_prefix),
@@ -122,25 +128,15 @@ class HuggingFaceFolder(TextModel):
         opened = Folder(self.path, whose="model")
         limit = opened.max_positions()
         before, after, begins = self.around
-        said = description(
-            "ctranslate2",
-            languages=self.languages,
+        return self.write(
+            _converter(opened, self._layout),
+            folder,
+            "use another version of ctranslate2, or translate with transformers itself and kd-plugin import",
+            functools.partial(self._check_conversion, opened),
             parameters=opened.parameters,
             max_source_tokens=limit - len(before) - len(after),
             max_target_tokens=limit - len(begins) - 1,
         )
-        try:
-            return write_model(
-                _converter(opened, self._layout), folder, said, check=functools.partial(self._check_conversion, opened)
-            )
-        except KDPluginError:
-            raise
-        except CANNOT as error:
-            reason = " ".join(str(error).split())[:300]
-            raise KDPluginError(
-                f"{self.path}: CTranslate2 cannot convert it ({reason}). Remedy: use another version of ctranslate2, "
-                "or translate with transformers itself and kd-plugin import"
-            ) from error
 
     def _check_conversion(self, opened: Folder, folder: Path) -> None:
         """Compare the converted model with the folder's own, on an artificial sentence pair."""

@@ -4,8 +4,6 @@ import re
 from pathlib import Path
 from typing import Any, Dict, FrozenSet, List, Tuple
 
-from kd_plugin.checkpoints.ctranslate2_models import CANNOT, write_model
-from kd_plugin.checkpoints.exported import description
 from kd_plugin.checkpoints.read import model_sha256
 from kd_plugin.decoding.base import Around
 from kd_plugin.decoding.folders.base import Asked, TextModel
@@ -15,6 +13,10 @@ from kd_plugin.files.atomic import digest_of
 DECODER = "decoder.yml"
 POSITIONS = 2048  # computed by CTranslate2's converter; Marian itself has no limit
 TAG = re.compile(r">>(.+)<<")  # before a source sentence of a model with several target languages
+
+
+def is_marian(path: str) -> bool:
+    return (Path(path) / DECODER).is_file()
 
 
 class MarianFolder(TextModel):
@@ -95,17 +97,6 @@ class MarianFolder(TextModel):
         from ctranslate2.converters import OpusMTConverter
 
         longest = POSITIONS - 1 - len(self.around.source_prefix)
-        said = description(
-            "ctranslate2",
-            languages=self.languages,
-            max_source_tokens=longest,
-            max_target_tokens=longest,
-        )
-        try:
-            return write_model(OpusMTConverter(self.path), folder, said)
-        except CANNOT as error:
-            reason = " ".join(str(error).split())[:300]
-            raise KDPluginError(
-                f"{self.path}: CTranslate2 cannot convert it ({reason}). Remedy: use a Marian transformer as OPUS-MT "
-                "trains them, or marian-decoder and kd-plugin import"
-            ) from error
+        remedy = "use a Marian transformer as OPUS-MT trains them, or marian-decoder and kd-plugin import"
+        converter = OpusMTConverter(self.path)
+        return self.write(converter, folder, remedy, max_source_tokens=longest, max_target_tokens=longest)

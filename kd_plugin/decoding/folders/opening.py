@@ -7,9 +7,12 @@ from typing import Callable, List, NamedTuple
 
 from kd_plugin.checkpoints.ctranslate2_models import check_installed
 from kd_plugin.checkpoints.formats import holds_ctranslate2
-from kd_plugin.checkpoints.huggingface import is_huggingface
 from kd_plugin.checkpoints.read import no_checkpoint
+from kd_plugin.checkpoints.transformers_library import is_huggingface
 from kd_plugin.decoding.folders.base import Asked, TextModel
+from kd_plugin.decoding.folders.converted import ConvertedFolder
+from kd_plugin.decoding.folders.huggingface import HuggingFaceFolder
+from kd_plugin.decoding.folders.marian import MarianFolder, is_marian
 
 
 class Kind(NamedTuple):
@@ -19,32 +22,10 @@ class Kind(NamedTuple):
     open: Callable[[Asked], TextModel]
 
 
-def _converted(asked: Asked) -> TextModel:
-    from kd_plugin.decoding.folders.converted import ConvertedFolder
-
-    return ConvertedFolder(asked)
-
-
-def _huggingface(asked: Asked) -> TextModel:
-    from kd_plugin.decoding.folders.huggingface import HuggingFaceFolder
-
-    return HuggingFaceFolder(asked)
-
-
-def _marian(asked: Asked) -> TextModel:
-    from kd_plugin.decoding.folders.marian import MarianFolder
-
-    return MarianFolder(asked)
-
-
-def _is_marian(path: str) -> bool:
-    return (Path(path) / "decoder.yml").is_file()
-
-
 KINDS: List[Kind] = [
-    Kind(holds_ctranslate2, _converted),
-    Kind(is_huggingface, _huggingface),
-    Kind(_is_marian, _marian),
+    Kind(holds_ctranslate2, ConvertedFolder),
+    Kind(is_huggingface, HuggingFaceFolder),
+    Kind(is_marian, MarianFolder),
 ]
 
 
