@@ -86,3 +86,12 @@ def loss64(
         if top1_rank:
             kd_sum = kd_sum + rank64(log_q.exp(), log_p.exp(), top1_rank)
     return alpha * ce_sum + (1 - alpha) * temperature**2 * kd_sum, ce_sum, nll_sum, kd_sum
+
+
+def symmetric_kl64(first, second):
+    """R-Drop's term of two passes' (tokens, vocab) logits, token by token."""
+    total = first.double().sum() * 0.0
+    for one, other in zip(first.double(), second.double()):
+        log_p, log_q = torch.log_softmax(one, dim=-1), torch.log_softmax(other, dim=-1)
+        total = total + 0.5 * (log_p.exp() * (log_p - log_q)).sum() + 0.5 * (log_q.exp() * (log_q - log_p)).sum()
+    return total

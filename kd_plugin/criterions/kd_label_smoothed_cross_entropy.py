@@ -55,15 +55,13 @@ class KDLabelSmoothedCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion):
         """
         if not reduce:
             raise KDPluginError(f"{CRITERION_NAME} returns only sums over tokens, but got reduce=False")
-        student = self.student(model, sample)
+        passes = self.student.passes(model, sample, self.distiller.passes if self.training else 1)
         accuracy = {}
         if self.report_accuracy:  # before the gradient overwrites the logits
-            n_correct, total = student.accuracy()
+            n_correct, total = passes[0].accuracy()
             accuracy = {"n_correct": utils.item(n_correct), "total": total}
-        stock_loss = None
-        if student.net_output is not None:
-            stock_loss = functools.partial(self.compute_loss, model, student.net_output, sample)
-        loss, logs = self.distiller(student, sample, stock_loss, self.training)
+        stock_loss = functools.partial(self.compute_loss, model, sample=sample)
+        loss, logs = self.distiller(passes, sample, stock_loss, self.training)
         sample_size = sample["target"].size(0) if self.sentence_avg else sample["ntokens"]
         logging_output = {
             "loss": loss.data,

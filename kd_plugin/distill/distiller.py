@@ -1,15 +1,17 @@
 """The distiller of a criterion: the terms of the loss, their schedules, the selection of tokens, and the teacher, which
 it asks once per batch."""
 
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
+import functools
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
+import torch
 from fairseq.distributed import utils as distributed_utils
 from torch import Tensor
 
 from kd_plugin.distill.signature import run_signature
 from kd_plugin.distill.student import StudentAnswer
 from kd_plugin.distill.terms import asked_terms
-from kd_plugin.distill.terms.base import Batch, Term
+from kd_plugin.distill.terms.base import Batch, Term, TermResult
 from kd_plugin.distill.terms.tokens import TokensTerm
 from kd_plugin.errors import KDPluginError
 from kd_plugin.losses.schedules import scheduled_value
@@ -59,6 +61,11 @@ class Distiller:
         self.signature = run_signature(cfg, self.teacher, self.terms)
 
     @property
+    def passes(self) -> int:
+        """How often the student must compute a batch in training."""
+        return max(term.passes for term in self.terms)
+
+    @property
     def teacher(self) -> Optional[Teacher]:
         return getattr(self._task, "teacher", None)
 
@@ -87,28 +94,36 @@ class Distiller:
 
     def __call__(
         self,
-        student: StudentAnswer,
+        passes: Sequence[StudentAnswer],
         sample: Dict[str, Any],
-        stock_loss: Optional[Callable[[], Tuple[Tensor, Tensor]]],
+        stock_loss: Callable[[Any], Tuple[Tensor, Tensor]],
         training: bool,
     ) -> Tuple[Tensor, Dict[str, Any]]:
         """The loss of a batch, and sums for the log.
 
         Args:
-            stock_loss: computes fairseq's own (loss, nll_loss); None if the logits of the whole batch do not exist
+            passes: the student's results, `self.passes` of them in training, otherwise one
+            stock_loss: computes fairseq's own (loss, nll_loss) from its own output of a pass
             training: False distils every token
         """
+        student = passes[0]
         update, (alpha, temperature) = self.update, self.alpha_and_temperature()
         answer, distilled = None, None
         teacher = self.teacher
         if teacher is not None and teacher.covers(sample):
             if alpha < 1.0 and self.selects and training:
-                distilled = self._select(student)
+                distilled = self._select(passes)
             answer = self._ask(teacher, student, sample, distilled)
-        batch = Batch(sample, update, alpha, temperature, distilled, stock_loss)
+        batch = Batch(sample, update, alpha, temperature, distilled, None)
+        own = [None if one.net_output is None else functools.partial(stock_loss, one.net_output) for one in passes]
         loss, logs = None, {}
         for term in self.terms:
-            result = term(student, answer, batch)
+            if term.passes > len(passes):
+                continue
+            if term.passes > 1:
+                result = term(student, answer, batch._replace(second_pass=passes[1]))
+            else:
+                result = _mean([term(one, answer, batch._replace(stock_loss=stock)) for one, stock in zip(passes, own)])
             weight = term.weight(update)
             value = result.value if weight == 1.0 else weight * result.value
             loss = value if loss is None else loss + value
@@ -124,9 +139,12 @@ class Distiller:
         rows = student.rows if distilled is None else student.rows[distilled]
         return teacher.answer(sample, Request(rows, student.dtype, wanted))
 
-    def _select(self, student: StudentAnswer) -> Optional[Tensor]:
+    def _select(self, passes: Sequence[StudentAnswer]) -> Optional[Tensor]:
         """(tokens,) bool, the target tokens to distil; None: all."""
-        nll = student.tokens.token_nll(student.target)
+        nll, *others = (student.tokens.token_nll(student.target) for student in passes)
+        for other in others:
+            nll = nll + other
+        nll = nll / len(passes) if others else nll
         # a rank that has run out of data computes another rank's batch, whose tokens are counted there
         counted = nll[:0] if getattr(self._task, "is_dummy_batch", False) else nll
         group = distributed_utils.get_data_parallel_group()
@@ -134,3 +152,12 @@ class Distiller:
         return self.selection(
             nll, gather_from_ranks(counted, world_size, lambda values: distributed_utils.all_gather(values, group))
         )
+
+
+def _mean(results: Sequence[TermResult]) -> TermResult:
+    """The mean of a term over the student's passes, value and logged sums."""
+    if len(results) == 1:
+        return results[0]
+    share = 1.0 / len(results)
+    logs = {key: share * sum(result.logs[key] for result in results) for key in results[0].logs}
+    return TermResult(share * torch.stack([result.value for result in results]).sum(), logs)

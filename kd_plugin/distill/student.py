@@ -1,7 +1,7 @@
 """The student's single forward pass and its results; hides whether it is packed or has a fused head."""
 
 import contextlib
-from typing import Any, Dict, NamedTuple, Tuple, Union
+from typing import Any, Dict, List, NamedTuple, Tuple, Union
 
 import torch
 from fairseq.models.transformer import TransformerDecoderBase, TransformerModelBase
@@ -64,6 +64,19 @@ class Student:
         self.inplace = "off" if keeps_logits else str(cfg.kd_inplace)
         self.fused_head, self.packed = bool(cfg.kd_fused_head), bool(cfg.kd_packed_student)
         self._prefix, self._padding_idx = int(cfg.ignore_prefix_size), padding_idx
+
+    def passes(self, model: Any, sample: Dict[str, Any], number: int) -> List[StudentAnswer]:
+        """Calls the model `number` times on the same batch; in training, each pass draws its own dropout.
+
+        Raises:
+            KDPluginError: as `__call__`
+        """
+        if number > 1 and getattr(model, "find_unused_parameters", False):
+            raise KDPluginError(
+                "--kd-rdrop: with --find-unused-parameters, PyTorch would look for unused parameters in one of the two "
+                "passes only. Remedy: --ddp-backend legacy_ddp, or train without --kd-rdrop"
+            )
+        return [self(model, sample) for _ in range(number)]
 
     def __call__(self, model: Any, sample: Dict[str, Any]) -> StudentAnswer:
         """Calls the model once, through its wrappers.

@@ -3,6 +3,7 @@
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple, Type
 
 from kd_plugin.distill.terms.base import Term
+from kd_plugin.distill.terms.rdrop import RDrop, RDropFlags
 from kd_plugin.distill.terms.tokens import TokensTerm
 
 
@@ -19,13 +20,15 @@ class TermKind(NamedTuple):
     flags: Optional[type] = None
 
 
+# in the order in which they are computed; `tokens` may overwrite the logits, so terms that read them come first
 TERMS: Dict[str, TermKind] = {
+    "rdrop": TermKind(RDrop, lambda cfg: cfg.kd_rdrop != 0, RDropFlags),
     "tokens": TermKind(TokensTerm),
 }
 
 
 def asked_terms(cfg: Any) -> List[Term]:
-    """The terms that the criterion's flags ask for, `tokens` first."""
+    """The terms that the criterion's flags ask for, in the order of TERMS."""
     return [kind.term(cfg) for kind in TERMS.values() if kind.asked(cfg)]
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from kd_plugin.distill.logs import Log
 from kd_plugin.distill.student import StudentAnswer
+from kd_plugin.errors import KDPluginError
 from kd_plugin.teachers.base import Answer, Signal
 
 
@@ -23,6 +24,7 @@ class Batch(NamedTuple):
     alpha, temperature: at this update
     distilled:  (tokens,) bool, the student's rows to distil, for which there is a teacher's answer; None: all
     stock_loss: computes fairseq's own (loss, nll_loss); None if the logits of the whole batch do not exist
+    second_pass: the student's second dropout pass, for a term with `passes` 2; else None
     """
 
     sample: Dict[str, Any]
@@ -31,6 +33,7 @@ class Batch(NamedTuple):
     temperature: float
     distilled: Optional[Tensor]
     stock_loss: Optional[Callable[[], Tuple[Tensor, Tensor]]]
+    second_pass: Optional[StudentAnswer] = None
 
 
 class TermResult(NamedTuple):
@@ -48,6 +51,8 @@ class Term(abc.ABC):
     uses:   the parts of the teacher's answer that it uses if available
     needs:  the parts that it requires
     reads_logits: whether it calls student.logits()
+    passes: 2: it compares two dropout passes of the student, and is left out in validation; the other terms are then
+            the mean over both passes
     module: a module trained with the student and discarded at export, such as a projection; None: nothing
     logs:   how to show the values that it logs
     """
@@ -57,6 +62,7 @@ class Term(abc.ABC):
     uses: FrozenSet[Signal] = frozenset()
     needs: FrozenSet[Signal] = frozenset()
     reads_logits: bool = False
+    passes: int = 1
     module: Optional[torch.nn.Module] = None
     logs: Sequence[Log] = ()
 
@@ -82,3 +88,32 @@ class Term(abc.ABC):
         Raises:
             KDPluginError: the value is NaN or infinite; the message names the term
         """
+
+
+def check_finite(name: str, of_rows: Tensor, student: StudentAnswer, batch: Batch) -> None:
+    """Stops before the update if a term of the student alone is NaN or infinite.
+
+    Args:
+        name: of the logged value
+        of_rows: (tokens,) its values for the student's rows
+    """
+    if torch.isfinite(of_rows.sum()):
+        return
+    ids = sentences(~torch.isfinite(of_rows), student, batch)
+    raise KDPluginError(
+        f"{name} not finite at update {batch.update + 1}: NaN or infinite student logits, sample ids {ids}. This "
+        "update changed no weights. Remedy: a lower --lr or --clip-norm; fp32 training to find the cause"
+    )
+
+
+def sentences(bad: Tensor, student: StudentAnswer, batch: Batch) -> Any:
+    """The sample ids of the sentences to which the bad ones of the student's rows belong, for messages.
+
+    Args:
+        bad: (tokens,) bool; if none is, all sentences of the batch are named
+    """
+    if "id" not in batch.sample:
+        return "unknown"
+    positions = student.rows[bad]
+    found: Any = torch.unique(positions // batch.sample["target"].size(1)) if len(positions) else slice(None)
+    return batch.sample["id"][found].tolist()

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kd_plugin.distill.logs import PERCENT, Log
 from kd_plugin.distill.student import StudentAnswer
-from kd_plugin.distill.terms.base import Batch, Term, TermResult
+from kd_plugin.distill.terms.base import Batch, Term, TermResult, sentences
 from kd_plugin.errors import KDPluginError
 from kd_plugin.losses.definition import AGREE, CE, KD, NLL, RANK, TEACHER_NLL, Objective
 from kd_plugin.losses.engine.dispatch import StudentLogits
@@ -94,10 +94,11 @@ def _check_finite(loss: Tensor, terms: Tensor, student: StudentAnswer, batch: Ba
         return
     sums = terms.sum(dim=0)
     values = {"ce_loss": sums[CE], "kd_loss": sums[KD] + sums[RANK], "loss": loss}
+    ids = sentences(~torch.isfinite(terms[:, :TEACHER_NLL]).all(dim=-1), student, batch)
     bad_terms = [name for name, value in values.items() if not torch.isfinite(value)]
     raise KDPluginError(
         f"{' and '.join(bad_terms) or 'the sum of the terms'} not finite at update {batch.update + 1}: NaN or infinite "
-        f"{' and '.join(_bad_sides(terms))} logits, sample ids {_sentences(terms, student, batch)}. This update "
+        f"{' and '.join(_bad_sides(terms))} logits, sample ids {ids}. This update "
         "changed no weights. Remedy: a lower --lr or --clip-norm for the student; --teacher-dtype fp32 for the "
         "teacher; fp32 training to find the cause"
     )
@@ -108,11 +109,3 @@ def _bad_sides(terms: Tensor) -> List[str]:
     of_teacher, of_student = torch.isnan(terms[:, TEACHER_NLL]), ~torch.isfinite(terms[:, CE])
     bad = {"student": of_student, "teacher": of_teacher}
     return [name for name, rows_of_side in bad.items() if rows_of_side.any()] or ["student"]
-
-
-def _sentences(terms: Tensor, student: StudentAnswer, batch: Batch) -> Any:
-    if "id" not in batch.sample:
-        return "unknown"
-    positions = student.rows[~torch.isfinite(terms[:, :TEACHER_NLL]).all(dim=-1)]
-    found: Any = torch.unique(positions // batch.sample["target"].size(1)) if len(positions) else slice(None)
-    return batch.sample["id"][found].tolist()

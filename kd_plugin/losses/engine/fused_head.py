@@ -74,7 +74,7 @@ class StudentFeatures:
         positions = torch.arange(target.numel(), device=target.device)
         if chosen is not None:
             positions = positions[chosen]
-        dtype = self._product_dtype()
+        dtype = self.product_dtype()
         weight = self.weight.detach().to(dtype)
         head = LinearHead(weight, None if self.bias is None else self.bias.detach().to(dtype))
         terms = []
@@ -101,7 +101,7 @@ class StudentFeatures:
         empty = torch.zeros(0, N_TERMS, dtype=accumulation_dtype(self.features, None), device=target.device)
         return torch.cat(terms) if terms else empty
 
-    def _product_dtype(self) -> torch.dtype:
+    def product_dtype(self) -> torch.dtype:
         """The dtype in which PyTorch would compute the projection here."""
         if self.features.is_cuda and torch.is_autocast_enabled():
             return torch.get_autocast_gpu_dtype()
