@@ -4,7 +4,7 @@ import argparse
 import glob
 import os
 from dataclasses import fields
-from typing import Any, Callable, Dict, NamedTuple, Sequence
+from typing import Any, Callable, Dict, NamedTuple, Optional, Sequence
 
 from fairseq.criterions.label_smoothed_cross_entropy import LabelSmoothedCrossEntropyCriterionConfig
 from fairseq.tasks.translation import TranslationConfig
@@ -18,13 +18,17 @@ STOCK_CRITERION = "label_smoothed_cross_entropy"
 
 
 class Stock(NamedTuple):
-    """A fairseq task that one of our tasks extends."""
+    """A fairseq task that one of our tasks extends.
+
+    config: its dataclass; None: an older task, whose configuration is a namespace
+    """
 
     task: str
-    config: type
+    config: Optional[type]
 
 
 TRANSLATION = Stock(STOCK_TASK, TranslationConfig)
+MULTILINGUAL = Stock("translation_multi_simple_epoch", None)
 
 
 def describe_as_stock(cfg: DictConfig, private_fields: Any, stock: Stock = TRANSLATION) -> None:
@@ -41,18 +45,22 @@ def describe_as_stock(cfg: DictConfig, private_fields: Any, stock: Stock = TRANS
     with open_dict(cfg):
         cfg.common.user_dir = None
         # removed and reinserted, because a structured node allows neither deleting fields nor assigning another type
-        cfg["task"] = _only(cfg.pop("task"), stock.config, stock.task)
+        if stock.config is not None:
+            cfg["task"] = _only(cfg.pop("task"), stock.config, stock.task)
         cfg["criterion"] = _only(cfg.pop("criterion"), LabelSmoothedCrossEntropyCriterionConfig, STOCK_CRITERION)
-        model = cfg.model
-        if isinstance(model, argparse.Namespace):
-            for name in list(vars(model)):
-                if name in private_fields:
-                    delattr(model, name)
-            model.user_dir, model.task, model.criterion = None, stock.task, STOCK_CRITERION
-            if model.arch in STUDENT_ARCHITECTURES:
-                model.arch = model._name = "transformer"
-        elif model.get("_name") in STUDENT_ARCHITECTURES:
-            model._name = "transformer"
+        for part in (cfg.task, cfg.model):
+            if isinstance(part, argparse.Namespace):
+                for name in list(vars(part)):
+                    if name in private_fields:
+                        delattr(part, name)
+                part.user_dir, part.task, part.criterion = None, stock.task, STOCK_CRITERION
+                if part.arch in STUDENT_ARCHITECTURES:
+                    part.arch = "transformer"
+        if isinstance(cfg.task, argparse.Namespace):
+            cfg.task._name = stock.task
+        name = cfg.model._name if isinstance(cfg.model, argparse.Namespace) else cfg.model.get("_name")
+        if name in STUDENT_ARCHITECTURES:
+            cfg.model._name = "transformer"
 
 
 def refuse_to_replace(teachers: Sequence[str], save_dir: str) -> None:

@@ -108,13 +108,14 @@ class Distiller:
         """
         student = passes[0]
         update, (alpha, temperature) = self.update, self.alpha_and_temperature()
-        answer, distilled = None, None
+        answer, distilled, covered = None, None, None
         teacher = self.teacher
         if teacher is not None and teacher.covers(sample):
+            covered = distilled = teacher.covered(sample, student.rows, training)
             if alpha < 1.0 and self.selects and training:
-                distilled = self._select(passes)
-            answer = self._ask(teacher, student, sample, distilled)
-        batch = Batch(sample, update, alpha, temperature, distilled, None)
+                distilled = self._select(passes, covered)
+            answer = self._ask(teacher, student, sample, distilled, training)
+        batch = Batch(sample, update, alpha, temperature, distilled, None, covered)
         own = [None if one.net_output is None else functools.partial(stock_loss, one.net_output) for one in passes]
         loss, logs = None, {}
         for term in self.terms:
@@ -132,26 +133,35 @@ class Distiller:
         return loss, logs
 
     def _ask(
-        self, teacher: Teacher, student: StudentAnswer, sample: Dict[str, Any], distilled: Optional[Tensor]
+        self,
+        teacher: Teacher,
+        student: StudentAnswer,
+        sample: Dict[str, Any],
+        distilled: Optional[Tensor],
+        training: bool,
     ) -> Answer:
         """Asks the teacher once, for everything that the terms use."""
         wanted = frozenset().union(*(term.uses for term in self.terms)) & teacher.provides
         rows = student.rows if distilled is None else student.rows[distilled]
-        return teacher.answer(sample, Request(rows, student.dtype, wanted))
+        return teacher.answer(sample, Request(rows, student.dtype, wanted, training))
 
-    def _select(self, passes: Sequence[StudentAnswer]) -> Optional[Tensor]:
-        """(tokens,) bool, the target tokens to distil; None: all."""
+    def _select(self, passes: Sequence[StudentAnswer], covered: Optional[Tensor]) -> Optional[Tensor]:
+        """(tokens,) bool, the target tokens to distil, chosen among those that the teacher covers; None: all."""
         nll, *others = (student.tokens.token_nll(student.target) for student in passes)
         for other in others:
             nll = nll + other
         nll = nll / len(passes) if others else nll
+        nll = nll if covered is None else nll[covered]
         # a rank that has run out of data computes another rank's batch, whose tokens are counted there
         counted = nll[:0] if getattr(self._task, "is_dummy_batch", False) else nll
         group = distributed_utils.get_data_parallel_group()
         world_size = distributed_utils.get_world_size(group)
-        return self.selection(
+        chosen: Optional[Tensor] = self.selection(
             nll, gather_from_ranks(counted, world_size, lambda values: distributed_utils.all_gather(values, group))
         )
+        if covered is None:
+            return chosen
+        return covered if chosen is None else covered.masked_scatter(covered, chosen)
 
 
 def _mean(results: Sequence[TermResult]) -> TermResult:

@@ -34,3 +34,22 @@ class Log(NamedTuple):
         total, over = (utils.item(sum(log.get(key, 0) for log in logging_outputs)) for key in (self.key, self.over))
         if self.shown(total, over):
             metrics.log_scalar(self.name or self.key, total * self.unit / over, over, round=self.round)
+
+
+class LogOfEach(NamedTuple):
+    """Values of several languages, in bits: `nll_loss_de-en` from the sums `nll_of:de-en` over `n_of:de-en`.
+
+    key, over: before the colon; as for Log
+    name:      displayed, before the language
+    """
+
+    key: str
+    over: str
+    name: str
+
+    def reduce(self, logging_outputs: Sequence[Any]) -> None:
+        """As Log's."""
+        keys = {key for log in logging_outputs for key in log if str(key).startswith(f"{self.key}:")}
+        for key in sorted(keys):
+            language = key.split(":", 1)[1]
+            Log(key, f"{self.over}:{language}", name=f"{self.name}_{language}").reduce(logging_outputs)

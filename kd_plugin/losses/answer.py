@@ -70,6 +70,11 @@ class ProjectedAnswer(TeacherAnswer):
         return self.chunk(0, self._members[0][0].size(0))
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Of the logits."""
+        return self._members[0][0].dtype if len(self._members) == 1 else torch.float32
+
+    @property
     def product(self) -> Optional[Tuple[LinearHead, Tensor]]:
         (features, project), *others = self._members
         return (project, features) if not others and isinstance(project, LinearHead) else None

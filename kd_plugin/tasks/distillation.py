@@ -3,7 +3,7 @@
 import logging
 from argparse import ArgumentParser
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, FrozenSet, Optional
+from typing import Any, ClassVar, FrozenSet, List, Optional
 
 from fairseq import utils
 from fairseq.criterions.label_smoothed_cross_entropy import LabelSmoothedCrossEntropyCriterionConfig
@@ -11,7 +11,6 @@ from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from omegaconf import DictConfig
 
 from kd_plugin.checkpoints.finite import check_finite
-from kd_plugin.checkpoints.paths import split_model_paths
 from kd_plugin.checkpoints.student import Stock, carry_state, describe_as_stock, refuse_to_replace
 from kd_plugin.compat import refuse_idle_ranks
 from kd_plugin.criterions.flags import KDLabelSmoothedCrossEntropyCriterionConfig
@@ -19,8 +18,9 @@ from kd_plugin.distill.distiller import Distiller
 from kd_plugin.errors import KDPluginError
 from kd_plugin.losses.selection import SelectAll
 from kd_plugin.teachers.base import Teacher
-from kd_plugin.teachers.kinds import open_asked, own_flags
+from kd_plugin.teachers.kinds import asked_files, open_asked, own_flags
 from kd_plugin.teachers.online import TEACHER_DTYPES
+from kd_plugin.teachers.routing.ways import Pair
 from kd_plugin.teachers.vocabulary import MISSING_SYMBOLS, REFUSE
 
 logger = logging.getLogger(__name__)
@@ -120,6 +120,8 @@ class DistillationMixin:
     def __init__(self, cfg: Any, *dictionaries: Any):
         super().__init__(cfg, *dictionaries)  # type: ignore[call-arg]
         self.teacher = None
+        self._config: Any = None
+        self._validates = False
         self.num_updates = 0
         self.is_dummy_batch = False
         self.selection = SelectAll()
@@ -138,6 +140,7 @@ class DistillationMixin:
 
         Accepts any criterion with a `distiller` or, without a teacher, any criterion at all.
         """
+        self._config = cfg
         self._load_teacher()
         criterion = super().build_criterion(cfg, *args, **kwargs)  # type: ignore[misc]
         distiller = getattr(criterion, "distiller", None)
@@ -154,9 +157,17 @@ class DistillationMixin:
 
     def _load_teacher(self) -> None:
         saving = self._root().get("checkpoint")
-        if self.cfg.teacher_path and saving and not saving.no_save:
-            refuse_to_replace(split_model_paths(self.cfg.teacher_path), saving.save_dir)
+        if saving and not saving.no_save:
+            refuse_to_replace(asked_files(self.cfg), saving.save_dir)
         self.teacher = open_asked(self, self.cfg)
+
+    def language_pairs(self) -> List[Pair]:
+        """The pairs of a multilingual task; empty: it has one, or its sentences have tags that only the data know."""
+        return []
+
+    def language_tokens(self) -> List[str]:
+        """The language tokens that the task adds to the dictionaries."""
+        return []
 
     def train_step(
         self,
@@ -170,20 +181,42 @@ class DistillationMixin:
     ) -> Any:
         # schedules and error messages need the update number, which fairseq passes only here
         self.num_updates = update_num
+        self._validates = False
         # a rank that has run out of data computes a dummy batch, whose gradient is discarded
         self.is_dummy_batch = ignore_grad
         if ignore_grad and self.teacher is not None:
             sample = self.teacher.complete(sample)
         return super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad, **kwargs)  # type: ignore[misc]
 
+    def begin_valid_epoch(self, epoch: int, model: Any) -> None:
+        """Tells the teacher, which may compare itself with the student."""
+        super().begin_valid_epoch(epoch, model)  # type: ignore[misc]
+        if self.teacher is not None:
+            self.teacher.begin_validation()
+
+    def valid_step(self, *args: Any, **kwargs: Any) -> Any:
+        """As fairseq's."""
+        self._validates = True
+        return super().valid_step(*args, **kwargs)  # type: ignore[misc]
+
+    def reduce_metrics(self, logging_outputs: Any, criterion: Any) -> None:
+        """As fairseq's, called after each step with the sums of all ranks."""
+        super().reduce_metrics(logging_outputs, criterion)  # type: ignore[misc]
+        if self._validates and self.teacher is not None:
+            for logs in logging_outputs:
+                self.teacher.validated(logs)
+
     def get_batch_iterator(self, *args: Any, **kwargs: Any) -> Any:
-        """fairseq's iterator, with the state of the token selection added to its own in checkpoints.
+        """fairseq's iterator, with the states of the token selection and the teacher added to its own in checkpoints.
 
         fairseq saves `task.state` but never restores it in training. It does restore the iterator's state, and rightly
         drops it with --reset-dataloader.
         """
         iterator = super().get_batch_iterator(*args, **kwargs)  # type: ignore[misc]
-        return carry_state(iterator, "kd_selection", lambda: self.selection)
+        carry_state(iterator, "kd_selection", lambda: self.selection)
+        if self.teacher is None or not self.teacher.state_dict():
+            return iterator
+        return carry_state(iterator, "kd_teacher", lambda: self.teacher)
 
     def begin_epoch(self, epoch: int, model: Any) -> None:
         """From here on, only the trainer reads the configuration, when it saves."""
@@ -199,7 +232,9 @@ class DistillationMixin:
 
     def _root(self) -> DictConfig:
         """The training's whole configuration; empty if the task has none around it."""
-        root = self.cfg._get_root() if isinstance(self.cfg, DictConfig) else None
+        # the flags of fairseq's older tasks are a namespace without a root, but the criterion's have it
+        known = next((cfg for cfg in (self.cfg, self._config) if isinstance(cfg, DictConfig)), None)
+        root = None if known is None else known._get_root()
         return root if isinstance(root, DictConfig) else DictConfig({})
 
     def _student_name(self) -> str:

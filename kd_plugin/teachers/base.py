@@ -24,6 +24,8 @@ class Signal(enum.Enum):
 
 
 DISTRIBUTION = frozenset({Signal.DISTRIBUTION})
+# logged sums over a language's validation tokens: `nll_of:de-en`
+NLL_OF, TEACHER_NLL_OF, TOKENS_OF = "nll_of", "teacher_nll_of", "n_of"
 
 
 class Request(NamedTuple):
@@ -32,11 +34,13 @@ class Request(NamedTuple):
     rows:    (tokens,) int64, ascending positions in the flattened (batch * target length)
     dtype:   in which the student computes
     signals: what the answer should contain, a subset of the teacher's `provides`
+    training: whether the answer is for training rather than validation
     """
 
     rows: Tensor
     dtype: torch.dtype
     signals: FrozenSet[Signal] = DISTRIBUTION
+    training: bool = True
 
 
 class Dropped(NamedTuple):
@@ -50,15 +54,28 @@ class Dropped(NamedTuple):
     tokens: int
 
 
+class Languages(NamedTuple):
+    """The languages of a multilingual batch, for separate validation losses.
+
+    names:  of all languages of the run with a teacher
+    of_row: (tokens,) int64, the language of each row
+    """
+
+    names: Sequence[str]
+    of_row: Tensor
+
+
 class Answer(NamedTuple):
     """A teacher's answer for a batch: a field per signal, None if it was not requested.
 
     distribution: for each row, in the student's order of symbols
     dropped: None if all of the teacher's symbols are the student's too
+    languages: in validation, if each has its own teacher
     """
 
     distribution: Optional[TeacherAnswer] = None
     dropped: Optional[Dropped] = None
+    languages: Optional[Languages] = None
 
 
 def short_name(sha256: str, parameters: int) -> str:
@@ -104,9 +121,34 @@ class Teacher(abc.ABC):
             required: whether this is the training split
         """
 
+    def attach_pairs(self, dataset: Any, pairs: Sequence[Any]) -> None:  # noqa: B027
+        """As `attach`, for a multilingual dataset.
+
+        Args:
+            dataset: with one of `datasets` per language pair; may be modified
+            pairs: a `routing.ways.Pair` for each of these
+        """
+
     def covers(self, batch: Dict[str, Any]) -> bool:
-        """Whether it can answer for a batch."""
+        """Whether it can answer for a batch, or for some of its rows."""
         return True
+
+    def covered(self, batch: Dict[str, Any], rows: Tensor, training: bool) -> Optional[Tensor]:
+        """(tokens,) bool, the rows of a batch that it answers for; None: all."""
+        return None
+
+    def begin_validation(self) -> None:  # noqa: B027
+        """The sums that `validated` gets from now on belong to a new validation."""
+
+    def validated(self, logs: Dict[str, Any]) -> None:  # noqa: B027
+        """Takes the logged sums of a validation batch, the same on every rank."""
+
+    def state_dict(self) -> Dict[str, Any]:
+        """What has to survive a restart; most have nothing."""
+        return {}
+
+    def load_state_dict(self, state: Dict[str, Any]) -> None:  # noqa: B027
+        """Restores it."""
 
     def complete(self, batch: Dict[str, Any]) -> Dict[str, Any]:
         """Completes a batch whose gradient will be discarded, so that the teacher can answer for it."""

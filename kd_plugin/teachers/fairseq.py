@@ -1,6 +1,6 @@
 """A fairseq checkpoint as a teacher."""
 
-from typing import Any, Dict, Optional, Tuple
+from typing import Any, Dict, Optional, Sequence, Tuple
 
 import torch
 from fairseq.models.transformer import TransformerDecoderBase
@@ -41,8 +41,13 @@ class FairseqMember(Member):
         return at_rows(rows, model(**net_input)[0]), as_it_is
 
 
-def fit(checkpoint: Checkpoint, student_task: TranslationTask, missing_symbols: str = REFUSE) -> FairseqMember:
+def fit(
+    checkpoint: Checkpoint, student_task: TranslationTask, missing_symbols: str = REFUSE, unsaid: Sequence[str] = ()
+) -> FairseqMember:
     """A checkpoint as a teacher for this student.
+
+    Args:
+        unsaid: the student's symbols that it neither reads nor predicts, and may lack
 
     Raises:
         KDPluginError: its dictionaries lack some of the student's symbols, or as `Checkpoint.model`
@@ -50,7 +55,7 @@ def fit(checkpoint: Checkpoint, student_task: TranslationTask, missing_symbols: 
     students = student_task.source_dictionary, student_task.target_dictionary
     names = [f"{side} ({path})" for side, path in zip(("source", "target"), checkpoint.dictionary_paths)]
     source, target = (
-        teacher_symbols(mine, theirs, checkpoint.path, name, missing_symbols)
+        teacher_symbols(mine, theirs, checkpoint.path, name, missing_symbols, unsaid)
         for mine, theirs, name in zip(students, checkpoint.dictionaries, names)
     )
     return FairseqMember(checkpoint.model, checkpoint.path, checkpoint.sha256, checkpoint.parameters, source, target)

@@ -1,6 +1,6 @@
 """A Hugging Face translation model as a teacher."""
 
-from typing import Any, Dict, NamedTuple, Optional, Tuple
+from typing import Any, Dict, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 from fairseq.data import Dictionary
@@ -130,17 +130,19 @@ def fit_folder(
     languages: Languages,
     dictionaries: Tuple[Dictionary, Dictionary],
     missing_symbols: str,
+    unsaid: Sequence[str] = (),
 ) -> HuggingFaceMember:
     """A folder as a teacher for this student.
 
     Args:
         dictionaries: the student's, source and target
+        unsaid: the student's symbols that it neither reads nor predicts, and may lack
 
     Raises:
         KDPluginError: a language is missing or unknown, or the teacher lacks some of the student's symbols
     """
     sides = [
-        _symbols(folder, name, dictionary, vocabulary, layer, missing_symbols)
+        _symbols(folder, name, dictionary, vocabulary, layer, missing_symbols, unsaid)
         for name, dictionary, vocabulary, layer in zip(
             ("source", "target"),
             dictionaries,
@@ -152,7 +154,13 @@ def fit_folder(
 
 
 def _symbols(
-    folder: Folder, side: str, dictionary: Dictionary, vocabulary: Dict[str, int], layer: Any, missing_symbols: str
+    folder: Folder,
+    side: str,
+    dictionary: Dictionary,
+    vocabulary: Dict[str, int],
+    layer: Any,
+    missing_symbols: str,
+    unsaid: Sequence[str],
 ) -> Symbols:
     rows = int(layer.weight.size(0))  # a tokenizer may have symbols beyond the model's
     known = {symbol: index for symbol, index in vocabulary.items() if index < rows}
@@ -165,7 +173,7 @@ def _symbols(
     unknown = known.get(dictionary[dictionary.unk()])
     if unknown is None:
         raise KDPluginError(f"{folder.path}: its tokenizer has no unknown symbol. Remedy: copy the folder again")
-    unsaid = [dictionary[dictionary.bos()], dictionary[dictionary.pad()]]
+    unsaid = [dictionary[dictionary.bos()], dictionary[dictionary.pad()], *unsaid]
     where = f"{side} vocabulary"
     return match(dictionary.symbols, known.get, rows, unknown, folder.path, where, missing_symbols, unsaid)
 

@@ -1,12 +1,14 @@
 """The kinds of teacher, and the choice between them by the task's --teacher-… flags."""
 
-from typing import Any, Callable, NamedTuple, Optional, Tuple
+from typing import Any, Callable, List, NamedTuple, Optional, Tuple
 
 from fairseq.tasks.translation import TranslationTask
 
+from kd_plugin.checkpoints.paths import split_model_paths
 from kd_plugin.errors import KDPluginError
 from kd_plugin.teachers import cached, opening
 from kd_plugin.teachers.base import Teacher
+from kd_plugin.teachers.routing import opening as routing
 from kd_plugin.teachers.vocabulary import REFUSE
 
 
@@ -16,17 +18,24 @@ class TeacherKind(NamedTuple):
     asked: whether the task's flags ask for this kind
     open:  (the student's task, its flags) -> the teacher, or KDPluginError
     flags: a dataclass with its own flags, which are added to the task's; None: the shared flags are enough
+    files: its flags -> the model files that they name
     """
 
     asked: Callable[[Any], bool]
     open: Callable[[TranslationTask, Any], Teacher]
     flags: Optional[type] = None
+    files: Callable[[Any], List[str]] = lambda cfg: []
 
 
 # the first kind that the flags ask for is opened
 TEACHERS = {
+    "routed": TeacherKind(
+        lambda cfg: bool(cfg.teacher_routing), routing.open_routed, routing.RoutingFlags, routing.files_of
+    ),
     "cached": TeacherKind(lambda cfg: bool(cfg.teacher_cache), cached.open_cached),
-    "online": TeacherKind(lambda cfg: bool(cfg.teacher_path), opening.open_online),
+    "online": TeacherKind(
+        lambda cfg: bool(cfg.teacher_path), opening.open_online, files=lambda cfg: split_model_paths(cfg.teacher_path)
+    ),
 }
 
 
@@ -45,6 +54,11 @@ def open_asked(task: TranslationTask, cfg: Any) -> Optional[Teacher]:
     if str(cfg.teacher_missing_symbols) != REFUSE:
         raise KDPluginError("--teacher-missing-symbols has no effect without --teacher-path")
     return None
+
+
+def asked_files(cfg: Any) -> List[str]:
+    """The model files of the teacher that the flags ask for."""
+    return next((kind.files(cfg) for kind in TEACHERS.values() if kind.asked(cfg)), [])
 
 
 def own_flags() -> Tuple[type, ...]:

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from typing import Any, Dict, Hashable, List, Optional
+from typing import Any, Dict, Hashable, List, Optional, Sequence
 
 from fairseq.tasks.translation import TranslationTask
 
@@ -36,6 +36,8 @@ def open_teacher(
     languages: Languages = ONE_DIRECTION,
     missing_symbols: str = REFUSE,
     user_dir: Optional[str] = None,
+    between: Optional[Sequence[str]] = None,
+    unsaid: Sequence[str] = (),
 ) -> OnlineTeacher:
     """The teacher or ensemble that the flags name, for the student's task.
 
@@ -44,6 +46,8 @@ def open_teacher(
         languages: for multilingual members
         missing_symbols: --teacher-missing-symbols
         user_dir: --teacher-user-dir
+        between: source and target language of its sentences; None: the task's
+        unsaid: the student's symbols that its teacher neither reads nor predicts, and may lack
     """
     paths = split_model_paths(path)
     hashes = parse_hashes(sha256)
@@ -54,15 +58,16 @@ def open_teacher(
     folders = {one: _opened_folder(one, pin, opened) for one, pin in zip(paths, expected) if is_huggingface(one)}
     _check_flags(paths, folders, overrides, languages, user_dir)
     import_user_code(user_dir, TEACHERS_FLAG)
-    students, replaced = [task.cfg.source_lang, task.cfg.target_lang], parse_overrides(overrides)
+    students = [task.cfg.source_lang, task.cfg.target_lang] if between is None else list(between)
+    replaced = parse_overrides(overrides)
     members: List[Member] = []
     for one, pin in zip(paths, expected):
         if one in folders:
             dictionaries = task.source_dictionary, task.target_dictionary
-            members.append(fit_folder(folders[one], languages, dictionaries, missing_symbols))
+            members.append(fit_folder(folders[one], languages, dictionaries, missing_symbols, unsaid))
         else:
             (checkpoint,) = open_beside([one], students, replaced, [pin], opened)
-            members.append(fit(checkpoint, task, missing_symbols))
+            members.append(fit(checkpoint, task, missing_symbols, unsaid))
     teacher = OnlineTeacher(members, parse_weights(weights), dtype)
     for member in members:
         logger.info(

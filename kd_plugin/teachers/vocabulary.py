@@ -84,9 +84,17 @@ def match(
 
 
 def teacher_symbols(
-    student: Dictionary, teacher: Dictionary, teacher_path: str, side: str, missing_symbols: str = REFUSE
+    student: Dictionary,
+    teacher: Dictionary,
+    teacher_path: str,
+    side: str,
+    missing_symbols: str = REFUSE,
+    unsaid: Sequence[str] = (),
 ) -> Symbols:
     """Maps the student's symbols to a fairseq teacher's dictionary.
+
+    Args:
+        unsaid: symbols that the teacher may lack, since it neither reads nor predicts them
 
     Raises:
         KDPluginError: the special symbols differ, or as `match`
@@ -103,10 +111,13 @@ def teacher_symbols(
     if student.symbols == teacher.symbols:
         return Symbols()
     unique = len(set(student.symbols)) == len(student.symbols) and len(set(teacher.symbols)) == len(teacher.symbols)
-    lacks = any(symbol not in teacher.indices and not FILLER.fullmatch(symbol) for symbol in student.symbols)
+    lacks = any(
+        symbol not in teacher.indices and symbol not in unsaid and not FILLER.fullmatch(symbol)
+        for symbol in student.symbols
+    )
     if unique and (missing_symbols == IGNORE or not lacks):
         found = functools.partial(_index, teacher)
-        return match(student.symbols, found, len(teacher), teacher.unk(), teacher_path, side, missing_symbols)
+        return match(student.symbols, found, len(teacher), teacher.unk(), teacher_path, side, missing_symbols, unsaid)
     index = next(
         (i for i, (mine, theirs) in enumerate(zip(student.symbols, teacher.symbols)) if mine != theirs),
         min(len(student), len(teacher)),

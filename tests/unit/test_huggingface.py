@@ -17,6 +17,10 @@ from kd_plugin.errors import KDPluginError
 from kd_plugin.teachers.base import Request
 from kd_plugin.teachers.huggingface import fit_folder
 from kd_plugin.teachers.online import OnlineTeacher
+from kd_plugin.teachers.routing.batches import Sides
+from kd_plugin.teachers.routing.marking import WAYS
+from kd_plugin.teachers.routing.teacher import Data, Expert, RoutedTeacher
+from kd_plugin.teachers.routing.ways import Tags, Way
 from tests.unit.huggingface_folders import KINDS, T5_PREFIX, make_folder
 from tests.unit.sentencepiece_models import sentences
 
@@ -274,3 +278,35 @@ def test_doctor_says_what_a_folder_is(kind, flags, line, command, folders, capsy
     said = capsys.readouterr().out
     assert folders(kind).sha256 in said and line in said and status == (command is None)
     assert command is None or command.format(sha256=folders(kind).sha256) in said
+
+
+@pytest.mark.parametrize("kind", ["nllb", "marian", "madlad"])
+def test_a_routed_sentence_reaches_the_folder_without_the_students_tag(kind, folders):
+    """The folder adds its own language codes; sentences of other languages are not sent to it."""
+    folder = folders(kind)
+    dictionaries = tuple(map(dictionary_of, folder.vocabularies()))
+    plain = batch_of(folder, dictionaries)
+    for dictionary in dictionaries:
+        dictionary.add_symbol("__to_german__")
+    member = fit_folder(folder, Languages(*KINDS[kind]), dictionaries, "refuse", unsaid=["__to_german__"])
+    tag = dictionaries[0].index("__to_german__")
+    samples = []
+    for number, index in enumerate(plain["id"].tolist()):
+        both = plain["net_input"]["src_tokens"], plain["target"]
+        source, target = (tokens[number][tokens[number].ne(1)] for tokens in both)
+        source = torch.cat([torch.tensor([tag]), source]) if index % 2 == 0 else source
+        samples.append({"id": index, "source": source, "target": target})
+    batch = collate(samples, 1, 2)
+    batch[WAYS] = [0 if index % 2 == 0 else -1 for index in batch["id"].tolist()]
+    way = Way("__to_german__", 0, Tags(("__to_german__",)))
+    data = Data(Sides([1, 1], [2, 2], [True, False]), len(dictionaries[1]))
+    teacher = RoutedTeacher([Expert("__to_german__", OnlineTeacher([member]), False)], [way], {}, data)
+    rows = rows_of(batch)
+    covered = teacher.covered(batch, rows, training=True)
+    answer = teacher.answer(batch, Request(rows[covered], torch.float32))
+    got = torch.log_softmax(answer.distribution.logits.double(), dim=-1)
+    taught = {"id": torch.tensor([index for index in batch["id"].tolist() if index % 2 == 0])}
+    expected, _ = expected_lprobs(folder, kind, member, taught)
+    finite = torch.isfinite(expected)
+    assert torch.equal(torch.isfinite(got), finite) and not finite[:, dictionaries[1].index("__to_german__")].any()
+    torch.testing.assert_close(got[finite], expected[finite], rtol=0, atol=1e-4)

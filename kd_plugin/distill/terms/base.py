@@ -5,12 +5,12 @@ To add a term, write its class, with its flags as a dataclass, and add a row to 
 """
 
 import abc
-from typing import Any, Callable, Dict, FrozenSet, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, FrozenSet, NamedTuple, Optional, Sequence, Tuple, Union
 
 import torch
 from torch import Tensor
 
-from kd_plugin.distill.logs import Log
+from kd_plugin.distill.logs import Log, LogOfEach
 from kd_plugin.distill.student import StudentAnswer
 from kd_plugin.errors import KDPluginError
 from kd_plugin.teachers.base import Answer, Signal
@@ -24,6 +24,7 @@ class Batch(NamedTuple):
     alpha, temperature: at this update
     distilled:  (tokens,) bool, the student's rows to distil, for which there is a teacher's answer; None: all
     stock_loss: computes fairseq's own (loss, nll_loss); None if the logits of the whole batch do not exist
+    covered:    (tokens,) bool, the rows that the teacher could answer for; None: all
     second_pass: the student's second dropout pass, for a term with `passes` 2; else None
     """
 
@@ -33,6 +34,7 @@ class Batch(NamedTuple):
     temperature: float
     distilled: Optional[Tensor]
     stock_loss: Optional[Callable[[], Tuple[Tensor, Tensor]]]
+    covered: Optional[Tensor] = None
     second_pass: Optional[StudentAnswer] = None
 
 
@@ -64,7 +66,7 @@ class Term(abc.ABC):
     reads_logits: bool = False
     passes: int = 1
     module: Optional[torch.nn.Module] = None
-    logs: Sequence[Log] = ()
+    logs: Sequence[Union[Log, LogOfEach]] = ()
 
     @abc.abstractmethod
     def __init__(self, cfg: Any):

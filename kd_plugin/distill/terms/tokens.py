@@ -10,17 +10,17 @@ from typing import Any, Dict, List, Optional
 import torch
 from torch import Tensor
 
-from kd_plugin.distill.logs import PERCENT, Log
+from kd_plugin.distill.logs import PERCENT, Log, LogOfEach
 from kd_plugin.distill.student import StudentAnswer
 from kd_plugin.distill.terms.base import Batch, Term, TermResult, sentences
 from kd_plugin.errors import KDPluginError
 from kd_plugin.losses.definition import AGREE, CE, KD, NLL, RANK, TEACHER_NLL, Objective
 from kd_plugin.losses.engine.dispatch import StudentLogits
-from kd_plugin.teachers.base import DISTRIBUTION, Answer
+from kd_plugin.teachers.base import DISTRIBUTION, NLL_OF, TEACHER_NLL_OF, TOKENS_OF, Answer, Languages
 
 
 class TokensTerm(Term):
-    """alpha * CE + (1 - alpha) * temperature**2 * D; without a teacher's answer, the cross-entropy with weight 1."""
+    """alpha * CE + (1 - alpha) * temperature**2 * D; for rows without a teacher, the cross-entropy with weight 1."""
 
     name, flag = "tokens", "--kd-alpha"
     uses = DISTRIBUTION
@@ -34,6 +34,9 @@ class TokensTerm(Term):
         Log("teacher_dropped", "n_dropped_of", unit=1.0, round=5),
         Log("n_agree", "n_distilled", PERCENT, 2, "agreement"),
         Log("n_distilled", "n_counted", PERCENT, 2, "kd_selected", shown=lambda total, over: total < over),
+        Log("n_untaught", "n_tokens", PERCENT, 2, "kd_untaught"),
+        LogOfEach(NLL_OF, TOKENS_OF, "nll_loss"),
+        LogOfEach(TEACHER_NLL_OF, TOKENS_OF, "teacher_nll_loss"),
     )
 
     def __init__(self, cfg: Any):
@@ -66,7 +69,8 @@ class TokensTerm(Term):
             # the terms are only for the log; the gradient is stock fairseq's, bit for bit
             stock_loss, _ = batch.stock_loss()
             tokens = tokens.detached()
-        loss, terms = tokens.loss(teacher, student.target, objective, distilled=batch.distilled)
+        alone = None if teacher is None or batch.covered is None else ~batch.covered
+        loss, terms = tokens.loss(teacher, student.target, objective, distilled=batch.distilled, alone=alone)
         _check_finite(loss, terms, student, batch)
         sums = terms.sum(dim=0)
         logs: Dict[str, Any] = {"nll_loss": sums[NLL], "ce_loss": sums[CE]}
@@ -78,11 +82,25 @@ class TokensTerm(Term):
                 logs["n_agree"] = sums[AGREE]
             if answer is not None and answer.dropped is not None:
                 logs.update(teacher_dropped=answer.dropped.mass, n_dropped_of=answer.dropped.tokens)
-            counted, distilled = student.rows.numel(), batch.distilled
+            tokens_in_all, distilled, covered = student.rows.numel(), batch.distilled, batch.covered
+            counted = tokens_in_all if covered is None else covered.sum()
             logs.update(n_counted=counted, n_distilled=counted if distilled is None else distilled.sum())
+            if covered is not None:
+                logs.update(n_untaught=tokens_in_all - counted, n_tokens=tokens_in_all)
+            if answer is not None and answer.languages is not None:
+                logs.update(_by_language(terms if distilled is None else terms[distilled], answer.languages))
             # fairseq sums the logs of all ranks and batches, so a mean needs its own count
             logs.update(kd_alpha=batch.alpha, kd_temperature=batch.temperature, n_batches=1)
         return TermResult(loss if stock_loss is None else stock_loss, logs)
+
+
+def _by_language(terms: Tensor, languages: Languages) -> Dict[str, Tensor]:
+    """The student's and the teacher's sums over each language's tokens; without tokens that the teacher cannot say."""
+    known = torch.isfinite(terms[:, TEACHER_NLL])
+    values = torch.stack([terms[:, NLL], terms[:, TEACHER_NLL], torch.ones_like(terms[:, NLL])], dim=1)[known]
+    sums = values.new_zeros(len(languages.names), 3).index_add_(0, languages.of_row[known], values)
+    keys = (f"{key}:{name}" for name in languages.names for key in (NLL_OF, TEACHER_NLL_OF, TOKENS_OF))
+    return dict(zip(keys, sums.reshape(-1)))
 
 
 def _check_finite(loss: Tensor, terms: Tensor, student: StudentAnswer, batch: Batch) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kd_plugin.errors import KDPluginError
 from kd_plugin.losses.answer import TeacherAnswer
-from kd_plugin.losses.definition import N_TERMS, NLL, Objective
+from kd_plugin.losses.definition import CE, N_TERMS, NLL, Objective
 from kd_plugin.losses.engine.memory import new_buffer
 from kd_plugin.losses.engine.one_pass import one_pass, rows_per_chunk
 from kd_plugin.losses.engine.ranked import ranking
@@ -97,6 +97,7 @@ class StudentLogits:
         objective: Objective,
         *,
         distilled: Optional[Tensor] = None,
+        alone: Optional[Tensor] = None,
         teacher_rows: Optional[Tensor] = None,
     ) -> Tuple[Tensor, Tensor]:
         """The loss summed over the rows that count.
@@ -104,7 +105,8 @@ class StudentLogits:
         Args:
             answer: the teacher's, for each row to distil; None: cross-entropy alone
             target: (tokens,)
-            distilled: (tokens,) bool, the rows to distil; None: all. Other rows get their cross-entropy alone
+            distilled: (tokens,) bool, the rows to distil; None: all. Other rows get alpha times their cross-entropy
+            alone: (tokens,) bool, those of the other rows that get their whole cross-entropy; None: none
             teacher_rows: ascending positions of the distilled rows in the answer's logits; None: all of them, in order
 
         Returns:
@@ -116,7 +118,7 @@ class StudentLogits:
             gradient = logits.detach() if self.inplace else new_buffer(logits.shape, logits.dtype, logits.device)
             scales = new_scales(gradient)
 
-        def terms_of(chosen: Any, answer: Optional[TeacherAnswer]) -> Tensor:
+        def terms_of(chosen: Any, answer: Optional[TeacherAnswer], objective: Objective) -> Tensor:
             rows, wanted = (self.rows, target) if chosen is None else (self.rows[chosen], target[chosen])
             everything = slice(0, rows.numel())
             terms = []
@@ -138,25 +140,39 @@ class StudentLogits:
                 del teacher  # free it before the next piece is computed
             return terms[0] if len(terms) == 1 else torch.cat(terms)
 
-        terms = in_two_groups(terms_of, answer, distilled)
-        loss = objective.total(terms.sum(dim=0))
+        loss, terms = in_groups(terms_of, answer, objective, distilled, alone)
         if gradient is not None:
             gradient.index_fill_(0, self.other_rows, 0)
             loss = GradientInHand.apply(loss, scales, logits, gradient)
         return loss, terms
 
 
-def in_two_groups(terms_of: Callable[[Any, Any], Tensor], teacher: Any, distilled: Optional[Tensor]) -> Tensor:
-    """(tokens, N_TERMS) by calling terms_of(mask, teacher) for the distilled tokens and again for the others.
+def in_groups(
+    terms_of: Callable[[Any, Any, Objective], Tensor],
+    teacher: Any,
+    objective: Objective,
+    distilled: Optional[Tensor],
+    alone: Optional[Tensor],
+) -> Tuple[Tensor, Tensor]:
+    """The loss and (tokens, N_TERMS) terms by calling terms_of(mask, teacher, objective) for each group of tokens.
 
-    A mask of None means all tokens; the others get no teacher, None.
+    Args:
+        distilled, alone: as for `StudentLogits.loss`. A mask of None means all tokens; tokens that are not distilled
+            get no teacher, None
     """
     if distilled is None:
-        return terms_of(None, teacher)
-    chosen, rest = terms_of(distilled, teacher), terms_of(~distilled, None)
-    terms = chosen.new_empty(distilled.numel(), N_TERMS)
-    terms[distilled], terms[~distilled] = chosen, rest.to(chosen.dtype)
-    return terms
+        terms = terms_of(None, teacher, objective)
+        return objective.total(terms.sum(dim=0)), terms
+    groups = [(distilled, teacher, objective), (~distilled, None, objective)]
+    if alone is not None:
+        groups = [groups[0], (~distilled & ~alone, None, objective), (alone, None, objective._replace(alpha=1.0))]
+    parts = [terms_of(*group) for group in groups]
+    terms = parts[0].new_empty(distilled.numel(), N_TERMS)
+    for (mask, _, _), part in zip(groups, parts):
+        terms[mask] = part.to(terms.dtype)
+    if alone is None:
+        return objective.total(terms.sum(dim=0)), terms
+    return objective.total(terms[~alone].sum(dim=0)) + terms[alone, CE].sum(), terms
 
 
 class GradientInHand(torch.autograd.Function):

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from kd_plugin.losses.answer import TeacherAnswer
 from kd_plugin.losses.definition import N_TERMS, NLL, Objective, accumulation_dtype
-from kd_plugin.losses.engine.dispatch import GradientInHand, in_two_groups, row_losses
+from kd_plugin.losses.engine.dispatch import GradientInHand, in_groups, row_losses
 from kd_plugin.losses.engine.memory import Allocate, LinearHead, aligned, new_buffer, projected_rows, scratch
 from kd_plugin.losses.engine.storage import STEP, new_scales
 
@@ -41,6 +41,7 @@ class StudentFeatures:
         objective: Objective,
         *,
         distilled: Optional[Tensor] = None,
+        alone: Optional[Tensor] = None,
     ) -> Tuple[Tensor, Tensor]:
         """The loss summed over the tokens, with gradients for features, weight and bias.
 
@@ -53,10 +54,13 @@ class StudentFeatures:
             # sums over many tokens need at least fp32
             dtype = accumulation_dtype(self.features, None)
             gradients = Gradients(inputs, dtype)
-        terms = in_two_groups(
-            lambda chosen, teacher: self._terms(chosen, target, teacher, objective, gradients), answer, distilled
+        loss, terms = in_groups(
+            lambda chosen, teacher, weights: self._terms(chosen, target, teacher, weights, gradients),
+            answer,
+            objective,
+            distilled,
+            alone,
         )
-        loss = objective.total(terms.sum(dim=0))
         if gradients is not None:
             loss = GradientInHand.apply(loss, None, *inputs, *gradients.finish())
         return loss, terms
