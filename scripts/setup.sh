@@ -73,10 +73,11 @@ run() {
 # pip would compile every installed file, one after the other: half of the setup time.
 pip_install() { "$python" -m pip install --no-input --no-compile "$@"; }
 
-# On all cores, without modules that are never imported. Files for other Python versions may fail.
+# compile_installed PROCESSES FOLDER…: without modules that are never imported; those for other Python versions may fail.
 compile_installed() {
-  "$python" -m compileall -q -j 0 -x 'site-packages/(.*/)?(tests?|testing|_vendor|transformers/models|ray/(rllib|serve|tune|llm))/' \
-    "$("$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" >/dev/null 2>&1 || true
+  "$python" -m compileall -q -j "$1" \
+    -x 'site-packages/(.*/)?(tests?|testing|_vendor|pip|setuptools|Cython|mypyc?|transformers/models|ray/(rllib|serve|tune|llm))/' \
+    "${@:2}" >/dev/null 2>&1 || true
 }
 
 has() { "$python" -c "import $1" 2>/dev/null; }
@@ -126,11 +127,17 @@ if ! has fairseq; then
   say "$fairseq is next. If pip has no wheel yet, it is compiled once: 4 to 5 minutes on two cores"
 fi
 run "$fairseq" pip_install "${keep[@]}" ${isolation[@]+"${isolation[@]}"} "$fairseq"
+# pip uses one core; another compiles meanwhile what is there already, the larger part
+packages=$("$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+compile_installed 1 "$packages"/*/ &
+compilation=$!
 run "kd_plugin, editable, with what its tests, the quickstart and the documentation need" \
   pip_install "${keep[@]}" --no-build-isolation -e '.[fairseq,dev,quickstart,tensorboard,docs]'
-run "compiling the installed packages" compile_installed
+say "compiling the installed packages"
+wait "$compilation"
+compile_installed 0 "$packages"
 run "checking the result" "$python" -c 'import fairseq.data.data_utils_fast, kd_plugin, torch; print(torch.__version__)'
 
 recipe_hash >"$stamp.new"
 mv "$stamp.new" "$stamp"
-say "done: $("$python" -V), torch $("$python" -c 'import torch; print(torch.__version__)'), in $venv"
+say "done: $("$python" -V), torch $(tail -n 1 "$log"), in $venv"

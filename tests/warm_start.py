@@ -2,8 +2,8 @@
 imported it.
 
 It is the installed script that runs, in a process of its own with its folder, environment and descriptors, which ends
-as any interpreter does. Of an interpreter's own settings PYTHONPATH alone is heeded. KD_TEST_COLD=1 starts an
-interpreter for each command instead.
+as any interpreter does, except that it does not take apart all that was imported. Of an interpreter's own settings
+PYTHONPATH alone is heeded. KD_TEST_COLD=1 starts an interpreter for each command instead.
 """
 
 import atexit
@@ -11,6 +11,7 @@ import contextlib
 import functools
 import gc
 import importlib
+import io
 import logging
 import os
 import pathlib
@@ -23,6 +24,8 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
+import warnings
 from typing import BinaryIO, Dict, List, Optional, Sequence
 
 from tests import warm_client
@@ -142,6 +145,7 @@ def serve(address: str) -> None:
     for module in LATER:
         with contextlib.suppress(ImportError):
             importlib.import_module(module)
+    _compose()
     logging.getLogger().handlers.clear()  # those imports log, which would leave fairseq_cli's own set-up undone
     logging.getLogger().setLevel(logging.WARNING)
     with contextlib.suppress(ImportError):
@@ -167,6 +171,18 @@ def serve(address: str) -> None:
                     pass
 
 
+def _compose() -> None:
+    """What most of fairseq's commands do first: hydra's grammar is fast only once it has parsed something."""
+    from fairseq import options
+    from fairseq.dataclass.utils import convert_namespace_to_omegaconf
+
+    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")  # which leaves them to be shown to the commands
+        parser = options.get_training_parser()
+        flags = ["data", "--task", "translation", "--arch", "transformer"]
+        convert_namespace_to_omegaconf(options.parse_args_and_arch(parser, flags))
+
+
 def _run(connection: socket.socket) -> None:
     (script, *arguments), env, folder, descriptors = warm_client.receive(connection)
     pid = os.fork()
@@ -189,7 +205,27 @@ def _run(connection: socket.socket) -> None:
     sys.argv = [script, *arguments]
     # the root is where `python -m` put it
     sys.path[:1] = [os.path.dirname(script), *filter(None, env.get("PYTHONPATH", "").split(os.pathsep))]
-    runpy.run_path(script, run_name="__main__")
+    try:
+        runpy.run_path(script, run_name="__main__")
+    except SystemExit as end:
+        _end(end.code)
+        raise
+    _end(None)
+
+
+def _end(status: object) -> None:
+    """As an interpreter ends, but without taking the modules apart, which takes as long as many a command.
+
+    Returns where more has to be done than that.
+    """
+    if not (status is None or isinstance(status, int)):
+        return  # a message
+    threading._shutdown()  # waits for threads
+    atexit._run_exitfuncs()
+    with contextlib.suppress(OSError, ValueError):  # an output that takes no more
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit((status or 0) & 0xFF)
 
 
 if __name__ == "__main__":
