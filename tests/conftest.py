@@ -19,6 +19,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
+def pytest_sessionstart():
+    from tests import warm_spawn, warm_start
+
+    warm_spawn.install(warm_start.server)
+
+
 def pytest_collection_modifyitems(items):
     import torch
 

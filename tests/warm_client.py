@@ -13,17 +13,20 @@ import sys
 
 
 class Request:
-    """A command that a server runs.
+    """A command that a server runs, with the signals blocked that are blocked here.
 
     Args:
-        line: the installed script and its arguments
+        line: the installed script, or -c and a program, and its arguments
         descriptors: its standard input, output and errors
+        same_numbers: they are any others of this process instead, which the command has by the same numbers
     """
 
-    def __init__(self, address, line, env, folder, descriptors):
+    def __init__(self, address, line, env, folder, descriptors, same_numbers=False):
         self._socket = socket.socket(socket.AF_UNIX)
         self._socket.connect(address)
-        content = json.dumps([line, env, folder]).encode("utf-8", "surrogateescape")
+        numbers = descriptors if same_numbers else [0, 1, 2]
+        blocked = [int(number) for number in signal.pthread_sigmask(signal.SIG_BLOCK, [])]
+        content = json.dumps([line, env, folder, numbers, blocked]).encode("utf-8", "surrogateescape")
         rights = array.array("i", descriptors).tobytes()
         self._socket.sendmsg([b"%16d" % len(content)], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
         self._socket.sendall(content)
@@ -32,6 +35,9 @@ class Request:
     def status(self, timeout=None):
         """As os.wait has it, once the command has ended; None: it has not within `timeout` seconds."""
         return self._number(timeout)
+
+    def close(self):
+        self._socket.close()
 
     def _number(self, timeout):
         self._socket.settimeout(timeout)
@@ -43,15 +49,15 @@ class Request:
 
 
 def receive(connection):
-    """What a Request has sent: its line, environment, folder and descriptors."""
+    """What a Request has sent: its line, environment, folder, descriptors, their numbers there, blocked signals."""
     rights = array.array("i")
-    head, ancillary, _, _ = connection.recvmsg(16, socket.CMSG_LEN(3 * rights.itemsize))
+    head, ancillary, _, _ = connection.recvmsg(16, socket.CMSG_LEN(253 * rights.itemsize))  # as many as Linux takes
     for level, kind, content in ancillary:
         if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
             rights.frombytes(content)
     content = connection.recv(int(head), socket.MSG_WAITALL)
-    line, env, folder = json.loads(content.decode("utf-8", "surrogateescape"))
-    return line, env, folder, list(rights)
+    line, env, folder, numbers, blocked = json.loads(content.decode("utf-8", "surrogateescape"))
+    return line, env, folder, list(rights), numbers, blocked
 
 
 def main():

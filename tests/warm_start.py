@@ -8,6 +8,7 @@ PYTHONPATH alone is heeded. KD_TEST_COLD=1 starts an interpreter for each comman
 
 import atexit
 import contextlib
+import fcntl
 import functools
 import gc
 import importlib
@@ -28,7 +29,7 @@ import threading
 import warnings
 from typing import BinaryIO, Dict, List, Optional, Sequence
 
-from tests import warm_client
+from tests import warm_client, warm_spawn
 
 COMMANDS = (
     "fairseq-generate", "fairseq-hydra-train", "fairseq-interactive", "fairseq-preprocess", "fairseq-train",
@@ -54,7 +55,11 @@ class Command:
         self._output = tempfile.NamedTemporaryFile(mode="a+b")
         line = self.args[1:] if os.path.basename(self.args[0]) == "python" else self.args
         output = self._output.fileno()
-        self._request = warm_client.Request(_server(), line, env, folder, [input.fileno(), output, output])
+        self._request = warm_client.Request(server(), line, env, folder, [input.fileno(), output, output])
+
+    @property
+    def pid(self) -> int:
+        return self._request.pid
 
     def poll(self, timeout: float = 0) -> Optional[int]:
         status = self._request.status(timeout) if self.returncode is None else None
@@ -71,11 +76,14 @@ class Command:
 
     def kill(self) -> None:
         if self.poll() is None:
-            os.kill(self._request.pid, signal.SIGKILL)
+            self.send_signal(signal.SIGKILL)
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.pid, number)
 
 
 @functools.lru_cache(maxsize=None)
-def _server() -> str:
+def server() -> str:
     """Address of this process's own server, which ends when its standard input does."""
     folder = _folder()
     address = os.path.join(folder, "commands")
@@ -104,7 +112,7 @@ def path_of_commands() -> str:
         return installed
     folder, client = os.path.join(_folder(), "bin"), os.path.join(ROOT, "tests", "warm_client.py")
     os.mkdir(folder)
-    ask = _words(sys.executable, "-S", client, _server())
+    ask = _words(sys.executable, "-S", client, server())
     for command in COMMANDS:
         _write_script(os.path.join(folder, command), f'exec {ask} {_words(os.path.join(installed, command))} "$@"')
     # which imports torch and fairseq; the recipes' other scripts end sooner than a fork of so large a process
@@ -164,7 +172,7 @@ def serve(address: str) -> None:
             connection = listener.accept()[0]
             if os.fork() == 0:
                 listener.close()
-                return _run(connection)
+                return _run(connection, address)
             connection.close()
             with contextlib.suppress(ChildProcessError):  # none is left
                 while os.waitpid(-1, os.WNOHANG)[0]:
@@ -183,8 +191,8 @@ def _compose() -> None:
         convert_namespace_to_omegaconf(options.parse_args_and_arch(parser, flags))
 
 
-def _run(connection: socket.socket) -> None:
-    (script, *arguments), env, folder, descriptors = warm_client.receive(connection)
+def _run(connection: socket.socket, address: str) -> None:
+    (script, *arguments), env, folder, descriptors, numbers, blocked = warm_client.receive(connection)
     pid = os.fork()
     if pid:
         connection.sendall(b"%16d" % pid)
@@ -193,24 +201,45 @@ def _run(connection: socket.socket) -> None:
         connection.sendall(b"%16d" % os.waitpid(pid, 0)[1])
         os._exit(0)
     connection.close()
-    for number, descriptor in enumerate(descriptors):
-        os.dup2(descriptor, number)
-    for descriptor in descriptors:
-        os.close(descriptor)
+    _place(descriptors, numbers)
     # a shell starts what it puts into the background with SIGINT ignored, these tests perhaps too
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
     os.environ.clear()
     os.environ.update(env)
     os.chdir(folder)
-    sys.argv = [script, *arguments]
-    # the root is where `python -m` put it
-    sys.path[:1] = [os.path.dirname(script), *filter(None, env.get("PYTHONPATH", "").split(os.pathsep))]
+    warm_spawn.install(lambda: address)
     try:
-        runpy.run_path(script, run_name="__main__")
+        _interpret(script, arguments)
     except SystemExit as end:
         _end(end.code)
         raise
     _end(None)
+
+
+def _place(descriptors: List[int], numbers: List[int]) -> None:
+    """Moves the descriptors to those numbers, which some of them may have already."""
+    above = max(*descriptors, *numbers) + 1
+    copies = [fcntl.fcntl(descriptor, fcntl.F_DUPFD, above) for descriptor in descriptors]
+    for descriptor in descriptors:
+        os.close(descriptor)
+    for copy, number in zip(copies, numbers):
+        os.dup2(copy, number)
+        os.close(copy)
+
+
+def _interpret(script: str, arguments: List[str]) -> None:
+    # the root is where `python -m` put it
+    paths = list(filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)))
+    if script == "-c":
+        program, *arguments = arguments
+        sys.argv = [script, *arguments]
+        sys.path[:1] = ["", *paths]
+        exec(program, {"__name__": "__main__"})
+        return
+    sys.argv = [script, *arguments]
+    sys.path[:1] = [os.path.dirname(script), *paths]
+    runpy.run_path(script, run_name="__main__")
 
 
 def _end(status: object) -> None:

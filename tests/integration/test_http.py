@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import random
 import signal
 import time
@@ -171,7 +170,7 @@ def test_a_stop_ends_it_at_once_and_the_same_command_goes_on(tmp_path, number, w
         while len(server.asked) < 24 and process.poll() is None:
             time.sleep(0.01)
         begin = time.monotonic()
-        os.kill(process._request.pid if hasattr(process, "_request") else process.pid, number)
+        process.send_signal(number)
         output = process.communicate(timeout=60)[0]
         assert time.monotonic() - begin < 5 and process.returncode == 128 + number
         assert f"{word}: finished shards are kept" in output and "Traceback" not in output

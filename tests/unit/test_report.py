@@ -479,7 +479,8 @@ def test_pictures_have_descriptions(make, log):
 
 
 def test_missing_libraries_are_named_before_any_work(tmp_path):
-    block = "import sys; sys.modules['vl_convert'] = None; from kd_plugin.cli import main; sys.exit(main(sys.argv[1:]))"
+    block = "import sys; sys.argv[0] = 'kd-plugin'; sys.modules['vl_convert'] = None\n"
+    block += "from kd_plugin.cli import main; sys.exit(main(sys.argv[1:]))"
     command = [sys.executable, "-c", block, "report", "--log", "a=none.log", "--output", str(tmp_path / "r.html")]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode != 0 and "Traceback" not in done.stderr

@@ -27,6 +27,7 @@ class Waiting:
 
 @pytest.mark.parametrize("shards,workers", [(3, 1), (1, 2), pytest.param(3, 2, marks=pytest.mark.slow)])
 def test_progress_is_heard_before_a_shard_is_finished(shards, workers, tmp_path, monkeypatch):
+    monkeypatch.setenv("KD_TEST_COLD", "1")  # interpreters of their own, as users have them
     monkeypatch.setattr(sys, "argv", ["kd-plugin", "select"])  # its workers need no fairseq: they start quickly
     steps = []
 

@@ -2,15 +2,13 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
 
 from kd_plugin.corpus.translations import Translations, TranslationsFolder
 from kd_plugin.files.sharded_folder import MANIFEST
-from tests.support import ROOT
+from tests.support import start
 from tests.unit.test_score import LOOSE, RECORDS, Killed
 from tests.unit.translation_folders import record, records_of, refusal, run_verb, write_folder
 
@@ -151,19 +149,16 @@ def is_alive(pid):
 def test_a_stop_ends_the_command_too(folder, tmp_path, workers):
     command = f"sleep 300 & echo $! > {tmp_path}/$$.tmp; mv {tmp_path}/$$.tmp {tmp_path}/$$.pid; wait"
     arguments = ["score", folder, "--command", command, "--output", tmp_path / "out", "--workers", workers]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "kd_plugin.cli", *map(str, arguments)],
-        env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    process = start("kd-plugin", *arguments)
     deadline = time.monotonic() + 120
     while len(list(tmp_path.glob("*.pid"))) < workers:
-        assert time.monotonic() < deadline and process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline and process.poll() is None, process.communicate(timeout=10)
         time.sleep(0.1)
     pids = [int(path.read_text()) for path in tmp_path.glob("*.pid")]
     assert len(pids) == workers and all(map(is_alive, pids))
     process.send_signal(signal.SIGTERM)
-    error = process.communicate(timeout=60)[1]
-    assert process.returncode == 143 and "kd-plugin score: terminated" in error and "Traceback" not in error
+    said = process.communicate(timeout=60)[0]
+    assert process.returncode == 143 and "kd-plugin score: terminated" in said and "Traceback" not in said
     deadline = time.monotonic() + 10
     while any(map(is_alive, pids)) and time.monotonic() < deadline:
         time.sleep(0.1)
