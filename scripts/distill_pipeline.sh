@@ -20,6 +20,8 @@ changed.
   NBEST=5 BEAM=5       translations per sentence          SELECT=reference   or score, mbr: which translation to keep
   PARTS=both           pseudo: without the original pairs UPSAMPLE=1   how often an epoch reads the original pairs
   FILTER=              further flags of kd-plugin filter
+  INIT=                teacher: the student starts from the teacher's weights (kd-plugin init), in the sizes below; or flags
+                       that name the layers: "--encoder-layers 0,2 --decoder-layers 1,"
   CACHE=16             the teacher's best entries per token to cache; 0: run the teacher online
   BASELINE=1           also train the same student without distillation, for the same number of updates
   MAX_UPDATE=5000      of both; ALPHA, LR, WARMUP, DIM, SEED, …: as in examples/translation/distill.sh
@@ -145,14 +147,30 @@ if [ "$CACHE" != 0 ]; then
   teaches=cache
 fi
 chain=$chain$settings
+start=() shape=()
+if [ -n "${INIT:-}" ]; then
+  layers=(--encoder-layers "${ENCODER_LAYERS:-2}" --decoder-layers "${DECODER_LAYERS:-2}")
+  [ "$INIT" = teacher ] || read -r -a layers <<<"$INIT"
+  case $(cat done/init 2>/dev/null) in begun*) rm -rf init ;; esac # kd-plugin init overwrites nothing, and takes seconds
+  step init "the student's first weights, from the teacher's" kd-plugin init "$teacher" --output init/student.pt \
+    --data mixed/data-bin --source-lang "$src" --target-lang "$tgt" --sentencepiece-model "$spm" \
+    --embed-dim "${DIM:-64}" --ffn-dim "${FFN:-128}" --heads "${HEADS:-4}" "${layers[@]}"
+  read -r -a shape <<<"$("$PYTHON" -c 'import json; print(*json.load(open("init/student.init.json"))["fairseq_train"])')"
+  case " ${shape[*]} " in
+    *' --share-all-embeddings '*) ;;
+    *) echo "${0##*/}: INIT: the students here share all embeddings, but $teacher does not" >&2; exit 1 ;;
+  esac
+  start=(--finetune-from-model init/student.pt)
+fi
 step student "student, distilled" bash "$recipes/distill.sh" mixed/data-bin "$teaches" student \
-  --upsample-primary "$UPSAMPLE" --max-update "$MAX_UPDATE" --max-epoch "$endless"
+  --upsample-primary "$UPSAMPLE" --max-update "$MAX_UPDATE" --max-epoch "$endless" \
+  ${shape[@]+"${shape[@]}"} ${start[@]+"${start[@]}"}
 models=(--model "teacher=$teacher" --model student=student/averaged.pt)
 logs=(--log "student=logs/student.log")
 baseline=teacher
 if [ "$BASELINE" != 0 ]; then
   step baseline "the same student, undistilled" env KD=0 bash "$recipes/distill.sh" "$prepared/data-bin" none baseline \
-    --max-update "$MAX_UPDATE" --max-epoch "$endless"
+    --max-update "$MAX_UPDATE" --max-epoch "$endless" ${shape[@]+"${shape[@]}"}
   models+=(--model baseline=baseline/averaged.pt)
   logs+=(--log "baseline=logs/baseline.log")
   baseline=baseline

@@ -8,7 +8,7 @@ import argparse
 import os
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, Callable, Dict, Set, Tuple
+from typing import Any, Callable, Dict, Mapping, Optional, Sequence, Set, Tuple
 
 import torch
 from fairseq import models
@@ -90,6 +90,13 @@ def model_fields(opened: Checkpoint, read: Callable[[Dict[str, Any]], Any] = Ome
     kept["task"] = STOCK_TASK
     _check_rebuild(opened, kept, read)
     return kept
+
+
+def transformer_fields(config: TransformerConfig) -> Dict[str, Any]:
+    """The options with which fairseq's stock `transformer` has this configuration, without paths."""
+    declared = set(flat_options(TransformerConfig()))
+    kept = {key: _public(value) for key, value in flat_options(config).items() if key in declared and _is_plain(value)}
+    return {**kept, **dict.fromkeys(EMBEDDING_FILES), "_name": "transformer"}
 
 
 def flat_options(config: TransformerConfig) -> Dict[str, Any]:
@@ -190,11 +197,31 @@ def write_stock_checkpoint(opened: Checkpoint, path: Path, half: bool = False) -
         half: store float16; by default, fairseq still computes in float32
     """
     task = {field: value for field in TASK_FIELDS if (value := getattr(opened.cfg.task, field, None)) is not None}
-    source_lang, target_lang = opened.languages or (None, None)
     smoothing = getattr(getattr(opened.cfg, "criterion", None), "label_smoothing", None)
+    state = stock_state(model_fields(opened), own_weights(opened.model, half), opened.languages, task, smoothing)
+    torch.save(state, str(path))
+
+
+def stock_state(
+    model: Dict[str, Any],
+    weights: Dict[str, Tensor],
+    languages: Optional[Sequence[str]],
+    task: Mapping[str, Any],
+    smoothing: Any = None,
+) -> Dict[str, Any]:
+    """The content of such a checkpoint.
+
+    Args:
+        model: the options of its model, with `_name`
+        weights: by fairseq's names
+        languages: source and target; None: unknown
+        task: the values of TASK_FIELDS, as far as they are known
+        smoothing: label smoothing; None: fairseq's default
+    """
+    source_lang, target_lang = languages or (None, None)
     if not isinstance(smoothing, float):
         smoothing = LabelSmoothedCrossEntropyCriterionConfig.label_smoothing
-    state = {
+    return {
         "args": None,
         "cfg": {
             "_name": None,
@@ -208,10 +235,11 @@ def write_stock_checkpoint(opened: Checkpoint, path: Path, half: bool = False) -
             },
             "tokenizer": None,
             "bpe": None,
-            "criterion": {"_name": STOCK_CRITERION, "label_smoothing": smoothing},
-            "model": model_fields(opened),
+            # by default, sentence_avg refers to a group that only training has, which fairseq-validate could not read
+            "criterion": {"_name": STOCK_CRITERION, "label_smoothing": smoothing, "sentence_avg": False},
+            "model": model,
         },
-        "model": own_weights(opened.model, half),
+        "model": weights,
         # fairseq's readers expect these
         "criterion": {},
         "optimizer_history": [
@@ -225,4 +253,3 @@ def write_stock_checkpoint(opened: Checkpoint, path: Path, half: bool = False) -
         "task_state": {},
         "extra_state": {"train_iterator": {"epoch": 1, "iterations_in_epoch": 0}},
     }
-    torch.save(state, str(path))

@@ -59,6 +59,13 @@ LIMITS: Dict[str, Limits] = {
     # cache
     "k": Limits(1),
     "max_source_positions": Limits(2),
+    "max_target_positions": Limits(2),
+    # init; sizes that depend on the teacher's are checked with it
+    "embed_dim": Limits(4),
+    "ffn_dim": Limits(1),
+    "heads": Limits(1),
+    "decoder_output_dim": Limits(1),
+    "sample_sentences": Limits(0),
     # vocabulary
     "coverage": Limits(1e-6, 1),
     # select; filter's are with its rules

@@ -14,8 +14,8 @@ Kind = TypeVar("Kind")
 # the arguments and flags that name files and folders to read; --…sentencepiece-model too
 POSITIONAL_INPUTS = ("data", "input_dir", "file", "checkpoint", "teacher")
 INPUTS = (
-    "input path teacher_path dict_dir user_dir teacher_user_dir source reference scores model test comet check "
-    "vocabulary_map_from evaluation log subset prompt few_shot"
+    "input path teacher_path dict_dir teacher_dict_dir user_dir teacher_user_dir source reference scores model test "
+    "comet check vocabulary_map_from evaluation log subset prompt few_shot"
 ).split()
 
 

@@ -41,6 +41,7 @@ def test_mixed_data_has_each_part_as_a_training_split(prepared, tmp_path):  # no
     assert again.returncode != 0 and "other input" in again.stderr
 
 
+BEFORE = ["--encoder-normalize-before", "--decoder-normalize-before"]
 TEACHER = ["--max-epoch", 15, "--max-tokens", 1000, "--lr", 0.01, "--warmup-updates", 10, "--validate-interval", 15]
 
 
@@ -85,3 +86,35 @@ def test_from_decoding_to_the_report_and_again(prepared, tmp_path):  # noqa: F81
     third = run(*command, **{**settings, "ALPHA": "0.3", "CHECK_THRESHOLD": "101"})
     assert third.returncode != 0 and "--check-threshold" in third.stderr
     assert "answers, 4 per token: done before" in third.stdout and "student, distilled (log" in third.stdout
+
+
+def test_a_student_may_start_from_its_teachers_weights(prepared, tmp_path):  # noqa: F811
+    pytest.importorskip("ctranslate2", reason="ctranslate2 is not installed")
+    # only the steps around the student: what is decoded and kept does not matter here
+    out = tmp_path / "out"
+    layers = ["--encoder-layers", 2, "--decoder-layers", 2]
+    settings = {
+        "TEACHER_FLAGS": " ".join(map(str, [*MODEL, *layers, *TEACHER, *BEFORE])),
+        "TEACHER_AVERAGE": "1", "MAX_UPDATE": "4", "AVERAGE": "1", "WARMUP": "2", "DIM": "8", "FFN": "16", "HEADS": "2",
+        "ENCODER_LAYERS": "2", "DECODER_LAYERS": "1", "NBEST": "1", "BEAM": "1", "CACHE": "0", "MAX_TOKENS": "2000",
+        "SELECT": "score", "CHECK_THRESHOLD": "0", "BASELINE": "1", "INIT": "teacher",
+        "FILTER": "--max-repeats 1000 --max-length-ratio 1000 --min-letters 0 --copied-source keep",
+    }  # fmt: skip
+    command = ["bash", REPO / "scripts" / "distill_pipeline.sh", prepared, out]
+    first = run(*command, **settings)
+    assert first.returncode == 0, first.stdout + first.stderr
+    described = json.loads((out / "init" / "student.init.json").read_text(encoding="utf-8"))
+    assert described["layers"] == {"encoder": [0, 1], "decoder": [0]} and described["ranks"]["encoder"] == [16, 8]
+    assert "loading pretrained model from init/student.pt" in (out / "logs" / "student.log").read_text(encoding="utf-8")
+    assert "loading pretrained model" not in (out / "logs" / "baseline.log").read_text(encoding="utf-8")
+    for name in ("student", "baseline"):  # as the teacher is, which distill.sh alone would not make
+        model = read_checkpoint(str(out / name / "averaged.pt"))["cfg"].model
+        assert model.encoder_normalize_before and model.encoder_embed_dim == 8 and model.decoder_layers == 1
+
+    # other layers: their student and what follows, and nothing before; killed on the way, it begins again
+    (out / "done" / "init").write_text("begun by another command")
+    second = run(*command, **{**settings, "INIT": "--encoder-layers 1, --decoder-layers 1,", "BASELINE": "0"})
+    assert second.returncode == 0, second.stdout + second.stderr
+    described = json.loads((out / "init" / "student.init.json").read_text(encoding="utf-8"))
+    assert described["layers"] == {"encoder": [1], "decoder": [1]}
+    assert "training data: original filtered/pseudo: done before" in second.stdout
