@@ -95,3 +95,41 @@ def symmetric_kl64(first, second):
         log_p, log_q = torch.log_softmax(one, dim=-1), torch.log_softmax(other, dim=-1)
         total = total + 0.5 * (log_p.exp() * (log_p - log_q)).sum() + 0.5 * (log_q.exp() * (log_q - log_p)).sum()
     return total
+
+
+def cosine64(one, other):
+    return (one * other).sum() / (one.square().sum().sqrt() * other.square().sum().sqrt())
+
+
+def normalised64(vector):
+    gap = vector - vector.mean()
+    return gap / (gap.square().mean() + 1e-5).sqrt()
+
+
+def relation64(student, teacher, heads, sentences):
+    """MiniLMv2's term of one kind of state: sums over positions, means over relation heads. `sentences`: for each its
+    positions."""
+    total = student.sum() * 0.0
+    for positions in sentences:
+        for head in range(heads):
+            sides = []
+            for states in (student, teacher):
+                width = states.size(1) // heads
+                part = [states[n, head * width : (head + 1) * width] for n in positions]
+                scores = [[(a * b).sum() / width**0.5 for b in part] for a in part]
+                sides.append([torch.log_softmax(torch.stack(row), dim=0) for row in scores])
+            for log_p, log_q in zip(*sides):
+                total = total + (log_q.exp() * (log_q - log_p)).sum() / heads
+    return total
+
+
+def attention64(student, teacher, mixing):
+    """The sum over positions of the mean over the teacher's heads of KL(A_T || C A_S)."""
+    total = student.sum() * 0.0
+    for ours, theirs in zip(student, teacher):
+        for weights, target in zip(mixing, theirs):
+            mixed = sum(weight * head for weight, head in zip(weights, ours))
+            for q, p in zip(target, mixed):
+                if q > 0:
+                    total = total + q * (q.log() - p.log()) / len(theirs)
+    return total

@@ -7,7 +7,7 @@ from typing import Any, Optional
 from fairseq.criterions.label_smoothed_cross_entropy import LabelSmoothedCrossEntropyCriterionConfig
 from fairseq.dataclass import ChoiceEnum
 
-from kd_plugin.distill.terms import own_flags
+from kd_plugin.distill.terms import own_ends, own_flags
 from kd_plugin.errors import KDPluginError
 from kd_plugin.losses import DIVERGENCES
 from kd_plugin.losses.schedules import SCHEDULES
@@ -96,7 +96,9 @@ class KDLabelSmoothedCrossEntropyCriterionConfig(*own_flags(), LabelSmoothedCros
     )
     kd_schedule: ChoiceEnum(list(SCHEDULES)) = field(  # type: ignore[valid-type]
         default="constant",
-        metadata={"help": "how alpha and temperature move from their start to their end values"},
+        metadata={
+            "help": "how alpha, the temperature and the weights of terms move from their start to their end values"
+        },
     )
     kd_schedule_updates: int = field(
         default=0, metadata={"help": "number of updates from the start to the end value, which then stays"}
@@ -120,12 +122,14 @@ def check_flags(cfg: Any, has_teacher: bool) -> None:
         raise KDPluginError(f"--label-smoothing {cfg.label_smoothing}: must lie in [0, 1)")
     if cfg.ignore_prefix_size < 0:
         raise KDPluginError(f"--ignore-prefix-size {cfg.ignore_prefix_size}: must be 0 or more")
-    ends = [flag for flag, value in (alphas[1], temperatures[1]) if value is not None]
+    of_terms = [(f"--{name.replace('_', '-')}", getattr(cfg, name)) for name in own_ends()]
+    ends = [flag for flag, value in (alphas[1], temperatures[1], *of_terms) if value is not None]
     schedule = str(cfg.kd_schedule)
     if ends and schedule == "constant":
         raise KDPluginError(f"{ends[0]} has no effect with --kd-schedule constant. Remedy: linear or cosine")
     if schedule != "constant" and not ends:
-        raise KDPluginError(f"--kd-schedule {schedule} needs --kd-alpha-end or --kd-temperature-end")
+        choices = ", ".join(flag for flag, _ in (alphas[1], temperatures[1], *of_terms))
+        raise KDPluginError(f"--kd-schedule {schedule} needs a value to reach: one of {choices}")
     updates = cfg.kd_schedule_updates
     if (schedule != "constant") != (updates > 0) or updates < 0:
         raise KDPluginError(

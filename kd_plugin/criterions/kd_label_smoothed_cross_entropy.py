@@ -4,6 +4,7 @@ loss = alpha * CE(label-smoothed) + (1 - alpha) * temperature**2 * D(teacher || 
 """
 
 import functools
+import logging
 from typing import Any, Dict, Sequence, Tuple
 
 from fairseq import utils
@@ -16,6 +17,8 @@ from kd_plugin.distill.distiller import Distiller
 from kd_plugin.distill.student import Student
 from kd_plugin.distill.terms import TERMS
 from kd_plugin.errors import KDPluginError
+
+logger = logging.getLogger(__name__)
 
 CRITERION_NAME = "kd_label_smoothed_cross_entropy"
 
@@ -55,7 +58,9 @@ class KDLabelSmoothedCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion):
         """
         if not reduce:
             raise KDPluginError(f"{CRITERION_NAME} returns only sums over tokens, but got reduce=False")
-        passes = self.student.passes(model, sample, self.distiller.passes if self.training else 1)
+        passes = self.student.passes(
+            model, sample, self.distiller.passes if self.training else 1, self.distiller.student_states
+        )
         accuracy = {}
         if self.report_accuracy:  # before the gradient overwrites the logits
             n_correct, total = passes[0].accuracy()
@@ -73,6 +78,29 @@ class KDLabelSmoothedCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion):
         }
         return loss, sample_size, logging_output
 
+    def load_state_dict(self, state_dict: Any, strict: bool = True) -> Any:
+        """As torch's. fairseq's trainer calls it only if a term has parameters, such as a projection.
+
+        A checkpoint without them starts them anew if its optimizer is not used either, and is refused otherwise.
+        """
+        own = self.state_dict()
+        same = {
+            name: value for name, value in (state_dict or {}).items() if name in own and _same_shape(value, own[name])
+        }
+        if same.keys() == own.keys() and len(same) == len(state_dict):
+            return super().load_state_dict(state_dict, strict)
+        flags = " and ".join(term.flag for term in self.distiller.terms if term.module is not None)
+        what = "has no projections" if not same else "has projections of other layers or sizes"
+        saving = self.task.checkpoint_flags() if hasattr(self.task, "checkpoint_flags") else {}
+        if saving.get("reset_optimizer") or saving.get("finetune_from_model"):
+            logger.warning(f"the checkpoint {what} for {flags}: they start anew")
+            return None
+        # not an Exception: fairseq would report it as a student of another architecture
+        raise SystemExit(
+            f"KDPluginError: the checkpoint {what} for {flags}. Remedy: --reset-optimizer to start them anew, or the "
+            "flags with which the checkpoint was trained"
+        )
+
     @classmethod
     def reduce_metrics(cls, logging_outputs: Sequence[Dict[str, Any]]) -> None:
         """Aggregate logging outputs from data parallel training; losses in bits, as fairseq logs them."""
@@ -80,3 +108,7 @@ class KDLabelSmoothedCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion):
         for kind in TERMS.values():
             for log in kind.term.logs:
                 log.reduce(logging_outputs)
+
+
+def _same_shape(one: Any, other: Any) -> bool:
+    return not isinstance(other, Tensor) or (isinstance(one, Tensor) and one.shape == other.shape)

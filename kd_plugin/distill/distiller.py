@@ -2,40 +2,23 @@
 it asks once per batch."""
 
 import functools
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, FrozenSet, List, Optional, Sequence, Tuple
 
 import torch
 from fairseq.distributed import utils as distributed_utils
 from torch import Tensor
 
+from kd_plugin.distill.schedule import Schedule
 from kd_plugin.distill.signature import run_signature
 from kd_plugin.distill.student import StudentAnswer
 from kd_plugin.distill.terms import asked_terms
 from kd_plugin.distill.terms.base import Batch, Term, TermResult
+from kd_plugin.distill.terms.projections import untouched
 from kd_plugin.distill.terms.tokens import TokensTerm
 from kd_plugin.errors import KDPluginError
-from kd_plugin.losses.schedules import scheduled_value
 from kd_plugin.losses.selection import SELECTIONS, gather_from_ranks
+from kd_plugin.models.states import Inner, StateKey
 from kd_plugin.teachers.base import Answer, Request, Teacher
-
-
-class Schedule(NamedTuple):
-    """The course of alpha or temperature; constant if `end` is None."""
-
-    start: float
-    end: Optional[float]
-    kind: str
-    updates: int
-
-    def at(self, update: int) -> float:
-        """The value after `update` updates."""
-        if self.end is None:
-            return self.start
-        return scheduled_value(self.start, self.end, self.kind, update, self.updates)
-
-    def ends(self) -> List[float]:
-        """The first value and, unless it is constant, the last."""
-        return [self.start] if self.end is None else [self.start, self.end]
 
 
 class Distiller:
@@ -50,14 +33,14 @@ class Distiller:
     """
 
     def __init__(self, cfg: Any, task: Any):
-        kind, updates = str(cfg.kd_schedule), int(cfg.kd_schedule_updates)
-        self.alpha = Schedule(float(cfg.kd_alpha), cfg.kd_alpha_end, kind, updates)
-        self.temperature = Schedule(float(cfg.kd_temperature), cfg.kd_temperature_end, kind, updates)
+        self.alpha, self.temperature = Schedule.of(cfg, "kd_alpha"), Schedule.of(cfg, "kd_temperature")
         self.selects = str(cfg.kd_selection) != "all"
         self.selection = SELECTIONS[str(cfg.kd_selection)](cfg.kd_select_ratio, cfg.kd_queue_size)
         self.terms: List[Term] = asked_terms(cfg)
         self._task = task
         self._check()
+        for term in self.terms:
+            term.prepare(getattr(task, "student_shape", None), getattr(self.teacher, "shape", None))
         self.signature = run_signature(cfg, self.teacher, self.terms)
 
     @property
@@ -84,7 +67,9 @@ class Distiller:
         for term in self.terms:
             missing = sorted(signal.value for signal in term.needs - provides)
             if missing:
-                whose = "there is no teacher" if teacher is None else f"{type(teacher).__name__} does not provide them"
+                whose = "there is no teacher"
+                if teacher is not None:
+                    whose = teacher.lacking or f"{type(teacher).__name__} does not provide them"
                 raise KDPluginError(
                     f"{term.flag} needs a teacher's {' and '.join(missing)}, but {whose}. Remedy: another kind of "
                     f"teacher, or train without {term.flag}"
@@ -115,10 +100,10 @@ class Distiller:
             if alpha < 1.0 and self.selects and training:
                 distilled = self._select(passes, covered)
             answer = self._ask(teacher, student, sample, distilled, training)
-        batch = Batch(sample, update, alpha, temperature, distilled, None, covered)
+        batch = Batch(sample, update, alpha, temperature, distilled, None, covered, training)
         own = [None if one.net_output is None else functools.partial(stock_loss, one.net_output) for one in passes]
         loss, logs = None, {}
-        for term in self.terms:
+        for term in self._active(update):
             if term.passes > len(passes):
                 continue
             if term.passes > 1:
@@ -130,7 +115,16 @@ class Distiller:
             loss = value if loss is None else loss + value
             logs.update(result.logs)
         assert loss is not None
-        return loss, logs
+        modules = [term.module for term in self.terms if term.module is not None]
+        return (loss + untouched(modules) if modules else loss), logs
+
+    def _active(self, update: int) -> List[Term]:
+        return [term for term in self.terms if term.weight(update) != 0.0]
+
+    @property
+    def student_states(self) -> FrozenSet[StateKey]:
+        """The student's inner states that the terms compare at this update."""
+        return frozenset().union(*(term.states(self.update)[0] for term in self._active(self.update)))
 
     def _ask(
         self,
@@ -141,9 +135,12 @@ class Distiller:
         training: bool,
     ) -> Answer:
         """Asks the teacher once, for everything that the terms use."""
-        wanted = frozenset().union(*(term.uses for term in self.terms)) & teacher.provides
+        terms = self._active(self.update)
+        wanted = frozenset().union(*(term.uses for term in terms)) & teacher.provides
         rows = student.rows if distilled is None else student.rows[distilled]
-        return teacher.answer(sample, Request(rows, student.dtype, wanted, training))
+        keys = frozenset().union(*(term.states(self.update)[1] for term in terms))
+        inner = Inner(keys, student.rows) if keys else None
+        return teacher.answer(sample, Request(rows, student.dtype, wanted, training, inner))
 
     def _select(self, passes: Sequence[StudentAnswer], covered: Optional[Tensor]) -> Optional[Tensor]:
         """(tokens,) bool, the target tokens to distil, chosen among those that the teacher covers; None: all."""

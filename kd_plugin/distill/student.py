@@ -1,7 +1,7 @@
 """The student's single forward pass and its results; hides whether it is packed or has a fused head."""
 
 import contextlib
-from typing import Any, Dict, List, NamedTuple, Tuple, Union
+from typing import Any, Dict, FrozenSet, List, NamedTuple, Optional, Tuple, Union
 
 import torch
 from fairseq.models.transformer import TransformerDecoderBase, TransformerModelBase
@@ -12,7 +12,9 @@ from kd_plugin.losses.engine.dispatch import StudentLogits
 from kd_plugin.losses.engine.fused_head import StudentFeatures
 from kd_plugin.losses.engine.inplace import may_overwrite
 from kd_plugin.models import packed
+from kd_plugin.models.hooks import hooked
 from kd_plugin.models.inspect import gives_features, has_adaptive_softmax
+from kd_plugin.models.states import Inner, Recorder, StateKey, States
 
 
 class StudentAnswer(NamedTuple):
@@ -24,6 +26,8 @@ class StudentAnswer(NamedTuple):
                 logits
     dtype:      in which the student computes
     net_output: fairseq's own output; None if the student has computed the rows alone
+    states:     the inner states that the terms have asked for
+    source_rows: (source tokens,) where the encoder's are in the flattened (batch * source length); None: none are asked
     """
 
     rows: Tensor
@@ -31,6 +35,8 @@ class StudentAnswer(NamedTuple):
     tokens: Union[StudentLogits, StudentFeatures]
     dtype: torch.dtype
     net_output: Any = None
+    states: States = {}
+    source_rows: Optional[Tensor] = None
 
     def logits(self) -> Tensor:
         """(tokens, vocab) logits of the rows, with gradient; for terms that set `reads_logits`.
@@ -43,6 +49,13 @@ class StudentAnswer(NamedTuple):
                 "--kd-fused-head never computes logits, but a term needs them. Remedy: train without it"
             )
         return self.tokens.logits.index_select(0, self.tokens.rows)
+
+    def places(self, side: str, sample: Dict[str, Any]) -> Tuple[Tensor, Tuple[int, int]]:
+        """(positions,) of a side's inner states in its flattened rectangle, and the rectangle's (batch, length)."""
+        if side == "decoder":
+            return self.rows, tuple(sample["target"].shape)
+        assert self.source_rows is not None
+        return self.source_rows, tuple(sample["net_input"]["src_tokens"].shape)
 
     def accuracy(self) -> Tuple[Tensor, int]:
         """The number of correct tokens (target ranked first), 0-dim, and the number of all tokens."""
@@ -65,8 +78,13 @@ class Student:
         self.fused_head, self.packed = bool(cfg.kd_fused_head), bool(cfg.kd_packed_student)
         self._prefix, self._padding_idx = int(cfg.ignore_prefix_size), padding_idx
 
-    def passes(self, model: Any, sample: Dict[str, Any], number: int) -> List[StudentAnswer]:
+    def passes(
+        self, model: Any, sample: Dict[str, Any], number: int, keys: FrozenSet[StateKey] = frozenset()
+    ) -> List[StudentAnswer]:
         """Calls the model `number` times on the same batch; in training, each pass draws its own dropout.
+
+        Args:
+            keys: inner states to answer with
 
         Raises:
             KDPluginError: as `__call__`
@@ -76,9 +94,9 @@ class Student:
                 "--kd-rdrop: with --find-unused-parameters, PyTorch would look for unused parameters in one of the two "
                 "passes only. Remedy: --ddp-backend legacy_ddp, or train without --kd-rdrop"
             )
-        return [self(model, sample) for _ in range(number)]
+        return [self(model, sample, keys) for _ in range(number)]
 
-    def __call__(self, model: Any, sample: Dict[str, Any]) -> StudentAnswer:
+    def __call__(self, model: Any, sample: Dict[str, Any], keys: FrozenSet[StateKey] = frozenset()) -> StudentAnswer:
         """Calls the model once, through its wrappers.
 
         Raises:
@@ -90,13 +108,33 @@ class Student:
                 "train the student without --adaptive-softmax-cutoff"
             )
         rows, other_rows, target = self._counted_rows(sample["target"])
+        recorder = None
+        if keys:
+            recorder = Recorder(packed.unwrapped(model), sample["net_input"], Inner(keys, rows))
+        answer = self._answer(model, sample, recorder, rows, other_rows, target)
+        return (
+            answer
+            if recorder is None
+            else answer._replace(states=recorder.states(), source_rows=recorder.rows["encoder"])
+        )
+
+    def _answer(
+        self,
+        model: Any,
+        sample: Dict[str, Any],
+        recorder: Optional[Recorder],
+        rows: Tensor,
+        other_rows: Tensor,
+        target: Tensor,
+    ) -> StudentAnswer:
         if not (self.fused_head or self.packed):
-            net_output = model(**sample["net_input"])
+            with _recording(recorder, model):
+                net_output = model(**sample["net_input"])
             logits = net_output[0].reshape(-1, net_output[0].size(-1))
             tokens = StudentLogits(logits, rows, other_rows, self._in_place(model, logits))
             return StudentAnswer(rows, target, tokens, logits.dtype, net_output)
 
-        output = self._output_of(model, sample, rows)
+        output = self._output_of(model, sample, recorder, rows)
         if self.fused_head:
             projection = model.decoder.output_projection
             return StudentAnswer(
@@ -107,14 +145,14 @@ class Student:
             rows, target, StudentLogits(output, every, rows[:0], self._in_place(model, output)), output.dtype
         )
 
-    def _output_of(self, model: Any, sample: Dict[str, Any], rows: Tensor) -> Tensor:
+    def _output_of(self, model: Any, sample: Dict[str, Any], recorder: Optional[Recorder], rows: Tensor) -> Tensor:
         """(tokens, vocab) logits, or (tokens, dimension) features, of the rows."""
-        packing: Any = contextlib.nullcontext()
+        packing: Any = _recording(recorder, model)
         if self.fused_head:
             _check_fused_head(model)
         if self.packed:
             _check_packed(model, sample)
-            packing = packed.packed_forward(packed.unwrapped(model), rows)
+            packing = packed.packed_forward(packed.unwrapped(model), rows, recorder)
         with packing:
             output: Tensor = model(**sample["net_input"], **({"features_only": True} if self.fused_head else {}))[0]
         return output if self.packed else output.reshape(-1, output.size(-1)).index_select(0, rows)
@@ -134,6 +172,11 @@ class Student:
         counted = target.ne(self._padding_idx)
         rows = counted.nonzero(as_tuple=True)[0]
         return rows, (~counted).nonzero(as_tuple=True)[0], target[rows]
+
+
+def _recording(recorder: Optional[Recorder], model: Any) -> Any:
+    """A context in which fairseq's own forward fills the recorder."""
+    return contextlib.nullcontext() if recorder is None else hooked(recorder, packed.unwrapped(model))
 
 
 def _check_fused_head(model: Any) -> None:

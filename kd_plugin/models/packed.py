@@ -17,8 +17,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kd_plugin.compat import TORCH_VERSION
+from kd_plugin.models.layout import Layout, Mask
+from kd_plugin.models.states import Recorder
 
-Mask = Dict[str, Any]  # keyword arguments for scaled_dot_product_attention
 # 1.13 has no scaled_dot_product_attention; on GPUs, 2.1's is wrong for masked, non-contiguous fp32 inputs
 # (https://github.com/pytorch/pytorch/issues/112577)
 AVAILABLE = TORCH_VERSION >= (2, 2)
@@ -107,56 +108,9 @@ def unwrapped(model: Any) -> Any:
     return model
 
 
-class Layout:
-    """Maps between a (batch, length) rectangle of tokens and the packed tokens.
-
-    Args:
-        tokens: (batch, length) symbols
-        padding_idx: the symbol to leave out
-        rows: positions in the flattened rectangle to pack even if they hold padding
-    """
-
-    def __init__(self, tokens: Tensor, padding_idx: int, rows: Optional[Tensor] = None):
-        self.shape = tokens.shape
-        real = tokens.ne(padding_idx)
-        kept = real.flatten() if rows is None else real.flatten().index_fill(0, rows, True)
-        self._from = kept.nonzero().squeeze(1)  # (packed,) position in the rectangle
-        self._to = (kept.cumsum(0) - 1).clamp_(min=0)  # (batch * length,) packed position; arbitrary for padding
-        self._full = self._from.numel() == kept.numel()
-        self._keys = real[:, None, None, :]
-        # whether all padding is at the end, so that no token comes after it
-        self._ends_padded = bool((real[:, 1:] <= real[:, :-1]).all() & (kept == real.flatten()).all())
-
-    def mask(self) -> Mask:
-        """The mask for attention to these tokens: hides padding."""
-        return {} if self._full and self._ends_padded else {"attn_mask": self._keys}
-
-    def causal_mask(self) -> Mask:
-        """The same, and hides later tokens."""
-        if self._ends_padded:
-            return {"is_causal": True}
-        past = torch.ones(self.shape[1], self.shape[1], dtype=torch.bool, device=self._to.device).tril()
-        seen = self._keys & past
-        # a padding position that sees nothing would give NaN, also in every gradient: let it see itself
-        itself = torch.eye(self.shape[1], dtype=torch.bool, device=self._to.device)
-        return {"attn_mask": seen | (itself & ~seen.any(dim=-1, keepdim=True))}
-
-    def pack(self, values: Tensor) -> Tensor:
-        """From (batch, length, ...) to (packed, ...)."""
-        values = values.flatten(0, 1)
-        return values if self._full else values.index_select(0, self._from)
-
-    def spread(self, values: Tensor) -> Tensor:
-        """From (packed, dimension) to (batch, length, dimension), with arbitrary values for padding."""
-        values = values if self._full else values.index_select(0, self._to)
-        return values.view(*self.shape, -1)
-
-    def places(self, rows: Tensor) -> Tensor:
-        """Packed positions of positions in the flattened rectangle."""
-        return rows if self._full else self._to[rows]
-
-
-def packed_features(model: Any, net_input: Dict[str, Tensor], rows: Tensor) -> Tensor:
+def packed_features(
+    model: Any, net_input: Dict[str, Tensor], rows: Tensor, recorder: Optional[Recorder] = None
+) -> Tensor:
     """`model(**net_input, features_only=True)` at some target positions.
 
     Sums have the same terms as in fairseq, in an order that depends on the tensors' shapes: fp32 features differ in
@@ -167,20 +121,21 @@ def packed_features(model: Any, net_input: Dict[str, Tensor], rows: Tensor) -> T
         model: one that `can_pack` accepts
         net_input: fairseq's {src_tokens, src_lengths, prev_output_tokens}
         rows: (tokens,) int64, positions in the flattened (batch * target length)
+        recorder: receives inner states, of the same rows or some of them
 
     Returns:
         (tokens, dimension) features, which the output projection turns into logits
     """
     encoder, decoder = model.encoder, model.decoder
     source = Layout(net_input["src_tokens"], encoder.padding_idx)
-    target = Layout(net_input["prev_output_tokens"], decoder.padding_idx, rows)
-    memory = _encode(encoder, net_input["src_tokens"], source)
-    features = _decode(decoder, net_input["prev_output_tokens"], target, memory, source)
+    target = Layout(net_input["prev_output_tokens"], decoder.padding_idx, _all_rows(rows, recorder))
+    memory = _encode(encoder, net_input["src_tokens"], source, recorder)
+    features = _decode(decoder, net_input["prev_output_tokens"], target, memory, source, recorder)
     return features.index_select(0, target.places(rows))
 
 
 @contextlib.contextmanager
-def packed_forward(model: Any, rows: Tensor) -> Iterator[None]:
+def packed_forward(model: Any, rows: Tensor, recorder: Optional[Recorder] = None) -> Iterator[None]:
     """Within this context, `model(**net_input)` answers for these target positions alone, packed.
 
     You call the model as usual, so its wrappers (DistributedDataParallel, say) keep working.
@@ -188,11 +143,11 @@ def packed_forward(model: Any, rows: Tensor) -> Iterator[None]:
     Args:
         model: one that `can_pack` accepts; it returns a pair of (tokens, vocab) logits, or (tokens, dimension) features
             with `features_only`, and None
-        rows: (tokens,) as for `packed_features`
+        rows, recorder: as for `packed_features`
     """
 
     def forward(features_only: bool = False, **net_input: Tensor) -> Tuple[Tensor, None]:
-        features = packed_features(model, net_input, rows)
+        features = packed_features(model, net_input, rows, recorder)
         return (features if features_only else model.decoder.output_layer(features)), None
 
     model.forward = forward
@@ -202,15 +157,30 @@ def packed_forward(model: Any, rows: Tensor) -> Iterator[None]:
         del model.forward
 
 
-def _encode(encoder: Any, tokens: Tensor, layout: Layout) -> Tensor:
+def _all_rows(rows: Tensor, recorder: Optional[Recorder]) -> Tensor:
+    return rows if recorder is None else torch.cat([rows, recorder.rows["decoder"]])
+
+
+def _encode(encoder: Any, tokens: Tensor, layout: Layout, recorder: Optional[Recorder] = None) -> Tensor:
     x = layout.pack(encoder.forward_embedding(tokens)[0])
     for layer in encoder.layers:
-        x = _self_attention(layer, x, layout, layout.mask())
+        x = _self_attention(layer, x, layout, layout.mask(), recorder)
         x = _feed_forward(layer, x)
-    return x if encoder.layer_norm is None else encoder.layer_norm(x)
+        if recorder is not None and layer in recorder.side_of:
+            recorder.output(layer, _at(x, layout, recorder, "encoder"))
+    x = x if encoder.layer_norm is None else encoder.layer_norm(x)
+    if recorder is not None and recorder.last("encoder") in recorder.side_of:
+        recorder.final_output("encoder", _at(x, layout, recorder, "encoder"))
+    return x
 
 
-def _decode(decoder: Any, tokens: Tensor, layout: Layout, memory: Tensor, source: Layout) -> Tensor:
+def _at(x: Tensor, layout: Layout, recorder: Recorder, side: str) -> Tensor:
+    return x.index_select(0, layout.places(recorder.rows[side]))
+
+
+def _decode(
+    decoder: Any, tokens: Tensor, layout: Layout, memory: Tensor, source: Layout, recorder: Optional[Recorder] = None
+) -> Tensor:
     x = decoder.embed_scale * decoder.embed_tokens(tokens)
     for embedding_layer in (decoder.quant_noise, decoder.project_in_dim):
         x = x if embedding_layer is None else embedding_layer(x)
@@ -222,24 +192,29 @@ def _decode(decoder: Any, tokens: Tensor, layout: Layout, memory: Tensor, source
     x = decoder.dropout_module(x)
     past = layout.causal_mask()
     for layer in decoder.layers:
-        x = _self_attention(layer, x, layout, past)
-        x = _source_attention(layer, x, layout, memory, source)
+        x = _self_attention(layer, x, layout, past, recorder)
+        x = _source_attention(layer, x, layout, memory, source, recorder)
         x = _feed_forward(layer, x)
-    for last_layer in (decoder.layer_norm, decoder.project_out_dim):
-        x = x if last_layer is None else last_layer(x)
-    return x
+        if recorder is not None and layer in recorder.side_of:
+            recorder.output(layer, _at(x, layout, recorder, "decoder"))
+    x = x if decoder.layer_norm is None else decoder.layer_norm(x)
+    if recorder is not None and recorder.last("decoder") in recorder.side_of:
+        recorder.final_output("decoder", _at(x, layout, recorder, "decoder"))
+    return x if decoder.project_out_dim is None else decoder.project_out_dim(x)
 
 
-def _self_attention(layer: Any, x: Tensor, layout: Layout, mask: Mask) -> Tensor:
+def _self_attention(layer: Any, x: Tensor, layout: Layout, mask: Mask, recorder: Optional[Recorder]) -> Tensor:
     def attend(x: Tensor) -> Tensor:
-        return _attend(layer.self_attn, x, layout, x, layout, mask)
+        return _attend(layer.self_attn, x, layout, x, layout, mask, recorder)
 
     return _with_residual(attend, x, layer, layer.self_attn_layer_norm)
 
 
-def _source_attention(layer: Any, x: Tensor, layout: Layout, memory: Tensor, source: Layout) -> Tensor:
+def _source_attention(
+    layer: Any, x: Tensor, layout: Layout, memory: Tensor, source: Layout, recorder: Optional[Recorder]
+) -> Tensor:
     def attend(x: Tensor) -> Tensor:
-        return _attend(layer.encoder_attn, x, layout, memory, source, source.mask())
+        return _attend(layer.encoder_attn, x, layout, memory, source, source.mask(), recorder)
 
     return _with_residual(attend, x, layer, layer.encoder_attn_layer_norm)
 
@@ -261,7 +236,15 @@ def _with_residual(compute: Callable[[Tensor], Tensor], x: Tensor, layer: Any, n
     return y if layer.normalize_before else norm(y)
 
 
-def _attend(attention: Any, x: Tensor, layout: Layout, memory: Tensor, source: Layout, mask: Mask) -> Tensor:
+def _attend(
+    attention: Any,
+    x: Tensor,
+    layout: Layout,
+    memory: Tensor,
+    source: Layout,
+    mask: Mask,
+    recorder: Optional[Recorder] = None,
+) -> Tensor:
     """Multi-head attention from packed x to packed memory."""
 
     def heads(projected: Tensor, where: Layout) -> Tensor:
@@ -271,5 +254,7 @@ def _attend(attention: Any, x: Tensor, layout: Layout, memory: Tensor, source: L
     query, key = heads(attention.q_proj(x), layout), heads(attention.k_proj(memory), source)
     dropout = attention.dropout_module.p if attention.training else 0.0
     value = heads(attention.v_proj(memory), source)
+    if recorder is not None:
+        recorder.attention(attention, query, key, value)
     attended = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, **mask)
     return attention.out_proj(layout.pack(attended.transpose(1, 2).flatten(2)))

@@ -17,6 +17,7 @@ from kd_plugin.criterions.flags import KDLabelSmoothedCrossEntropyCriterionConfi
 from kd_plugin.distill.distiller import Distiller
 from kd_plugin.errors import KDPluginError
 from kd_plugin.losses.selection import SelectAll
+from kd_plugin.models.states import Shape, shape_of
 from kd_plugin.teachers.base import Teacher
 from kd_plugin.teachers.kinds import asked_files, open_asked, own_flags
 from kd_plugin.teachers.online import TEACHER_DTYPES
@@ -123,6 +124,7 @@ class DistillationMixin:
         self._config: Any = None
         self._validates = False
         self.num_updates = 0
+        self.student_shape: Optional[Shape] = None
         self.is_dummy_batch = False
         self.selection = SelectAll()
         self._signature = ""
@@ -134,6 +136,12 @@ class DistillationMixin:
         # at import, fairseq also calls this with an argument group, for its documentation
         if isinstance(parser, ArgumentParser):
             refuse_idle_ranks(parser)
+
+    def build_model(self, cfg: Any, *args: Any, **kwargs: Any) -> Any:
+        """fairseq calls this before build_criterion, whose projections must fit the student."""
+        model = super().build_model(cfg, *args, **kwargs)  # type: ignore[misc]
+        self.student_shape = shape_of(model)
+        return model
 
     def build_criterion(self, cfg: Any, *args: Any, **kwargs: Any) -> Any:
         """fairseq calls this at the start of training, before it loads data, so a bad teacher is refused here.
@@ -236,6 +244,10 @@ class DistillationMixin:
         known = next((cfg for cfg in (self.cfg, self._config) if isinstance(cfg, DictConfig)), None)
         root = None if known is None else known._get_root()
         return root if isinstance(root, DictConfig) else DictConfig({})
+
+    def checkpoint_flags(self) -> Any:
+        """The flags about checkpoints, by name."""
+        return self._root().get("checkpoint") or {}
 
     def _student_name(self) -> str:
         """A name for the student in messages, with the file of its initial weights if there is one."""

@@ -13,6 +13,7 @@ from torch import Tensor
 from kd_plugin.cache.data import Split
 from kd_plugin.losses.answer import TeacherAnswer
 from kd_plugin.losses.definition import Objective
+from kd_plugin.models.states import Inner, Shape, States
 
 
 class Signal(enum.Enum):
@@ -35,12 +36,14 @@ class Request(NamedTuple):
     dtype:   in which the student computes
     signals: what the answer should contain, a subset of the teacher's `provides`
     training: whether the answer is for training rather than validation
+    inner:   the inner states that it should contain; None: none
     """
 
     rows: Tensor
     dtype: torch.dtype
     signals: FrozenSet[Signal] = DISTRIBUTION
     training: bool = True
+    inner: Optional[Inner] = None
 
 
 class Dropped(NamedTuple):
@@ -71,11 +74,13 @@ class Answer(NamedTuple):
     distribution: for each row, in the student's order of symbols
     dropped: None if all of the teacher's symbols are the student's too
     languages: in validation, if each has its own teacher
+    states: the inner states that were requested; keys of attention are in fairseq's (batch, length) rectangle
     """
 
     distribution: Optional[TeacherAnswer] = None
     dropped: Optional[Dropped] = None
     languages: Optional[Languages] = None
+    states: States = {}
 
 
 def short_name(sha256: str, parameters: int) -> str:
@@ -86,9 +91,16 @@ def short_name(sha256: str, parameters: int) -> str:
 
 class Teacher(abc.ABC):
     """A frozen teacher. It is not an nn.Module, and must not become part of one: fairseq would train, save, move, wrap
-    and average it."""
+    and average it.
+
+    provides: the signals that it can answer with
+    shape:    its sizes, if it provides HIDDEN or ATTENTION
+    lacking:  why it does not provide them, for messages
+    """
 
     provides: FrozenSet[Signal] = DISTRIBUTION
+    shape: Optional[Shape] = None
+    lacking: str = ""
 
     @abc.abstractmethod
     def answer(self, batch: Dict[str, Any], request: Request) -> Answer:

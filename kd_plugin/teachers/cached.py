@@ -48,6 +48,8 @@ class CachedTeacher(Teacher):
         KDPluginError: a store is damaged or has another dictionary or teacher, or the stores are of different kinds
     """
 
+    lacking = "a cache holds distributions only"
+
     def __init__(self, folder: str, target_dictionary: Dictionary, hashes: Sequence[Optional[str]] = ()):
         self.folder = folder
         self._stores = open_stores(Path(folder))

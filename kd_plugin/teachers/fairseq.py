@@ -1,5 +1,6 @@
 """A fairseq checkpoint as a teacher."""
 
+import contextlib
 from typing import Any, Dict, Optional, Sequence, Tuple
 
 import torch
@@ -9,8 +10,10 @@ from torch import Tensor
 
 from kd_plugin.checkpoints.open import Checkpoint, open_beside
 from kd_plugin.losses.answer import LinearHead, Project
+from kd_plugin.models.hooks import hooked
 from kd_plugin.models.inspect import gives_features, has_adaptive_softmax
 from kd_plugin.models.packed import INPUTS, can_pack, packed_features
+from kd_plugin.models.states import Inner, Recorder, Shape, States, shape_of
 from kd_plugin.teachers.member import Member, as_it_is, at_rows
 from kd_plugin.teachers.vocabulary import REFUSE, teacher_symbols
 
@@ -22,7 +25,14 @@ class FairseqMember(Member):
         """As Member's."""
         return self.model.max_positions()
 
-    def features(self, batch: Dict[str, Any], rows: Tensor) -> Tuple[Tensor, Project]:
+    @property
+    def shape(self) -> Optional[Shape]:
+        """As Member's; only of models that give their features."""
+        return shape_of(self.model) if gives_features(self.model) else None
+
+    def features(
+        self, batch: Dict[str, Any], rows: Tensor, inner: Optional[Inner] = None
+    ) -> Tuple[Tensor, Project, States]:
         """As Member's."""
         model, net_input = self.model, dict(batch["net_input"])
         if self.source_indices is not None:
@@ -31,14 +41,18 @@ class FairseqMember(Member):
             net_input["prev_output_tokens"] = self.target_indices[net_input["prev_output_tokens"]]
         if gives_features(model):
             project = _projection(model.decoder)
+            recorder = None if inner is None else Recorder(model, net_input, inner)
             if can_pack(model) and net_input.keys() <= INPUTS:
-                return packed_features(model, net_input, rows), project
-            # alignment_layer -1 matches no layer, so no attention weights are computed
-            net_output = model(**net_input, features_only=True, alignment_layer=-1, return_all_hiddens=False)
-            return at_rows(rows, net_output[0]), project
+                values = packed_features(model, net_input, rows, recorder)
+            else:
+                with contextlib.nullcontext() if recorder is None else hooked(recorder, model):
+                    # alignment_layer -1 matches no layer, so no attention weights are computed
+                    net_output = model(**net_input, features_only=True, alignment_layer=-1, return_all_hiddens=False)
+                values = at_rows(rows, net_output[0])
+            return values, project, {} if recorder is None else recorder.states()
         if has_adaptive_softmax(model):
-            return at_rows(rows, model.get_normalized_probs(model(**net_input), log_probs=True)), as_it_is
-        return at_rows(rows, model(**net_input)[0]), as_it_is
+            return at_rows(rows, model.get_normalized_probs(model(**net_input), log_probs=True)), as_it_is, {}
+        return at_rows(rows, model(**net_input)[0]), as_it_is, {}
 
 
 def fit(

@@ -10,6 +10,8 @@ from kd_plugin.checkpoints.huggingface import Folder
 from kd_plugin.checkpoints.tokenizer import Languages, Layout
 from kd_plugin.errors import KDPluginError
 from kd_plugin.losses.answer import LinearHead, Project, new_buffer
+from kd_plugin.models.states import Inner, Shape, States
+from kd_plugin.teachers.huggingface_states import Positions, StatesRecorder, shape_of
 from kd_plugin.teachers.member import Member, at_rows
 from kd_plugin.teachers.vocabulary import Symbols, match
 
@@ -65,27 +67,74 @@ class HuggingFaceMember(Member):
         parts = [part.reshape(-1) for part in (layer.bias, bias) if part is not None]
         return LinearHead(layer.weight, sum(parts[1:], parts[0]) if parts else None)
 
-    def features(self, batch: Dict[str, Any], rows: Tensor) -> Tuple[Tensor, Project]:
+    @property
+    def shape(self) -> Optional[Shape]:
+        """As Member's."""
+        return shape_of(self.model)
+
+    def features(
+        self, batch: Dict[str, Any], rows: Tensor, inner: Optional[Inner] = None
+    ) -> Tuple[Tensor, Project, States]:
         """As Member's."""
         net_input = batch["net_input"]
         source, target = self._source(net_input["src_tokens"]), self._target(net_input["prev_output_tokens"])
-        hidden = self.decoded(source, target)
-        length = net_input["prev_output_tokens"].size(1)
-        sentence, position = torch.div(rows, length, rounding_mode="floor"), rows % length
-        places = sentence * target.ids.size(1) + position + target.shift[sentence]
-        return at_rows(places, hidden), self.head
+        places = self._places(rows, net_input["prev_output_tokens"], target)
+        if inner is None:
+            return at_rows(places, self.decoded(source, target)), self.head, {}
+        recorder = StatesRecorder(self.model, inner.keys)
+        with recorder:
+            hidden = self.decoded(source, target, attention=recorder.wants_attention)
+        positions = {
+            "encoder": self._source_positions(net_input["src_tokens"], source),
+            "decoder": Positions(
+                self._places(inner.rows, net_input["prev_output_tokens"], target),
+                *self._columns(net_input["prev_output_tokens"], target),
+            ),
+        }
+        return at_rows(places, hidden), self.head, recorder.states(positions)
 
-    def decoded(self, source: Sentences, target: Sentences) -> Tensor:
-        """(batch, length, dimension): the decoder's last hidden states, the input of `head`."""
-        encoded = self.model.get_encoder()(input_ids=source.ids, attention_mask=source.mask)[0]
+    def decoded(self, source: Sentences, target: Sentences, attention: bool = False) -> Tensor:
+        """(batch, length, dimension): the decoder's last hidden states, the input of `head`.
+
+        Args:
+            attention: also compute the attention's probabilities as tensors
+        """
+        more = {"output_attentions": True} if attention else {}
+        encoded = self.model.get_encoder()(input_ids=source.ids, attention_mask=source.mask, **more)[0]
         hidden = self.model.get_decoder()(
             input_ids=target.ids,
             attention_mask=target.mask,
             encoder_hidden_states=encoded,
             encoder_attention_mask=source.mask,
             use_cache=False,
+            **more,
         )[0]
         return hidden if self._scale == 1.0 else hidden * self._scale
+
+    def _places(self, rows: Tensor, tokens: Tensor, target: Sentences) -> Tensor:
+        """Positions in the model's flattened target of positions in fairseq's."""
+        length = tokens.size(1)
+        sentence, position = torch.div(rows, length, rounding_mode="floor"), rows % length
+        return sentence * target.ids.size(1) + position + target.shift[sentence]
+
+    def _columns(self, tokens: Tensor, target: Sentences) -> Tuple[Tensor, Tensor]:
+        """(batch, length) the model's target positions of fairseq's, 0 for padding; and which are not padding."""
+        real = tokens.ne(self._student_pad)
+        columns = torch.arange(tokens.size(1), device=tokens.device) + target.shift.unsqueeze(1)
+        return columns.masked_fill(~real, 0), real
+
+    def _source_positions(self, tokens: Tensor, source: Sentences) -> Positions:
+        """Of fairseq's source tokens in the model's; the end of sentence may be followed by language symbols."""
+        prefix, suffix = self._layout.source_prefix, self._layout.source_suffix
+        real = tokens.ne(self._student_pad)
+        columns = real.long().cumsum(dim=1) - 1 + len(prefix)
+        end = self.model.config.eos_token_id
+        last = suffix.index(end) if end in suffix else 0
+        is_last = columns == (real.sum(dim=1, keepdim=True) - 1 + len(prefix))
+        columns = (columns + is_last.long() * last).masked_fill(~real, 0)
+        starts = torch.arange(len(tokens), device=tokens.device).unsqueeze(1) * source.ids.size(1)
+        places = (starts + columns)[real]
+        return Positions(places, columns, real)
 
     def _source(self, tokens: Tensor) -> Sentences:
         prefix, suffix = self._layout.source_prefix, self._layout.source_suffix

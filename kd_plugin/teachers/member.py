@@ -9,6 +9,7 @@ from torch import Tensor
 from kd_plugin.checkpoints.finite import check_range
 from kd_plugin.files.atomic import digest_of
 from kd_plugin.losses.answer import Allocate, LinearHead, Project
+from kd_plugin.models.states import Inner, Shape, States
 from kd_plugin.teachers.vocabulary import Symbols
 
 
@@ -42,24 +43,33 @@ class Member(abc.ABC):
     def max_positions(self) -> Any:
         """The longest (source, target) that it accepts, including end of sentence."""
 
-    @abc.abstractmethod
-    def features(self, batch: Dict[str, Any], rows: Tensor) -> Tuple[Tensor, Project]:
-        """(tokens, dimension) features at a batch's rows, and their projection to logits in the model's own order of
-        symbols. The model is already on the batch's device."""
+    @property
+    def shape(self) -> Optional[Shape]:
+        """Its sizes; None: its inner states cannot be read."""
+        return None
 
-    def answer(self, batch: Dict[str, Any], rows: Tensor) -> Tuple[Tensor, Project, Project]:
+    @abc.abstractmethod
+    def features(
+        self, batch: Dict[str, Any], rows: Tensor, inner: Optional[Inner] = None
+    ) -> Tuple[Tensor, Project, States]:
+        """(tokens, dimension) features at a batch's rows, their projection to logits in the model's own order of
+        symbols, and the inner states. The model is already on the batch's device."""
+
+    def answer(
+        self, batch: Dict[str, Any], rows: Tensor, inner: Optional[Inner] = None
+    ) -> Tuple[Tensor, Project, Project, States]:
         """As `features`, plus a second projection, to logits in the student's order of symbols.
 
         These are -inf for symbols that the model lacks, and omit symbols that only the model has, so a softmax
         renormalises over the rest.
         """
-        values, whole = self.features(batch, rows)
+        values, whole, states = self.features(batch, rows, inner)
         target = self.target
         if target.indices is None:
-            return values, whole, whole
+            return values, whole, whole, states
         if isinstance(whole, LinearHead):
-            return values, whole, self._restrict(whole)
-        return values, whole, lambda features, allocate: target.of_student(whole(features, allocate))
+            return values, whole, self._restrict(whole), states
+        return values, whole, lambda features, allocate: target.of_student(whole(features, allocate)), states
 
     def _restrict(self, whole: LinearHead) -> LinearHead:
         """The projection to the student's symbols, in the student's order; its rows are copied once."""

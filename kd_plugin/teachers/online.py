@@ -2,7 +2,7 @@
 
 import logging
 import math
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any, Dict, FrozenSet, List, Optional, Sequence
 
 import torch
 from torch import Tensor
@@ -10,7 +10,8 @@ from torch import Tensor
 from kd_plugin.compat import cpu_computes
 from kd_plugin.errors import KDPluginError
 from kd_plugin.losses.answer import Project, ProjectedAnswer, new_buffer
-from kd_plugin.teachers.base import Answer, Dropped, Request, Teacher, short_name
+from kd_plugin.models.states import Shape
+from kd_plugin.teachers.base import DISTRIBUTION, Answer, Dropped, Request, Signal, Teacher, short_name
 from kd_plugin.teachers.member import Member
 
 logger = logging.getLogger(__name__)
@@ -46,6 +47,27 @@ class OnlineTeacher(Teacher):
         self.members = [member for member, _ in kept]
         self.log_weights = [math.log(weight) for _, weight in kept]
 
+    @property
+    def shape(self) -> Optional[Shape]:  # type: ignore[override]
+        """The sizes of a single teacher; an ensemble has no common ones."""
+        return self.members[0].shape if len(self.members) == 1 else None
+
+    @property
+    def provides(self) -> FrozenSet[Signal]:  # type: ignore[override]
+        """Inner states only as a single teacher, of a kind whose states can be read."""
+        if self.shape is None:
+            return DISTRIBUTION
+        return DISTRIBUTION | {Signal.HIDDEN} | (set() if self.shape.attention_hidden else {Signal.ATTENTION})
+
+    @property
+    def lacking(self) -> str:  # type: ignore[override]
+        """As Teacher's."""
+        if len(self.members) > 1:
+            return f"an ensemble of {len(self.members)} teachers has none in common"
+        if self.shape is None:
+            return f"{type(self.members[0].model).__name__} is not a transformer whose layers can be read"
+        return self.shape.attention_hidden
+
     def weights(self) -> List[float]:
         """The weight of each member, summing to 1."""
         return [math.exp(log_weight) for log_weight in self.log_weights]
@@ -73,21 +95,22 @@ class OnlineTeacher(Teacher):
             member.place(rows.device, dtype)
             # the student's autocast must not change the teacher's dtype
             with torch.autocast(device_type=rows.device.type, enabled=False):
-                answers.append(member.answer(batch, rows))
-        distribution = ProjectedAnswer([(values, project) for values, _, project in answers], self.log_weights)
+                answers.append(member.answer(batch, rows, request.inner))
+        distribution = ProjectedAnswer([(values, project) for values, _, project, _ in answers], self.log_weights)
+        states = answers[0][-1]
         distribution.knows_target = not any(member.target.lacks for member in self.members)
         if not any(member.target.restricted for member in self.members) or rows.numel() == 0:
-            return Answer(distribution)
+            return Answer(distribution, states=states)
         # measured on all tokens, or on a sample across a large batch, because it needs the teacher's whole vocabulary
         some = torch.arange(0, rows.numel(), -(-rows.numel() // DROPPED_TOKENS), device=rows.device)
         shares = [
             weight * _dropped_mass(values.index_select(0, some), whole, project)
-            for member, weight, (values, whole, project) in zip(self.members, self.weights(), answers)
+            for member, weight, (values, whole, project, _) in zip(self.members, self.weights(), answers)
             if member.target.restricted
         ]
         dropped = Dropped(torch.stack(shares).sum(), some.numel())
         self._watch(dropped)
-        return Answer(distribution, dropped)
+        return Answer(distribution, dropped, states=states)
 
     def _watch(self, dropped: Dropped) -> None:
         """Warns once if the student's symbols leave out much of the teacher's probability."""

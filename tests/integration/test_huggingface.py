@@ -72,6 +72,18 @@ def test_online_and_cached_answers_train_the_same_student(made, tmp_path):
     assert task["_name"] == "translation" and not any("teacher" in name for name in task)
 
 
+def test_its_layers_and_attention_teach_too(made, tmp_path):
+    """A student of other sizes, packed: all values fall together, and the checkpoint is an ordinary one."""
+    folder, teacher = made
+    flags = ["--kd-hidden", "mse", "--kd-attention", "both", "--kd-packed-student", *SHORT, "--max-update", 12]
+    output = train(folder / "data-bin", tmp_path, *PLUGIN, "--teacher-path", teacher, *TEACHER, *flags).stdout
+    assert "|hidden:mse:last:1|attention:both:last:1|" in output
+    steps = logged(output, "train_inner")
+    for name in ("hidden_loss", "attention_loss"):
+        assert 0 < steps[-1][name] < steps[0][name]
+    assert not any("hidden" in name for name in load(tmp_path / "checkpoint_last.pt")["model"])
+
+
 def test_what_does_not_fit_is_refused_before_the_first_update(made, tmp_path):
     folder, teacher = made
     for flags, said in [

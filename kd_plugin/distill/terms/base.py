@@ -13,6 +13,7 @@ from torch import Tensor
 from kd_plugin.distill.logs import Log, LogOfEach
 from kd_plugin.distill.student import StudentAnswer
 from kd_plugin.errors import KDPluginError
+from kd_plugin.models.states import Shape, StateKey
 from kd_plugin.teachers.base import Answer, Signal
 
 
@@ -25,6 +26,7 @@ class Batch(NamedTuple):
     distilled:  (tokens,) bool, the student's rows to distil, for which there is a teacher's answer; None: all
     stock_loss: computes fairseq's own (loss, nll_loss); None if the logits of the whole batch do not exist
     covered:    (tokens,) bool, the rows that the teacher could answer for; None: all
+    training:   False in validation
     second_pass: the student's second dropout pass, for a term with `passes` 2; else None
     """
 
@@ -35,6 +37,7 @@ class Batch(NamedTuple):
     distilled: Optional[Tensor]
     stock_loss: Optional[Callable[[], Tuple[Tensor, Tensor]]]
     covered: Optional[Tensor] = None
+    training: bool = True
     second_pass: Optional[StudentAnswer] = None
 
 
@@ -72,8 +75,22 @@ class Term(abc.ABC):
     def __init__(self, cfg: Any):
         """Reads the criterion's flags; raises KDPluginError if one of its own is out of range."""
 
+    def prepare(self, student: Optional[Shape], teacher: Optional[Shape]) -> None:  # noqa: B027  most need nothing
+        """Called once before training, to make a `module` that fits the models.
+
+        Args:
+            student, teacher: their sizes; None: unknown, because it is no transformer whose layers can be read
+
+        Raises:
+            KDPluginError: they do not fit
+        """
+
+    def states(self, update: int) -> Tuple[FrozenSet[StateKey], FrozenSet[StateKey]]:
+        """The inner states of the student and of the teacher that it compares."""
+        return frozenset(), frozenset()
+
     def weight(self, update: int) -> float:
-        """The factor of its value in the loss."""
+        """The factor of its value in the loss; with 0, it is not computed."""
         return 1.0
 
     def signature(self) -> str:

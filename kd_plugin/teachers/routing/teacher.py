@@ -60,6 +60,8 @@ class RoutedTeacher(Teacher):
         of_pair: the way of each pair of a multilingual task
     """
 
+    lacking = "the teachers of --teacher-routing have none in common"
+
     def __init__(
         self,
         experts: Sequence[Expert],
