@@ -20,6 +20,7 @@ TINY = {
     "FILTER": "--max-length-ratio 1000 --max-repeats 1000", "FFN": "16", "HEADS": "2", "OMP_NUM_THREADS": "1",
     "TEACHER_SRC": "eng_Latn", "TEACHER_TGT": "deu_Latn",
 }  # fmt: skip
+CPU = ["--cpu", "--num-workers", "0"]
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +37,7 @@ def place(tmp_path_factory):
 
 def script(place, *flags, status=0, **env):
     path = warm_start.path_of_commands() + os.pathsep + os.environ["PATH"]
-    command = ["bash", SCRIPT, str(place / "nllb"), str(place / "corpus"), str(place / "out"), "--cpu", *flags]
+    command = ["bash", SCRIPT, str(place / "nllb"), str(place / "corpus"), str(place / "out"), *CPU, *flags]
     with open(place / "log", "w+", encoding="utf-8") as log:
         environment = {**os.environ, **TINY, "PATH": path, **env}
         done = subprocess.run(command, env=environment, stdout=log, stderr=log, timeout=600)

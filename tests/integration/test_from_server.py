@@ -17,7 +17,7 @@ SCRIPT = os.path.join(ROOT, "examples", "translation", "from-server.sh")
 TINY = {
     "MAX_EPOCH": "1", "AVERAGE": "1", "WARMUP": "2", "ENCODER_LAYERS": "1", "DECODER_LAYERS": "1", "DIM": "16",
     "FFN": "16", "HEADS": "2", "VOCAB": "60", "FILTER": "--copied-source keep", "OMP_NUM_THREADS": "1",
-    "TRAIN_FLAGS": "--cpu", "MAX_TOKENS": "600",
+    "TRAIN_FLAGS": "--cpu --num-workers 0", "MAX_TOKENS": "600",
 }  # fmt: skip
 WORDS = "a the dog cat house runs sleeps under over green tired seven people snow".split()
 

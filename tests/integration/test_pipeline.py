@@ -43,6 +43,7 @@ def test_mixed_data_has_each_part_as_a_training_split(prepared, tmp_path):  # no
 
 BEFORE = ["--encoder-normalize-before", "--decoder-normalize-before"]
 TEACHER = ["--max-epoch", 15, "--max-tokens", 1000, "--lr", 0.01, "--warmup-updates", 10, "--validate-interval", 15]
+TEACHER += ["--num-workers", 0]  # a process that reads, for each epoch anew, takes longer than the epoch
 
 
 def test_from_decoding_to_the_report_and_again(prepared, tmp_path):  # noqa: F811
