@@ -7,6 +7,7 @@ from typing import Any, Optional
 from fairseq.criterions.label_smoothed_cross_entropy import LabelSmoothedCrossEntropyCriterionConfig
 from fairseq.dataclass import ChoiceEnum
 
+from kd_plugin.distill.on_policy.flags import OnPolicyFlags
 from kd_plugin.distill.terms import own_ends, own_flags
 from kd_plugin.errors import KDPluginError
 from kd_plugin.losses import DIVERGENCES
@@ -17,7 +18,7 @@ PARAMETERS = ("kd_js_beta", "kd_skew_lambda", "kd_adaptive_mu")  # of divergence
 
 
 @dataclass
-class KDLabelSmoothedCrossEntropyCriterionConfig(*own_flags(), LabelSmoothedCrossEntropyCriterionConfig):  # type: ignore[misc]
+class KDLabelSmoothedCrossEntropyCriterionConfig(*own_flags(), OnPolicyFlags, LabelSmoothedCrossEntropyCriterionConfig):  # type: ignore[misc]
     kd_alpha: float = field(
         default=0.5,
         metadata={

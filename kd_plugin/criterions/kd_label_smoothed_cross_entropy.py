@@ -3,17 +3,19 @@
 loss = alpha * CE(label-smoothed) + (1 - alpha) * temperature**2 * D(teacher || student)  [+ further terms]
 """
 
-import functools
 import logging
 from typing import Any, Dict, Sequence, Tuple
 
-from fairseq import utils
 from fairseq.criterions import CRITERION_REGISTRY, register_criterion
 from fairseq.criterions.label_smoothed_cross_entropy import LabelSmoothedCrossEntropyCriterion
 from torch import Tensor
 
 from kd_plugin.criterions.flags import KDLabelSmoothedCrossEntropyCriterionConfig, check_flags
 from kd_plugin.distill.distiller import Distiller
+from kd_plugin.distill.logs import Log
+from kd_plugin.distill.on_policy.flags import check_on_policy
+from kd_plugin.distill.on_policy.policy import LOGS, OnPolicy
+from kd_plugin.distill.step import Step
 from kd_plugin.distill.student import Student
 from kd_plugin.distill.terms import TERMS
 from kd_plugin.errors import KDPluginError
@@ -41,9 +43,12 @@ class KDLabelSmoothedCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion):
     def __init__(self, cfg: Any, task: Any):
         super().__init__(task, cfg.sentence_avg, cfg.label_smoothing, cfg.ignore_prefix_size, cfg.report_accuracy)
         check_flags(cfg, has_teacher=getattr(task, "teacher", None) is not None)
-        self.distiller = Distiller(cfg, task)
+        check_on_policy(cfg, getattr(task, "teacher", None), task)
+        self.on_policy = OnPolicy(cfg, task, int(getattr(task, "seed", 1)))
+        self.distiller = Distiller(cfg, task, self.on_policy.signature())
         keeps_logits = any(term.reads_logits for term in self.distiller.terms)
         self.student = Student(cfg, self.padding_idx, keeps_logits)
+        self.step = Step(self.student, self.distiller, self.on_policy, self.padding_idx, self.report_accuracy)
         for term in self.distiller.terms:
             if term.module is not None:  # trained and saved with the criterion, never part of the student
                 self.add_module(term.name, term.module)
@@ -58,15 +63,7 @@ class KDLabelSmoothedCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion):
         """
         if not reduce:
             raise KDPluginError(f"{CRITERION_NAME} returns only sums over tokens, but got reduce=False")
-        passes = self.student.passes(
-            model, sample, self.distiller.passes if self.training else 1, self.distiller.student_states
-        )
-        accuracy = {}
-        if self.report_accuracy:  # before the gradient overwrites the logits
-            n_correct, total = passes[0].accuracy()
-            accuracy = {"n_correct": utils.item(n_correct), "total": total}
-        stock_loss = functools.partial(self.compute_loss, model, sample=sample)
-        loss, logs = self.distiller(passes, sample, stock_loss, self.training)
+        loss, sample, logs = self.step(model, sample, self._stock_loss, self.training)
         sample_size = sample["target"].size(0) if self.sentence_avg else sample["ntokens"]
         logging_output = {
             "loss": loss.data,
@@ -74,7 +71,6 @@ class KDLabelSmoothedCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion):
             "ntokens": sample["ntokens"],
             "nsentences": sample["target"].size(0),
             "sample_size": sample_size,
-            **accuracy,
         }
         return loss, sample_size, logging_output
 
@@ -104,10 +100,16 @@ class KDLabelSmoothedCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion):
     @classmethod
     def reduce_metrics(cls, logging_outputs: Sequence[Dict[str, Any]]) -> None:
         """Aggregate logging outputs from data parallel training; losses in bits, as fairseq logs them."""
-        super().reduce_metrics(logging_outputs)
-        for kind in TERMS.values():
-            for log in kind.term.logs:
-                log.reduce(logging_outputs)
+        if any("nll_loss" in log for log in logging_outputs):
+            super().reduce_metrics(logging_outputs)
+        else:  # all targets were the student's own
+            Log("loss").reduce(logging_outputs)
+        for log in (*(log for kind in TERMS.values() for log in kind.term.logs), *LOGS):
+            log.reduce(logging_outputs)
+
+    def _stock_loss(self, model: Any, net_output: Any, sample: Dict[str, Any]) -> Tuple[Tensor, Tensor]:
+        loss, nll_loss = self.compute_loss(model, net_output, sample)
+        return loss, nll_loss
 
 
 def _same_shape(one: Any, other: Any) -> bool:

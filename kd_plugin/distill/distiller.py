@@ -2,7 +2,7 @@
 it asks once per batch."""
 
 import functools
-from typing import Any, Callable, Dict, FrozenSet, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, FrozenSet, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 from fairseq.distributed import utils as distributed_utils
@@ -21,18 +21,30 @@ from kd_plugin.models.states import Inner, StateKey
 from kd_plugin.teachers.base import Answer, Request, Teacher
 
 
+class Weights(NamedTuple):
+    """The factors of cross-entropy and divergence; without cross-entropy, the targets are the student's own words.
+
+    others: whether to compute the other terms as well
+    """
+
+    cross_entropy: float
+    divergence: float
+    others: bool = True
+
+
 class Distiller:
     """Computes the sum of the terms.
 
     Args:
         cfg: the criterion's flags, already checked
         task: its `teacher`, `num_updates` (from 0) and `is_dummy_batch` are read when needed
+        further: a field of the run's signature; empty: none
 
     Raises:
         KDPluginError: the teacher cannot provide what a term needs
     """
 
-    def __init__(self, cfg: Any, task: Any):
+    def __init__(self, cfg: Any, task: Any, further: str = ""):
         self.alpha, self.temperature = Schedule.of(cfg, "kd_alpha"), Schedule.of(cfg, "kd_temperature")
         self.selects = str(cfg.kd_selection) != "all"
         self.selection = SELECTIONS[str(cfg.kd_selection)](cfg.kd_select_ratio, cfg.kd_queue_size)
@@ -41,7 +53,7 @@ class Distiller:
         self._check()
         for term in self.terms:
             term.prepare(getattr(task, "student_shape", None), getattr(self.teacher, "shape", None))
-        self.signature = run_signature(cfg, self.teacher, self.terms)
+        self.signature = run_signature(cfg, self.teacher, self.terms, further)
 
     @property
     def passes(self) -> int:
@@ -83,6 +95,7 @@ class Distiller:
         sample: Dict[str, Any],
         stock_loss: Callable[[Any], Tuple[Tensor, Tensor]],
         training: bool,
+        weights: Optional[Weights] = None,
     ) -> Tuple[Tensor, Dict[str, Any]]:
         """The loss of a batch, and sums for the log.
 
@@ -90,31 +103,43 @@ class Distiller:
             passes: the student's results, `self.passes` of them in training, otherwise one
             stock_loss: computes fairseq's own (loss, nll_loss) from its own output of a pass
             training: False distils every token
+            weights: of cross-entropy and divergence, if not alpha and 1 - alpha
         """
         student = passes[0]
         update, (alpha, temperature) = self.update, self.alpha_and_temperature()
         answer, distilled, covered = None, None, None
+        terms = [
+            term
+            for term in self._active(update)
+            if term.passes <= len(passes) and (weights is None or weights.others or isinstance(term, TokensTerm))
+        ]
         teacher = self.teacher
         if teacher is not None and teacher.covers(sample):
             covered = distilled = teacher.covered(sample, student.rows, training)
             if alpha < 1.0 and self.selects and training:
                 distilled = self._select(passes, covered)
-            answer = self._ask(teacher, student, sample, distilled, training)
-        batch = Batch(sample, update, alpha, temperature, distilled, None, covered, training)
+            answer = self._ask(teacher, student, sample, distilled, training, terms)
+        # the sum of both weights is factored out, because a term's weights are alpha and 1 - alpha
+        share, of_references = 1.0, alpha
+        if weights is not None:
+            share = weights.cross_entropy + weights.divergence
+            of_references = weights.cross_entropy / share
+            covered = covered if weights.cross_entropy else None  # its own words teach a student nothing by themselves
+        batch = Batch(sample, update, of_references, temperature, distilled, None, covered, training)
         own = [None if one.net_output is None else functools.partial(stock_loss, one.net_output) for one in passes]
         loss, logs = None, {}
-        for term in self._active(update):
-            if term.passes > len(passes):
-                continue
+        for term in terms:
             if term.passes > 1:
                 result = term(student, answer, batch._replace(second_pass=passes[1]))
             else:
                 result = _mean([term(one, answer, batch._replace(stock_loss=stock)) for one, stock in zip(passes, own)])
-            weight = term.weight(update)
+            weight = share if isinstance(term, TokensTerm) else term.weight(update)
             value = result.value if weight == 1.0 else weight * result.value
             loss = value if loss is None else loss + value
             logs.update(result.logs)
         assert loss is not None
+        if "kd_alpha" in logs:
+            logs["kd_alpha"] = alpha
         modules = [term.module for term in self.terms if term.module is not None]
         return (loss + untouched(modules) if modules else loss), logs
 
@@ -133,9 +158,9 @@ class Distiller:
         sample: Dict[str, Any],
         distilled: Optional[Tensor],
         training: bool,
+        terms: Sequence[Term],
     ) -> Answer:
         """Asks the teacher once, for everything that the terms use."""
-        terms = self._active(self.update)
         wanted = frozenset().union(*(term.uses for term in terms)) & teacher.provides
         rows = student.rows if distilled is None else student.rows[distilled]
         keys = frozenset().union(*(term.states(self.update)[1] for term in terms))

@@ -11,7 +11,7 @@ from kd_plugin.teachers.base import Teacher
 from kd_plugin.version import __version__
 
 
-def run_signature(cfg: Any, teacher: Optional[Teacher] = None, terms: Iterable[Term] = ()) -> str:
+def run_signature(cfg: Any, teacher: Optional[Teacher] = None, terms: Iterable[Term] = (), further: str = "") -> str:
     """`kd|alpha:0.5|T:2.0|…`: everything that determines what a run learns from its teacher, and the software versions.
 
     A scheduled value is written start>end:schedule:updates.
@@ -25,7 +25,7 @@ def run_signature(cfg: Any, teacher: Optional[Teacher] = None, terms: Iterable[T
         f"div:{_divergence(cfg)}",
         f"ls:{cfg.label_smoothing}",
         f"select:{_selection(cfg)}",
-        *(field for field in (term.signature() for term in terms) if field),
+        *(field for field in (*(term.signature() for term in terms), further) if field),
     ]
     if teacher is None:
         fields.append("teacher:none")

@@ -107,11 +107,11 @@ class Student:
                 "distillation needs logits over the whole vocabulary, which an adaptive softmax does not give. Remedy: "
                 "train the student without --adaptive-softmax-cutoff"
             )
-        rows, other_rows, target = self._counted_rows(sample["target"])
+        rows, _, target = self._counted_rows(sample["target"])
         recorder = None
         if keys:
             recorder = Recorder(packed.unwrapped(model), sample["net_input"], Inner(keys, rows))
-        answer = self._answer(model, sample, recorder, rows, other_rows, target)
+        answer = self._answer(model, sample, recorder, rows, target)
         return (
             answer
             if recorder is None
@@ -124,15 +124,12 @@ class Student:
         sample: Dict[str, Any],
         recorder: Optional[Recorder],
         rows: Tensor,
-        other_rows: Tensor,
         target: Tensor,
     ) -> StudentAnswer:
         if not (self.fused_head or self.packed):
             with _recording(recorder, model):
                 net_output = model(**sample["net_input"])
-            logits = net_output[0].reshape(-1, net_output[0].size(-1))
-            tokens = StudentLogits(logits, rows, other_rows, self._in_place(model, logits))
-            return StudentAnswer(rows, target, tokens, logits.dtype, net_output)
+            return self.of_output(model, net_output, sample)
 
         output = self._output_of(model, sample, recorder, rows)
         if self.fused_head:
@@ -144,6 +141,13 @@ class Student:
         return StudentAnswer(
             rows, target, StudentLogits(output, every, rows[:0], self._in_place(model, output)), output.dtype
         )
+
+    def of_output(self, model: Any, net_output: Any, sample: Dict[str, Any]) -> StudentAnswer:
+        """The results from fairseq's own output for a batch."""
+        rows, other_rows, target = self._counted_rows(sample["target"])
+        logits = net_output[0].reshape(-1, net_output[0].size(-1))
+        tokens = StudentLogits(logits, rows, other_rows, self._in_place(model, logits))
+        return StudentAnswer(rows, target, tokens, logits.dtype, net_output)
 
     def _output_of(self, model: Any, sample: Dict[str, Any], recorder: Optional[Recorder], rows: Tensor) -> Tensor:
         """(tokens, vocab) logits, or (tokens, dimension) features, of the rows."""

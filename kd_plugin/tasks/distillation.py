@@ -127,6 +127,7 @@ class DistillationMixin:
         self.student_shape: Optional[Shape] = None
         self.is_dummy_batch = False
         self.selection = SelectAll()
+        self.on_policy: Any = None
         self._signature = ""
         self._student_checked = False
 
@@ -154,6 +155,7 @@ class DistillationMixin:
         distiller = getattr(criterion, "distiller", None)
         if isinstance(distiller, Distiller):
             self.selection = distiller.selection
+            self.on_policy = getattr(criterion, "on_policy", None)
             self._signature = distiller.signature
             logger.info(self._signature)
         elif self.teacher is not None:
@@ -215,16 +217,18 @@ class DistillationMixin:
                 self.teacher.validated(logs)
 
     def get_batch_iterator(self, *args: Any, **kwargs: Any) -> Any:
-        """fairseq's iterator, with the states of the token selection and the teacher added to its own in checkpoints.
+        """fairseq's iterator, with the states of token selection, teacher and student's own words added in checkpoints.
 
         fairseq saves `task.state` but never restores it in training. It does restore the iterator's state, and rightly
         drops it with --reset-dataloader.
         """
         iterator = super().get_batch_iterator(*args, **kwargs)  # type: ignore[misc]
         carry_state(iterator, "kd_selection", lambda: self.selection)
-        if self.teacher is None or not self.teacher.state_dict():
-            return iterator
-        return carry_state(iterator, "kd_teacher", lambda: self.teacher)
+        owners = {"kd_teacher": lambda: self.teacher, "kd_on_policy": lambda: self.on_policy}
+        for key, owner in owners.items():
+            if owner() is not None and owner().state_dict():
+                carry_state(iterator, key, owner)
+        return iterator
 
     def begin_epoch(self, epoch: int, model: Any) -> None:
         """From here on, only the trainer reads the configuration, when it saves."""
@@ -237,6 +241,11 @@ class DistillationMixin:
         root = self._root()
         if "common" in root and "criterion" in root:
             describe_as_stock(root, self.private_fields, self.stock)
+
+    @property
+    def seed(self) -> int:
+        """fairseq's --seed."""
+        return int((self._root().get("common") or {}).get("seed", 1))
 
     def _root(self) -> DictConfig:
         """The training's whole configuration; empty if the task has none around it."""

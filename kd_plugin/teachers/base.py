@@ -101,6 +101,7 @@ class Teacher(abc.ABC):
     provides: FrozenSet[Signal] = DISTRIBUTION
     shape: Optional[Shape] = None
     lacking: str = ""
+    answers_any_target = True  # not only those of the training data
 
     @abc.abstractmethod
     def answer(self, batch: Dict[str, Any], request: Request) -> Answer:

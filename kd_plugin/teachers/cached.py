@@ -49,6 +49,7 @@ class CachedTeacher(Teacher):
     """
 
     lacking = "a cache holds distributions only"
+    answers_any_target = False
 
     def __init__(self, folder: str, target_dictionary: Dictionary, hashes: Sequence[Optional[str]] = ()):
         self.folder = folder

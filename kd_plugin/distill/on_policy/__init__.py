@@ -1,0 +1,1 @@
+"""Distillation on what the student itself says, instead of on references alone."""
