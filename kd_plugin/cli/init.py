@@ -46,6 +46,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--teacher-dict-dir", metavar="DIR", help="folder with the teacher's, if not beside it")
     parser.add_argument(
+        "--approximate-activation",
+        action="store_true",
+        help="for a Hugging Face folder with swish, such as OPUS-MT's, which fairseq lacks: replace it with a scaled gelu, "
+        "and print how far the logits change",
+    )
+    parser.add_argument(
         "--data",
         metavar="DATA_BIN",
         help="binarised data of the student: sentences of train show which directions, heads and units matter, and the "

@@ -10,6 +10,7 @@ Marian differs from fairseq in three ways, which the copy makes up for exactly:
   projection has it, and so is not tied to the embeddings.
 """
 
+import contextlib
 from typing import Any, Dict, List, Optional, Tuple
 
 import torch
@@ -19,25 +20,20 @@ from torch import Tensor
 from kd_plugin.checkpoints.huggingface import Folder
 from kd_plugin.checkpoints.transformers_library import model_type
 from kd_plugin.errors import KDPluginError
-from kd_plugin.initialise.teacher import Batch, Teacher, agreement, not_expressible
+from kd_plugin.initialise import activations
+from kd_plugin.initialise.teacher import Batch, Teacher, agreement, not_expressible, sample_batch
 from kd_plugin.initialise.whole import EMBEDDINGS, OUTPUT, SIDES, Whole
 
 KINDS = ("marian", "m2m_100")
-# transformers' names of activations that fairseq has
-ACTIVATIONS = {
-    "relu": "relu",
-    "gelu": "gelu",
-    "gelu_new": "gelu_accurate",
-    "gelu_pytorch_tanh": "gelu_accurate",
-    "tanh": "tanh",
-    "linear": "linear",
-}
 ROLES = ("bos", "pad", "eos", "unk")
 FIRST = 2  # fairseq's first learned position: padding_idx + 1
 
 
-def open_huggingface(path: str) -> Teacher:
+def open_huggingface(path: str, approximate: bool) -> Teacher:
     """The teacher in a folder.
+
+    Args:
+        approximate: whether an activation that fairseq lacks may be approximated
 
     Raises:
         KDPluginError: as `Folder`, or its model cannot be expressed as fairseq's transformer
@@ -49,8 +45,10 @@ def open_huggingface(path: str) -> Teacher:
         )
     folder = Folder(path)
     config, model = folder.model.config, folder.model
-    if config.activation_function not in ACTIVATIONS:
-        raise not_expressible(path, f"its activation {config.activation_function!r} is none of fairseq's")
+    activation = activations.fairseq_activation(config.activation_function, approximate)
+    if activation is None:
+        hint = "; --approximate-activation may help" if config.activation_function in activations.SWISH else ""
+        raise not_expressible(path, f"its activation {config.activation_function!r} is none of fairseq's{hint}")
     dictionaries, ids = zip(*(_symbols(folder, side) for side in (0, 1)))
     weights: Dict[str, Tensor] = {
         name[len("model.") :]: weight.detach()
@@ -64,6 +62,7 @@ def open_huggingface(path: str) -> Teacher:
     head = model.get_output_embeddings()
     weights[OUTPUT] = _rows(head.weight, ids[1])
     options = _options(config)
+    options["activation_fn"] = activation
     ties_output = torch.equal(weights[OUTPUT], weights[EMBEDDINGS["decoder"]])
     shared = dictionaries[0].symbols == dictionaries[1].symbols
     options["share_all_embeddings"] = shared and ties_output and torch.equal(*(weights[EMBEDDINGS[s]] for s in SIDES))
@@ -76,8 +75,20 @@ def open_huggingface(path: str) -> Teacher:
         notes.append(
             "its sentences begin with a language symbol: the student's do so only if its data have them as symbols"
         )
+    own, longest = _own_logits(folder, ids), folder.max_positions()
+    is_approximate = config.activation_function not in activations.EXACT
+    if is_approximate:
+        activations.scale(weights)
     whole = Whole(options, weights, (dictionaries[0], dictionaries[1]))
-    difference = agreement(whole, _own_logits(folder, ids), path, folder.max_positions())
+    with activations.approximated(model) if is_approximate else contextlib.nullcontext():
+        difference = agreement(whole, own, path, longest)
+    if is_approximate:
+        sentences = sample_batch(whole, longest)
+        with torch.no_grad(), activations.approximated(model):
+            after = own(sentences)[0]
+        with torch.no_grad():
+            change = activations.change_of(own(sentences)[0], after)
+        notes.append(f"its activation {config.activation_function} is approximated by a scaled gelu: {change}")
     limits = {f"max_{side}_positions": options[f"max_{side}_positions"] for side in ("source", "target")}
     what = f"Hugging Face {type(model).__name__}"
     return Teacher(
@@ -125,7 +136,6 @@ def _options(config: Any) -> Dict[str, Any]:
         own[f"{side}_attention_heads"] = int(getattr(config, f"{side}_attention_heads"))
         own[f"{side}_normalize_before"] = before
     own["decoder_input_dim"] = own["decoder_output_dim"] = int(config.d_model)
-    own["activation_fn"] = ACTIVATIONS[config.activation_function]
     own["no_scale_embedding"] = not config.scale_embedding
     for name in ("dropout", "attention_dropout", "activation_dropout"):
         own[name] = float(getattr(config, name))

@@ -51,6 +51,7 @@ class Init(NamedTuple):
     max_target_positions: Optional[int] = None
     dict_dir: Optional[str] = None
     teacher_dict_dir: Optional[str] = None
+    approximate_activation: bool = False
     user_dir: Optional[str] = None
     source_lang: Optional[str] = None
     target_lang: Optional[str] = None
@@ -121,6 +122,8 @@ def manifest_of(output: Path) -> Path:
 
 def _open_teacher(args: Init) -> Teacher:
     if not is_huggingface(args.teacher):
+        if args.approximate_activation:
+            raise KDPluginError("--approximate-activation: is for Hugging Face folders. Remedy: leave it out")
         return open_fairseq(args.teacher, args.teacher_dict_dir, args.source_lang, args.target_lang)
     for flag, value in ((FLAG, args.user_dir), ("--teacher-dict-dir", args.teacher_dict_dir)):
         if value:
@@ -132,7 +135,7 @@ def _open_teacher(args: Init) -> Teacher:
             f"{args.teacher}: a Hugging Face folder has no dictionary for fairseq. Remedy: --dict-dir with the "
             "student's, which kd-plugin vocabulary makes of the folder's pieces"
         )
-    return open_huggingface(args.teacher)
+    return open_huggingface(args.teacher, args.approximate_activation)
 
 
 def _student_dictionaries(

@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from kd_plugin.checkpoints.build import freeze
+from kd_plugin.compat import BETTER_TRANSFORMER_COPY
 
 SIDES = ("encoder", "decoder")
 EMBEDDINGS = {side: f"{side}.embed_tokens.weight" for side in SIDES}
@@ -63,7 +64,11 @@ def build(whole: Whole) -> Any:
     own = model.state_dict()
     # buffers, such as the marker of sinusoidal positions, are the new model's own
     parameters = {name for name, _ in model.named_parameters()} | {OUTPUT, *EMBEDDINGS.values()}
-    state = {name: whole.weights[name].float() if name in parameters else value for name, value in own.items()}
+    named = {name for name in own if name in parameters and not BETTER_TRANSFORMER_COPY.search(name)}
+    missing = sorted(named - set(whole.weights))
+    if missing:
+        raise RuntimeError(f"{len(missing)} weights are missing, the first is {missing[0]}")
+    state = {name: whole.weights[name].float() if name in named else value for name, value in own.items()}
     model.load_state_dict(state, strict=True)
     freeze(model)
     return model
@@ -77,7 +82,11 @@ def untrained(options: Dict[str, Any], dictionaries: Tuple[Dictionary, Dictionar
 def weights_of(model: Any) -> Dict[str, Tensor]:
     """A model's parameters, tied ones under each of their names."""
     buffers = {name for name, _ in model.named_buffers()}
-    return {name: weight.detach() for name, weight in model.state_dict().items() if name not in buffers}
+    return {
+        name: weight.detach()
+        for name, weight in model.state_dict().items()
+        if name not in buffers and not BETTER_TRANSFORMER_COPY.search(name)
+    }
 
 
 def norm_before(whole: Whole, side: str, layer: int) -> Optional[str]:

@@ -44,6 +44,10 @@ class Narrowed(NamedTuple):
 
 def narrow(whole: Whole, sizes: Sizes, statistics: Optional[Statistics]) -> Narrowed:
     """A model of these sizes."""
+    asked = {"embed_dim": sizes.dim, "ffn_embed_dim": sizes.units, "attention_heads": sizes.heads}
+    if all(size in (None, whole.options[f"{side}_{name}"]) for side in SIDES for name, size in asked.items()):
+        bases = {side: identity(whole.dim(side)) for side in SIDES}
+        return Narrowed(whole, bases, {}, {}, {})
     return _Narrower(whole, sizes, statistics).run()
 
 

@@ -10,7 +10,7 @@ from fairseq.data import Dictionary
 from kd_plugin import cli
 from tests.support import load
 from tests.unit.huggingface_folders import make_folder
-from tests.unit.teachers_to_cut import init, manifest, read_by_fairseq
+from tests.unit.teachers_to_cut import init, make_teacher, manifest, read_by_fairseq
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 pytest.importorskip("google.protobuf", reason="protobuf is not installed")
@@ -142,6 +142,32 @@ def test_what_fairseq_cannot_compute_is_refused_with_the_reason(config, says, fo
     assert init(path, "--output", tmp_path / "x.pt", "--dict-dir", data, *LANGUAGES) == 1
     message = capsys.readouterr().err
     assert says in message and "fairseq's stock transformer" in message and not (tmp_path / "x.pt").exists()
+
+
+def test_swish_is_approximated_on_request(folders, tmp_path, capsys):
+    path, data = folders("marian", activation_function="swish", bias=0)
+    approximate = ["--dict-dir", data, *LANGUAGES, "--approximate-activation"]
+    assert init(path, "--output", tmp_path / "student.pt", *approximate) == 0
+    said = capsys.readouterr().out
+    assert "--activation-fn gelu" in said and "swish is approximated by a scaled gelu: logits of random" in said
+    # all but the activation was checked exactly
+    assert manifest(tmp_path / "student.pt")["teacher"]["copy_differs_by"] < 1e-5
+    dictionary = Dictionary.load(str(data / "dict.txt"))
+    source, target = sentences([len(dictionary)] * 2)
+    wanted, columns = own_logits(path, [dictionary] * 2, source, target)
+    for language in ("en", "de"):
+        shutil.copy(data / "dict.txt", tmp_path / f"dict.{language}.txt")
+    with torch.no_grad():
+        found = read_by_fairseq(tmp_path / "student.pt", tmp_path)(source, source.ne(1).sum(1), target)[0][..., columns]
+    error = float((found - wanted).abs().max() / wanted.abs().max())
+    assert 1e-5 < error < 0.05
+    x = torch.linspace(-20, 20, 4001)
+    from kd_plugin.initialise.activations import ApproximateSwish
+
+    assert float((ApproximateSwish()(x) - torch.nn.functional.silu(x)).abs().max()) < 0.035
+    other, _ = make_teacher(tmp_path / "fairseq")
+    assert init(other, "--output", tmp_path / "x.pt", "--approximate-activation") == 1
+    assert "--approximate-activation: is for Hugging Face folders" in capsys.readouterr().err
 
 
 def test_a_copy_that_gives_other_logits_is_refused(folders, tmp_path, capsys):
