@@ -48,8 +48,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--approximate-activation",
         action="store_true",
-        help="for a Hugging Face folder with swish, such as OPUS-MT's, which fairseq lacks: replace it with a scaled gelu, "
-        "and print how far the logits change",
+        help="for a Hugging Face folder with swish, such as OPUS-MT's, which fairseq lacks: replace it with a scaled "
+        "gelu, and print how far the logits change",
     )
     parser.add_argument(
         "--data",

@@ -10,6 +10,7 @@ import torch
 from fairseq.data import Dictionary, data_utils
 
 from kd_plugin.checkpoints.build import count_of, freeze
+from kd_plugin.checkpoints.describe import check_direction
 from kd_plugin.checkpoints.finite import check_finite
 from kd_plugin.checkpoints.stock import own_weights, stock_state
 from kd_plugin.checkpoints.transformers_library import is_huggingface
@@ -148,6 +149,8 @@ def _student_dictionaries(
     given = (args.source_lang, args.target_lang)
     source, target = (own or found or of for own, found, of in zip(given, inferred, known))
     languages = [source, target] if source and target else None
+    if teacher.languages is not None and languages is not None:
+        check_direction(teacher.path, teacher.languages, languages)
     if folder is None:
         if teacher.changes_dictionaries:
             raise KDPluginError(
@@ -155,7 +158,20 @@ def _student_dictionaries(
                 "student's"
             )
         return None, languages
-    flag = "--dict-dir" if args.dict_dir else "--data"
+    found = _dictionaries_in(folder, "--dict-dir" if args.dict_dir else "--data", source, target)
+    if args.dict_dir and args.data:
+        for ours, theirs in zip(found, _dictionaries_in(args.data, "--data", source, target)):
+            if ours.symbols != theirs.symbols:
+                raise KDPluginError(
+                    f"--data {args.data}: was binarised with other dictionaries than --dict-dir {args.dict_dir}. "
+                    "Remedy: leave out --dict-dir, or binarise the data with its dictionaries"
+                )
+    return found, languages
+
+
+def _dictionaries_in(
+    folder: str, flag: str, source: Optional[str], target: Optional[str]
+) -> Tuple[Dictionary, Dictionary]:
     found = []
     for side, language in (("source", source), ("target", target)):
         names = [f"dict.{language}.txt", "dict.txt"] if language else ["dict.txt"]
@@ -167,7 +183,7 @@ def _student_dictionaries(
                 "dictionaries, as fairseq-preprocess or kd-plugin vocabulary writes them"
             )
         found.append(load_dictionary(path))
-    return (found[0], found[1]), languages
+    return found[0], found[1]
 
 
 def _corpora(

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -158,6 +159,17 @@ def test_data_with_another_dictionary_or_without_a_split_are_refused(teacher, wo
     command = ["kd-plugin", "init", teacher, "--output", tmp_path / "x.pt", "--embed-dim", 16, "--data"]
     result = run(*command, short, check=False)
     assert result.returncode == 1 and "its dictionary has 14 symbols" in result.stdout
+    result = run(*command, workspace.data, "--dict-dir", short, check=False)
+    assert result.returncode == 1 and "was binarised with other dictionaries than --dict-dir" in result.stdout
+    turned = tmp_path / "turned"
+    run(
+        "fairseq-preprocess", "-s", "de", "-t", "en", "--trainpref", workspace.folder / "train", "--validpref",
+        workspace.folder / "valid", "--destdir", turned, "--srcdict", workspace.data / "dict.en.txt",
+        "--joined-dictionary",
+    )  # fmt: skip
+    result = run(*command, turned, check=False)
+    assert result.returncode == 1 and "this teacher translates en-de" in result.stdout
+    shutil.rmtree(turned)
     for path in short.glob("valid*"):
         path.unlink()
     result = run(*command, short, check=False)
