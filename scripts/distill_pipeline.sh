@@ -22,6 +22,8 @@ changed.
   FILTER=              further flags of kd-plugin filter
   INIT=                teacher: the student starts from the teacher's weights (kd-plugin init), in the sizes below; or flags
                        that name the layers: "--encoder-layers 0,2 --decoder-layers 1,"
+  ROUNDS=0             after the student: it translates the training text, the teacher's answers about its words are cached,
+                       and it trains on from them alone, ROUND_UPDATES (a fifth of MAX_UPDATE) a round
   CACHE=16             the teacher's best entries per token to cache; 0: run the teacher online
   BASELINE=1           also train the same student without distillation, for the same number of updates
   MAX_UPDATE=5000      of both; ALPHA, LR, WARMUP, DIM, SEED, …: as in examples/translation/distill.sh
@@ -51,7 +53,7 @@ if command -v flock >/dev/null; then # not on every system
 fi
 
 ENGINE=${ENGINE:-ctranslate2} NBEST=${NBEST:-5} BEAM=${BEAM:-5} SELECT=${SELECT:-reference} PARTS=${PARTS:-both}
-UPSAMPLE=${UPSAMPLE:-1} CACHE=${CACHE:-16} BASELINE=${BASELINE:-1} MAX_UPDATE=${MAX_UPDATE:-5000}
+UPSAMPLE=${UPSAMPLE:-1} CACHE=${CACHE:-16} BASELINE=${BASELINE:-1} MAX_UPDATE=${MAX_UPDATE:-5000} ROUNDS=${ROUNDS:-0}
 TEACHER_AVERAGE=${TEACHER_AVERAGE:-8}
 # A student's training ends after a number of updates, and the averaged checkpoints are counted in updates, because epochs
 # of different data have different lengths.
@@ -167,6 +169,22 @@ step student "student, distilled" bash "$recipes/distill.sh" mixed/data-bin "$te
   ${shape[@]+"${shape[@]}"} ${start[@]+"${start[@]}"}
 models=(--model "teacher=$teacher" --model student=student/averaged.pt)
 logs=(--log "student=logs/student.log")
+best=student
+for ((round = 1; round <= ROUNDS; round++)); do
+  own=rollouts$round learned=cache$round
+  step "$own" "round $round: the student translates" kd-plugin decode --path "$best/averaged.pt" -s "$src" -t "$tgt" \
+    --dict-dir "$prepared" --sentencepiece-model "$spm" --engine "$ENGINE" --beam 1 --nbest 1 --workers "${WORKERS:-1}" \
+    --input "$prepared/raw/train.$src" --output "$own" --text "$own/own"
+  step "own$round" "round $round: its words as training data" bash "$recipes/mix-data.sh" "$prepared" "own$round" "$own/own"
+  step "$learned" "round $round: the teacher's answers about them" kd-plugin cache "own$round/data-bin" --subset train,valid \
+    --teacher-path "$teacher" --cache-dir "$learned" --k "$((CACHE > 0 ? CACHE : 16))" --workers "${WORKERS:-1}"
+  step "round$round" "round $round: the student learns from them" env ALPHA=0 bash "$recipes/distill.sh" "own$round/data-bin" \
+    "$learned" "round$round" --finetune-from-model "$best/averaged.pt" --max-epoch "$endless" \
+    --max-update "${ROUND_UPDATES:-$(((MAX_UPDATE + 4) / 5))}" ${shape[@]+"${shape[@]}"}
+  best=round$round
+  models+=(--model "$best=$best/averaged.pt")
+  logs+=(--log "$best=logs/$best.log")
+done
 baseline=teacher
 if [ "$BASELINE" != 0 ]; then
   step baseline "the same student, undistilled" env KD=0 bash "$recipes/distill.sh" "$prepared/data-bin" none baseline \
@@ -178,7 +196,7 @@ fi
 threshold=()
 [ -z "${CHECK_THRESHOLD:-}" ] || threshold=(--check-threshold "$CHECK_THRESHOLD")
 for quantization in float32 int8; do
-  step "student-$quantization" "export: CTranslate2, $quantization" kd-plugin export student/averaged.pt --format ctranslate2 \
+  step "student-$quantization" "export: CTranslate2, $quantization" kd-plugin export "$best/averaged.pt" --format ctranslate2 \
     --quantization "$quantization" --sentencepiece-model "$spm" --dict-dir "$prepared" --source-lang "$src" --target-lang "$tgt" \
     --output "student-$quantization" \
     --check "$prepared/raw/valid.$src" ${threshold[@]+"${threshold[@]}"}

@@ -1,5 +1,6 @@
 """scripts/distill_pipeline.sh from decoding to the report, and examples/translation/mix-data.sh, on a tiny corpus."""
 
+import hashlib
 import json
 
 import pytest
@@ -114,8 +115,19 @@ def test_a_student_may_start_from_its_teachers_weights(prepared, tmp_path):  # n
 
     # other layers: their student and what follows, and nothing before; killed on the way, it begins again
     (out / "done" / "init").write_text("begun by another command")
-    second = run(*command, **{**settings, "INIT": "--encoder-layers 1, --decoder-layers 1,", "BASELINE": "0"})
+    rounds = {"ROUNDS": "1", "ROUND_UPDATES": "3"}
+    second = run(*command, **{**settings, "INIT": "--encoder-layers 1, --decoder-layers 1,", "BASELINE": "0", **rounds})
     assert second.returncode == 0, second.stdout + second.stderr
     described = json.loads((out / "init" / "student.init.json").read_text(encoding="utf-8"))
     assert described["layers"] == {"encoder": [1], "decoder": [1]}
     assert "training data: original filtered/pseudo: done before" in second.stdout
+
+    # and the student goes on from its own translations, and is what is deployed
+    log = (out / "logs" / "round1.log").read_text(encoding="utf-8")
+    assert "loading pretrained model from student/averaged.pt" in log and "kd|alpha:0.0|" in log
+    assert "sentences with answers from cache1" in log
+    text = [(out / "rollouts1" / f"own.{lang}").read_text(encoding="utf-8").splitlines() for lang in ("en", "de")]
+    assert len(text[0]) == len(text[1]) > 0
+    assert "round1" in (out / "evaluation" / "evaluation.md").read_text(encoding="utf-8")
+    exported = json.loads((out / "student-float32" / "kd_plugin.json").read_text(encoding="utf-8"))
+    assert exported["checkpoint_sha256"] == hashlib.sha256((out / "round1" / "averaged.pt").read_bytes()).hexdigest()
