@@ -9,12 +9,12 @@ from tests.support import ROOT, load
 SETTINGS = {"MAX_UPDATE": "8", "AVERAGE": "1", "WARMUP": "2", "OMP_NUM_THREADS": "1"}
 
 
-def chain(workspace, out, *sizes, teacher=None, **settings):
+def chain(workspace, out, *sizes, **settings):
     path = warm_start.path_of_commands() + os.pathsep + os.environ["PATH"]
     return subprocess.run(
-        ["bash", ROOT / "examples" / "translation" / "chain.sh", workspace.data, teacher or workspace.teacher, out, *sizes],
+        ["bash", ROOT / "examples" / "translation" / "chain.sh", workspace.data, workspace.teacher, out, *sizes],
         env={**os.environ, "PATH": path, **SETTINGS, **settings}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        universal_newlines=True, timeout=600,
+        text=True, timeout=600,
     )  # fmt: skip
 
 
