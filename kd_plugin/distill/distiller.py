@@ -8,6 +8,7 @@ import torch
 from fairseq.distributed import utils as distributed_utils
 from torch import Tensor
 
+from kd_plugin.distill.plausible import Plausible
 from kd_plugin.distill.schedule import Schedule
 from kd_plugin.distill.signature import run_signature
 from kd_plugin.distill.student import StudentAnswer
@@ -50,6 +51,7 @@ class Distiller:
         self.selection = SELECTIONS[str(cfg.kd_selection)](cfg.kd_select_ratio, cfg.kd_queue_size)
         self.terms: List[Term] = asked_terms(cfg)
         self._task = task
+        self._plausible = Plausible(getattr(task, "target_dictionary", None))
         self._check()
         for term in self.terms:
             term.prepare(getattr(task, "student_shape", None), getattr(self.teacher, "shape", None))
@@ -140,6 +142,8 @@ class Distiller:
         assert loss is not None
         if "kd_alpha" in logs:
             logs["kd_alpha"] = alpha
+        if training and (weights is None or weights.cross_entropy):
+            self._plausible(logs)
         modules = [term.module for term in self.terms if term.module is not None]
         return (loss + untouched(modules) if modules else loss), logs
 

@@ -5,11 +5,13 @@ import zipfile
 import pytest
 
 from tests.support import (
+    MODEL,
     STOCK,
     assert_same_weights,
     free_port,
     load,
     logged,
+    make_checkpoint,
     run,
     run_together,
     train,
@@ -62,8 +64,19 @@ def test_terms_are_logged_in_training_and_validation_and_add_up(workspace, tmp_p
             assert value["ppl"] == pytest.approx(2 ** value["nll_loss"], rel=2e-2)
             assert 0 <= value["agreement"] <= 100 and value["kd_loss"] > 0
             assert value["teacher_nll_loss"] < value["nll_loss"]  # the teacher was trained, the student was not
+    assert "learned nothing about such text" not in output
     signatures = [line for line in output.splitlines() if "kd|alpha:0.3|T:2.0|" in line]
     assert len(signatures) == 1 and "|vocab:ok|" in signatures[0]
+
+
+def test_a_teacher_that_knows_nothing_of_the_data_is_pointed_out(workspace, tmp_path):
+    untrained = tmp_path / "untrained" / "teacher.pt"
+    make_checkpoint(untrained, workspace.data, *MODEL)
+    output = train(
+        workspace.data, tmp_path / "s", *workspace.distil("--teacher-path", untrained), "--max-update", 11, "--no-save",
+        "--disable-validation",
+    ).stdout  # fmt: skip
+    assert output.count("it has learned nothing about such text") == 1
 
 
 def test_schedules_move_alpha_and_temperature(workspace, tmp_path):
@@ -201,8 +214,6 @@ def test_resume_is_bitwise(workspace, tmp_path, whole, where):
 
 def test_ensembles(workspace, tmp_path):
     """A teacher with itself is that teacher (1e-6: the rounding of a mixture); weights (1, 0) are exactly the first."""
-    from tests.support import MODEL, make_checkpoint
-
     other = tmp_path / "other" / "teacher.pt"
     make_checkpoint(other, workspace.data, *MODEL, "--encoder-layers", 2)
     twice, pair = f"{workspace.teacher}:{workspace.teacher}", f"{workspace.teacher}:{other}"
