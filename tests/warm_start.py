@@ -39,6 +39,8 @@ COMMANDS = (
 MODULES = ("fairseq.trainer", "fairseq.tasks", "fairseq.scoring", "fairseq.binarizer", "fairseq.logging.progress_bar")
 # what commands import later, which takes longer than all else that they do; not every environment has each of them
 LATER = ("ctranslate2", "hydra.experimental.compose", "sacrebleu", "sentencepiece", "torch.distributed.fsdp")
+# with Triton, which complains at the end of what is never let go
+LET_GO = ("torch._dynamo", "transformers.modeling_utils")
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
@@ -162,8 +164,9 @@ def serve(address: str) -> None:
         numba.njit(lambda: 0)()  # its types and LLVM, which the first call of any compiled function sets up
     gc.collect()
     gc.freeze()  # else each command's collector walks through all of it, and copies the pages that it touches
-    with contextlib.suppress(ImportError):
-        importlib.import_module("torch._dynamo")  # has Triton, which complains at the end of what is never let go
+    for module in LET_GO:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(module)
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(address)
         listener.listen(8)
@@ -214,6 +217,10 @@ def _run(connection: socket.socket, address: str) -> None:
     except SystemExit as end:
         _end(end.code)
         raise
+    except Exception:
+        sys.excepthook(*sys.exc_info())
+        _end(1)
+        sys.exit(1)
     _end(None)
 
 
