@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """Measures a whole training update: distillation against plain cross-entropy, and where the time goes.
 
-    bench_step.py [--quick] [--device cpu|cuda] [--threads N] [--seconds S] [--out DIR]
+    bench_step.py [--quick] [--device cpu|cuda] [--threads N] [--seconds S] [--no-memory] [--out DIR]
 
 An update is fairseq's own Trainer.train_step: forward, backward, clipping, Adam, logging. Task, criterion, optimizer
 and models are built from fairseq-train flags; only reading data is left out. The students in a comparison have the same
-size and see the same batches, made by fairseq's own batching and collater.
+size and see the same batches, made by fairseq's own batching and collater. A second table has the cost of each optional
+term of the loss, beside a distilled update without it.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from benchmarking import (
     Column,
     Contestant,
     LossArena,
+    Memory,
     ModelCase,
     Progress,
     Report,
@@ -204,13 +206,89 @@ def step_table(arguments: argparse.Namespace, progress: Progress) -> Table:
     return table
 
 
+TODAY = "distilled"
+# what each optional term adds; rounds are measured after a few updates, when a code learned for one update is frozen
+TERMS: Dict[str, List[str]] = {
+    "--kd-rdrop": ["--kd-rdrop=1"],
+    "--kd-hidden mse": ["--kd-hidden=mse"],
+    "--kd-hidden cosine": ["--kd-hidden=cosine"],
+    "--kd-hidden relation": ["--kd-hidden=relation"],
+    "--kd-hidden factor, while the code is learned": ["--kd-hidden=factor", "--kd-factor-updates=1000000"],
+    "--kd-hidden factor, afterwards": ["--kd-hidden=factor", "--kd-factor-updates=1"],
+    "--kd-hidden mse, uniform": ["--kd-hidden=mse", "--kd-hidden-layers=uniform"],
+    "--kd-attention cross": ["--kd-attention=cross"],
+    "--kd-attention self": ["--kd-attention=self"],
+    "--kd-attention both": ["--kd-attention=both"],
+}
+
+
+def term_update(name: str, flags: Sequence[str], case: ModelCase, folder: str, device: str) -> Contestant:
+    """An update with a teacher twice as wide, in this process or in one that measures its memory."""
+    where = pathlib.Path(folder)
+    path = where / "teacher.pt"
+    distilled = trainer(where, case.size, torch.device(device), *DISTILLED, f"--teacher-path={path}", *flags)
+    samples = draw_batches(distilled.task.target_dictionary, case.max_tokens, case.batches)
+    return update(name, distilled, samples)
+
+
+def term_rows(
+    case: ModelCase, folder: pathlib.Path, arguments: argparse.Namespace, memory: Memory, table: Table
+) -> None:
+    write_dictionaries(folder, case.vocab)
+    write_checkpoint(folder / "teacher.pt", case.size.wider())
+    for way, both in (("", []), (", with both flags", [FUSED, PACKED])):
+        asked = {TODAY: both, **{name: [*flags, *both] for name, flags in TERMS.items()}}
+        built = [(name, flags, case, str(folder), arguments.device.type) for name, flags in asked.items()]
+        timings = race([term_update(*one) for one in built], arguments)
+        weighed = [one for one in built if not arguments.quick or one[0] in (TODAY, *list(TERMS)[:1])]
+        extra = {one[0]: memory.extra_bytes(term_update, *one) for one in weighed}
+        for name, timing in timings.items():
+            values = {**case._asdict(), **timing.row(), "ratio": timing.over(timings[TODAY])}
+            ours, today = extra.get(name), extra[TODAY]
+            values["memory_ratio"] = None if ours is None or not today else ours / today
+            table.add(str(case), name + way, values)
+
+
+def term_table(arguments: argparse.Namespace, memory: Memory, progress: Progress) -> Table:
+    columns = [
+        CASE,
+        Column("update", "contestant"),
+        MILLISECONDS,
+        SPREAD,
+        Column("÷ distilled", "ratio", ".3f"),
+        Column("memory ÷ distilled", "memory_ratio", ".3f"),
+    ]
+    notes = [
+        "The teacher is twice as wide as the student. With both flags: --kd-fused-head and --kd-packed-student.",
+        "Memory: the peak of an update beyond models, optimizer and batches, each in its own process.",
+    ]
+    if memory.unavailable is not None:
+        notes.append(f"Memory was not measured: {memory.unavailable}.")
+    table = Table("Optional terms of the loss", columns, notes)
+    for case in term_cases(arguments):
+        progress.step(f"terms: {case}")
+        with tempfile.TemporaryDirectory() as folder:
+            term_rows(case, pathlib.Path(folder), arguments, memory, table)
+    if arguments.device.type == "cpu":
+        table.not_measured("CUDA, fp16", "no CUDA device was used")
+    return table
+
+
+def term_cases(arguments: argparse.Namespace) -> List[ModelCase]:
+    """A middle one of `cases`, on a CPU in smaller batches, because there are 22 contestants."""
+    (case,) = cases(arguments)[1:2] or cases(arguments)
+    return [case._replace(max_tokens=min(case.max_tokens, 1024))] if arguments.device.type == "cpu" else [case]
+
+
 def main(argv: Optional[Sequence[str]] = None) -> None:
-    arguments = parse_arguments(__doc__, argv)
-    progress = Progress(steps=len(cases(arguments)))
+    arguments = parse_arguments(__doc__, argv, optional=["memory"])
+    progress = Progress(steps=len(cases(arguments)) + len(term_cases(arguments)))
+    memory = Memory(arguments, modules=["bench_step"])
     report = Report(
         "bench_step", arguments, "what a whole update costs with an online teacher, compared with plain training."
     )
     report.add(step_table(arguments, progress))
+    report.add(term_table(arguments, memory, progress))
     progress.close()
     report.finish()
 

@@ -8,7 +8,7 @@ from fairseq.criterions.label_smoothed_cross_entropy import LabelSmoothedCrossEn
 from fairseq.dataclass import ChoiceEnum
 
 from kd_plugin.distill.on_policy.flags import OnPolicyFlags
-from kd_plugin.distill.terms import own_ends, own_flags
+from kd_plugin.distill.terms import check_unused, own_ends, own_flags
 from kd_plugin.errors import KDPluginError
 from kd_plugin.losses import DIVERGENCES
 from kd_plugin.losses.schedules import SCHEDULES
@@ -123,6 +123,7 @@ def check_flags(cfg: Any, has_teacher: bool) -> None:
         raise KDPluginError(f"--label-smoothing {cfg.label_smoothing}: must lie in [0, 1)")
     if cfg.ignore_prefix_size < 0:
         raise KDPluginError(f"--ignore-prefix-size {cfg.ignore_prefix_size}: must be 0 or more")
+    check_unused(cfg)
     of_terms = [(f"--{name.replace('_', '-')}", getattr(cfg, name)) for name in own_ends()]
     ends = [flag for flag, value in (alphas[1], temperatures[1], *of_terms) if value is not None]
     schedule = str(cfg.kd_schedule)

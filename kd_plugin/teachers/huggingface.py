@@ -124,14 +124,10 @@ class HuggingFaceMember(Member):
         return columns.masked_fill(~real, 0), real
 
     def _source_positions(self, tokens: Tensor, source: Sentences) -> Positions:
-        """Of fairseq's source tokens in the model's; the end of sentence may be followed by language symbols."""
-        prefix, suffix = self._layout.source_prefix, self._layout.source_suffix
+        """Of fairseq's source tokens in the model's. The end of sentence comes first in the suffix."""
         real = tokens.ne(self._student_pad)
-        columns = real.long().cumsum(dim=1) - 1 + len(prefix)
-        end = self.model.config.eos_token_id
-        last = suffix.index(end) if end in suffix else 0
-        is_last = columns == (real.sum(dim=1, keepdim=True) - 1 + len(prefix))
-        columns = (columns + is_last.long() * last).masked_fill(~real, 0)
+        columns = real.long().cumsum(dim=1) - 1 + len(self._layout.source_prefix)
+        columns = columns.masked_fill(~real, 0)
         starts = torch.arange(len(tokens), device=tokens.device).unsqueeze(1) * source.ids.size(1)
         places = (starts + columns)[real]
         return Positions(places, columns, real)

@@ -52,6 +52,8 @@ def task_of(student, *teachers):
         teacher=OnlineTeacher(members) if members else None,
         num_updates=0,
         student_shape=shape_of(student),
+        cfg=SimpleNamespace(),
+        language_pairs=list,
     )
 
 

@@ -217,6 +217,26 @@ def test_two_passes_count_their_mean(dictionaries, tmp_path):
     assert float(loss) == pytest.approx(float(parts + 2 * log["rdrop_loss"]), rel=1e-5)
 
 
+@pytest.mark.parametrize("mode", ["parallel", "sampled"])
+def test_on_policy_updates_compare_states_too(mode, models):
+    """parallel: those of the pass over the references, once; sampled: those over the student's own words."""
+    student, teacher = models
+    flags = dict(kd_hidden="mse", kd_attention="both", kd_alpha=0.3)
+    criterion = criterion_for(student, teacher, kd_on_policy=mode, kd_on_policy_share=1.0, **flags)
+    loss, _, log = criterion(student, batch())
+    loss.backward()
+    assert torch.isfinite(loss) and log["n_on_policy"] == 1
+    for term in criterion.distiller.terms[-2:]:
+        assert all(p.grad.abs().sum() > 0 for p in term.module.parameters())
+    if mode == "parallel":
+        plain = criterion_for(student, teacher, **flags)
+        for term, other in zip(plain.distiller.terms[-2:], criterion.distiller.terms[-2:]):
+            term.module.load_state_dict(other.module.state_dict())
+        expected = plain(student, batch())[2]
+        for name in ("hidden_loss", "attention_loss"):
+            assert float(log[name]) == pytest.approx(float(expected[name]), rel=1e-5)
+
+
 def test_weight_follows_the_schedule_and_is_not_computed_at_zero(models):
     student, teacher = models
     flags = dict(kd_schedule="linear", kd_schedule_updates=10, kd_hidden_weight=2.0, kd_hidden_weight_end=0.0)
@@ -383,6 +403,10 @@ def test_maps_that_do_not_fit_are_refused_by_flag(text, named):
         (dict(kd_hidden="factor", kd_factor_dim=-1), "--kd-factor-dim -1"),
         (dict(kd_hidden="factor", kd_factor_dim=24), "--kd-factor-dim 24: must be below"),
         (dict(kd_hidden="mse", kd_hidden_layers="enc:7-0"), "--kd-hidden-layers enc:7-0"),
+        (dict(kd_hidden_layers="uniform"), "--kd-hidden-layers has no effect without --kd-hidden"),
+        (dict(kd_attention="self", kd_factor_dim=3), "--kd-factor-dim has no effect without --kd-hidden"),
+        (dict(kd_hidden="mse", kd_attention_weight=2.0), "--kd-attention-weight has no effect without --kd-attention"),
+        (dict(kd_projection_rate=2.0), "--kd-projection-rate has no effect without --kd-hidden or --kd-attention"),
         (dict(kd_attention="cross", kd_attention_layers="enc:0-0"), "--kd-attention-layers enc:0-0: .*in the decoder"),
         (
             dict(kd_schedule="linear", kd_schedule_updates=3),

@@ -1,5 +1,6 @@
 """The terms of the loss: `tokens` (cross-entropy and divergence), and optional further ones."""
 
+from dataclasses import fields
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple, Type
 
 from kd_plugin.distill.terms.attention import Attention, AttentionFlags
@@ -7,6 +8,7 @@ from kd_plugin.distill.terms.base import Term
 from kd_plugin.distill.terms.hidden import Hidden, HiddenFlags
 from kd_plugin.distill.terms.rdrop import RDrop, RDropFlags
 from kd_plugin.distill.terms.tokens import TokensTerm
+from kd_plugin.errors import KDPluginError
 
 
 class TermKind(NamedTuple):
@@ -51,6 +53,20 @@ TERMS: Dict[str, TermKind] = {
 def asked_terms(cfg: Any) -> List[Term]:
     """The terms that the criterion's flags ask for, in the order of TERMS."""
     return [kind.term(cfg) for kind in TERMS.values() if kind.asked(cfg)]
+
+
+def check_unused(cfg: Any) -> None:
+    """Raises KDPluginError if a flag of --kd-hidden or --kd-attention is given without them."""
+    off = {"kd_hidden": HiddenFlags, "kd_attention": AttentionFlags}
+    off = {name: flags for name, flags in off.items() if str(getattr(cfg, name)) == "off"}
+    for name, flags in off.items():
+        for field in fields(flags):
+            shared = field.name == "kd_projection_rate"  # by both
+            if getattr(cfg, field.name) != field.default and (not shared or len(off) == 2):
+                needed = "--kd-hidden or --kd-attention" if shared else f"--{name.replace('_', '-')}"
+                raise KDPluginError(
+                    f"--{field.name.replace('_', '-')} has no effect without {needed}. Remedy: add or drop one"
+                )
 
 
 def own_ends() -> Tuple[str, ...]:
