@@ -283,6 +283,7 @@ VERBS = {
     "decode": ["decode", "--input", "{text}", "--path", "{path}", "--output", "{out}", *LANGS],
     "cache": ["cache", "{data}", "--teacher-path", "{path}", "--cache-dir", "{out}"],
     "evaluate": ["evaluate", "--model", "m={path}", "--test", "t={text},{text}", "--output", "{out}", *LANGS],
+    "init": ["init", "{path}", "--output", "{out}/student.pt", *LANGS],
     "fairseq": ["export", "{path}", "--format", "fairseq", "--output", "{out}", *LANGS],
     "safetensors": ["export", "{path}", "--format", "safetensors", "--output", "{out}", *LANGS],
     "ctranslate2": ["export", "{path}", "--format", "ctranslate2", "--output", "{out}", *LANGS],

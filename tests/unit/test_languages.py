@@ -108,6 +108,7 @@ VERBS = [
     ["score", "none", "--path", "none.pt", "--output", "out"],
     ["cache", "none", "--teacher-path", "none.pt", "--cache-dir", "out"],
     ["evaluate", "--model", "a=none.pt", "--test", "t=none,none", "--output", "out"],
+    ["init", "none.pt", "--output", "out/student.pt"],
     ["export", "none.pt", "--output", "out", "--format", "fairseq"],
 ]
 

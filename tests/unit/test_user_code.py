@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from kd_plugin.cache.store import open_stores
+from kd_plugin.checkpoints.open import open_checkpoint
 from kd_plugin.checkpoints.user_code import code_sha256, import_user_code
 from kd_plugin.cli import main
 from kd_plugin.errors import KDPluginError
@@ -202,11 +203,36 @@ def test_exported_dictionaries_are_the_task_s(fork, tmp_path):
     assert run(*decode, "--remove-bpe", "none", "--max-len-b", 3, "--output", tmp_path / "out") == 0
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_student_may_start_from_it_if_it_computes_what_fairseqs_transformer_does(fork, data, tmp_path, capsys, kind):  # noqa: F811
+    path, model = fork.teachers[kind]
+    command = ["init", path, "--user-dir", fork.folder, "--output", tmp_path / "student.pt", *LANGS]
+    if kind == "model class":
+        assert "1 other weights; the first is decoder.sharpness" in refusal(capsys, *command)
+        return
+    if kind.startswith("task"):  # its dictionaries are not those of the files
+        assert "changes the dictionaries of its files" in refusal(capsys, *command)
+        command += ["--dict-dir", data]
+    assert run(*command) == 0
+    forget()
+    state = load(tmp_path / "student.pt")
+    assert (
+        state["cfg"]["model"]["_name"] == "transformer"
+        and len(state["model"]["encoder.embed_tokens.weight"]) == len(WORDS) + 4
+    )
+    opened = open_checkpoint(str(tmp_path / "student.pt"), {"data": str(data)}, *LANGS[1::2])
+    source, target = SOURCES[0], TARGETS[0]
+    found = log_probabilities(opened.model.double(), source, target)
+    wanted = reference(model, source, target)
+    torch.testing.assert_close(torch.log_softmax(found, -1), wanted, atol=1e-5, rtol=1e-5)
+
+
 VERBS = {
     "decode": ["decode", "--input", "{text}", "--path", "{path}", "--output", "{out}", *LANGS, "--remove-bpe", "none"],
     "score": ["score", "{translations}", "--path", "{path}", "--output", "{out}", *LANGS],
     "cache": ["cache", "{data}", "--teacher-path", "{path}", "--cache-dir", "{out}"],
     "evaluate": ["evaluate", "--model", "m={path}", "--test", "t={text},{text}", "--output", "{out}", *LANGS],
+    "init": ["init", "{path}", "--output", "{out}/student.pt", *LANGS],
     "export": ["export", "{path}", "--format", "safetensors", "--output", "{out}", *LANGS],
 }
 
