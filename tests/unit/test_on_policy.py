@@ -191,9 +191,12 @@ def test_draws_serve_several_updates_and_survive_a_restart(made):
     seconds = [one(student, sample, update) for update in (1, 2)]
     restored = [other(student, sample, update) for update in (1, 2)]
     for (batch, logs), (again, _) in zip(seconds, restored):
-        assert torch.equal(batch["target"], again["target"]) and logs["own_seconds"] == 0.0
+        assert torch.equal(batch["target"], again["target"]) and logs["drawing_seconds"] == 0.0
         assert batch["target"].shape != first.shape or not torch.equal(batch["target"], first)
-    assert one(student, sample, 3)[1]["own_seconds"] > 0.0
+        assert torch.equal(batch["net_input"]["src_tokens"], sample["net_input"]["src_tokens"])
+    again, logs = one(student, sample, 3)
+    assert logs["drawing_seconds"] > 0.0
+    assert logs["n_drawn_tokens"] == sum(batch["ntokens"] for batch in (again, *one.state_dict()["buffer"]))
     assert sampler(task).state_dict() == {}
 
 

@@ -12,7 +12,7 @@ LOGS: Sequence[Log] = (
     Log("on_policy_kd_loss", "n_own_tokens"),
     Log("n_own_tokens", "n_own_sentences", 1.0, 2, "on_policy_length", shown=lambda total, over: over > 0),
     Log("n_own_repeated", "n_own_pairs", PERCENT, 1, "on_policy_repeated"),
-    Log("n_own_tokens", "own_seconds", 1.0, 0, "on_policy_tokens_per_second"),
+    Log("n_drawn_tokens", "drawing_seconds", 1.0, 0, "on_policy_tokens_per_second"),
 )
 
 

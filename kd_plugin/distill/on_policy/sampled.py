@@ -47,27 +47,34 @@ class Sampler:
 
         Of several draws at a time, one is returned now, the others by the next calls, in place of their batches.
         """
-        seconds = 0.0
+        drawn = {"n_drawn_tokens": 0, "drawing_seconds": 0.0}
         if not self._buffer:
             start = time.perf_counter()
-            self._buffer.extend(self._draw(unwrapped(model), sample, update))
-            seconds = time.perf_counter() - start
+            batches = self._draw(unwrapped(model), sample, update)
+            drawn = {
+                "n_drawn_tokens": sum(batch["ntokens"] for batch in batches),
+                "drawing_seconds": time.perf_counter() - start,
+            }
+            self._buffer.extend(batches)
         device = sample["target"].device
         batch = utils.apply_to_sample(lambda tensor: tensor.to(device), self._buffer.popleft())
-        return batch, {**_counts(batch["target"], self._dictionary.pad()), "own_seconds": seconds}
+        return batch, {**_counts(batch["target"], self._dictionary.pad()), **drawn}
 
     def _draw(self, student: Any, sample: Batch, update: int) -> List[Batch]:
-        prefix = sample["target"][:, : self._prefix] if self._prefix else None
+        """All draws in one batch, which the generator translates at once."""
+        sources = {name: sample["net_input"][name] for name in ("src_tokens", "src_lengths")}
+        net_input = {name: value.repeat_interleave(self._draws, dim=0) for name, value in sources.items()}
+        prefix = None
+        if self._prefix:
+            prefix = sample["target"][:, : self._prefix].repeat_interleave(self._draws, dim=0)
         ids = sample["id"].tolist() if "id" in sample else []
-        batches = []
-        with _sampling(student, sample["net_input"]["src_tokens"].device):
-            generator = self._generator(student)  # which sets the student to eval mode
-            for number in range(self._draws):
-                digest = hashlib.sha256(f"{self._seed} {update} {number} {ids}".encode()).digest()
-                torch.manual_seed(int.from_bytes(digest[:7], "big"))
-                found = generator.generate([student], sample, prefix_tokens=prefix)
-                batches.append(self._with_targets(sample, [hypotheses[0]["tokens"] for hypotheses in found]))
-        return batches
+        digest = hashlib.sha256(f"{self._seed} {update} {ids}".encode()).digest()
+        with _sampling(student, sources["src_tokens"].device):
+            torch.manual_seed(int.from_bytes(digest[:7], "big"))
+            # the generator sets the student to eval mode
+            found = self._generator(student).generate([student], {"net_input": net_input}, prefix_tokens=prefix)
+        tokens = [hypotheses[0]["tokens"] for hypotheses in found]
+        return [self._with_targets(sample, tokens[number :: self._draws]) for number in range(self._draws)]
 
     def _generator(self, student: Any) -> SequenceGenerator:
         a, b = self._limit
