@@ -219,7 +219,15 @@ TERMS: Dict[str, List[str]] = {
     "--kd-attention cross": ["--kd-attention=cross"],
     "--kd-attention self": ["--kd-attention=self"],
     "--kd-attention both": ["--kd-attention=both"],
+    "--kd-on-policy parallel, 3 passes": ["--kd-on-policy=parallel", "--kd-on-policy-share=1"],
+    "--kd-on-policy sampled": ["--kd-on-policy=sampled", "--kd-on-policy-share=1"],
+    "--kd-on-policy sampled, buffer 4": [
+        "--kd-on-policy=sampled",
+        "--kd-on-policy-share=1",
+        "--kd-on-policy-buffer=4",
+    ],
 }
+NEEDS_LOGITS = "--kd-on-policy=parallel"  # refused with the two flags
 
 
 def term_update(name: str, flags: Sequence[str], case: ModelCase, folder: str, device: str) -> Contestant:
@@ -237,7 +245,8 @@ def term_rows(
     write_dictionaries(folder, case.vocab)
     write_checkpoint(folder / "teacher.pt", case.size.wider())
     for way, both in (("", []), (", with both flags", [FUSED, PACKED])):
-        asked = {TODAY: both, **{name: [*flags, *both] for name, flags in TERMS.items()}}
+        terms = {name: flags for name, flags in TERMS.items() if not (both and NEEDS_LOGITS in flags)}
+        asked = {TODAY: both, **{name: [*flags, *both] for name, flags in terms.items()}}
         built = [(name, flags, case, str(folder), arguments.device.type) for name, flags in asked.items()]
         timings = race([term_update(*one) for one in built], arguments)
         weighed = [one for one in built if not arguments.quick or one[0] in (TODAY, *list(TERMS)[:1])]
@@ -275,7 +284,7 @@ def term_table(arguments: argparse.Namespace, memory: Memory, progress: Progress
 
 
 def term_cases(arguments: argparse.Namespace) -> List[ModelCase]:
-    """A middle one of `cases`, on a CPU in smaller batches, because there are 22 contestants."""
+    """A middle one of `cases`, on a CPU in smaller batches, because there are 27 contestants."""
     (case,) = cases(arguments)[1:2] or cases(arguments)
     return [case._replace(max_tokens=min(case.max_tokens, 1024))] if arguments.device.type == "cpu" else [case]
 
