@@ -10,10 +10,13 @@ from kd_plugin.distill.distiller import Distiller, Weights
 from kd_plugin.distill.on_policy.parallel import Encoded, own_words
 from kd_plugin.distill.on_policy.policy import OnPolicy
 from kd_plugin.distill.student import Student, StudentAnswer
+from kd_plugin.distill.terms.tokens import TokensTerm
 from kd_plugin.models.packed import unwrapped
 
 Logs = Dict[str, Any]
 StockLoss = Callable[..., Tuple[Tensor, Tensor]]
+# what is logged of tokens; it would mean something else for the student's own
+ABOUT_REFERENCES = {key for log in TokensTerm.logs for key in (log.key, log.over)} | {"nll_loss"}
 
 
 class Step:
@@ -52,7 +55,8 @@ class Step:
             passes = self._passes(model, sample, training)
             weights = Weights(0.0, 1.0 - alpha)
             loss, logs = self._distiller(passes, sample, functools.partial(stock_loss, sample=sample), True, weights)
-            return loss, sample, {"on_policy_kd_loss": logs["kd_loss"], **counts, **decided}
+            others = {key: value for key, value in logs.items() if key not in ABOUT_REFERENCES}
+            return loss, sample, {**others, "on_policy_kd_loss": logs["kd_loss"], **counts, **decided}
         if now and self._on_policy.parallel:
             loss, logs = self._in_parallel(model, sample, functools.partial(stock_loss, sample=sample), alpha)
         else:

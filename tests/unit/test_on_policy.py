@@ -124,6 +124,14 @@ def test_sampled_targets_against_float64(made, how):
     assert logs["ntokens"] == sample_size and not {"nll_loss", "ce_loss"} & logs.keys()
 
 
+def test_other_terms_are_logged_with_sampled_targets(made):
+    _, student, criterion, sample = parts(
+        made, kd_on_policy="sampled", kd_on_policy_share=1.0, kd_rdrop=1.0, kd_packed_student=True
+    )
+    logs = criterion(student, sample)[2]
+    assert "rdrop_loss" in logs and "n_agree" not in logs and "teacher_nll_loss" not in logs
+
+
 def sampler(task, seed=1, **flags):
     cfg = KDLabelSmoothedCrossEntropyCriterionConfig(**{f"kd_on_policy_{name}": value for name, value in flags.items()})
     return Sampler(cfg, task, seed)
