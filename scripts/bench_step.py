@@ -251,11 +251,11 @@ def term_rows(
         asked = {TODAY: both, **{name: [*flags, *both] for name, flags in terms.items()}}
         built = [(name, flags, case, str(folder), arguments.device.type) for name, flags in asked.items()]
         timings = race([term_update(*one) for one in built], arguments)
-        weighed = [one for one in built if not arguments.quick or one[0] in (TODAY, *list(TERMS)[:1])]
+        weighed = [one for one in built if not arguments.quick or (not both and one[0] in (TODAY, QUICK_TERMS[0]))]
         extra = {one[0]: memory.extra_bytes(term_update, *one) for one in weighed}
         for name, timing in timings.items():
             values = {**case._asdict(), **timing.row(), "ratio": timing.over(timings[TODAY])}
-            ours, today = extra.get(name), extra[TODAY]
+            ours, today = extra.get(name), extra.get(TODAY)
             values["memory_ratio"] = None if ours is None or not today else ours / today
             table.add(str(case), name + way, values)
 

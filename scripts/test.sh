@@ -96,11 +96,14 @@ shell_syntax() {
   return "$exit_status"
 }
 
-# Compile the kernels once, or each parallel test would. It takes one core a minute, while the other runs the linters.
+# Compile the kernels once, or each parallel test would. It takes a minute of one core, beside the linters.
 compile_log=$(mktemp)
 trap 'rm -f "$log" "$compile_log"' EXIT
-"$python" -m tests.compile_kernels >"$compile_log" 2>&1 &
-compilation=$!
+compilations=()
+for dtype in float32 float64; do
+  "$python" -m tests.compile_kernels "$dtype" >>"$compile_log" 2>&1 &
+  compilations+=($!)
+done
 
 compiled() {
   cat "$compile_log"
@@ -115,7 +118,9 @@ if [ "$lint" = yes ]; then
 fi
 
 compile_status=0
-wait "$compilation" || compile_status=$? # here, because a pipe's processes cannot wait for it
+for compilation in "${compilations[@]}"; do
+  wait "$compilation" || compile_status=$? # here, because a pipe's processes cannot wait for it
+done
 check "compile CPU kernels" compiled
 
 if [ "$paths_given" = yes ]; then
