@@ -247,6 +247,11 @@ class DistillationMixin:
         """fairseq's --seed."""
         return int((self._root().get("common") or {}).get("seed", 1))
 
+    @property
+    def ddp_backend(self) -> str:
+        """fairseq's --ddp-backend; empty if there is no training."""
+        return str((self._root().get("distributed_training") or {}).get("ddp_backend", ""))
+
     def _root(self) -> DictConfig:
         """The training's whole configuration; empty if the task has none around it."""
         # the flags of fairseq's older tasks are a namespace without a root, but the criterion's have it

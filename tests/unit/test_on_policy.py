@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from kd_plugin.criterions import KDLabelSmoothedCrossEntropyCriterion
 from kd_plugin.criterions.flags import KDLabelSmoothedCrossEntropyCriterionConfig
@@ -264,7 +265,7 @@ def test_flags_that_do_not_fit_are_refused(made, flags, message):
         parts(made, **flags)
 
 
-def test_without_a_teacher_or_with_a_cache_it_is_refused(made):
+def test_without_a_teacher_with_a_cache_or_in_pieces_it_is_refused(made):
     task = task_of(made)
     cfg = KDLabelSmoothedCrossEntropyCriterionConfig(kd_on_policy="sampled", kd_alpha=1.0)
     with pytest.raises(KDPluginError, match="but there is none"):
@@ -273,4 +274,9 @@ def test_without_a_teacher_or_with_a_cache_it_is_refused(made):
     task.teacher.answers_any_target = False
     cfg.kd_alpha = 0.5
     with pytest.raises(KDPluginError, match="a --teacher-cache has answers for its own targets only"):
+        KDLabelSmoothedCrossEntropyCriterion(cfg, task)
+    task.teacher.answers_any_target = True
+    root = OmegaConf.create({"criterion": {}, "distributed_training": {"ddp_backend": "fully_sharded"}})
+    task._config = root.criterion
+    with pytest.raises(KDPluginError, match="--ddp-backend fully_sharded keeps in pieces"):
         KDLabelSmoothedCrossEntropyCriterion(cfg, task)

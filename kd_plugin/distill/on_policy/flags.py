@@ -84,6 +84,11 @@ def check_on_policy(cfg: Any, teacher: Optional[Teacher], task: Any) -> None:
             "says. Remedy: --teacher-path; or translate the training data with the student (kd-plugin decode), and "
             "write a cache for that"
         )
+    if getattr(task, "ddp_backend", "") == "fully_sharded":
+        raise KDPluginError(
+            f"--kd-on-policy {mode} calls the student outside its wrapper, whose weights --ddp-backend fully_sharded "
+            "keeps in pieces. Remedy: another --ddp-backend"
+        )
     if not 0.0 <= cfg.kd_on_policy_share <= 1.0:
         raise KDPluginError(f"--kd-on-policy-share {cfg.kd_on_policy_share}: must lie in [0, 1]")
     for name, least in (("passes", 2), ("topk", 0), ("max_len_b", 1), ("buffer", 1)):
