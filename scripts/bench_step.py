@@ -207,7 +207,8 @@ def step_table(arguments: argparse.Namespace, progress: Progress) -> Table:
 
 
 TODAY = "distilled"
-# what each optional term adds (a buffer of translations would make updates unequal, so that is not one); rounds are measured after a few updates, when a code learned for one update is frozen
+# what each optional term adds; rounds are measured after a few updates, when a code learned for one update is frozen. A
+# buffer of translations is not among them, because it makes updates unequal
 TERMS: Dict[str, List[str]] = {
     "--kd-rdrop": ["--kd-rdrop=1"],
     "--kd-hidden mse": ["--kd-hidden=mse"],
