@@ -23,13 +23,15 @@ from kd_plugin.teachers.base import Answer, Request, Teacher
 
 
 class Weights(NamedTuple):
-    """The factors of cross-entropy and divergence; without cross-entropy, the targets are the student's own words.
+    """The factors of cross-entropy and divergence.
 
+    own:    whether the batch holds the student's own words, whose cross-entropy would teach it nothing
     others: whether to compute the other terms as well
     """
 
     cross_entropy: float
     divergence: float
+    own: bool = False
     others: bool = True
 
 
@@ -126,8 +128,9 @@ class Distiller:
         if weights is not None:
             share = weights.cross_entropy + weights.divergence
             of_references = weights.cross_entropy / share
-            covered = covered if weights.cross_entropy else None  # its own words teach a student nothing by themselves
+            covered = None if weights.own else covered
         batch = Batch(sample, update, of_references, temperature, distilled, None, covered, training)
+        batch = batch._replace(alone_weight=1.0 / share)  # rows without a teacher keep their whole cross-entropy
         own = [None if one.net_output is None else functools.partial(stock_loss, one.net_output) for one in passes]
         loss, logs = None, {}
         for term in terms:
@@ -142,7 +145,7 @@ class Distiller:
         assert loss is not None
         if "kd_alpha" in logs:
             logs["kd_alpha"] = alpha
-        if training and (weights is None or weights.cross_entropy):
+        if training and (weights is None or not weights.own):
             self._plausible(logs)
         modules = [term.module for term in self.terms if term.module is not None]
         return (loss + untouched(modules) if modules else loss), logs

@@ -40,31 +40,27 @@ class Step:
         Args:
             stock_loss: computes fairseq's own (loss, nll_loss) of a model, its output and a batch
         """
-        if not (training and self._on_policy.asked):
-            passes = self._passes(model, sample, training)
-            logs = self._accuracy(passes)
-            loss, more = self._distiller(passes, sample, functools.partial(stock_loss, model, sample=sample), training)
-            return loss, sample, {**more, **logs}
         update, (alpha, _) = self._distiller.update, self._distiller.alpha_and_temperature()
-        now = alpha < 1.0 and self._on_policy.decides(update)
-        decided = {"n_on_policy": int(now), "n_decided": 1}
-        drawn = self._on_policy.own_batch(model, sample, update) if now else None
+        asked = training and self._on_policy.asked
+        now = asked and alpha < 1.0 and self._on_policy.decides(update)
+        decided: Logs = {"n_on_policy": int(now), "n_decided": 1} if asked else {}
         stock_loss = functools.partial(stock_loss, model)
+        drawn = self._on_policy.own_batch(model, sample, update) if now else None
         if drawn is not None:
             sample, counts = drawn
             passes = self._passes(model, sample, training)
-            weights = Weights(0.0, 1.0 - alpha)
+            weights = Weights(0.0, 1.0 - alpha, own=True)
             loss, logs = self._distiller(passes, sample, functools.partial(stock_loss, sample=sample), True, weights)
             others = {key: value for key, value in logs.items() if key not in ABOUT_REFERENCES}
             return loss, sample, {**others, "on_policy_kd_loss": logs["kd_loss"], **counts, **decided}
-        if now and self._on_policy.parallel:
-            loss, logs = self._in_parallel(model, sample, functools.partial(stock_loss, sample=sample), alpha)
-        else:
-            passes = self._passes(model, sample, training)
-            logs = self._accuracy(passes)
-            loss, more = self._distiller(passes, sample, functools.partial(stock_loss, sample=sample), training)
-            logs.update(more)
-        return loss, sample, {**logs, **decided}
+        stock_loss = functools.partial(stock_loss, sample=sample)
+        if now:
+            loss, logs = self._in_parallel(model, sample, stock_loss, alpha)
+            return loss, sample, {**logs, **decided}
+        passes = self._passes(model, sample, training)
+        accuracy = self._accuracy(passes)
+        loss, logs = self._distiller(passes, sample, stock_loss, training)
+        return loss, sample, {**logs, **accuracy, **decided}
 
     def _in_parallel(
         self, model: Any, sample: Dict[str, Any], stock_loss: StockLoss, alpha: float
@@ -83,7 +79,9 @@ class Step:
             batch = own_words(sample, best, self._pad)
             answer = self._student.of_output(model, encoded.decode(batch["net_input"]), batch)
             best = best if last else self._best(answer, batch)
-            value, more = self._distiller([answer], batch, stock_loss, True, Weights(0.0, share, others=False))
+            value, more = self._distiller(
+                [answer], batch, stock_loss, True, Weights(0.0, share, own=True, others=False)
+            )
             loss = loss + value
             own.append(more["kd_loss"])
         logs["on_policy_kd_loss"] = torch.stack(own).mean()

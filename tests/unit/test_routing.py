@@ -63,7 +63,7 @@ def made(tmp_path_factory):
         ("de", "plain", MODEL),
         ("fr", "plain", [*MODEL, "--encoder-layers", 2]),
         ("lstm", "plain", ["--arch", "lstm"]),
-        ("all", "tagged", MODEL),
+        ("all", "tagged", [*MODEL, "--dropout", 0]),
     ):
         make_checkpoint(folder / name / "teacher.pt", folder / data, *arguments, seed=len(name))
         for language in ("en", "de"):
@@ -265,6 +265,27 @@ def test_the_fused_head_gives_the_same_loss_and_gradients(made, tmp_path, alpha)
     whole, _ = StudentLogits(features @ weight.t(), every, every[:0]).loss(answer, target, objective, **given)
     torch.testing.assert_close(fused, whole)
     torch.testing.assert_close(found, torch.autograd.grad(whole, [features, weight]), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.3])
+@pytest.mark.parametrize("mode", ["parallel", "sampled"])
+def test_on_policy_updates_leave_sentences_without_a_teacher_alone(made, tmp_path, alpha, mode):
+    """They keep their whole cross-entropy on references (parallel), and teach nothing by their own words (sampled)."""
+    task = routed(made, tmp_path, "teachers:\n  __de__: @de/teacher.pt\n  __fr__: @fr/teacher.pt\n")
+    dataset = task.dataset("train")
+    sample = dataset.collater([dataset[3]])  # the one without a teacher
+    model = copy.deepcopy(own_model(str(made / "all" / "teacher.pt"))).train()
+    for parameter in model.parameters():
+        parameter.requires_grad_()
+    criterion = criterion_of(task, kd_alpha=alpha, kd_on_policy=mode, kd_on_policy_share=1.0)
+    loss, _, _ = criterion(model, sample)
+    output = model.eval()(**sample["net_input"])
+    _, ce, _, _ = loss64(output[0][0], output[0][0], sample["target"][0], 1.0, 1.0, 0.1)
+    expected = ce if mode == "parallel" else 0 * ce
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
+    weight = model.decoder.layers[0].fc1.weight
+    found, wanted = torch.autograd.grad(loss, weight)[0], torch.autograd.grad(expected, weight)[0]
+    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-5)
 
 
 def test_logged_validation_losses_by_language(made, tmp_path):

@@ -43,11 +43,6 @@ class OnPolicy:
         """Whether the update after `update` updates is on-policy."""
         return self.asked and random.Random(f"on-policy {self._seed} {update}").random() < self._share
 
-    @property
-    def parallel(self) -> bool:
-        """Whether an on-policy update has further passes."""
-        return self._mode == PARALLEL
-
     def own_batch(
         self, model: Any, sample: Dict[str, Any], update: int
     ) -> Optional[Tuple[Dict[str, Any], Dict[str, Any]]]:

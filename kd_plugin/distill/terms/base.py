@@ -26,6 +26,7 @@ class Batch(NamedTuple):
     distilled:  (tokens,) bool, the student's rows to distil, for which there is a teacher's answer; None: all
     stock_loss: computes fairseq's own (loss, nll_loss); None if the logits of the whole batch do not exist
     covered:    (tokens,) bool, the rows that the teacher could answer for; None: all
+    alone_weight: of the cross-entropy of the rows that it could not answer for
     training:   False in validation
     second_pass: the student's second dropout pass, for a term with `passes` 2; else None
     """
@@ -39,6 +40,7 @@ class Batch(NamedTuple):
     covered: Optional[Tensor] = None
     training: bool = True
     second_pass: Optional[StudentAnswer] = None
+    alone_weight: float = 1.0
 
 
 class TermResult(NamedTuple):

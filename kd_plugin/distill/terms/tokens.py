@@ -70,7 +70,14 @@ class TokensTerm(Term):
             stock_loss, _ = batch.stock_loss()
             tokens = tokens.detached()
         alone = None if teacher is None or batch.covered is None else ~batch.covered
-        loss, terms = tokens.loss(teacher, student.target, objective, distilled=batch.distilled, alone=alone)
+        loss, terms = tokens.loss(
+            teacher,
+            student.target,
+            objective,
+            distilled=batch.distilled,
+            alone=alone,
+            alone_weight=batch.alone_weight,
+        )
         _check_finite(loss, terms, student, batch)
         sums = terms.sum(dim=0)
         logs: Dict[str, Any] = {"nll_loss": sums[NLL], "ce_loss": sums[CE]}

@@ -98,6 +98,7 @@ class StudentLogits:
         *,
         distilled: Optional[Tensor] = None,
         alone: Optional[Tensor] = None,
+        alone_weight: float = 1.0,
         teacher_rows: Optional[Tensor] = None,
     ) -> Tuple[Tensor, Tensor]:
         """The loss summed over the rows that count.
@@ -106,7 +107,7 @@ class StudentLogits:
             answer: the teacher's, for each row to distil; None: cross-entropy alone
             target: (tokens,)
             distilled: (tokens,) bool, the rows to distil; None: all. Other rows get alpha times their cross-entropy
-            alone: (tokens,) bool, those of the other rows that get their whole cross-entropy; None: none
+            alone: (tokens,) bool, those of the other rows that get alone_weight times it instead; None: none
             teacher_rows: ascending positions of the distilled rows in the answer's logits; None: all of them, in order
 
         Returns:
@@ -140,7 +141,7 @@ class StudentLogits:
                 del teacher  # free it before the next piece is computed
             return terms[0] if len(terms) == 1 else torch.cat(terms)
 
-        loss, terms = in_groups(terms_of, answer, objective, distilled, alone)
+        loss, terms = in_groups(terms_of, answer, objective, distilled, alone, alone_weight)
         if gradient is not None:
             gradient.index_fill_(0, self.other_rows, 0)
             loss = GradientInHand.apply(loss, scales, logits, gradient)
@@ -153,26 +154,31 @@ def in_groups(
     objective: Objective,
     distilled: Optional[Tensor],
     alone: Optional[Tensor],
+    alone_weight: float,
 ) -> Tuple[Tensor, Tensor]:
     """The loss and (tokens, N_TERMS) terms by calling terms_of(mask, teacher, objective) for each group of tokens.
 
     Args:
-        distilled, alone: as for `StudentLogits.loss`. A mask of None means all tokens; tokens that are not distilled
-            get no teacher, None
+        distilled, alone, alone_weight: as for `StudentLogits.loss`. A mask of None means all tokens; tokens that are
+            not distilled get no teacher, None
     """
     if distilled is None:
         terms = terms_of(None, teacher, objective)
         return objective.total(terms.sum(dim=0)), terms
     groups = [(distilled, teacher, objective), (~distilled, None, objective)]
     if alone is not None:
-        groups = [groups[0], (~distilled & ~alone, None, objective), (alone, None, objective._replace(alpha=1.0))]
+        groups = [
+            groups[0],
+            (~distilled & ~alone, None, objective),
+            (alone, None, objective._replace(alpha=alone_weight)),
+        ]
     parts = [terms_of(*group) for group in groups]
     terms = parts[0].new_empty(distilled.numel(), N_TERMS)
     for (mask, _, _), part in zip(groups, parts):
         terms[mask] = part.to(terms.dtype)
     if alone is None:
         return objective.total(terms.sum(dim=0)), terms
-    return objective.total(terms[~alone].sum(dim=0)) + terms[alone, CE].sum(), terms
+    return objective.total(terms[~alone].sum(dim=0)) + alone_weight * terms[alone, CE].sum(), terms
 
 
 class GradientInHand(torch.autograd.Function):

@@ -42,6 +42,7 @@ class StudentFeatures:
         *,
         distilled: Optional[Tensor] = None,
         alone: Optional[Tensor] = None,
+        alone_weight: float = 1.0,
     ) -> Tuple[Tensor, Tensor]:
         """The loss summed over the tokens, with gradients for features, weight and bias.
 
@@ -60,6 +61,7 @@ class StudentFeatures:
             objective,
             distilled,
             alone,
+            alone_weight,
         )
         if gradients is not None:
             loss = GradientInHand.apply(loss, None, *inputs, *gradients.finish())
