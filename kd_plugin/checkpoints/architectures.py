@@ -91,6 +91,18 @@ def check_translates(path: str, cfg: Any) -> None:
         raise KDPluginError(
             f"{path}: it was trained with --task {task}, which {TASKS[task].what}. Remedy: {TASKS[task].remedy}"
         )
+    check_options(path, cfg)
+
+
+def check_options(path: str, cfg: Any) -> None:
+    """Refuses a model whose options name another checkpoint or are code.
+
+    Args:
+        cfg: as for `check_translates`
+
+    Raises:
+        KDPluginError: naming the option
+    """
     for option, value in _strings(cfg.model):
         if _is_checkpoint(option, value) and getattr(cfg.model, "pretrained", None) != "False":
             raise KDPluginError(

@@ -7,6 +7,8 @@ from dataclasses import fields
 from typing import Any, Callable, Dict, NamedTuple, Optional, Sequence
 
 from fairseq.criterions.label_smoothed_cross_entropy import LabelSmoothedCrossEntropyCriterionConfig
+from fairseq.criterions.sentence_prediction import SentencePredictionConfig as SentenceCriterionConfig
+from fairseq.tasks.sentence_prediction import SentencePredictionConfig
 from fairseq.tasks.translation import TranslationConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
@@ -18,16 +20,20 @@ STOCK_CRITERION = "label_smoothed_cross_entropy"
 
 
 class Stock(NamedTuple):
-    """A fairseq task that one of our tasks extends.
+    """A fairseq task that one of our tasks extends, and its criterion.
 
-    config: its dataclass; None: an older task, whose configuration is a namespace
+    config: the task's dataclass; None: an older task, whose configuration is a namespace
+    criterion_config: the criterion's dataclass
     """
 
     task: str
     config: Optional[type]
+    criterion: str = STOCK_CRITERION
+    criterion_config: type = LabelSmoothedCrossEntropyCriterionConfig
 
 
 TRANSLATION = Stock(STOCK_TASK, TranslationConfig)
+SENTENCES = Stock("sentence_prediction", SentencePredictionConfig, "sentence_prediction", SentenceCriterionConfig)
 MULTILINGUAL = Stock("translation_multi_simple_epoch", None)
 
 
@@ -47,13 +53,13 @@ def describe_as_stock(cfg: DictConfig, private_fields: Any, stock: Stock = TRANS
         # removed and reinserted, because a structured node allows neither deleting fields nor assigning another type
         if stock.config is not None:
             cfg["task"] = _only(cfg.pop("task"), stock.config, stock.task)
-        cfg["criterion"] = _only(cfg.pop("criterion"), LabelSmoothedCrossEntropyCriterionConfig, STOCK_CRITERION)
+        cfg["criterion"] = _only(cfg.pop("criterion"), stock.criterion_config, stock.criterion)
         for part in (cfg.task, cfg.model):
             if isinstance(part, argparse.Namespace):
                 for name in list(vars(part)):
                     if name in private_fields:
                         delattr(part, name)
-                part.user_dir, part.task, part.criterion = None, stock.task, STOCK_CRITERION
+                part.user_dir, part.task, part.criterion = None, stock.task, stock.criterion
                 if part.arch in STUDENT_ARCHITECTURES:
                     part.arch = "transformer"
         if isinstance(cfg.task, argparse.Namespace):
@@ -75,8 +81,16 @@ def refuse_to_replace(teachers: Sequence[str], save_dir: str) -> None:
 
 
 def _only(node: DictConfig, dataclass: type, name: str) -> Dict[str, Any]:
+    """The fields of the stock dataclass; those that ours lacks have their defaults, unless another part sets them."""
+    defaults = {
+        field.name: field.default for field in fields(dataclass) if isinstance(field.default, (bool, int, float))
+    }
     values = OmegaConf.to_container(node, resolve=True, enum_to_str=True)
-    return {**{field.name: values[field.name] for field in fields(dataclass) if field.name in values}, "_name": name}
+    return {
+        **defaults,
+        **{field.name: values[field.name] for field in fields(dataclass) if field.name in values},
+        "_name": name,
+    }
 
 
 def carry_state(iterator: Any, key: str, owner: Callable[[], Any]) -> Any:

@@ -1,3 +1,5 @@
 from kd_plugin.criterions.kd_label_smoothed_cross_entropy import KDLabelSmoothedCrossEntropyCriterion
+from kd_plugin.criterions.kd_sentence_prediction import KDSentencePredictionCriterion
+from kd_plugin.criterions.kd_sequence_tagging import KDSequenceTaggingCriterion
 
-__all__ = ["KDLabelSmoothedCrossEntropyCriterion"]
+__all__ = ["KDLabelSmoothedCrossEntropyCriterion", "KDSentencePredictionCriterion", "KDSequenceTaggingCriterion"]

@@ -18,7 +18,9 @@ PARAMETERS = ("kd_js_beta", "kd_skew_lambda", "kd_adaptive_mu")  # of divergence
 
 
 @dataclass
-class KDLabelSmoothedCrossEntropyCriterionConfig(*own_flags(), OnPolicyFlags, LabelSmoothedCrossEntropyCriterionConfig):  # type: ignore[misc]
+class DistillationFlags(*own_flags()):  # type: ignore[misc]
+    """The flags of every criterion with a teacher."""
+
     kd_alpha: float = field(
         default=0.5,
         metadata={
@@ -67,6 +69,28 @@ class KDLabelSmoothedCrossEntropyCriterionConfig(*own_flags(), OnPolicyFlags, La
     kd_queue_size: int = field(
         default=30000, metadata={"help": "number of recent tokens that --kd-selection global compares a token with"}
     )
+    kd_alpha_end: Optional[float] = field(
+        default=None,
+        metadata={"help": "value that alpha (1: plain fairseq, 0: teacher alone) reaches after --kd-schedule-updates"},
+    )
+    kd_temperature_end: Optional[float] = field(
+        default=None, metadata={"help": "value that the temperature reaches after --kd-schedule-updates"}
+    )
+    kd_schedule: ChoiceEnum(list(SCHEDULES)) = field(  # type: ignore[valid-type]
+        default="constant",
+        metadata={
+            "help": "how alpha, the temperature and the weights of terms move from their start to their end values"
+        },
+    )
+    kd_schedule_updates: int = field(
+        default=0, metadata={"help": "number of updates from the start to the end value, which then stays"}
+    )
+
+
+@dataclass
+class KDLabelSmoothedCrossEntropyCriterionConfig(
+    DistillationFlags, OnPolicyFlags, LabelSmoothedCrossEntropyCriterionConfig
+):
     kd_inplace: ChoiceEnum(["auto", "on", "off"]) = field(  # type: ignore[valid-type]
         default="auto",
         metadata={
@@ -88,26 +112,25 @@ class KDLabelSmoothedCrossEntropyCriterionConfig(*own_flags(), OnPolicyFlags, La
             "draws different random numbers than stock fairseq. For fairseq's transformers, from torch 2.2 on"
         },
     )
-    kd_alpha_end: Optional[float] = field(
-        default=None,
-        metadata={"help": "value that alpha (1: plain fairseq, 0: teacher alone) reaches after --kd-schedule-updates"},
-    )
-    kd_temperature_end: Optional[float] = field(
-        default=None, metadata={"help": "value that the temperature reaches after --kd-schedule-updates"}
-    )
-    kd_schedule: ChoiceEnum(list(SCHEDULES)) = field(  # type: ignore[valid-type]
-        default="constant",
-        metadata={
-            "help": "how alpha, the temperature and the weights of terms move from their start to their end values"
-        },
-    )
-    kd_schedule_updates: int = field(
-        default=0, metadata={"help": "number of updates from the start to the end value, which then stays"}
-    )
 
 
 def check_flags(cfg: Any, has_teacher: bool) -> None:
-    """Raises KDPluginError if a flag is out of range or has no effect in combination with the others."""
+    """`check_distillation`, and the flags that only translation has."""
+    check_distillation(cfg, has_teacher, "distillation_translation")
+    if not 0.0 <= cfg.label_smoothing < 1.0:
+        raise KDPluginError(f"--label-smoothing {cfg.label_smoothing}: must lie in [0, 1)")
+    if cfg.ignore_prefix_size < 0:
+        raise KDPluginError(f"--ignore-prefix-size {cfg.ignore_prefix_size}: must be 0 or more")
+    if cfg.kd_fused_head and cfg.report_accuracy:
+        raise KDPluginError("--report-accuracy needs logits, which --kd-fused-head never computes. Remedy: drop one")
+
+
+def check_distillation(cfg: Any, has_teacher: bool, task: str) -> None:
+    """Raises KDPluginError if a flag is out of range or has no effect in combination with the others.
+
+    Args:
+        task: the name of a task with a teacher, for messages
+    """
     alphas = [("--kd-alpha", cfg.kd_alpha), ("--kd-alpha-end", cfg.kd_alpha_end)]
     temperatures = [
         ("--kd-temperature", cfg.kd_temperature),
@@ -119,10 +142,6 @@ def check_flags(cfg: Any, has_teacher: bool) -> None:
     for flag, value in temperatures:
         if value is not None and not (value > 0.0 and math.isfinite(value)):
             raise KDPluginError(f"{flag} {value}: must be a finite number above 0")
-    if not 0.0 <= cfg.label_smoothing < 1.0:
-        raise KDPluginError(f"--label-smoothing {cfg.label_smoothing}: must lie in [0, 1)")
-    if cfg.ignore_prefix_size < 0:
-        raise KDPluginError(f"--ignore-prefix-size {cfg.ignore_prefix_size}: must be 0 or more")
     check_unused(cfg)
     of_terms = [(f"--{name.replace('_', '-')}", getattr(cfg, name)) for name in own_ends()]
     ends = [flag for flag, value in (alphas[1], temperatures[1], *of_terms) if value is not None]
@@ -147,11 +166,9 @@ def check_flags(cfg: Any, has_teacher: bool) -> None:
         raise KDPluginError(f"--kd-select-ratio {cfg.kd_select_ratio}: must lie in (0, 1]")
     if cfg.kd_queue_size < 1:
         raise KDPluginError(f"--kd-queue-size {cfg.kd_queue_size}: must be 1 or more")
-    if cfg.kd_fused_head and cfg.report_accuracy:
-        raise KDPluginError("--report-accuracy needs logits, which --kd-fused-head never computes. Remedy: drop one")
     if not has_teacher and {cfg.kd_alpha, cfg.kd_alpha_end} - {1.0, None}:
         raise KDPluginError(
             f"--kd-alpha {cfg.kd_alpha} distils, but there is no teacher. Remedy: --task "
-            "distillation_translation --teacher-path CHECKPOINT (or --teacher-cache DIR), or --kd-alpha 1 for plain "
+            f"{task} --teacher-path CHECKPOINT (or --teacher-cache DIR), or --kd-alpha 1 for plain "
             "training"
         )

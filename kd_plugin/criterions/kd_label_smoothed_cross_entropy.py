@@ -3,7 +3,6 @@
 loss = alpha * CE(label-smoothed) + (1 - alpha) * temperature**2 * D(teacher || student)  [+ further terms]
 """
 
-import logging
 from typing import Any, Dict, Sequence, Tuple
 
 from fairseq.criterions import CRITERION_REGISTRY, register_criterion
@@ -11,6 +10,7 @@ from fairseq.criterions.label_smoothed_cross_entropy import LabelSmoothedCrossEn
 from torch import Tensor
 
 from kd_plugin.criterions.flags import KDLabelSmoothedCrossEntropyCriterionConfig, check_flags
+from kd_plugin.criterions.with_terms import WithTerms
 from kd_plugin.distill.distiller import Distiller
 from kd_plugin.distill.logs import Log
 from kd_plugin.distill.on_policy.flags import check_on_policy
@@ -19,8 +19,6 @@ from kd_plugin.distill.step import Step
 from kd_plugin.distill.student import Student
 from kd_plugin.distill.terms import TERMS
 from kd_plugin.errors import KDPluginError
-
-logger = logging.getLogger(__name__)
 
 CRITERION_NAME = "kd_label_smoothed_cross_entropy"
 
@@ -32,7 +30,7 @@ if CRITERION_NAME in CRITERION_REGISTRY:
 
 
 @register_criterion(CRITERION_NAME, dataclass=KDLabelSmoothedCrossEntropyCriterionConfig)
-class KDLabelSmoothedCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion):
+class KDLabelSmoothedCrossEntropyCriterion(WithTerms, LabelSmoothedCrossEntropyCriterion):
     """Runs the student, then its distiller, which asks the teacher and sums the terms of the loss.
 
     Args:
@@ -45,13 +43,10 @@ class KDLabelSmoothedCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion):
         check_flags(cfg, has_teacher=getattr(task, "teacher", None) is not None)
         check_on_policy(cfg, getattr(task, "teacher", None), task)
         self.on_policy = OnPolicy(cfg, task, int(getattr(task, "seed", 1)))
-        self.distiller = Distiller(cfg, task, self.on_policy.signature())
+        self.use(Distiller(cfg, task, self.on_policy.signature()))
         keeps_logits = any(term.reads_logits for term in self.distiller.terms)
         self.student = Student(cfg, self.padding_idx, keeps_logits)
         self.step = Step(self.student, self.distiller, self.on_policy, self.padding_idx, self.report_accuracy)
-        for term in self.distiller.terms:
-            if term.module is not None:  # trained and saved with the criterion, never part of the student
-                self.add_module(term.name, term.module)
 
     def forward(self, model: Any, sample: Dict[str, Any], reduce: bool = True) -> Tuple[Tensor, int, Dict[str, Any]]:
         """Compute the loss for the given sample.
@@ -74,29 +69,6 @@ class KDLabelSmoothedCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion):
         }
         return loss, sample_size, logging_output
 
-    def load_state_dict(self, state_dict: Any, strict: bool = True) -> Any:
-        """As torch's. fairseq's trainer calls it only if a term has parameters, such as a projection.
-
-        A checkpoint without them starts them anew if its optimizer is not used either, and is refused otherwise.
-        """
-        own = self.state_dict()
-        same = {
-            name: value for name, value in (state_dict or {}).items() if name in own and _same_shape(value, own[name])
-        }
-        if same.keys() == own.keys() and len(same) == len(state_dict):
-            return super().load_state_dict(state_dict, strict)
-        flags = " and ".join(term.flag for term in self.distiller.terms if term.module is not None)
-        what = "has no projections" if not same else "has projections of other layers or sizes"
-        saving = self.task.checkpoint_flags() if hasattr(self.task, "checkpoint_flags") else {}
-        if saving.get("reset_optimizer") or saving.get("finetune_from_model"):
-            logger.warning(f"the checkpoint {what} for {flags}: they start anew")
-            return None
-        # not an Exception: fairseq would report it as a student of another architecture
-        raise SystemExit(
-            f"KDPluginError: the checkpoint {what} for {flags}. Remedy: --reset-optimizer to start them anew, or the "
-            "flags with which the checkpoint was trained"
-        )
-
     @classmethod
     def reduce_metrics(cls, logging_outputs: Sequence[Dict[str, Any]]) -> None:
         """Aggregate logging outputs from data parallel training; losses in bits, as fairseq logs them."""
@@ -110,7 +82,3 @@ class KDLabelSmoothedCrossEntropyCriterion(LabelSmoothedCrossEntropyCriterion):
     def _stock_loss(self, model: Any, net_output: Any, sample: Dict[str, Any]) -> Tuple[Tensor, Tensor]:
         loss, nll_loss = self.compute_loss(model, net_output, sample)
         return loss, nll_loss
-
-
-def _same_shape(one: Any, other: Any) -> bool:
-    return not isinstance(other, Tensor) or (isinstance(one, Tensor) and one.shape == other.shape)

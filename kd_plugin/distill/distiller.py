@@ -2,7 +2,7 @@
 it asks once per batch."""
 
 import functools
-from typing import Any, Callable, Dict, FrozenSet, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, FrozenSet, List, NamedTuple, Optional, Sequence, Tuple, Type
 
 import torch
 from fairseq.distributed import utils as distributed_utils
@@ -42,18 +42,19 @@ class Distiller:
         cfg: the criterion's flags, already checked
         task: its `teacher`, `num_updates` (from 0) and `is_dummy_batch` are read when needed
         further: a field of the run's signature; empty: none
+        main: the term of cross-entropy and divergence
 
     Raises:
         KDPluginError: the teacher cannot provide what a term needs
     """
 
-    def __init__(self, cfg: Any, task: Any, further: str = ""):
+    def __init__(self, cfg: Any, task: Any, further: str = "", main: Type[TokensTerm] = TokensTerm):
         self.alpha, self.temperature = Schedule.of(cfg, "kd_alpha"), Schedule.of(cfg, "kd_temperature")
         self.selects = str(cfg.kd_selection) != "all"
         self.selection = SELECTIONS[str(cfg.kd_selection)](cfg.kd_select_ratio, cfg.kd_queue_size)
-        self.terms: List[Term] = asked_terms(cfg)
+        self.terms: List[Term] = asked_terms(cfg, main)
         self._task = task
-        self._plausible = Plausible(getattr(task, "target_dictionary", None))
+        self._plausible = Plausible(getattr(task, "counted_dictionary", getattr(task, "target_dictionary", None)))
         self._check()
         for term in self.terms:
             term.prepare(getattr(task, "student_shape", None), getattr(self.teacher, "shape", None))
@@ -121,7 +122,7 @@ class Distiller:
         if teacher is not None and teacher.covers(sample):
             covered = distilled = teacher.covered(sample, student.rows, training)
             if alpha < 1.0 and self.selects and training:
-                distilled = self._select(passes, covered)
+                distilled = self._select(passes, covered, student.unlabelled)
             answer = self._ask(teacher, student, sample, distilled, training, terms)
         # the sum of both weights is factored out, because a term's weights are alpha and 1 - alpha
         share, of_references = 1.0, alpha
@@ -130,7 +131,9 @@ class Distiller:
             of_references = weights.cross_entropy / share
             covered = None if weights.own else covered
         batch = Batch(sample, update, of_references, temperature, distilled, None, covered, training)
-        batch = batch._replace(alone_weight=1.0 / share)  # rows without a teacher keep their whole cross-entropy
+        batch = batch._replace(
+            alone_weight=1.0 / share, unlabelled=student.unlabelled
+        )  # rows without a teacher keep their whole cross-entropy
         own = [None if one.net_output is None else functools.partial(stock_loss, one.net_output) for one in passes]
         loss, logs = None, {}
         for term in terms:
@@ -174,8 +177,18 @@ class Distiller:
         inner = Inner(keys, student.rows) if keys else None
         return teacher.answer(sample, Request(rows, student.dtype, wanted, training, inner))
 
-    def _select(self, passes: Sequence[StudentAnswer], covered: Optional[Tensor]) -> Optional[Tensor]:
-        """(tokens,) bool, the target tokens to distil, chosen among those that the teacher covers; None: all."""
+    def _select(
+        self, passes: Sequence[StudentAnswer], covered: Optional[Tensor], unlabelled: Optional[Tensor] = None
+    ) -> Optional[Tensor]:
+        """(tokens,) bool, the target tokens to distil, chosen among those that the teacher covers; None: all.
+
+        A token without a label has no cross-entropy to choose by, and is always distilled.
+        """
+        if unlabelled is not None:
+            every = torch.ones_like(unlabelled) if covered is None else covered
+            of_labelled = self._select(passes, every & ~unlabelled)
+            assert of_labelled is not None
+            return of_labelled | (every & unlabelled)
         nll, *others = (student.tokens.token_nll(student.target) for student in passes)
         for other in others:
             nll = nll + other

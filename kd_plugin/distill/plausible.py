@@ -38,7 +38,10 @@ class Plausible:
         if self._dictionary is None or "teacher_nll_loss" not in logs:
             return
         self._batches += 1
-        self._nll, self._tokens = self._nll + logs["teacher_nll_loss"], self._tokens + logs["n_distilled"]
+        self._nll, self._tokens = (
+            self._nll + logs["teacher_nll_loss"],
+            self._tokens + logs.get("n_referred", logs["n_distilled"]),
+        )
         if self._batches not in LOOKS:
             return
         dictionary, tokens = self._dictionary, int(self._tokens)

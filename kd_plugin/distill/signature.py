@@ -23,7 +23,7 @@ def run_signature(cfg: Any, teacher: Optional[Teacher] = None, terms: Iterable[T
         f"alpha:{_scheduled(cfg, cfg.kd_alpha, cfg.kd_alpha_end)}",
         f"T:{_scheduled(cfg, cfg.kd_temperature, cfg.kd_temperature_end)}",
         f"div:{_divergence(cfg)}",
-        f"ls:{cfg.label_smoothing}",
+        f"ls:{getattr(cfg, 'label_smoothing', 0.0)}",
         f"select:{_selection(cfg)}",
         *(field for field in (*(term.signature() for term in terms), further) if field),
     ]

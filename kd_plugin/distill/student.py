@@ -28,6 +28,7 @@ class StudentAnswer(NamedTuple):
     net_output: fairseq's own output; None if the student has computed the rows alone
     states:     the inner states that the terms have asked for
     source_rows: (source tokens,) where the encoder's are in the flattened (batch * source length); None: none are asked
+    unlabelled: (tokens,) bool, the rows whose target is unknown; None: none
     """
 
     rows: Tensor
@@ -37,6 +38,7 @@ class StudentAnswer(NamedTuple):
     net_output: Any = None
     states: States = {}
     source_rows: Optional[Tensor] = None
+    unlabelled: Optional[Tensor] = None
 
     def logits(self) -> Tensor:
         """(tokens, vocab) logits of the rows, with gradient; for terms that set `reads_logits`.

@@ -52,6 +52,10 @@ class TeacherAnswer:
         """
         return self.logits[start:stop]
 
+    def take(self, rows: Tensor) -> "TeacherAnswer":
+        """The answer for some of the tokens. rows: (tokens,) bool, or indices"""
+        return TeacherAnswer(self.logits[rows])
+
 
 class ProjectedAnswer(TeacherAnswer):
     """Logits computed on demand from a decoder's features and its output projection.

@@ -2,12 +2,11 @@
 
 import logging
 from argparse import ArgumentParser
-from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, FrozenSet, List, Optional
+from dataclasses import fields
+from typing import Any, ClassVar, Dict, FrozenSet, List, Optional
 
 from fairseq import utils
 from fairseq.criterions.label_smoothed_cross_entropy import LabelSmoothedCrossEntropyCriterionConfig
-from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from omegaconf import DictConfig
 
 from kd_plugin.checkpoints.finite import check_finite
@@ -19,84 +18,10 @@ from kd_plugin.errors import KDPluginError
 from kd_plugin.losses.selection import SelectAll
 from kd_plugin.models.states import Shape, shape_of
 from kd_plugin.teachers.base import Teacher
-from kd_plugin.teachers.kinds import asked_files, open_asked, own_flags
-from kd_plugin.teachers.online import TEACHER_DTYPES
+from kd_plugin.teachers.kinds import TEACHERS, TeacherKind, asked_files, open_asked
 from kd_plugin.teachers.routing.ways import Pair
-from kd_plugin.teachers.vocabulary import MISSING_SYMBOLS, REFUSE
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class TeacherFlags(*own_flags(), FairseqDataclass):  # type: ignore[misc]
-    """The flags that name a teacher."""
-
-    teacher_path: Optional[str] = field(
-        default=None,
-        metadata={
-            "help": "the teacher's checkpoint, or a Hugging Face model folder (MarianMT and OPUS-MT, M2M100 and NLLB, "
-            "mBART, T5 and MADLAD); several, separated by colons, form an ensemble (write a colon in a path as \\: or "
-            "use a JSON list). The architecture comes from the checkpoint"
-        },
-    )
-    teacher_cache: Optional[str] = field(
-        default=None,
-        metadata={
-            "help": "folder with a teacher's answers for the training data, written by kd-plugin cache; replaces "
-            "--teacher-path"
-        },
-    )
-    # Any: a string on the command line, a list or mapping in YAML
-    teacher_weights: Any = field(
-        default=None,
-        metadata={
-            "help": "comma-separated weights, one per teacher of an ensemble, normalised to sum to 1: the student "
-            "learns from the weighted mixture of the teachers' probabilities. Default: equal weights"
-        },
-    )
-    teacher_overrides: Any = field(
-        default="{}",
-        metadata={
-            "help": "JSON dictionary of fields to override in the teacher's own configuration, e.g. '{\"data\": "
-            '"DATA_BIN"}\' for the folder of its dictionaries'
-        },
-    )
-    teacher_user_dir: Optional[str] = field(
-        default=None,
-        metadata={
-            "help": "folder with code that registers the teacher's architecture or task, like fairseq's --user-dir; "
-            "several as in --teacher-path. The code runs: name only code that you trust"
-        },
-    )
-    teacher_dtype: ChoiceEnum(["auto", *TEACHER_DTYPES]) = field(  # type: ignore[valid-type]
-        default="auto",
-        metadata={"help": "dtype of the teacher; auto: the student's on a GPU, fp32 on a CPU"},
-    )
-    teacher_sha256: Optional[str] = field(
-        default=None,
-        metadata={
-            "help": "refuse a teacher, or a cache by a teacher, with any other sha256 than these, separated by colons "
-            "(kd-plugin doctor --teacher PATH prints them)"
-        },
-    )
-    teacher_source_lang: Optional[str] = field(
-        default=None,
-        metadata={
-            "help": "the source language, by the name that a multilingual Hugging Face teacher uses: eng_Latn for "
-            "NLLB, en for M2M100, en_XX for mBART"
-        },
-    )
-    teacher_target_lang: Optional[str] = field(
-        default=None,
-        metadata={"help": "the target language, named likewise; also deu for >>deu<<, de for MADLAD's <2de>"},
-    )
-    teacher_missing_symbols: ChoiceEnum(MISSING_SYMBOLS) = field(  # type: ignore[valid-type]
-        default=REFUSE,
-        metadata={
-            "help": "what to do if the student's dictionaries have symbols that the teacher lacks; ignore: the teacher "
-            "reads them as its unknown symbol and gives them no probability"
-        },
-    )
 
 
 def own_fields(config: type, stock_config: type) -> FrozenSet[str]:
@@ -114,6 +39,8 @@ class DistillationMixin:
     # of the stock task that it extends
     stock: ClassVar[Stock]
     private_fields: ClassVar[FrozenSet[str]]
+    criterion: ClassVar[str] = "kd_label_smoothed_cross_entropy"
+    kinds: ClassVar[Dict[str, TeacherKind]] = TEACHERS
 
     cfg: Any
     teacher: Optional[Teacher]
@@ -161,15 +88,15 @@ class DistillationMixin:
         elif self.teacher is not None:
             raise KDPluginError(
                 f"there is a teacher, but the criterion {type(criterion).__name__} does not use one. Remedy: "
-                "--criterion kd_label_smoothed_cross_entropy, or train without a teacher"
+                f"--criterion {self.criterion}, or train without a teacher"
             )
         return criterion
 
     def _load_teacher(self) -> None:
         saving = self._root().get("checkpoint")
         if saving and not saving.no_save:
-            refuse_to_replace(asked_files(self.cfg), saving.save_dir)
-        self.teacher = open_asked(self, self.cfg)
+            refuse_to_replace(asked_files(self.cfg, self.kinds), saving.save_dir)
+        self.teacher = open_asked(self, self.cfg, self.kinds)
 
     def language_pairs(self) -> List[Pair]:
         """The pairs of a multilingual task; empty: it has one, or its sentences have tags that only the data know."""
@@ -280,8 +207,11 @@ class DistillationMixin:
         return own if self.teacher is None else utils.resolve_max_positions(own, *self.teacher.max_positions())
 
 
-def private_fields(config: type, stock_config: type) -> FrozenSet[str]:
+def private_fields(
+    config: type,
+    stock_config: type,
+    criterion: type = KDLabelSmoothedCrossEntropyCriterionConfig,
+    stock_criterion: type = LabelSmoothedCrossEntropyCriterionConfig,
+) -> FrozenSet[str]:
     """Names of the flags of task and criterion that no stock checkpoint has."""
-    return own_fields(config, stock_config) | own_fields(
-        KDLabelSmoothedCrossEntropyCriterionConfig, LabelSmoothedCrossEntropyCriterionConfig
-    )
+    return own_fields(config, stock_config) | own_fields(criterion, stock_criterion)

@@ -12,7 +12,8 @@ from fairseq.tasks.translation_multi_simple_epoch import TranslationMultiSimpleE
 
 from kd_plugin.checkpoints.student import MULTILINGUAL
 from kd_plugin.errors import KDPluginError
-from kd_plugin.tasks.distillation import DistillationMixin, TeacherFlags, private_fields
+from kd_plugin.tasks.distillation import DistillationMixin, private_fields
+from kd_plugin.tasks.teacher_flags import TeacherFlags
 from kd_plugin.teachers.routing.ways import Pair, Tags
 
 TASK_NAME = "distillation_translation_multi_simple_epoch"

@@ -10,7 +10,8 @@ from fairseq.tasks.translation import TranslationConfig, TranslationTask
 from kd_plugin.cache.data import Split
 from kd_plugin.checkpoints.student import TRANSLATION
 from kd_plugin.errors import KDPluginError
-from kd_plugin.tasks.distillation import DistillationMixin, TeacherFlags, private_fields
+from kd_plugin.tasks.distillation import DistillationMixin, private_fields
+from kd_plugin.tasks.teacher_flags import TeacherFlags
 
 TASK_NAME = "distillation_translation"
 

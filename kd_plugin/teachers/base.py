@@ -75,12 +75,14 @@ class Answer(NamedTuple):
     dropped: None if all of the teacher's symbols are the student's too
     languages: in validation, if each has its own teacher
     states: the inner states that were requested; keys of attention are in fairseq's (batch, length) rectangle
+    counts: sums for the log; the same keys for every batch
     """
 
     distribution: Optional[TeacherAnswer] = None
     dropped: Optional[Dropped] = None
     languages: Optional[Languages] = None
     states: States = {}
+    counts: Dict[str, Any] = {}
 
 
 def short_name(sha256: str, parameters: int) -> str:
@@ -140,6 +142,15 @@ class Teacher(abc.ABC):
         Args:
             dataset: with one of `datasets` per language pair; may be modified
             pairs: a `routing.ways.Pair` for each of these
+        """
+
+    def attach_labelled(self, dataset: Any, parts: Sequence[Any], required: bool) -> None:  # noqa: B027
+        """As `attach`, for sentences with labels.
+
+        Args:
+            dataset: fairseq's of the split; may be modified
+            parts: a `corpus.words_of_sentences.Part` for each of its consecutive parts
+            required: whether this is the training split
         """
 
     def covers(self, batch: Dict[str, Any]) -> bool:

@@ -1,13 +1,12 @@
 """The kinds of teacher, and the choice between them by the task's --teacher-… flags."""
 
-from typing import Any, Callable, List, NamedTuple, Optional, Tuple
-
-from fairseq.tasks.translation import TranslationTask
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
 
 from kd_plugin.checkpoints.paths import split_model_paths
 from kd_plugin.errors import KDPluginError
 from kd_plugin.teachers import cached, opening
 from kd_plugin.teachers.base import Teacher
+from kd_plugin.teachers.labelling import opening as labels
 from kd_plugin.teachers.routing import opening as routing
 from kd_plugin.teachers.vocabulary import REFUSE
 
@@ -22,7 +21,7 @@ class TeacherKind(NamedTuple):
     """
 
     asked: Callable[[Any], bool]
-    open: Callable[[TranslationTask, Any], Teacher]
+    open: Callable[[Any, Any], Teacher]
     flags: Optional[type] = None
     files: Callable[[Any], List[str]] = lambda cfg: []
 
@@ -38,27 +37,42 @@ TEACHERS = {
     ),
 }
 
+# of students that label
+LABEL_TEACHERS = {
+    "online": TeacherKind(
+        lambda cfg: bool(cfg.teacher_path), labels.open_online, files=lambda cfg: split_model_paths(cfg.teacher_path)
+    ),
+}
 
-def open_asked(task: TranslationTask, cfg: Any) -> Optional[Teacher]:
+
+def open_asked(task: Any, cfg: Any, kinds: Dict[str, TeacherKind] = TEACHERS) -> Optional[Teacher]:
     """The teacher that the flags ask for, or None.
 
     Raises:
         KDPluginError: contradictory flags, or anything wrong with the teacher
     """
-    for kind in TEACHERS.values():
+    for kind in kinds.values():
         if kind.asked(cfg):
             return kind.open(task, cfg)
-    for name in ("teacher_weights", "teacher_sha256", "teacher_user_dir", "teacher_source_lang", "teacher_target_lang"):
-        if getattr(cfg, name):
+    for name in (
+        "teacher_weights",
+        "teacher_sha256",
+        "teacher_user_dir",
+        "teacher_source_lang",
+        "teacher_target_lang",
+        "teacher_labels",
+        "teacher_head",
+    ):
+        if getattr(cfg, name, None):
             raise KDPluginError(f"--{name.replace('_', '-')} has no effect without --teacher-path")
     if str(cfg.teacher_missing_symbols) != REFUSE:
         raise KDPluginError("--teacher-missing-symbols has no effect without --teacher-path")
     return None
 
 
-def asked_files(cfg: Any) -> List[str]:
+def asked_files(cfg: Any, kinds: Dict[str, TeacherKind] = TEACHERS) -> List[str]:
     """The model files of the teacher that the flags ask for."""
-    return next((kind.files(cfg) for kind in TEACHERS.values() if kind.asked(cfg)), [])
+    return next((kind.files(cfg) for kind in kinds.values() if kind.asked(cfg)), [])
 
 
 def own_flags() -> Tuple[type, ...]:

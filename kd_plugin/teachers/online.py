@@ -2,14 +2,14 @@
 
 import logging
 import math
-from typing import Any, Dict, FrozenSet, List, Optional, Sequence
+from typing import Any, Callable, Dict, FrozenSet, List, Optional, Sequence
 
 import torch
 from torch import Tensor
 
 from kd_plugin.compat import cpu_computes
 from kd_plugin.errors import KDPluginError
-from kd_plugin.losses.answer import Project, ProjectedAnswer, new_buffer
+from kd_plugin.losses.answer import Project, ProjectedAnswer, TeacherAnswer, new_buffer
 from kd_plugin.models.states import Shape
 from kd_plugin.teachers.base import DISTRIBUTION, Answer, Dropped, Request, Signal, Teacher, short_name
 from kd_plugin.teachers.member import Member
@@ -30,6 +30,8 @@ class OnlineTeacher(Teacher):
             their probabilities; a teacher of weight 0 is dropped.
         dtype: `fp32`, `fp16`, `bf16`, or `auto`: the student's dtype on a GPU, fp32 on a CPU
     """
+
+    joins: Callable[..., TeacherAnswer] = ProjectedAnswer  # the members' answers into one
 
     def __init__(self, members: Sequence[Member], weights: Optional[Sequence[float]] = None, dtype: str = "auto"):
         weights = [1.0] * len(members) if weights is None else list(weights)
@@ -96,7 +98,7 @@ class OnlineTeacher(Teacher):
             # the student's autocast must not change the teacher's dtype
             with torch.autocast(device_type=rows.device.type, enabled=False):
                 answers.append(member.answer(batch, rows, request.inner))
-        distribution = ProjectedAnswer([(values, project) for values, _, project, _ in answers], self.log_weights)
+        distribution = self.joins([(values, project) for values, _, project, _ in answers], self.log_weights)
         states = answers[0][-1]
         distribution.knows_target = not any(member.target.lacks for member in self.members)
         if not any(member.target.restricted for member in self.members) or rows.numel() == 0:

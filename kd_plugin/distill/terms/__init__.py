@@ -50,9 +50,10 @@ TERMS: Dict[str, TermKind] = {
 }
 
 
-def asked_terms(cfg: Any) -> List[Term]:
-    """The terms that the criterion's flags ask for, in the order of TERMS."""
-    return [kind.term(cfg) for kind in TERMS.values() if kind.asked(cfg)]
+def asked_terms(cfg: Any, main: Type[TokensTerm] = TokensTerm) -> List[Term]:
+    """The terms that the criterion's flags ask for, in the order of TERMS. main: takes the place of TokensTerm"""
+    asked = [kind.term for kind in TERMS.values() if kind.asked(cfg)]
+    return [(main if term is TokensTerm else term)(cfg) for term in asked]
 
 
 def check_unused(cfg: Any) -> None:

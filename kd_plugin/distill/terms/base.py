@@ -29,6 +29,7 @@ class Batch(NamedTuple):
     alone_weight: of the cross-entropy of the rows that it could not answer for
     training:   False in validation
     second_pass: the student's second dropout pass, for a term with `passes` 2; else None
+    unlabelled: (tokens,) bool, the rows whose target is unknown; None: none
     """
 
     sample: Dict[str, Any]
@@ -41,6 +42,7 @@ class Batch(NamedTuple):
     training: bool = True
     second_pass: Optional[StudentAnswer] = None
     alone_weight: float = 1.0
+    unlabelled: Optional[Tensor] = None
 
 
 class TermResult(NamedTuple):

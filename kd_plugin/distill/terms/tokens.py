@@ -32,6 +32,7 @@ class TokensTerm(Term):
         Log("kd_temperature", "n_batches", unit=1.0, round=4),
         Log("teacher_nll_loss", "n_distilled"),
         Log("teacher_dropped", "n_dropped_of", unit=1.0, round=5),
+        Log("n_truncated", "n_read", PERCENT, 2, "teacher_truncated"),
         Log("n_agree", "n_distilled", PERCENT, 2, "agreement"),
         Log("n_distilled", "n_counted", PERCENT, 2, "kd_selected", shown=lambda total, over: total < over),
         Log("n_untaught", "n_tokens", PERCENT, 2, "kd_untaught"),
@@ -40,7 +41,7 @@ class TokensTerm(Term):
     )
 
     def __init__(self, cfg: Any):
-        self._smoothing, self._divergence = float(cfg.label_smoothing), str(cfg.kd_divergence)
+        self._smoothing, self._divergence = float(getattr(cfg, "label_smoothing", 0.0)), str(cfg.kd_divergence)
         self._parameters = {
             name: float(getattr(cfg, f"kd_{name}")) for name in ("js_beta", "skew_lambda", "adaptive_mu")
         }
@@ -65,11 +66,13 @@ class TokensTerm(Term):
 
         objective = self.objective(1.0 if teacher is None else batch.alpha, batch.temperature)
         tokens, stock_loss = student.tokens, None
-        if objective.alpha == 1.0 and batch.stock_loss is not None and isinstance(tokens, StudentLogits):
+        whole = batch.unlabelled is None
+        if objective.alpha == 1.0 and whole and batch.stock_loss is not None and isinstance(tokens, StudentLogits):
             # the terms are only for the log; the gradient is stock fairseq's, bit for bit
             stock_loss, _ = batch.stock_loss()
             tokens = tokens.detached()
         alone = None if teacher is None or batch.covered is None else ~batch.covered
+        unknown = {} if batch.unlabelled is None else {"unlabelled": batch.unlabelled}
         loss, terms = tokens.loss(
             teacher,
             student.target,
@@ -77,6 +80,7 @@ class TokensTerm(Term):
             distilled=batch.distilled,
             alone=alone,
             alone_weight=batch.alone_weight,
+            **unknown,
         )
         _check_finite(loss, terms, student, batch)
         sums = terms.sum(dim=0)
@@ -87,11 +91,17 @@ class TokensTerm(Term):
                 logs["teacher_nll_loss"] = sums[TEACHER_NLL]
             if teacher.knows_best:
                 logs["n_agree"] = sums[AGREE]
+            if answer is not None:
+                logs.update(answer.counts)
             if answer is not None and answer.dropped is not None:
                 logs.update(teacher_dropped=answer.dropped.mass, n_dropped_of=answer.dropped.tokens)
             tokens_in_all, distilled, covered = student.rows.numel(), batch.distilled, batch.covered
             counted = tokens_in_all if covered is None else covered.sum()
-            logs.update(n_counted=counted, n_distilled=counted if distilled is None else distilled.sum())
+            n_distilled = counted if distilled is None else distilled.sum()
+            logs.update(n_counted=counted, n_distilled=n_distilled)
+            if batch.unlabelled is not None:
+                taught = batch.unlabelled if distilled is None else batch.unlabelled & distilled
+                logs["n_referred"] = n_distilled - taught.sum()
             if covered is not None:
                 logs.update(n_untaught=tokens_in_all - counted, n_tokens=tokens_in_all)
             if answer is not None and answer.languages is not None:

@@ -3,14 +3,14 @@
 import logging
 from functools import lru_cache
 from importlib import import_module
-from typing import Any, Callable, Optional, Tuple
+from typing import Any, Callable, List, Optional, Tuple
 
 import torch
 from torch import Tensor
 
 from kd_plugin.errors import KDPluginError
 from kd_plugin.losses.answer import TeacherAnswer
-from kd_plugin.losses.definition import CE, N_TERMS, NLL, Objective
+from kd_plugin.losses.definition import CE, N_TERMS, NLL, TEACHER_NLL, Objective
 from kd_plugin.losses.engine.memory import new_buffer
 from kd_plugin.losses.engine.one_pass import one_pass, rows_per_chunk
 from kd_plugin.losses.engine.ranked import ranking
@@ -99,6 +99,7 @@ class StudentLogits:
         distilled: Optional[Tensor] = None,
         alone: Optional[Tensor] = None,
         alone_weight: float = 1.0,
+        unlabelled: Optional[Tensor] = None,
         teacher_rows: Optional[Tensor] = None,
     ) -> Tuple[Tensor, Tensor]:
         """The loss summed over the rows that count.
@@ -108,6 +109,7 @@ class StudentLogits:
             target: (tokens,)
             distilled: (tokens,) bool, the rows to distil; None: all. Other rows get alpha times their cross-entropy
             alone: (tokens,) bool, those of the other rows that get alone_weight times it instead; None: none
+            unlabelled: (tokens,) bool, the rows whose target is unknown: alpha is 0 for them; None: none
             teacher_rows: ascending positions of the distilled rows in the answer's logits; None: all of them, in order
 
         Returns:
@@ -141,7 +143,10 @@ class StudentLogits:
                 del teacher  # free it before the next piece is computed
             return terms[0] if len(terms) == 1 else torch.cat(terms)
 
-        loss, terms = in_groups(terms_of, answer, objective, distilled, alone, alone_weight)
+        if unlabelled is None:
+            loss, terms = in_groups(terms_of, answer, objective, distilled, alone, alone_weight)
+        else:
+            loss, terms = with_unlabelled(terms_of, answer, objective, distilled, alone, alone_weight, unlabelled)
         if gradient is not None:
             gradient.index_fill_(0, self.other_rows, 0)
             loss = GradientInHand.apply(loss, scales, logits, gradient)
@@ -179,6 +184,48 @@ def in_groups(
     if alone is None:
         return objective.total(terms.sum(dim=0)), terms
     return objective.total(terms[~alone].sum(dim=0)) + alone_weight * terms[alone, CE].sum(), terms
+
+
+def with_unlabelled(
+    terms_of: Callable[[Any, Any, Objective], Tensor],
+    teacher: Optional[TeacherAnswer],
+    objective: Objective,
+    distilled: Optional[Tensor],
+    alone: Optional[Tensor],
+    alone_weight: float,
+    unlabelled: Tensor,
+) -> Tuple[Tensor, Tensor]:
+    """As `in_groups`, where some targets are unknown: alpha is 0 for them, and their terms have no cross-entropy.
+
+    Args:
+        unlabelled: (tokens,) bool, these rows
+    """
+    every = torch.ones_like(unlabelled)
+    taught = (every if distilled is None else distilled) if teacher is not None else ~every
+    free = objective._replace(alpha=0.0)
+    groups: List[Tuple[Tensor, Optional[TeacherAnswer], Objective]] = [
+        (~taught & ~unlabelled, None, objective),
+        (~taught & unlabelled, None, free),
+    ]
+    if alone is not None:
+        lonely = alone & ~taught & ~unlabelled
+        groups[0] = (groups[0][0] & ~lonely, None, objective)
+        groups.append((lonely, None, objective._replace(alpha=alone_weight)))
+    if teacher is not None:
+        known = ~unlabelled[taught]
+        groups.append((taught & ~unlabelled, teacher.take(known), objective))
+        groups.append((taught & unlabelled, teacher.take(~known), free))
+    terms: Optional[Tensor] = None
+    total: Any = 0.0
+    for mask, its_teacher, its_objective in groups:
+        part = terms_of(mask, its_teacher, its_objective)
+        terms = part.new_zeros(len(mask), N_TERMS) if terms is None else terms
+        terms[mask] = part.to(terms.dtype)
+        total = total + its_objective.total(part.sum(dim=0))
+    assert terms is not None
+    for column in (CE, NLL, TEACHER_NLL):
+        terms[unlabelled, column] = 0.0
+    return total, terms
 
 
 class GradientInHand(torch.autograd.Function):
