@@ -39,6 +39,9 @@ bash scripts/setup.sh || { echo "scripts/test.sh: the set-up failed" >&2; exit 1
 python="$KD_VENV/bin/python"
 unset PYTHON # only needed to create the environment; the recipes' scripts, which the tests run, would read it too
 
+# The tests start a thousand processes, each of which would compile the package anew.
+unset PYTHONDONTWRITEBYTECODE
+
 # The tests run several training processes at a time, which with more than one OpenMP thread each slow each other down.
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 

@@ -20,8 +20,9 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
 def pytest_sessionstart():
-    from tests import warm_spawn, warm_start
+    from tests import warm_hydra, warm_spawn, warm_start
 
+    warm_hydra.install()
     warm_spawn.install(warm_start.server)
 
 

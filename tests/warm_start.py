@@ -29,7 +29,7 @@ import threading
 import warnings
 from typing import BinaryIO, Dict, List, Optional, Sequence
 
-from tests import warm_client, warm_spawn
+from tests import warm_client, warm_hydra, warm_spawn
 
 COMMANDS = (
     "fairseq-generate", "fairseq-hydra-train", "fairseq-interactive", "fairseq-preprocess", "fairseq-train",
@@ -155,6 +155,7 @@ def serve(address: str) -> None:
     for module in LATER:
         with contextlib.suppress(ImportError):
             importlib.import_module(module)
+    warm_hydra.install()
     _compose()
     logging.getLogger().handlers.clear()  # those imports log, which would leave fairseq_cli's own set-up undone
     logging.getLogger().setLevel(logging.WARNING)
