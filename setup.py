@@ -127,6 +127,9 @@ setup(
             "sentencepiece",  # mT5's tokenizer
         ],
         "http": HTTP,
+        "sweep": [
+            "optuna>=3.0",  # kd-plugin sweep: proposals, successive halving, and a study that survives interruptions
+        ],
         "bench": [
             "matplotlib>=3.5",  # the plots of scripts/bench_*.py
         ],
@@ -154,6 +157,7 @@ setup(
             'safetensors>=0.4; python_version >= "3.9"',  # the tests of export
             *REPORT,  # the tests of report
             *HTTP,  # the tests of decode --engine http
+            'optuna>=3.0; python_version >= "3.9"',  # the tests of sweep
             # the tests of Hugging Face teachers; version 5 imports torchaudio, which another build of torch cannot load
             'transformers>=4.40,<5; python_version >= "3.9"',
             "protobuf",  # the tests of vocabulary

@@ -28,6 +28,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="logs of fairseq-train (--log-format simple or json), each with the name of its run; a repeated name "
         "continues that run",
     )
+    parser.add_argument(
+        "--sweep",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="PATH",
+        help="folders or JSON files of kd-plugin sweep",
+    )
     parser.add_argument("--title", default=TITLE, help=f"of the page (default: {TITLE})")
 
 
@@ -35,5 +43,8 @@ def run(args: argparse.Namespace) -> int:
     """Exit status 0."""
     from kd_plugin.report.page import write_report  # it needs the libraries of an extra
 
-    print(write_report(Path(args.output), args.title, args.evaluation, args.log, inputs_of(args)), file=sys.stderr)
+    print(
+        write_report(Path(args.output), args.title, args.evaluation, args.log, args.sweep, inputs_of(args)),
+        file=sys.stderr,
+    )
     return 0

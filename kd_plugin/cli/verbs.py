@@ -56,6 +56,9 @@ VERBS: Dict[str, Verb] = {
     "export": Verb(
         "a model to use or to share: CTranslate2, fairseq, safetensors", "kd_plugin.cli.export", fairseq=True
     ),
+    "sweep": Verb(
+        "choose training flags by experiment", "kd_plugin.cli.sweep", "the same command continues", fairseq=True
+    ),
     "report": Verb("one HTML page of evaluations and learning curves", "kd_plugin.cli.report"),
     "path": Verb('print the directory for --user-dir "$(kd-plugin path)"', "kd_plugin.cli.path", READS),
 }

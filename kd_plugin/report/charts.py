@@ -26,20 +26,20 @@ def side_by_side(panels: List[Spec], description: str, by: str = "") -> Spec:
     return spec
 
 
-def _panel(title: str, remark: str, rows: List[Row], layers: List[Spec], **encoding: Spec) -> Spec:
+def panel(title: str, remark: str, rows: List[Row], layers: List[Spec], **encoding: Spec) -> Spec:
     title_lines = {"text": title, "subtitle": remark or " "}
     return {"title": title_lines, "data": {"values": rows}, "encoding": encoding, "layer": layers}
 
 
-def _layer(mark: str, style: Spec, **encoding: Spec) -> Spec:
+def layer(mark: str, style: Spec, **encoding: Spec) -> Spec:
     return {"mark": {"type": mark, **style}, "encoding": encoding}
 
 
-def _name(field: str, **more: Any) -> Spec:
+def name(field: str, **more: Any) -> Spec:
     return {"field": field, "type": "nominal", "title": None, **more}
 
 
-def _number(field: str, title: str = "", **more: Any) -> Spec:
+def number(field: str, title: str = "", **more: Any) -> Spec:
     return {"field": field, "type": "quantitative", "title": title or None, **more}
 
 
@@ -50,12 +50,12 @@ def curves_panel(title: str, remark: str, rows: List[Row], names: Sequence[str])
     """
     skewed = is_skewed([row["value"] for row in rows if row["value"] is not None])
     scale = {"padding": 8, **({"type": "log"} if skewed else {"zero": False})}
-    dense, run = any("low" in row for row in rows), _name("run", scale={"domain": names})
-    band = _layer("area", {"fillOpacity": 0.2}, y=_number("low", scale=scale), y2={"field": "high"}, opacity=SHOWN)
+    dense, run = any("low" in row for row in rows), name("run", scale={"domain": names})
+    band = layer("area", {"fillOpacity": 0.2}, y=number("low", scale=scale), y2={"field": "high"}, opacity=SHOWN)
     points = {"point": {"size": 6 if dense else 22, **TOLD}}
-    line = _layer("line", points, y=_number("value", scale=scale), opacity=SHOWN, strokeDash=run, shape=run)
-    x = _number("update", "updates", scale={"padding": 8})
-    return _panel(title, remark, rows, [band, line] if dense else [line], x=x, color=run)
+    line = layer("line", points, y=number("value", scale=scale), opacity=SHOWN, strokeDash=run, shape=run)
+    x = number("update", "updates", scale={"padding": 8})
+    return panel(title, remark, rows, [band, line] if dense else [line], x=x, color=run)
 
 
 def is_skewed(values: Sequence[float]) -> bool:
@@ -80,22 +80,22 @@ def _speed_panel(evaluation: Evaluation, device: str, test: str, metrics: Sequen
     metric = "BLEU" if "BLEU" in metrics else metrics[0]
     rows, front = speed_rows(evaluation, test, metric, device), {"transform": [{"filter": "datum.front"}]}
     legend = {"title": "bytes", "format": "~s", "tickCount": 3, "columns": 5}
-    area = _number("bytes", scale={"domainMin": 0, "range": [0, 900]}, legend=legend)
+    area = number("bytes", scale={"domainMin": 0, "range": [0, 900]}, legend=legend)
     size = {"condition": {"test": "datum.bytes > 0", **area}, "value": 40}
-    look = {"size": size, "color": _name("model", scale={"domain": evaluation.names()}), "shape": _name("engine")}
+    look = {"size": size, "color": name("model", scale={"domain": evaluation.names()}), "shape": name("engine")}
     # upper right, where no other mark of the front can be unless a lower score is better
     label = {"fontWeight": 600, "align": "left", "dx": 4, "dy": -20}
     layers = [
-        {**_layer("line", {"interpolate": "step-before", "strokeDash": [1, 3]}), **front},
-        _layer("rule", {}, y=_number("low"), y2={"field": "high"}, opacity={**SHOWN, "value": 0.6}),
-        {**_layer("text", label, text={"field": "model"}, opacity=SHOWN), **front},
-        _layer("point", {"filled": True, "invalid": None, **TOLD}, opacity=SHOWN, **look),
+        {**layer("line", {"interpolate": "step-before", "strokeDash": [1, 3]}), **front},
+        layer("rule", {}, y=number("low"), y2={"field": "high"}, opacity={**SHOWN, "value": 0.6}),
+        {**layer("text", label, text={"field": "model"}, opacity=SHOWN), **front},
+        layer("point", {"filled": True, "invalid": None, **TOLD}, opacity=SHOWN, **look),
     ]
     slow, fast = (extreme((row["speed"] for row in rows), default=1) for extreme in (min, max))
     scale = {"type": "log", "padding": 25, "domainMax": fast * (fast / slow) ** 0.5}  # room for the fastest one's name
-    x = _number("speed", "tokens per second, log scale", scale=scale)
-    y = _number("score", metric, scale={"zero": False, "padding": 20})
-    return _panel(test, f"{metric} against speed", rows, layers, x=x, y=y)
+    x = number("speed", "tokens per second, log scale", scale=scale)
+    y = number("score", metric, scale={"zero": False, "padding": 20})
+    return panel(test, f"{metric} against speed", rows, layers, x=x, y=y)
 
 
 def score_rows(evaluation: Evaluation, test: str, metric: str, device: str = "") -> List[Row]:
@@ -130,11 +130,11 @@ def pareto_front(points: Sequence[Tuple[float, float]]) -> List[int]:
 
 def score_figure(evaluation: Evaluation) -> Spec:
     """For each test set and metric, one bar per model with its confidence interval."""
-    color = _name("model", scale={"domain": evaluation.names()}, legend=None)
-    bar = _layer("bar", TOLD, x=_number("score"), color=color)
-    layers = [bar, _layer("rule", {}, x=_number("low"), x2={"field": "high"})]
+    color = name("model", scale={"domain": evaluation.names()}, legend=None)
+    bar = layer("bar", TOLD, x=number("score"), color=color)
+    layers = [bar, layer("rule", {}, x=number("low"), x2={"field": "high"})]
     panels = [
-        _panel(test, in_words(metric), score_rows(evaluation, test, metric), layers, y=_name("model", sort=None))
+        panel(test, in_words(metric), score_rows(evaluation, test, metric), layers, y=name("model", sort=None))
         for test, metrics in evaluation.metrics().items()
         for metric in metrics
     ]

@@ -4,8 +4,8 @@ import math
 from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 from kd_plugin.evaluation.table import NONE, Cells, Table
+from kd_plugin.evaluation.training_logs import EPOCH, INTERVAL, Key, Run, is_finite
 from kd_plugin.report.charts import Row, Spec, curves_panel, side_by_side
-from kd_plugin.report.logs import EPOCH, INTERVAL, Key, Run, is_finite
 
 BITS, SHARE = "bits per token", "% of tokens"
 FOREMOST = {"nll_loss": BITS, "bleu": "BLEU", "kd_loss": BITS, "agreement": SHARE}

@@ -13,12 +13,14 @@ from typing import Any, Dict, Sequence
 from kd_plugin.errors import KDPluginError
 from kd_plugin.evaluation.results import JSON_NAME, read_evaluation
 from kd_plugin.evaluation.table import NONE, Best, score_table, size_table
+from kd_plugin.evaluation.training_logs import read_runs
 from kd_plugin.files.atomic import digest_of
 from kd_plugin.files.protection import Named, check_outputs, write_output
 from kd_plugin.files.user_cache import kept
 from kd_plugin.report.charts import score_figure, speed_figures
 from kd_plugin.report.learning import learning_figures, run_table
-from kd_plugin.report.logs import read_runs
+from kd_plugin.report.sweeps import JSON_NAME as SWEEP
+from kd_plugin.report.sweeps import read_sweep_results, seeds_table, sweep_figures, sweep_table
 from kd_plugin.version import __version__
 
 try:
@@ -35,30 +37,37 @@ CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u
 
 
 def write_report(
-    output: Path, title: str, evaluations: Sequence[str], logs: Sequence[str], inputs: Sequence[Named]
+    output: Path,
+    title: str,
+    evaluations: Sequence[str],
+    logs: Sequence[str],
+    sweeps: Sequence[str],
+    inputs: Sequence[Named],
 ) -> str:
     """Writes the page after reading all input; the same input gives the same page.
 
     Args:
         evaluations: folders or JSON files of kd-plugin evaluate
         logs: NAME=FILE of fairseq-train
+        sweeps: folders or JSON files of kd-plugin sweep
         inputs: all inputs by flag, which are never overwritten
 
     Returns:
         a one-line summary
     """
-    if not evaluations and not logs:
-        raise KDPluginError("report: nothing to report. Remedy: --evaluation PATH, --log NAME=FILE, or both")
-    job = digest_of([title, list(evaluations), list(logs)])
+    if not evaluations and not logs and not sweeps:
+        raise KDPluginError("report: nothing to report. Remedy: --evaluation PATH, --log NAME=FILE or --sweep PATH")
+    job = digest_of([title, list(evaluations), list(logs), *([list(sweeps)] if sweeps else [])])
     made = functools.partial(_is_page_of, job)
-    inside = [str(Path(path) / JSON_NAME) for path in evaluations]
+    inside = [str(Path(path) / JSON_NAME) for path in evaluations] + [str(Path(path) / SWEEP) for path in sweeps]
     check_outputs([*inputs, ("--evaluation", inside)], files=[("--output", output)], made=made)
     found, runs = [read_evaluation(argument) for argument in evaluations], read_runs(logs)
+    swept = [read_sweep_results(argument) for argument in sweeps]
     if not output.absolute().parent.is_dir():
         raise KDPluginError(f"--output {output}: its folder does not exist. Remedy: FILE.html in an existing folder")
-    content = page(job=job, title=title, version=__version__, evaluations=found, runs=runs)
+    content = page(job=job, title=title, version=__version__, evaluations=found, runs=runs, sweeps=swept)
     write_output(output, content, "--output", made)
-    return f"{output}: {len(found)} evaluations, {len(runs)} runs, {len(content):,} bytes"
+    return f"{output}: {len(found)} evaluations, {len(runs)} runs, {len(swept)} sweeps, {len(content):,} bytes"
 
 
 def _is_page_of(job: str, path: Path) -> bool:
@@ -84,7 +93,8 @@ def page(**content: Any) -> bytes:
     environment = jinja2.Environment(autoescape=True, finalize=_shown, undefined=jinja2.StrictUndefined)
     environment.loader = jinja2.FileSystemLoader(str(TEMPLATES))
     environment.trim_blocks = environment.lstrip_blocks = True
-    for function in (speed_figures, score_figure, score_table, size_table, learning_figures, run_table):
+    drawn = (speed_figures, score_figure, learning_figures, sweep_figures)
+    for function in (*drawn, score_table, size_table, run_table, sweep_table, seeds_table):
         environment.globals[function.__name__] = function
     environment.filters.update(json=_json, hash=_hash, line=_in_a_line)
     rendered = environment.get_template("page.html").render(style=Markup(style), script=Markup(script), **content)

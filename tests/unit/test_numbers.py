@@ -29,6 +29,7 @@ REQUIRED = {
     "select": ["DIR", "--by", "score", "--output", "DIR"],
     "filter": ["DIR", "--output", "DIR"],
     "evaluate": ["--model", "a=A", "--test", "t=a,b", "--output", "DIR"],
+    "sweep": ["A", "--output", "DIR"],
     "export": ["A", "--format", "ctranslate2", "--check", __file__, "--output", "DIR"],
 }
 NEVER = ["nan", "-inf", "1e400", "-1" + "0" * 400, "1" + "0" * 400, "9" * 5000, "one", ""]

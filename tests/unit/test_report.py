@@ -22,10 +22,10 @@ from kd_plugin.cli import report
 from kd_plugin.errors import KDPluginError
 from kd_plugin.evaluation.results import read_evaluation
 from kd_plugin.evaluation.table import score_table
+from kd_plugin.evaluation.training_logs import Run, parse_line, read_runs
 from kd_plugin.files.user_cache import kept
 from kd_plugin.report.charts import curves_panel, is_skewed, pareto_front
 from kd_plugin.report.learning import exact, groups, learning_figures, thinned
-from kd_plugin.report.logs import Run, parse_line, read_runs
 from kd_plugin.report.page import TEMPLATES
 
 DATE = "2020-01-02 03:04:05 | INFO | "
@@ -567,13 +567,13 @@ def test_bad_logs_and_outputs_are_refused_by_name(make, tmp_path, log):
         make()
     for output in (tmp_path, tmp_path / "none" / "a.html"):
         with pytest.raises(KDPluginError, match="--output.*Remedy: "):
-            report.run(argparse.Namespace(evaluation=[], log=[f"a={log}"], output=str(output), title="t"))
+            report.run(argparse.Namespace(sweep=[], evaluation=[], log=[f"a={log}"], output=str(output), title="t"))
 
 
 def test_folder_of_an_evaluation_will_do(tmp_path, log):
     (tmp_path / "evaluation.json").write_text(json.dumps(evaluation()))
     output = tmp_path / "report.html"
-    report.run(argparse.Namespace(evaluation=[str(tmp_path)], log=[], output=str(output), title="t"))
+    report.run(argparse.Namespace(sweep=[], evaluation=[str(tmp_path)], log=[], output=str(output), title="t"))
     assert html.escape("student, int8") in output.read_text(encoding="utf-8")
 
 

@@ -2,12 +2,10 @@
 
 import json
 import math
-from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Optional
 
-import yaml
-
 from kd_plugin.errors import KDPluginError
+from kd_plugin.files.yaml_text import read_yaml
 from kd_plugin.teachers.vocabulary import MISSING_SYMBOLS
 
 KEEP, STRIP = "keep", "strip"
@@ -58,13 +56,7 @@ def read_routing(path: str) -> Routing:
     Raises:
         KDPluginError: the file cannot be read, is not YAML, or has a key or value that it cannot have
     """
-    try:
-        content = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Strings)  # noqa: S506  a safe loader
-    except OSError as error:
-        raise KDPluginError(f"--teacher-routing {path}: {error.strerror}. Remedy: the path of a YAML file") from error
-    except (ValueError, RecursionError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise KDPluginError(f"--teacher-routing {path}: not valid YAML ({reason}). Remedy: {EXAMPLE}") from error
+    content = read_yaml(path, "--teacher-routing", EXAMPLE)
     if not isinstance(content, dict) or not content.get("teachers") or not isinstance(content["teachers"], dict):
         raise _wrong(path, "it does not say `teachers:` with a teacher per language", EXAMPLE)
     _known(path, content, ("teachers", "without_teacher", "side", "switch_off"), "at the top")
@@ -134,17 +126,3 @@ def _known(path: str, mapping: Dict[str, Any], names: Any, where: str) -> None:
 
 def _wrong(path: str, what: str, remedy: str) -> KDPluginError:
     return KDPluginError(f"--teacher-routing {path}: {what}. Remedy: {remedy}")
-
-
-class _Strings(yaml.BaseLoader):
-    """Reads every scalar as text, because YAML's `no` (Norwegian) is false; refuses a key that occurs twice."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> Dict[str, Any]:
-        pairs = [(self.construct_object(key, deep=True), value) for key, value in node.value]
-        names = [key for key, _ in pairs]
-        for key in names:
-            if not isinstance(key, str) or names.count(key) > 1:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} occurs twice or is not text", node.start_mark
-                )
-        return {key: self.construct_object(value, deep=True) for key, value in pairs}

@@ -1,0 +1,1 @@
+"""Choosing training flags by experiment: `kd-plugin sweep`."""

@@ -1,0 +1,143 @@
+"""The parameters of a sweep as fairseq-train knows them: types, values in the given command, arguments."""
+
+import argparse
+import contextlib
+import difflib
+import io
+from typing import Any, Dict, List, NamedTuple, NoReturn, Optional, Union
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+
+from kd_plugin.sweep.config import Range, Sweep, wrong
+
+Value = Union[str, int, float]
+Values = Dict[str, Value]
+
+
+class Space(NamedTuple):
+    """distributions: by flag. given: the values that the command itself has; None: some has no value in the space"""
+
+    distributions: Dict[str, BaseDistribution]
+    switches: List[str]
+    given: Optional[Values]
+
+    def words(self, values: Values) -> List[str]:
+        """As arguments of fairseq-train. They follow the command's own, and fairseq takes the last."""
+        words: List[str] = []
+        for flag, value in values.items():
+            if flag in self.switches:
+                words += [flag] if value == "true" else []
+            else:
+                words += [flag, str(value)]
+        return words
+
+
+def written(value: Value) -> str:
+    """As a table shows it; commands have all digits, so that they repeat the training."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def read_space(sweep: Sweep) -> Space:
+    """
+    Raises:
+        KDPluginError: fairseq-train refuses the command, does not know a flag, or would refuse a value
+    """
+    parser, args = parse(sweep.path, sweep.train)
+    actions = {option: action for action in parser._actions for option in action.option_strings}
+    distributions: Dict[str, BaseDistribution] = {}
+    given: Optional[Values] = {}
+    switches = []
+    for flag, values in sweep.parameters.items():
+        action = actions.get(flag)
+        if action is None:
+            near = difflib.get_close_matches(flag, actions, 1)
+            raise wrong(
+                sweep.path, f"fairseq-train has no {flag} with this command", f"{near[0]}?" if near else "a flag"
+            )
+        if isinstance(action, argparse._StoreTrueAction):
+            if sorted(values) != ["false", "true"] or isinstance(values, Range):
+                raise wrong(sweep.path, f"{flag} is a switch", f"`{flag}: [true, false]`")
+            if getattr(args, action.dest):
+                raise wrong(sweep.path, f"`train` has {flag}, which could not be switched off", "leave it out there")
+            switches.append(flag)
+        distributions[flag] = _distribution(sweep.path, flag, action, values)
+        current = _current(distributions[flag], getattr(args, action.dest, None), flag in switches)
+        given = None if given is None or current is None else {**given, flag: current}
+    _try_all(sweep, Space(distributions, switches, given))
+    return Space(distributions, switches, given)
+
+
+def parse(path: str, words: List[str]) -> "tuple[argparse.ArgumentParser, argparse.Namespace]":
+    """fairseq-train's parser for a command, and what it reads there."""
+    from fairseq import options
+
+    parser = options.get_training_parser()
+    parser.allow_abbrev = False
+
+    def refuse(message: str) -> NoReturn:
+        raise wrong(path, f"fairseq-train refuses the command: {message}", "a command that fairseq-train accepts")
+
+    parser.error = refuse  # type: ignore[method-assign]
+    try:
+        with contextlib.redirect_stderr(io.StringIO()) as said:
+            return parser, options.parse_args_and_arch(parser, input_args=words)
+    except SystemExit as error:  # from the parsers that fairseq makes for itself
+        lines = said.getvalue().strip().splitlines() or [f"exit status {error.code}"]
+        refuse(lines[-1].partition("error: ")[2] or lines[-1])
+    # an architecture, criterion … that is not registered; a --user-dir that is no module, or another copy of this one
+    except (ValueError, KeyError, ImportError, OSError) as error:
+        refuse(str(error))
+
+
+def _distribution(path: str, flag: str, action: argparse.Action, values: Any) -> BaseDistribution:
+    if not isinstance(values, Range):
+        return CategoricalDistribution(values)
+    if action.choices is not None or action.nargs not in (None, "?") or action.type is str:
+        raise wrong(path, f"{flag} is no number", f"a list of values: `{flag}: [A, B]`")
+    if action.type is not int:
+        return FloatDistribution(values.low, values.high, log=values.log, step=values.step)
+    ends = values._replace(step=values.step or 1)
+    if any(number != int(number) for number in ends[:3]):  # type: ignore[arg-type]
+        raise wrong(path, f"{flag} takes whole numbers", "whole numbers for low, high and step")
+    return IntDistribution(int(values.low), int(values.high), log=values.log, step=int(ends.step or 1))
+
+
+def _current(distribution: BaseDistribution, value: Any, is_switch: bool) -> Optional[Value]:
+    """A command's own value, if it lies in the space."""
+    if isinstance(distribution, CategoricalDistribution):
+        if is_switch:
+            return "true" if value else "false"
+        text = ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+        return next((choice for choice in distribution.choices if _same(choice, text)), None)  # type: ignore[arg-type]
+    if isinstance(value, (list, tuple)) and len(value) == 1:  # --lr takes a list
+        value = value[0]
+    if not isinstance(value, (int, float)) or not distribution._contains(float(value)):
+        return None
+    return value
+
+
+def _same(one: str, other: str) -> bool:
+    with contextlib.suppress(ValueError):
+        return float(one) == float(other)
+    return one.strip("[]") == other.strip("[]")
+
+
+def _try_all(sweep: Sweep, space: Space) -> None:
+    """Parses a command with each listed value and each end of a range: a typo must not wait for its trial."""
+    for flag, distribution in space.distributions.items():
+        if isinstance(distribution, CategoricalDistribution):
+            values = list(distribution.choices)
+        else:
+            values = [distribution.low, distribution.high]  # type: ignore[attr-defined]
+        for value in values:
+            parse(sweep.path, [*sweep.train, *space.words({flag: value})])  # type: ignore[dict-item]
+
+
+def suggest(trial: "optuna.Trial", space: Space) -> Values:
+    """The trial's values, which the study's sampler chooses if they have not been chosen before."""
+    values: Values = {}
+    for flag, distribution in space.distributions.items():
+        value: Any = trial._suggest(flag, distribution)
+        values[flag] = value
+    return values

@@ -1,0 +1,191 @@
+"""The trials of a sweep: what to try next, several trainings at a time, and which to stop early."""
+
+import contextlib
+import logging
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence
+
+import optuna
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from kd_plugin.errors import KDPluginError
+from kd_plugin.runners.progress import progress_bar
+from kd_plugin.sweep.config import Sweep
+from kd_plugin.sweep.space import Space, Values, suggest
+from kd_plugin.sweep.training import CHECKPOINTS, DONE, FAILED, LOG, Outcome, Training
+
+DATABASE, NAME, GIVEN, ERROR, SECONDS = "study.db", "sweep", "given", "error", "seconds"
+
+
+class Place(NamedTuple):
+    """Where trainings run. devices: a value of CUDA_VISIBLE_DEVICES for each worker; empty: as this process"""
+
+    output: Path
+    workers: int
+    devices: Sequence[str]
+
+    def environment(self, worker: int) -> Dict[str, str]:
+        device = {"CUDA_VISIBLE_DEVICES": self.devices[worker]} if self.devices else {}
+        return {**os.environ, **device}
+
+
+class Study:
+    """Trials in an SQLite database, which says after any interruption what has been tried and what is unfinished.
+
+    Tree-structured Parzen estimators (Bergstra et al. 2011) propose, asynchronous successive halving (Li et al. 2020)
+    stops. Each proposal has its own seed, so that an interrupted sweep with one worker proposes what it would have
+    proposed.
+    """
+
+    def __init__(self, sweep: Sweep, space: Space, place: Place):
+        self._sweep, self._space, self._place = sweep, space, place
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        logging.getLogger("alembic").setLevel(logging.ERROR)
+        path = (place.output / DATABASE).resolve()
+        halving = sweep.halving
+        self._study = optuna.create_study(
+            storage=f"sqlite:///{path}",
+            study_name=NAME,
+            load_if_exists=True,
+            direction=sweep.direction,  # type: ignore[arg-type]
+            pruner=optuna.pruners.NopPruner()
+            if halving is None
+            else optuna.pruners.SuccessiveHalvingPruner(halving.first, halving.factor),
+        )
+        self._lock = threading.Lock()
+        self._ended = threading.Event()
+
+    def trials(self) -> List[FrozenTrial]:
+        return self._study.get_trials(deepcopy=False)
+
+    def run(self) -> None:
+        """Runs trials until the file's number of them has ended.
+
+        Raises:
+            KDPluginError: the first trial fails, which has the values of the command itself
+        """
+        trials = self.trials()
+        if not trials and self._space.given is not None:
+            self._study.enqueue_trial(self._space.given, user_attrs={GIVEN: True})
+        unfinished = [trial for trial in trials if trial.state == TrialState.RUNNING]
+        over = sum(trial.state.is_finished() for trial in trials)
+        with progress_bar("trials", self._sweep.trials, "trial", initial=over) as bar:
+            with ThreadPoolExecutor(self._place.workers) as pool:
+                work = [pool.submit(self._work, worker, unfinished, bar) for worker in range(self._place.workers)]
+                try:
+                    for future in work:
+                        future.result()
+                except BaseException:
+                    self._ended.set()
+                    raise
+
+    def _work(self, worker: int, unfinished: List[FrozenTrial], bar: Any) -> None:
+        while not self._ended.is_set():
+            with self._lock:
+                trial = self._next(unfinished)
+                values = suggest(trial, self._space) if trial is not None else {}
+            if trial is None:
+                return
+            try:
+                self._tell(trial, values, self._training(trial.number, values, worker).run(self._judge(trial)))
+            except BaseException:
+                self._ended.set()
+                raise
+            bar.update()
+            with contextlib.suppress(ValueError):  # no trial has a value yet
+                bar.set_postfix_str(f"{self._sweep.objective} {self._study.best_value:.4g}")
+
+    def _next(self, unfinished: List[FrozenTrial]) -> Optional[Trial]:
+        """An interrupted trial, or else a new one; None if there are enough."""
+        if unfinished:
+            return Trial(self._study, unfinished.pop(0)._trial_id)
+        begun = [trial for trial in self.trials() if trial.state != TrialState.WAITING]
+        if len(begun) >= self._sweep.trials:
+            return None
+        self._study.sampler = optuna.samplers.TPESampler(
+            seed=self._sweep.seed * 100_003 + len(begun), constant_liar=True
+        )
+        return self._study.ask()
+
+    def _training(self, number: int, values: Values, worker: int) -> Training:
+        folder = trial_folder(self._place.output, number)
+        words = training_words(self._sweep, self._space, values, folder, self._sweep.seed)
+        return Training(folder, words, self._sweep.objective, self._place.environment(worker))
+
+    def _judge(self, trial: Trial) -> Any:
+        def judge(update: int, value: float) -> bool:
+            if self._ended.is_set():
+                raise KDPluginError("another trial stopped the sweep")
+            with self._lock:
+                known = self._study._storage.get_trial(trial._trial_id).intermediate_values
+                if update not in known:
+                    trial.report(value, update)
+                return self._sweep.halving is not None and trial.should_prune()
+
+        return judge
+
+    def _tell(self, trial: Trial, values: Values, outcome: Outcome) -> None:
+        with self._lock:
+            trial.set_user_attr(SECONDS, outcome.seconds)
+            if outcome.state == FAILED:
+                trial.set_user_attr(ERROR, outcome.error)
+                self._study.tell(trial, state=TrialState.FAIL)
+                if trial.number == 0:
+                    log = trial_folder(self._place.output, 0) / LOG
+                    raise KDPluginError(
+                        f"{self._sweep.path}: the first training fails, so others would too: {outcome.error}. "
+                        f"Remedy: read {log}, mend the command, and begin with another --output"
+                    )
+            elif outcome.state == DONE:
+                self._study.tell(trial, best(self._sweep, outcome))
+            else:
+                self._study.tell(trial, state=TrialState.PRUNED)
+
+
+def best(sweep: Sweep, outcome: Outcome) -> float:
+    """The objective of the checkpoint that fairseq keeps as checkpoint_best.pt."""
+    values = outcome.values.values()
+    return max(values) if sweep.direction == "maximize" else min(values)
+
+
+def trial_folder(output: Path, number: int) -> Path:
+    return output / "trials" / f"{number:04d}"
+
+
+def training_words(sweep: Sweep, space: Space, values: Values, folder: Path, seed: int) -> List[str]:
+    """fairseq-train's arguments for one training."""
+    each = str(sweep.validate)
+    words = [
+        *_without(sweep.train, values),
+        *space.words(values),
+        "--seed",
+        str(seed),
+        "--save-dir",
+        str(folder / CHECKPOINTS),
+    ]
+    if sweep.updates is None:
+        words += ["--stop-time-hours", f"{(sweep.seconds or 0) / 3600:.8f}"]
+    else:
+        words += ["--max-update", str(sweep.updates)]
+    # checkpoint_last.pt at every validation, from which an interrupted training goes on
+    words += ["--validate-interval-updates", each, "--save-interval-updates", each, "--keep-interval-updates", "1"]
+    words += ["--no-epoch-checkpoints", "--log-format", "json", "--best-checkpoint-metric", sweep.objective]
+    return words + (["--maximize-best-checkpoint-metric"] if sweep.direction == "maximize" else [])
+
+
+def _without(words: Sequence[str], values: Values) -> List[str]:
+    """A command without the flags that get other values."""
+    kept: List[str] = []
+    skip = False
+    for word in words:
+        flag, equals, _ = word.partition("=")
+        if flag in values:
+            skip = not equals
+        elif not skip:
+            kept.append(word)
+        else:
+            skip = False
+    return kept
