@@ -1,7 +1,9 @@
 """A tiny corpus whose sentences and words have labels, and the real fairseq command lines run on it."""
 
 import random
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
+
+import torch
 
 from tests.support import LOGS, USER_DIR
 
@@ -81,3 +83,56 @@ def label_training(data: Any, save_dir: Any, *extra: Any) -> List[Any]:
 
 def plugin(kind: Sequence[Any], *extra: Any) -> List[Any]:
     return ["--user-dir", USER_DIR, *kind, *extra]
+
+
+class Built(NamedTuple):
+    """What fairseq-train builds before its first update."""
+
+    task: Any
+    model: Any
+    criterion: Any
+
+    def batch(self, ids: Optional[Sequence[int]] = None, split: str = "train") -> Dict[str, Any]:
+        """The sentences with these ids, as one batch; None: the first eight in the order of training."""
+        if split not in self.task.datasets:
+            self.task.load_dataset(split)
+        dataset = self.task.datasets[split]
+        ids = dataset.ordered_indices()[:8] if ids is None else ids
+        return dataset.collater([dataset[int(index)] for index in ids])
+
+    def loss(self, batch: Dict[str, Any]) -> Tuple[Any, Any, Dict[str, Any]]:
+        self.model.zero_grad()
+        return self.criterion(self.model, batch)
+
+
+NO_DROPOUT = ["--dropout", 0, "--attention-dropout", 0, "--pooler-dropout", 0]
+
+
+def build(data: Any, *flags: Any, seed: int = 1) -> Built:
+    """Task, model and criterion of a training, in this process, without dropout."""
+    from fairseq import options, tasks
+    from fairseq.dataclass.utils import convert_namespace_to_omegaconf
+
+    import kd_plugin  # noqa: F401  registers with fairseq
+
+    line = list(map(str, [data, "--cpu", *MODEL, *NO_DROPOUT, *flags]))
+    args = options.parse_args_and_arch(options.get_training_parser(), line)
+    cfg = convert_namespace_to_omegaconf(args)
+    torch.manual_seed(seed)
+    task = tasks.setup_task(cfg.task)
+    model = task.build_model(cfg.model)
+    return Built(task, model, task.build_criterion(cfg.criterion))
+
+
+def save_checkpoint(path: Any, built: Built, data: Any) -> Any:
+    """The checkpoint that fairseq-train would write of such a model."""
+    from omegaconf import OmegaConf, open_dict
+
+    root = built.task._root()
+    with open_dict(root):
+        for part in (root.task, root.model):
+            part.num_classes = built.task.cfg.num_classes
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cfg = OmegaConf.to_container(root, resolve=True, enum_to_str=True)
+    torch.save({"args": None, "cfg": cfg, "model": built.model.state_dict()}, str(path))
+    return path

@@ -12,6 +12,7 @@ def describe(store: Store) -> str:
         for teacher in identity.teachers
     )
     counts = [sum(column) for column in zip(*(shard.histogram for shard in manifest.shards))]
+    hashes = ", ".join(f"{name[:-7]} {value[:16]}" for name, value in data.items() if name.endswith("_sha256"))
     dropped = []
     if manifest.teacher_dropped is not None:
         share = f"{manifest.teacher_dropped:.2%}"
@@ -24,8 +25,7 @@ def describe(store: Store) -> str:
         f"  entries      {identity.kind}, k {identity.k}, temperature {identity.temperature:g}, vocabulary "
         f"{identity.vocab:,}",
         f"  teacher      {teachers}, {identity.dtype}",
-        f"  data         source {data['source_sha256'][:16]}, target {data['target_sha256'][:16]}, "
-        f"dictionary {identity.dictionary_sha256[:16]}",
+        f"  data         {hashes}, dictionary {identity.dictionary_sha256[:16]}",
         f"  size         {width} bytes per token, {manifest.tokens * width:,} bytes in {len(manifest.shards)} shards",
         *dropped,
         f"  captured     {manifest.captured:.2%} of the teacher's mass on average; tokens by captured mass:",

@@ -1,14 +1,15 @@
 """A store's manifest, in JSON: whose answers it holds, for which data, and the hashes of its files."""
 
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple, Optional, Tuple
+from typing import Any, Dict, List, NamedTuple, Optional, Tuple, Union
 
-from kd_plugin.cache.records import Layout
+from kd_plugin.cache.records import Layout, WholeLayout
 from kd_plugin.files.atomic import digest_of
 from kd_plugin.files.json_text import is_number, typed
 from kd_plugin.files.sharded_folder import Format, shard_name
 
 KINDS = ("topk", "sampled")
+WHOLE = "whole"  # the kind of a labelling teacher's answers: all outputs
 BLOCK_TOKENS = 1024  # records per checksum: the first access to any of them reads all of them
 AGAIN = "run the same kd-plugin cache command again, or fetch an undamaged copy"
 REMEDY = f"Remedy: {AGAIN}"
@@ -52,7 +53,8 @@ class Identity(NamedTuple):
     overrides: --teacher-overrides, without the location of the dictionaries
     max_positions: the longest (source, target) that the teachers accept; longer sentences have no answer
     data: {target_sha256, source_sha256, sentences, tokens} of the binarised split; with --truncate-source also
-        source_truncated_to, in tokens
+        source_truncated_to, in tokens. For labels: {input0_sha256, input1_sha256, reading_sha256, labels, sentences,
+        tokens}, where tokens are sentences or words, and labels their names in the order of the values
     dictionary_sha256: of the target symbols in the order that ids refer to
     """
 
@@ -71,8 +73,8 @@ class Identity(NamedTuple):
     overrides: Dict[str, Any]
 
     @property
-    def layout(self) -> Layout:
-        return Layout(self.k, self.vocab)
+    def layout(self) -> Union[Layout, WholeLayout]:
+        return WholeLayout(self.vocab) if self.kind == WHOLE else Layout(self.k, self.vocab)
 
     def digest(self) -> str:
         return digest_of(self._asdict())

@@ -55,6 +55,36 @@ class Layout(NamedTuple):
         return Records(ids, lprobs[:, : self.k], lprobs[:, self.k])
 
 
+class WholeLayout(NamedTuple):
+    """Every output of a model that labels, in fp32: logits, or the numbers that it predicts. -inf: it has no answer.
+
+    In `Records`, these are the lprobs; there are no ids and no rest.
+    """
+
+    outputs: int
+
+    @property
+    def width(self) -> int:
+        """Bytes per record."""
+        return 4 * self.outputs
+
+    def encode(self, records: Records) -> np.ndarray:
+        """(tokens, width) uint8."""
+        values = np.ascontiguousarray(records.lprobs.astype("<f4"))
+        return values.view(np.uint8).reshape(-1, self.width)
+
+    def decode(self, encoded: np.ndarray) -> Records:
+        """From (tokens, width) uint8."""
+        values = np.ascontiguousarray(encoded).view("<f4").astype(np.float32).reshape(-1, self.outputs)
+        return whole_records(values)
+
+
+def whole_records(values: np.ndarray) -> Records:
+    """Records of (tokens, outputs) values, for a WholeLayout."""
+    nothing = np.full(len(values), -np.inf, dtype=np.float32)
+    return Records(np.zeros((len(values), 0), dtype=np.int64), values.astype(np.float32), nothing)
+
+
 def mass_histogram(log_rest: np.ndarray) -> Tuple[np.ndarray, float]:
     """The teacher's mass captured by the k entries: (20,) counts of tokens in steps of 5 %, and the sum over tokens."""
     captured = 1.0 - np.exp(np.minimum(log_rest.astype(np.float64), 0.0))

@@ -14,6 +14,7 @@ from kd_plugin.checkpoints.transformers_library import LOCAL, model_type, openin
 from kd_plugin.errors import KDPluginError
 from kd_plugin.files.atomic import digest_of
 
+TRANSLATES = "AutoModelForSeq2SeqLM"
 READ = (".json", ".safetensors", ".model", ".spm", ".txt")  # the files that determine a model's output
 
 
@@ -32,14 +33,14 @@ class Folder(Tokenizer):
 
     def __init__(self, path: str, expected_sha256: Optional[str] = None, whose: str = "teacher"):
         model_type(path)
-        _check_weights_files(path)
+        check_weights_files(path)
         self.sha256 = folder_sha256(path)
         if expected_sha256 is not None and self.sha256 != expected_sha256.lower():
             raise KDPluginError(
                 f"{path}: sha256 of its files is {self.sha256}, expected {expected_sha256}: the folder is damaged or "
                 "another one. Remedy: download it again, or correct the expected hash (--teacher-sha256)"
             )
-        self.model = _load_model(path)
+        self.model = load_model(path)
         super().__init__(path, whose)
         self.config = self.model.config
         self.model.float().eval().requires_grad_(False)
@@ -58,21 +59,22 @@ def folder_sha256(path: str) -> str:
     return digest_of({file.name: model_sha256(file) for file in files})
 
 
-def _check_weights_files(path: str) -> None:
+def check_weights_files(path: str, auto: str = TRANSLATES) -> None:
+    """Refuses a folder without safetensors. auto: the class of transformers that opens it"""
     names = os.listdir(path)
     if not any(name.endswith(".safetensors") for name in names):
         pickled = sorted(name for name in names if name.endswith((".bin", ".pt", ".pth", ".ckpt")))
         what = f"its weights are pickled ({pickled[0]}), which may contain programs" if pickled else "it has no weights"
         raise KDPluginError(
-            f"{path}: {what}. Remedy: create model.safetensors with transformers: AutoModelForSeq2SeqLM."
+            f"{path}: {what}. Remedy: create model.safetensors with transformers: {auto}."
             "from_pretrained(FOLDER).save_pretrained(FOLDER); run it only on files that you trust"
         )
 
 
-def _load_model(path: str) -> Any:
-    """The model, on the CPU."""
+def load_model(path: str, auto: str = TRANSLATES) -> Any:
+    """The model, on the CPU. auto: the class of transformers that opens it"""
     with opening(path) as transformers:
-        model, info = transformers.AutoModelForSeq2SeqLM.from_pretrained(
+        model, info = getattr(transformers, auto).from_pretrained(
             path, use_safetensors=True, output_loading_info=True, **LOCAL
         )
     for kind, what in (

@@ -1,16 +1,49 @@
 """`kd-plugin cache`: ask a teacher about every target token of a corpus once, and store the answers."""
 
 import argparse
+from typing import Any
 
 from kd_plugin.cache.manifest import KINDS
 from kd_plugin.cli.options import add_job, add_languages, filled, inputs_of
+from kd_plugin.corpus.words import AUTO, HELP, WORD_STARTS
+from kd_plugin.errors import KDPluginError
 from kd_plugin.runners.jobs import Job
+
+# options of one kind of task, and their defaults
+OF_LABELS = {
+    "teacher_labels": None,
+    "teacher_head": None,
+    "classification_head_name": None,
+    "word_start": AUTO,
+    "init_token": None,
+    "separator_token": None,
+    "regression_target": False,
+    "num_classes": -1,
+}
+OF_TRANSLATION = {
+    "source_lang": None,
+    "target_lang": None,
+    "teacher_source_lang": None,
+    "teacher_target_lang": None,
+    "kind": "topk",
+    "k": 16,
+    "temperature": 1.0,
+    "seed": 1,
+    "truncate_source": False,
+    "max_source_positions": None,
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("data", metavar="DATA", help="binarised data as fairseq-train takes them, also A:B:C")
     parser.add_argument(
         "--teacher-path", required=True, metavar="A.pt[:B.pt…]", help="the teacher, or an ensemble, as in training"
+    )
+    parser.add_argument(
+        "--task",
+        default="translation",
+        choices=["translation", "sentence_prediction", "sequence_tagging"],
+        help="what the teacher does with the data (default: %(default)s)",
     )
     parser.add_argument("--teacher-weights", metavar="W[,W…]", help="for an ensemble, as in training")
     parser.add_argument("--teacher-overrides", default="{}", metavar="JSON", help="as in training")
@@ -65,11 +98,39 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="target tokens per file: the most that a killed job loses (default: %(default)s)",
     )
     add_job(parser)
+    labels = parser.add_argument_group("for --task sentence_prediction and sequence_tagging, as in training")
+    labels.add_argument("--teacher-labels", metavar="NAME,NAME…", help="the names of the teacher's outputs")
+    labels.add_argument("--teacher-head", metavar="NAME", help="a fairseq teacher's classification head")
+    labels.add_argument("--classification-head-name", metavar="NAME", help="the student's")
+    labels.add_argument("--word-start", default=AUTO, choices=WORD_STARTS, help=f"{HELP} (default: %(default)s)")
+    labels.add_argument("--init-token", type=int, metavar="N", help="index of a symbol before each sentence")
+    labels.add_argument("--separator-token", type=int, metavar="N", help="index of a symbol between two sentences")
+    labels.add_argument("--regression-target", action="store_true", help="the teacher predicts numbers, not labels")
+    labels.add_argument("--num-classes", type=int, default=-1, metavar="N", help="their number per sentence")
 
 
 def run(args: argparse.Namespace) -> int:
     """Exit status 0."""
+    if args.task != "translation":
+        return _labels(args)
+    for name, default in OF_LABELS.items():
+        _refuse(args, name, default, "--task translation")
     from kd_plugin.decoding.cache_answers import Questions, cache_answers
 
     cache_answers(filled(Questions, args, job=filled(Job, args), inputs=inputs_of(args)))
     return 0
+
+
+def _labels(args: argparse.Namespace) -> int:
+    for name, default in OF_TRANSLATION.items():
+        _refuse(args, name, default, f"--task {args.task}, whose answers are stored whole")
+    from kd_plugin.decoding.cache_labels import LabelQuestions, cache_labels
+
+    cache_labels(filled(LabelQuestions, args, job=filled(Job, args), inputs=inputs_of(args)))
+    return 0
+
+
+def _refuse(args: argparse.Namespace, name: str, default: Any, why: str) -> None:
+    """Refuses an option that has no effect."""
+    if getattr(args, name) != default:
+        raise KDPluginError(f"--{name.replace('_', '-')}: has no effect with {why}. Remedy: leave it out")

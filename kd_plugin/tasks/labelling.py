@@ -89,6 +89,7 @@ class LabellingMixin(DistillationMixin):
             self.dictionary,
             self.reading,
             str(cfg.classification_head_name),
+            int(cfg.max_positions),
         )
 
     @property

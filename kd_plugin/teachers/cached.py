@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kd_plugin.cache.data import COUNTS, Split, dictionary_sha256
 from kd_plugin.cache.manifest import Identity
-from kd_plugin.cache.records import Layout, Records
+from kd_plugin.cache.records import Records
 from kd_plugin.cache.store import Store, open_stores
 from kd_plugin.errors import KDPluginError
 from kd_plugin.losses.definition import Objective
@@ -251,7 +251,7 @@ class _Collater:
         return sample
 
 
-def decode(encoded: Tensor, layout: Layout, sampled: bool) -> SparseAnswer:
+def decode(encoded: Tensor, layout: Any, sampled: bool) -> SparseAnswer:
     """Layout.decode on the batch's device."""
     ids_width = layout.k * layout.id_type.itemsize
     signed, mask = (torch.int16, 0xFFFF) if layout.id_type.itemsize == 2 else (torch.int32, 0xFFFFFFFF)

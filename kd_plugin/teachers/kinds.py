@@ -6,6 +6,7 @@ from kd_plugin.checkpoints.paths import split_model_paths
 from kd_plugin.errors import KDPluginError
 from kd_plugin.teachers import cached, opening
 from kd_plugin.teachers.base import Teacher
+from kd_plugin.teachers.labelling import cached as cached_labels
 from kd_plugin.teachers.labelling import opening as labels
 from kd_plugin.teachers.routing import opening as routing
 from kd_plugin.teachers.vocabulary import REFUSE
@@ -39,6 +40,7 @@ TEACHERS = {
 
 # of students that label
 LABEL_TEACHERS = {
+    "cached": TeacherKind(lambda cfg: bool(cfg.teacher_cache), cached_labels.open_cached),
     "online": TeacherKind(
         lambda cfg: bool(cfg.teacher_path), labels.open_online, files=lambda cfg: split_model_paths(cfg.teacher_path)
     ),

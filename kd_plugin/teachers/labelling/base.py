@@ -30,6 +30,7 @@ class Labelling(NamedTuple):
     dictionary: of its text
     reading:    how the text is read
     head:       the name of its classification head
+    limit:      the most symbols of a sentence that it reads
     """
 
     tokens: bool
@@ -38,6 +39,7 @@ class Labelling(NamedTuple):
     dictionary: Dictionary
     reading: Reading
     head: str
+    limit: int
 
     def words(self) -> Words:
         separators = [self.reading.init_token, self.reading.separator_token]
@@ -63,6 +65,10 @@ class LabelMember(Member):
     def truncated(self, batch: Dict[str, Any]) -> Tensor:
         """(sentences,) bool, those of which it reads only the beginning."""
         raise NotImplementedError
+
+    def lost(self, batch: Dict[str, Any]) -> Optional[Tensor]:
+        """(sentences,) the number of words that its tokenizer leaves nothing of; None: it cannot happen."""
+        return None
 
 
 def word_numbers(target: Tensor) -> Tensor:
@@ -152,6 +158,8 @@ class LabellingTeacher(OnlineTeacher):
     def answer(self, batch: Dict[str, Any], request: Request) -> Answer:
         """As Teacher's, with the number of sentences of which a member reads only the beginning."""
         answer = super().answer(batch, request)
+        for member in self.members:
+            self._warn_of_lost(member, batch)
         cut = [(member, member.truncated(batch)) for member in self.members if member.truncates]
         if not cut:
             return answer
@@ -165,3 +173,13 @@ class LabellingTeacher(OnlineTeacher):
                 )
         some = torch.stack([mask for _, mask in cut]).any(dim=0).sum()
         return answer._replace(counts={"n_truncated": some, "n_read": int(batch["id"].numel())})
+
+    def _warn_of_lost(self, member: LabelMember, batch: Dict[str, Any]) -> None:
+        lost = member.lost(batch)
+        if lost is None or (member.path, "lost") in self._said or not bool(lost.any()):
+            return
+        self._said.add((member.path, "lost"))
+        logger.warning(
+            f"teacher {member.path}: its tokenizer leaves nothing of some words, such as in the sample "
+            f"{int(batch['id'][lost > 0][0])}. They learn from their labels alone; kd_untaught counts them"
+        )

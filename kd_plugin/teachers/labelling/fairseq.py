@@ -33,6 +33,8 @@ class FairseqLabelMember(LabelMember):
         self._head, self._pad, self._tokens = opened.head, labelling.dictionary.pad(), labelling.tokens
         positions = opened.model.max_positions()
         self._limit = int(positions[0] if isinstance(positions, (tuple, list)) else positions)
+        # the same for every batch, because every rank has to log the same values
+        self._cuts_words = labelling.tokens and self._limit < labelling.limit
 
     def truncated(self, batch: Dict[str, Any]) -> Tensor:
         """As LabelMember's."""
@@ -42,7 +44,7 @@ class FairseqLabelMember(LabelMember):
     def covered(self, batch: Dict[str, Any], rows: Tensor) -> Optional[Tensor]:
         """As LabelMember's: not the words beyond its limit."""
         length = batch["net_input"]["src_tokens"].size(1)
-        if not self._tokens or length <= self._limit:
+        if not self._cuts_words:
             return None
         return rows % length < self._limit
 

@@ -5,6 +5,7 @@ import logging
 from typing import Any, List, Optional, Sequence
 
 from kd_plugin.checkpoints.classifier import open_classifier
+from kd_plugin.checkpoints.label_folder import LabelFolder
 from kd_plugin.checkpoints.overrides import parse_overrides
 from kd_plugin.checkpoints.paths import split_model_paths
 from kd_plugin.checkpoints.transformers_library import is_huggingface
@@ -12,6 +13,7 @@ from kd_plugin.checkpoints.user_code import TEACHERS_FLAG, import_user_code
 from kd_plugin.errors import KDPluginError
 from kd_plugin.teachers.labelling.base import Labelling, LabellingTeacher, LabelMember
 from kd_plugin.teachers.labelling.fairseq import fit_classifier
+from kd_plugin.teachers.labelling.huggingface import fit_folder
 from kd_plugin.teachers.opening import parse_hashes, parse_weights
 
 logger = logging.getLogger(__name__)
@@ -35,10 +37,21 @@ def open_labelling(labelling: Labelling, cfg: Any, dtype: Optional[str] = None) 
     overrides, names = parse_overrides(cfg.teacher_overrides), parse_labels(cfg.teacher_labels)
     if names is not None and labelling.names is None:
         raise KDPluginError("--teacher-labels: the student predicts numbers, not labels. Remedy: leave it out")
+    if all(map(is_huggingface, paths)):
+        for flag, value in (
+            (TEACHERS_FLAG, cfg.teacher_user_dir),
+            ("--teacher-overrides", overrides),
+            ("--teacher-head", cfg.teacher_head),
+        ):
+            if value:
+                raise KDPluginError(
+                    f"{flag} {value}: is for fairseq checkpoints, but no teacher is one. Remedy: leave it out"
+                )
     members: List[LabelMember] = []
     for path, pin in zip(paths, hashes or [None] * len(paths)):
         if is_huggingface(path):
-            raise KDPluginError(f"{path}: not yet")
+            members.append(fit_folder(LabelFolder(path, labelling.tokens, pin), labelling, len(members), names))
+            continue
         opened = open_classifier(path, labelling.tokens, cfg.teacher_head, pin, overrides, labelling.head)
         members.append(fit_classifier(opened, labelling, str(cfg.teacher_missing_symbols), names))
     for member in members:
