@@ -56,10 +56,17 @@ LIMITS: Dict[str, Limits] = {
     "timeout": Limits(0.1, 86_400),
     "retries": Limits(0, 100),
     "max_answer_ratio": Limits(1, 1000),
+    # prepare-tagging
+    "word_column": Limits(-1000, 1000),
+    "label_column": Limits(-1000, 1000),
+    "threshold": Limits(1),
     # cache
     "k": Limits(1),
     "max_source_positions": Limits(2),
     "max_target_positions": Limits(2),
+    "init_token": Limits(0),
+    "separator_token": Limits(0),
+    "num_classes": Limits(1, also=(-1,)),
     # init; sizes that depend on the teacher's are checked with it
     "embed_dim": Limits(4),
     "ffn_dim": Limits(1),

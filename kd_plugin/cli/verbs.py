@@ -32,6 +32,9 @@ VERBS: Dict[str, Verb] = {
     "doctor": Verb("check this installation and, on request, teacher files", "kd_plugin.cli.doctor", READS, True),
     "cache": Verb("ask a teacher about a corpus once and keep its answers", "kd_plugin.cli.cache", SHARDS, True),
     "cache-info": Verb("what a cache contains; --verify: whether it is intact", "kd_plugin.cli.cache_info", READS),
+    "prepare-tagging": Verb(
+        "data for a student that labels words, from CoNLL column files", "kd_plugin.cli.prepare_tagging", fairseq=True
+    ),
     "init": Verb("a student that starts from its teacher's weights", "kd_plugin.cli.init", fairseq=True),
     "vocabulary": Verb(
         "dictionaries for a student from its teacher's pieces: all, or those that a corpus needs",

@@ -43,9 +43,10 @@ def rule_of(word_start: str, symbols: Sequence[str]) -> str:
     """The rule that --word-start names; auto: the one whose marks the symbols bear."""
     if word_start != AUTO:
         return word_start
-    if sum(symbol.startswith(SPACE) for symbol in symbols) * 10 >= len(symbols):
+    if SPACE in symbols or sum(symbol.startswith(SPACE) for symbol in symbols) * 10 >= len(symbols):
         return "sentencepiece"
-    return "subword_nmt" if any(symbol.endswith(CONTINUED) for symbol in symbols) else "every"
+    # a word may end with the mark by chance, but subword-nmt's dictionaries are full of it
+    return "subword_nmt" if sum(symbol.endswith(CONTINUED) for symbol in symbols) * 20 >= len(symbols) else "every"
 
 
 class Words:

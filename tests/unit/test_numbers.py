@@ -22,6 +22,7 @@ FILTERS = {flag.dest for flag in (*rule_flags(), *SCORE_FLAGS)}
 VOCABULARY = 4 + len(WORDS)
 REQUIRED = {
     "cache": ["DATA", "--teacher-path", "A", "--cache-dir", "DIR"],
+    "prepare-tagging": ["--output", "DIR"],
     "init": ["A", "--output", "FILE"],
     "vocabulary": ["A", "--output", "DIR", "-s", "en", "-t", "de"],
     "decode": ["--input", "FILE", "--path", "A", "--output", "DIR"],
