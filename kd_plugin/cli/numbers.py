@@ -77,6 +77,7 @@ LIMITS: Dict[str, Limits] = {
     "coverage": Limits(1e-6, 1),
     # select; filter's are with its rules
     "top": Limits(1),
+    "worst": Limits(0),
     # evaluate and export; with fewer than 40 resamples, none lies outside a 95% interval
     "cpu_sentences": Limits(1),
     "bootstrap": Limits(40, 100_000, also=(0,)),

@@ -15,7 +15,7 @@ Kind = TypeVar("Kind")
 POSITIONAL_INPUTS = ("data", "input_dir", "file", "checkpoint", "teacher")
 INPUTS = (
     "input path teacher_path dict_dir teacher_dict_dir user_dir teacher_user_dir source reference scores model test "
-    "comet check vocabulary_map_from evaluation log sweep subset prompt few_shot"
+    "comet check vocabulary_map_from evaluation log sweep gap subset prompt few_shot train domains student"
 ).split()
 
 

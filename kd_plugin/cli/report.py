@@ -28,14 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="logs of fairseq-train (--log-format simple or json), each with the name of its run; a repeated name "
         "continues that run",
     )
-    parser.add_argument(
-        "--sweep",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="PATH",
-        help="folders or JSON files of kd-plugin sweep",
-    )
+    for verb in ("sweep", "gap"):
+        text = f"folders or JSON files from kd-plugin {verb}"
+        parser.add_argument(f"--{verb}", nargs="+", action="extend", default=[], metavar="PATH", help=text)
     parser.add_argument("--title", default=TITLE, help=f"of the page (default: {TITLE})")
 
 
@@ -44,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     from kd_plugin.report.page import write_report  # it needs the libraries of an extra
 
     print(
-        write_report(Path(args.output), args.title, args.evaluation, args.log, args.sweep, inputs_of(args)),
+        write_report(Path(args.output), args.title, args.evaluation, args.log, args.sweep, args.gap, inputs_of(args)),
         file=sys.stderr,
     )
     return 0

@@ -56,6 +56,7 @@ VERBS: Dict[str, Verb] = {
     "evaluate": Verb(
         "scores, significance, speed and size of models, side by side", "kd_plugin.cli.evaluate", fairseq=True
     ),
+    "gap": Verb("where a student lags its teacher: scores by slices of a test set", "kd_plugin.cli.gap"),
     "export": Verb(
         "a model to use or to share: CTranslate2, fairseq, safetensors", "kd_plugin.cli.export", fairseq=True
     ),

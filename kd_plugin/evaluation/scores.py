@@ -140,8 +140,13 @@ class Comet:
         self._scorer, path = opened.model, opened.path
         # all downloaded models are called model.ckpt
         name = Path(model).name if path != Path(model) else f"{path.name}:{sha256_of(path)[:7]}"
-        self._signature = f"model:{name}|version:{opened.version}"
+        self.signature = f"model:{name}|version:{opened.version}"
         self._gpus = gpus
+
+    def of_sentences(self, hypotheses: Sequence[str], sources: Sequence[str], references: Sequence[str]) -> np.ndarray:
+        """(sentences,): the score of each."""
+        rows = [{"src": s, "mt": h, "ref": r} for s, h, r in zip(sources, hypotheses, references)]
+        return np.array(self._scorer.predict(rows, batch_size=16, gpus=self._gpus).scores)
 
     def scores(
         self,
@@ -152,13 +157,10 @@ class Comet:
         samples: int,
     ) -> Dict[str, Score]:
         """Each system's COMET score; baseline and samples as in sacrebleu_scores."""
-        of_sentences = {}
-        for name, hypotheses in systems:
-            rows = [{"src": s, "mt": h, "ref": r} for s, h, r in zip(sources, hypotheses, references)]
-            of_sentences[name] = np.array(self._scorer.predict(rows, batch_size=16, gpus=self._gpus).scores)
+        of_sentences = {name: self.of_sentences(hypotheses, sources, references) for name, hypotheses in systems}
         of_baseline = None if baseline is None else of_sentences[baseline]
         return {
-            name: mean_score(COMET, values, self._signature, samples, None if name == baseline else of_baseline)
+            name: mean_score(COMET, values, self.signature, samples, None if name == baseline else of_baseline)
             for name, values in of_sentences.items()
         }
 

@@ -18,8 +18,8 @@ from kd_plugin.files.atomic import digest_of
 from kd_plugin.files.protection import Named, check_outputs, write_output
 from kd_plugin.files.user_cache import kept
 from kd_plugin.report.charts import score_figure, speed_figures
+from kd_plugin.report.gaps import gap_figure, gap_table, read_gap_results
 from kd_plugin.report.learning import learning_figures, run_table
-from kd_plugin.report.sweeps import JSON_NAME as SWEEP
 from kd_plugin.report.sweeps import read_sweep_results, seeds_table, sweep_figures, sweep_table
 from kd_plugin.version import __version__
 
@@ -42,6 +42,7 @@ def write_report(
     evaluations: Sequence[str],
     logs: Sequence[str],
     sweeps: Sequence[str],
+    gaps: Sequence[str],
     inputs: Sequence[Named],
 ) -> str:
     """Writes the page after reading all input; the same input gives the same page.
@@ -49,25 +50,30 @@ def write_report(
     Args:
         evaluations: folders or JSON files of kd-plugin evaluate
         logs: NAME=FILE of fairseq-train
-        sweeps: folders or JSON files of kd-plugin sweep
+        sweeps, gaps: folders or JSON files of kd-plugin sweep and kd-plugin gap
         inputs: all inputs by flag, which are never overwritten
 
     Returns:
         a one-line summary
     """
-    if not evaluations and not logs and not sweeps:
-        raise KDPluginError("report: nothing to report. Remedy: --evaluation PATH, --log NAME=FILE or --sweep PATH")
-    job = digest_of([title, list(evaluations), list(logs), *([list(sweeps)] if sweeps else [])])
+    if not (evaluations or logs or sweeps or gaps):
+        raise KDPluginError(
+            "report: nothing to report. Remedy: --evaluation PATH, --log NAME=FILE, --sweep PATH or --gap PATH"
+        )
+    job = digest_of([title, list(evaluations), list(logs), *map(list, filter(None, (sweeps, gaps)))])
     made = functools.partial(_is_page_of, job)
-    inside = [str(Path(path) / JSON_NAME) for path in evaluations] + [str(Path(path) / SWEEP) for path in sweeps]
+    inside = [str(Path(path) / JSON_NAME) for path in evaluations] + [str(Path(path) / "sweep.json") for path in sweeps]
+    inside += [str(Path(path) / "gap.json") for path in gaps]
     check_outputs([*inputs, ("--evaluation", inside)], files=[("--output", output)], made=made)
     found, runs = [read_evaluation(argument) for argument in evaluations], read_runs(logs)
-    swept = [read_sweep_results(argument) for argument in sweeps]
+    swept, lagging = [read_sweep_results(path) for path in sweeps], [read_gap_results(path) for path in gaps]
     if not output.absolute().parent.is_dir():
         raise KDPluginError(f"--output {output}: its folder does not exist. Remedy: FILE.html in an existing folder")
-    content = page(job=job, title=title, version=__version__, evaluations=found, runs=runs, sweeps=swept)
+    content = page(job=job, title=title, version=__version__, evaluations=found, runs=runs, sweeps=swept, gaps=lagging)
     write_output(output, content, "--output", made)
-    return f"{output}: {len(found)} evaluations, {len(runs)} runs, {len(swept)} sweeps, {len(content):,} bytes"
+    parts: Dict[str, Sequence[Any]] = {"evaluations": found, "runs": runs, "sweeps": swept, "gaps": lagging}
+    counts = [f"{len(some)} {name}" for name, some in parts.items() if some]
+    return f"{output}: {', '.join(counts)}, {len(content):,} bytes"
 
 
 def _is_page_of(job: str, path: Path) -> bool:
@@ -93,8 +99,8 @@ def page(**content: Any) -> bytes:
     environment = jinja2.Environment(autoescape=True, finalize=_shown, undefined=jinja2.StrictUndefined)
     environment.loader = jinja2.FileSystemLoader(str(TEMPLATES))
     environment.trim_blocks = environment.lstrip_blocks = True
-    drawn = (speed_figures, score_figure, learning_figures, sweep_figures)
-    for function in (*drawn, score_table, size_table, run_table, sweep_table, seeds_table):
+    drawn = (speed_figures, score_figure, learning_figures, sweep_figures, gap_figure)
+    for function in (*drawn, score_table, size_table, run_table, sweep_table, seeds_table, gap_table):
         environment.globals[function.__name__] = function
     environment.filters.update(json=_json, hash=_hash, line=_in_a_line)
     rendered = environment.get_template("page.html").render(style=Markup(style), script=Markup(script), **content)

@@ -3,13 +3,9 @@
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
-from kd_plugin.errors import KDPluginError
 from kd_plugin.evaluation.table import NONE, Best, Cells, Table
-from kd_plugin.files.atomic import read_json
 from kd_plugin.report.charts import TOLD, Row, Spec, layer, name, number, panel, side_by_side
-
-JSON_NAME, FORMAT = "sweep.json", "kd_plugin sweep"
-REMEDY = "Remedy: the folder or the sweep.json of kd-plugin sweep, unedited"
+from kd_plugin.report.reading import finite, read_result, texts
 
 
 class Trial(NamedTuple):
@@ -37,46 +33,38 @@ class SweepResults(NamedTuple):
 
 
 def read_sweep_results(argument: str) -> SweepResults:
-    """The sweep in a folder or file.
-
-    Raises:
-        KDPluginError: it is missing, or not a sweep's
-    """
-    path = Path(argument)
-    path = path / JSON_NAME if path.is_dir() else path
-    content = read_json(path, REMEDY)
-    if content.get("format") != FORMAT or content.get("version") != 1:
-        raise KDPluginError(f"{path}: is no sweep of a version that this kd_plugin reads. {REMEDY}")
-    try:
-        trials = [
-            Trial(
-                f"{trial['trial']}{' (as given)' if trial['given'] else ''}",
-                str(trial["state"]),
-                dict(trial["values"]),
-                _finite(trial["value"]),
-                int(trial["updates"]),
-                float(trial["seconds"]),
-            )
-            for trial in content["trials"]
-        ]
-        retrained = [
-            (
-                str(one["name"]),
-                dict(one["values"]),
-                {s: _finite(v) for s, v in one["scores"].items()},
-                _finite(one["mean"]),
-            )
-            for one in content["retrained"]
-        ]
-        flags = {key: [str(flag) for flag in content[key]] for key in ("parameters", "logarithmic")}
-        texts = {key: str(content[key] or "") for key in ("objective", "direction", "budget", "verdict", "command")}
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise KDPluginError(f"{path}: {error!r}. {REMEDY}") from error
-    return SweepResults(source=str(path), trials=trials, retrained=retrained, **flags, **texts)  # type: ignore[arg-type]
+    """The sweep in a folder or file, as read_result."""
+    return read_result(argument, "sweep", _converted)
 
 
-def _finite(value: Any) -> Optional[float]:
-    return float(value) if value is not None and abs(value) < 1e300 else None
+def _converted(path: Path, content: Dict[str, Any]) -> SweepResults:
+    trials = [
+        Trial(
+            f"{trial['trial']}{' (as given)' if trial['given'] else ''}",
+            str(trial["state"]),
+            dict(trial["values"]),
+            finite(trial["value"]),
+            int(trial["updates"]),
+            float(trial["seconds"]),
+        )
+        for trial in content["trials"]
+    ]
+    retrained = [
+        (
+            str(one["name"]),
+            dict(one["values"]),
+            {seed: finite(score) for seed, score in one["scores"].items()},
+            finite(one["mean"]),
+        )
+        for one in content["retrained"]
+    ]
+    parameters, logarithmic = ([str(flag) for flag in content[key]] for key in ("parameters", "logarithmic"))
+    objective, direction, budget, verdict, command = texts(
+        content, "objective", "direction", "budget", "verdict", "command"
+    )
+    return SweepResults(
+        str(path), objective, direction, budget, parameters, logarithmic, trials, retrained, verdict, command
+    )
 
 
 def sweep_figures(sweep: SweepResults) -> Iterator[Tuple[str, Spec]]:

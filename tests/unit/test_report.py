@@ -567,13 +567,15 @@ def test_bad_logs_and_outputs_are_refused_by_name(make, tmp_path, log):
         make()
     for output in (tmp_path, tmp_path / "none" / "a.html"):
         with pytest.raises(KDPluginError, match="--output.*Remedy: "):
-            report.run(argparse.Namespace(sweep=[], evaluation=[], log=[f"a={log}"], output=str(output), title="t"))
+            report.run(
+                argparse.Namespace(sweep=[], gap=[], evaluation=[], log=[f"a={log}"], output=str(output), title="t")
+            )
 
 
 def test_folder_of_an_evaluation_will_do(tmp_path, log):
     (tmp_path / "evaluation.json").write_text(json.dumps(evaluation()))
     output = tmp_path / "report.html"
-    report.run(argparse.Namespace(sweep=[], evaluation=[str(tmp_path)], log=[], output=str(output), title="t"))
+    report.run(arguments(evaluation=[str(tmp_path)], output=str(output)))
     assert html.escape("student, int8") in output.read_text(encoding="utf-8")
 
 
@@ -632,3 +634,7 @@ def test_a_file_of_another_user_is_not_believed(tmp_path, monkeypatch):
     assert kept("a.js", lambda: "mine") == "mine"
     monkeypatch.setattr("os.geteuid", lambda: 12345)
     assert kept("a.js", lambda: "made again") == "made again"
+
+
+def arguments(**given):
+    return argparse.Namespace(**{"evaluation": [], "log": [], "sweep": [], "gap": [], "title": "t", **given})

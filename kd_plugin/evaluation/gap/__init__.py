@@ -1,0 +1,1 @@
+"""Where a student lags its teacher: `kd-plugin gap`."""
