@@ -5,7 +5,7 @@ from typing import Any, Dict, Iterator, List
 
 from torch import Tensor
 
-from kd_plugin.models.states import SIDES, Recorder
+from kd_plugin.models.states import SIDES, Recorder, part_of
 
 
 @contextlib.contextmanager
@@ -55,7 +55,7 @@ def hooked(recorder: Recorder, model: Any) -> Iterator[None]:
         for layer, side in recorder.side_of.items():
             watch(layer, side)
         for side in SIDES:
-            norm = getattr(model, side).layer_norm
+            norm = getattr(part_of(model, side), "layer_norm", None)
             if norm is not None and recorder.last(side) in recorder.side_of:
 
                 def normalised(module: Any, args: Any, output: Tensor, side: str = side) -> None:

@@ -7,6 +7,7 @@ layer norm if there is one. Layers count from 0, without the embedding.
 from typing import Any, Dict, FrozenSet, List, NamedTuple, Optional, Tuple
 
 import torch
+from fairseq.models import FairseqEncoderModel
 from fairseq.models.transformer import TransformerDecoderBase, TransformerEncoderBase, TransformerModelBase
 from fairseq.modules import MultiheadAttention
 from fairseq.modules.transformer_layer import TransformerDecoderLayerBase, TransformerEncoderLayerBase
@@ -55,8 +56,11 @@ class Side(NamedTuple):
     heads: int
 
 
+NO_SIDE = Side(0, 0, 0)  # the decoder of a model that has none
+
+
 class Shape(NamedTuple):
-    """The sizes of a transformer, and why its attention cannot be read ('' if it can)."""
+    """The sizes of a transformer, whose decoder may be NO_SIDE, and why its attention cannot be read ('' if it can)."""
 
     encoder: Side
     decoder: Side
@@ -68,13 +72,38 @@ class Shape(NamedTuple):
         return side
 
 
+def part_of(model: Any, side: str) -> Any:
+    """A transformer's encoder or decoder; None: it has none. RoBERTa's encoder has fairseq's inside."""
+    part = getattr(model, side, None)
+    return getattr(part, "sentence_encoder", part)
+
+
 def layers_of(model: Any, side: str) -> List[Any]:
     """The layers of the encoder or decoder; children(), because iterating a LayerDropModuleList drops some."""
-    return list(getattr(model, side).layers.children())
+    part = part_of(model, side)
+    return [] if part is None else list(part.layers.children())
+
+
+def _size_of(layers: List[Any]) -> Side:
+    return Side(len(layers), int(layers[0].embed_dim), int(layers[0].self_attn.num_heads))
+
+
+def _shape_of_encoder(model: Any) -> Optional[Shape]:
+    """As shape_of, for RoBERTa and its like."""
+    encoder = getattr(getattr(model, "encoder", None), "sentence_encoder", None)
+    if not isinstance(encoder, TransformerEncoderBase):
+        return None
+    layers = layers_of(model, "encoder")
+    if not layers or not all(isinstance(layer, TransformerEncoderLayerBase) for layer in layers):
+        return None
+    return Shape(_size_of(layers), NO_SIDE, _why_attention_is_hidden(model))
 
 
 def shape_of(model: Any) -> Optional[Shape]:
-    """The sizes of a fairseq transformer; None for any other model, whose states cannot be read."""
+    """The sizes of a fairseq transformer, or of an encoder like RoBERTa's; None for any other model, whose states
+    cannot be read."""
+    if isinstance(model, FairseqEncoderModel):
+        return _shape_of_encoder(model)
     encoder, decoder = getattr(model, "encoder", None), getattr(model, "decoder", None)
     if not (
         isinstance(model, TransformerModelBase)
@@ -88,7 +117,7 @@ def shape_of(model: Any) -> Optional[Shape]:
         layers = layers_of(model, name)
         if not layers or not all(isinstance(layer, kind) for layer in layers):
             return None
-        sides.append(Side(len(layers), int(layers[0].embed_dim), int(layers[0].self_attn.num_heads)))
+        sides.append(_size_of(layers))
     return Shape(sides[0], sides[1], _why_attention_is_hidden(model))
 
 
@@ -120,10 +149,9 @@ class Recorder:
 
     def __init__(self, model: Any, net_input: Dict[str, Tensor], inner: Inner):
         self._model, self._keys = model, inner.keys
-        self._real = {
-            "encoder": net_input["src_tokens"].ne(model.encoder.padding_idx),
-            "decoder": net_input["prev_output_tokens"].ne(model.decoder.padding_idx),
-        }
+        self._real = {"encoder": net_input["src_tokens"].ne(part_of(model, "encoder").padding_idx)}
+        if part_of(model, "decoder") is not None:
+            self._real["decoder"] = net_input["prev_output_tokens"].ne(model.decoder.padding_idx)
         self.rows = {"encoder": self._real["encoder"].flatten().nonzero().squeeze(1), "decoder": inner.rows}
         self.side_of: Dict[Any, str] = {}  # the layers to record
         self.attentions: Dict[Any, Optional[Tuple[Tensor, Tensor, Tensor]]] = {}  # (batch, heads, length, head width)

@@ -5,8 +5,8 @@ import re
 import pytest
 import torch
 
-from tests.labelled import CLASSES, HEAD, STOCK, TAGS, TOKEN_HEAD, label_training, make_folders, plugin
-from tests.support import assert_same_weights, load, logged, run, run_together
+from tests.labelled import CLASSES, HEAD, NO_DROPOUT, STOCK, TAGS, TOKEN_HEAD, label_training, make_folders, plugin
+from tests.support import assert_same_weights, free_port, load, logged, run, run_together
 
 SHORT = ["--max-update", 12, "--disable-validation"]
 
@@ -82,3 +82,61 @@ def test_a_students_checkpoint_opens_in_stock_roberta(folders, tmp_path, kind, h
     with torch.no_grad():
         ours = model(torch.tensor([[0, 5, 6, 7, 2]]), features_only=True, classification_head_name=head)[0]
     torch.testing.assert_close(ours[0], stock if kind is TAGS else stock[0], rtol=1e-5, atol=1e-6)
+
+
+SGD = ["--optimizer", "sgd", "--lr", 0.1, *NO_DROPOUT]
+
+
+@pytest.mark.parametrize("kind", [CLASSES, TAGS])
+def test_two_ranks_are_one_with_twice_the_batches(folders, tmp_path, kind):
+    """Same weights and logs; the last batch of an epoch is one rank's alone."""
+    data, teacher = (folders[0], folders[2]) if kind is CLASSES else (folders[1], folders[3])
+    flags = [*plugin(kind, "--kd-alpha", 0.4, "--teacher-path", teacher), *SGD, *SHORT]
+    flags += ["--batch-size", 5]
+    rank = ["--distributed-no-spawn", "--distributed-world-size", 2, "--distributed-backend", "gloo"]
+    rank += ["--distributed-init-method", f"tcp://localhost:{free_port()}", "--ddp-backend", "legacy_ddp"]
+    one, *ranks = run_together(
+        label_training(data, tmp_path / "one", *flags, "--update-freq", 2),
+        *(label_training(data, tmp_path / "two", *flags, *rank, "--distributed-rank", number) for number in range(2)),
+    )
+    assert_same_weights(tmp_path / "one" / "checkpoint_last.pt", tmp_path / "two" / "checkpoint_last.pt", 1e-5)
+    for alone, together in zip(logged(one.stdout, "train_inner"), logged(ranks[0].stdout, "train_inner")):
+        for name in ("loss", "ce_loss", "kd_loss", "accuracy", "agreement"):
+            assert alone[name] == pytest.approx(together[name], abs=2e-3), name
+
+
+def test_resume_is_bitwise(folders, tmp_path):
+    """With dropout, a schedule and selection's queue: a run in two parts is the run in one."""
+    data, teacher = folders[1], folders[3]
+    flags = plugin(
+        TAGS, "--kd-alpha", 0.9, "--kd-alpha-end", 0.1, "--kd-schedule", "linear", "--kd-schedule-updates", 20
+    )
+    flags += ["--teacher-path", teacher, "--kd-selection", "global", "--kd-queue-size", 40, "--disable-validation"]
+    flags += ["--update-epoch-batch-itr", "True", "--save-interval-updates", 6]
+    output = run(*label_training(data, tmp_path / "whole", *flags, "--max-update", 12)).stdout
+    (middle,) = (tmp_path / "whole").glob("checkpoint_*_6.pt")
+    resumed = run(*label_training(data, tmp_path / "rest", *flags, "--max-update", 12, "--restore-file", middle)).stdout
+    assert "Loaded checkpoint" in resumed
+    assert_same_weights(tmp_path / "whole" / "checkpoint_last.pt", tmp_path / "rest" / "checkpoint_last.pt")
+    last = [logged(text, "train_inner")[-1] for text in (output, resumed)]
+    assert last[0]["loss"] == last[1]["loss"] and last[0]["kd_alpha"] == last[1]["kd_alpha"]
+
+
+def test_unlabelled_text_trains_beside_labelled_text(folders, tmp_path):
+    """Through the command line: a second folder, a share of whose batches have no label at all."""
+    data, _, teacher, _ = folders
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    (bare / "input0").symlink_to(data / "input0")
+    output = run(*label_training(
+        data, tmp_path / "mixed", *plugin(CLASSES, "--kd-alpha", 0.5, "--teacher-path", teacher),
+        "--kd-unlabelled", bare, "--max-update", 16, "--batch-size", 2, "--no-save",
+    )).stdout  # fmt: skip
+    steps = logged(output, "train_inner")
+    assert len(steps) == 16 and all("kd_loss" in step for step in steps)
+    assert any("ce_loss" not in step for step in steps) and any("ce_loss" in step for step in steps)
+    refused = run(
+        *label_training(data, tmp_path / "no", *plugin(CLASSES, "--kd-alpha", 1), "--kd-unlabelled", bare), check=False
+    )
+    assert refused.returncode != 0 and "--kd-unlabelled" in refused.stdout and "Remedy" in refused.stdout
+    assert not (tmp_path / "no" / "checkpoint_last.pt").exists()

@@ -189,3 +189,76 @@ def reduced(built, logs):
 def test_the_stock_task_still_trains_on_these_folders(root):
     built = build(root / "classes", *STOCK)
     assert torch.isfinite(built.loss(built.batch())[0])
+
+
+@pytest.mark.parametrize("term", [["--kd-hidden", "mse"], ["--kd-hidden", "relation"], ["--kd-attention", "self"]])
+def test_layers_of_encoders_are_compared(root, kind, term):
+    """The teacher's own layers are at distance 0 without a projection, other layers are not; the value is added."""
+    name = "attention_loss" if term[0] == "--kd-attention" else "hidden_loss"
+    built = build(root / kind, *flags(kind, root, "--kd-alpha", 1, *term, f"{term[0]}-layers", "uniform"))
+    batch = built.batch()
+    loss, _, logs = built.loss(batch)
+    assert float(logs[name]) > 0
+    torch.testing.assert_close(loss, logs["ce_loss"] + logs[name], rtol=1e-5, atol=1e-5)
+    loss.backward()
+    first = built.model.encoder.sentence_encoder.layers[0].self_attn.q_proj.weight.grad
+    assert float(first.abs().max()) > 0
+    if term[1] == "relation":
+        built.model.load_state_dict(built.task.teacher.members[0].model.state_dict())
+        assert abs(float(built.loss(batch)[2][name])) < 1e-5
+    elif term[1] == "mse":
+        # by hand: the projection of the student's states, the teacher's, their normalised distance at real positions
+        from kd_plugin.losses.representations import squared_distance
+
+        term_of = next(t for t in built.criterion.distiller.terms if t.name == "hidden")
+        real = batch["net_input"]["src_tokens"].ne(1)
+        total = 0.0
+        states = [
+            m(batch["net_input"]["src_tokens"], features_only=True, return_all_hiddens=True)[1]["inner_states"]
+            for m in (built.model, built.task.teacher.members[0].model)
+        ]
+        for layer, pair in enumerate(term_of.pairs):
+            ours, theirs = (some[layer + 1].transpose(0, 1)[real] for some in states)
+            total = total + squared_distance(term_of.of(pair)(ours), theirs).sum() / len(term_of.pairs)
+        torch.testing.assert_close(logs[name], total.detach(), rtol=1e-4, atol=1e-5)
+
+
+def numbers_folder(root, folder):
+    """The sentences with two numbers each."""
+    folder.mkdir()
+    (folder / "input0").symlink_to(root / "classes" / "input0")
+    (folder / "label").mkdir()
+    for split, size, seed in (("train", 64, 1), ("valid", 13, 2)):
+        lines = [f"{len(words)} {len(label) / 3 - len(words) / 7}" for words, label in sentences(size, seed)]
+        (folder / "label" / f"{split}.label").write_text("".join(f"{line}\n" for line in lines))
+    return folder
+
+
+NUMBERS = [*CLASSES, "--regression-target", "--num-classes", 2]
+
+
+def test_numbers_are_learned_by_squared_errors(root, tmp_path):
+    """From references and from the mean of two teachers; alpha 1 is stock; what has no meaning is refused."""
+    data = numbers_folder(root, tmp_path / "numbers")
+    for seed in (5, 6):
+        save_checkpoint(tmp_path / f"{seed}.pt", build(data, *NUMBERS, "--kd-alpha", 1, seed=seed), data)
+    both = ["--teacher-path", f"{tmp_path / '5.pt'}:{tmp_path / '6.pt'}", "--teacher-weights", "1,3"]
+    built = build(data, *NUMBERS, "--kd-alpha", ALPHA, *both)
+    batch = built.batch()
+    loss, size, logs = built.loss(batch)
+    head = built.task.labelling.head
+    student = logits_of(built.model, batch, head)
+    one, other = (logits_of(member.model, batch, head) for member in built.task.teacher.members)
+    squares = [(student - aim).square().sum() for aim in (batch["target"].double(), 0.25 * one + 0.75 * other)]
+    torch.testing.assert_close(loss.double(), ALPHA * squares[0] + (1 - ALPHA) * squares[1], rtol=1e-5, atol=1e-5)
+    assert size == 16
+    shown = reduced(built, [logs])
+    assert shown["ce_loss"] == pytest.approx(float(squares[0]) / 16, abs=1e-3)
+    assert shown["kd_loss"] == pytest.approx(float(squares[1]) / 16, abs=1e-3)
+    stock = build(data, "--task", "sentence_prediction", "--criterion", "sentence_prediction", *NUMBERS[4:])
+    plain = build(data, *NUMBERS, "--kd-alpha", 1)
+    assert stock.loss(stock.batch())[0] == plain.loss(plain.batch())[0]
+    with pytest.raises(KDPluginError, match="--kd-temperature 2.0: has no meaning with --regression-target"):
+        build(data, *NUMBERS, "--kd-alpha", 0.5, *both, "--kd-temperature", 2)
+    with pytest.raises(KDPluginError, match="predicts 2 numbers, but the student 1"):
+        build(data, *CLASSES, "--regression-target", "--num-classes", 1, *both)

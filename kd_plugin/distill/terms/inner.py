@@ -53,7 +53,7 @@ class InnerTerm(Term):
         if student is None:
             raise KDPluginError(
                 f"{self.flag}: the student is not a transformer whose layers can be read. Remedy: --arch transformer "
-                f"or one of its sizes, or train without {self.flag}"
+                f"(or roberta, to label) or one of its sizes, or train without {self.flag}"
             )
         self.pairs = layer_pairs(self.layers, self.layers_flag, student, teacher)
         modules = nn.ModuleDict()

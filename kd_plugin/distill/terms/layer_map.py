@@ -40,6 +40,8 @@ def layer_pairs(text: str, flag: str, student: Shape, teacher: Shape) -> List[Pa
         theirs, ours = teacher.side(side).layers, student.side(side).layers
         if by_hand is not None:
             found = by_hand.get(side, [])
+        elif not theirs or not ours:  # encoders alone have no decoder
+            found = []
         elif text == "last":
             found = [(theirs - 1, ours - 1)]
         else:

@@ -49,6 +49,7 @@ class Labelling(NamedTuple):
 class LabelMember(Member):
     """A model that labels."""
 
+    reads_text = False  # with a tokenizer of its own, rather than the student's symbols
     truncates = False  # whether it may read less of a sentence than the student
 
     def max_positions(self) -> Any:
@@ -139,6 +140,13 @@ class LabellingTeacher(OnlineTeacher):
         if labelling.names is None:
             self.joins = MeanAnswer
         self._said: set = set()
+
+    @property
+    def lacking(self) -> str:  # type: ignore[override]
+        """As Teacher's."""
+        if any(member.reads_text for member in self.members):
+            return "a Hugging Face model reads other tokens than the student, so their layers have no common positions"
+        return super().lacking
 
     def max_positions(self) -> List[Any]:
         """As Teacher's: none; what is too long is cut, and counted."""

@@ -1,5 +1,6 @@
 """A fairseq checkpoint as a labelling teacher."""
 
+import contextlib
 import logging
 from typing import Any, Dict, Optional, Sequence, Tuple
 
@@ -10,7 +11,8 @@ from kd_plugin.checkpoints.classifier import Classifier
 from kd_plugin.corpus.labelled_folder import Reading
 from kd_plugin.errors import KDPluginError
 from kd_plugin.losses.answer import Project
-from kd_plugin.models.states import Inner, States
+from kd_plugin.models.hooks import hooked
+from kd_plugin.models.states import Inner, Recorder, Shape, States, shape_of
 from kd_plugin.teachers.labelling.base import Labelling, LabelMember, label_symbols
 from kd_plugin.teachers.member import as_it_is, at_rows
 from kd_plugin.teachers.vocabulary import REFUSE, teacher_symbols
@@ -36,6 +38,11 @@ class FairseqLabelMember(LabelMember):
         # the same for every batch, because every rank has to log the same values
         self._cuts_words = labelling.tokens and self._limit < labelling.limit
 
+    @property
+    def shape(self) -> Optional[Shape]:
+        """As Member's."""
+        return shape_of(self.model)
+
     def truncated(self, batch: Dict[str, Any]) -> Tensor:
         """As LabelMember's."""
         lengths: Tensor = batch["net_input"]["src_tokens"].ne(self._pad).sum(dim=1)
@@ -53,6 +60,12 @@ class FairseqLabelMember(LabelMember):
     ) -> Tuple[Tensor, Project, States]:
         """As Member's: the logits at the rows."""
         tokens = batch["net_input"]["src_tokens"]
+        if inner is not None and tokens.size(1) > self._limit:
+            raise KDPluginError(
+                f"{self.path}: reads only {self._limit} symbols of a sentence, so its layers do not match the student's"
+                f" there (sample ids {batch['id'].tolist()[:10]}). Remedy: --max-positions {self._limit} and "
+                "--shorten-method truncate, or train without comparing layers"
+            )
         length = tokens.size(1)
         if self.source_indices is not None:
             tokens = self.source_indices[tokens]
@@ -63,8 +76,10 @@ class FairseqLabelMember(LabelMember):
             if self._tokens:
                 sentence = torch.div(rows, length, rounding_mode="floor")
                 rows = sentence * self._limit + (rows % length).clamp(max=self._limit - 1)
-        logits = self.model(**net_input, features_only=True, classification_head_name=self._head)[0]
-        return at_rows(rows, logits), as_it_is, {}
+        recorder = None if inner is None else Recorder(self.model, net_input, inner)
+        with contextlib.nullcontext() if recorder is None else hooked(recorder, self.model):
+            logits = self.model(**net_input, features_only=True, classification_head_name=self._head)[0]
+        return at_rows(rows, logits), as_it_is, {} if recorder is None else recorder.states()
 
 
 def fit_classifier(

@@ -87,7 +87,7 @@ class HuggingFaceLabelMember(LabelMember):
         number: of this member in its ensemble
     """
 
-    truncates = True
+    reads_text = truncates = True
 
     def __init__(self, folder: LabelFolder, labelling: Labelling, target: Symbols, number: int):
         super().__init__(folder.model, folder.path, folder.sha256, folder.parameters, Symbols(), target)
