@@ -54,7 +54,7 @@ def test_lengths_without_spaces_are_counted_in_characters():
     assert rows(slices(sentences, words_have_spaces=False), "length") == {
         "1–2 characters": [0, 1], "3–4 characters": [2, 3], "5–6 characters": [4, 5], "7–8 characters": [6, 7],
     }  # fmt: skip
-    assert list(rows(slices([Sentence("a b", "x", "x", "x")] * 5), "length")) == ["2 words"]
+    assert slices([Sentence("a b", "x", "x", "x")] * 5) == []  # each would be the whole test set
 
 
 @pytest.fixture(scope="module")

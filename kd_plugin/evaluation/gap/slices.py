@@ -35,6 +35,8 @@ def slices(
 ) -> List[Slice]:
     """All slices with at least one sentence; those of one kind do not overlap, and together are the test set.
 
+    A kind that would have a single slice is left out, since that is the whole test set.
+
     Args:
         training: sentences that the student was trained on, in the source language, to tell which words are rare
         domains: a label for each sentence
@@ -54,7 +56,8 @@ def slices(
         found += _grouped("rarest word", _rarity(sentences, training))
     if domains is not None:
         found += _grouped("domain", domains)
-    return found
+    sizes = Counter(part.kind for part in found)
+    return [part for part in found if sizes[part.kind] > 1]
 
 
 def _grouped(kind: str, labels: Sequence[str]) -> List[Slice]:
