@@ -73,6 +73,28 @@ def training_flags() -> str:
     return "\n\n".join(f"## {title}\n\n{sections[title]}" for title in (TITLES[0], TITLES[2], TITLES[3], TITLES[1]))
 
 
+def label_flags() -> str:
+    """Every flag of the tasks and criterions of students that label, except those of the section before."""
+    import kd_plugin  # noqa: F401  registers with fairseq
+    from kd_plugin.criterions.flags import DistillationFlags
+    from kd_plugin.criterions.kd_sentence_prediction import KDSentencePredictionConfig
+    from kd_plugin.criterions.kd_sequence_tagging import KDSequenceTaggingConfig
+    from kd_plugin.tasks.distillation_sentence_prediction import DistillationSentencePredictionConfig
+    from kd_plugin.tasks.distillation_sequence_tagging import DistillationSequenceTaggingConfig
+
+    shared = {field.name for field in dataclasses.fields(DistillationFlags)}
+    parts = []
+    for title, config in (
+        ("The task `distillation_sentence_prediction`", DistillationSentencePredictionConfig),
+        ("The task `distillation_sequence_tagging`", DistillationSequenceTaggingConfig),
+        ("The criterion `kd_sentence_prediction`", KDSentencePredictionConfig),
+        ("The criterion `kd_sequence_tagging`", KDSequenceTaggingConfig),
+    ):
+        rows = [flag_row(action) for action in flags_of(config)._actions if action.dest not in shared]
+        parts.append(f"### {title}\n\n{table(rows, 'flag', 'default', 'meaning')}")
+    return "\n\n".join(parts)
+
+
 def option_row(parser: argparse.ArgumentParser, action: argparse.Action) -> List[str]:
     formatter = parser._get_formatter()
     if not action.option_strings:
@@ -133,6 +155,7 @@ def student_architectures() -> str:
 
 WRITERS: Dict[str, Callable[[], str]] = {
     "training-flags": training_flags,
+    "label-flags": label_flags,
     "commands": commands,
     "student-architectures": student_architectures,
 }

@@ -6,6 +6,14 @@ import shlex
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from kd_plugin.checkpoints.describe import dictionary_directories, find_dictionary
+from kd_plugin.checkpoints.examine_labels import (
+    TASK,
+    classifier_checks,
+    folder_labels_what,
+    label_command,
+    label_folder_checks,
+    labels_what,
+)
 from kd_plugin.checkpoints.huggingface import Folder
 from kd_plugin.checkpoints.language_tokens import (
     VOCABULARY_WEIGHTS,
@@ -53,6 +61,8 @@ def teacher_checks(path: str, dict_dir: Optional[str], languages: Sequence[Optio
     """Checks of one teacher file, up to building its model."""
     section, overrides = f"teacher {path}", {"data": dict_dir} if dict_dir else {}
     if is_huggingface(path):
+        if folder_labels_what(path) is not None:
+            return label_folder_checks(section, path)
         return folder_checks(section, path, languages)
     if not os.path.isfile(path):
         return [Check(section, "file", "not found", FAIL, str(no_checkpoint(path, "check the path")))]
@@ -60,6 +70,15 @@ def teacher_checks(path: str, dict_dir: Optional[str], languages: Sequence[Optio
         file = read_file(path, overrides=overrides)
     except KDPluginError as error:
         return [Check(section, "safe to read", "no", FAIL, str(error))]
+    if labels_what(file) is not None:
+        general = [
+            Check(section, "safe to read", "yes, with only tensors and fairseq's configuration"),
+            Check(section, "size", f"{os.path.getsize(path):,} bytes"),
+            Check(section, "sha256", file.sha256),
+            Check(section, "architecture", architecture(file.cfg.model)),
+            Check(section, "parameters", f"{file.parameters:,}"),
+        ]
+        return [*general, *classifier_checks(section, file, overrides)]
     # if both are unknown, training uses the student's languages
     langs = [said or given for said, given in zip(languages_of(file.cfg.task), languages)]
     checks = [
@@ -155,6 +174,8 @@ def training_command(
     user_dir: Optional[str] = None,
 ) -> str:
     """A fairseq-train command with these teachers and their hashes pinned; you only fill in DATA_BIN."""
+    if any(check.name == TASK for check in checks):
+        return label_command(checks, paths, dict_dir, user_dir)
     hashes = [check.value for check in checks if check.name == "sha256"]
     overrides = ["--teacher-overrides", json.dumps({"data": dict_dir})] if dict_dir else []
     asked = " ".join(check.value for check in checks if check.name == "languages")

@@ -73,11 +73,16 @@ class LabelFolder:
         self.limit = min(int(getattr(self.tokenizer, "model_max_length", NO_LIMIT)), _positions(self.model), NO_LIMIT)
 
 
-def _check_kind(path: str, labels_tokens: bool) -> None:
+def architectures_of(path: str) -> List[str]:
+    """The classes of transformers that its configuration names."""
     try:
-        classes = [str(name) for name in parse_json((Path(path) / CONFIG).read_bytes())["architectures"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise KDPluginError(f"{path}: its {CONFIG} names no architectures. Remedy: copy the folder again") from error
+        return [str(name) for name in parse_json((Path(path) / CONFIG).read_bytes())["architectures"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
+def _check_kind(path: str, labels_tokens: bool) -> None:
+    classes = architectures_of(path)
     ending, other = (FOR_TOKENS, FOR_SENTENCES) if labels_tokens else (FOR_SENTENCES, FOR_TOKENS)
     if any(name.endswith(ending) for name in classes):
         return
@@ -88,7 +93,7 @@ def _check_kind(path: str, labels_tokens: bool) -> None:
         )
         remedy += "folder"
     raise KDPluginError(
-        f"{path}: holds {' and '.join(classes) or 'no model'}, which does not label "
+        f"{path}: holds {' and '.join(classes) or 'a model of no class'}, which does not label "
         f"{'tokens' if labels_tokens else 'sentences'}. Remedy: {remedy}"
     )
 

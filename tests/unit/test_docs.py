@@ -378,3 +378,21 @@ def test_workflows_and_forms_are_yaml():
         assert isinstance(yaml.safe_load(path.read_text(encoding="utf-8")), dict), path
     matrix = yaml.safe_load((folder / "workflows" / "tests.yml").read_text())["jobs"]["unit-and-faults"]["strategy"]
     assert matrix["matrix"]["python"] == ["3.8", "3.10", "3.11", "3.12"]
+
+
+@pytest.mark.parametrize("kind", ["sentence_prediction", "sequence_tagging"])
+def test_every_flag_of_labelling_is_in_the_reference(kind):
+    from fairseq.criterions import CRITERION_REGISTRY
+    from fairseq.tasks import TASK_REGISTRY
+
+    parser = argparse.ArgumentParser(add_help=False)
+    for part in (TASK_REGISTRY[f"distillation_{kind}"], CRITERION_REGISTRY[f"kd_{kind}"]):
+        part.add_args(parser)
+    flags = {flag for action in parser._actions for flag in action.option_strings}
+    text = references.label_flags() + references.training_flags()
+    listed = {
+        flag for cell in re.findall(r"^\| ([^|]*) \|", text, re.MULTILINE) for flag in re.findall(r"`(-[^`]*)`", cell)
+    }
+    assert {"--teacher-labels", "--kd-unlabelled", "--kd-alpha"} <= flags
+    assert flags <= listed
+    assert not flags & {"--kd-inplace", "--kd-fused-head", "--kd-packed-student", "--kd-on-policy"}

@@ -201,3 +201,22 @@ def test_data_loading_workers_tokenise(root, tmp_path):
     )).stdout  # fmt: skip
     assert all(0 < step["kd_untaught"] < 60 for step in logged(output, "train_inner"))
     assert "teacher_truncated" in logged(output, "valid")[0] or "valid_teacher_truncated" in logged(output, "valid")[0]
+
+
+def test_the_doctor_examines_teachers_that_label(root, capsys):
+    """What they label, their labels and heads, and a command that trains."""
+    from kd_plugin.cli import main
+
+    save_checkpoint(root / "doctor.pt", build(root / "classes", *CLASSES, "--kd-alpha", 1), root / "classes")
+    for path, words in (
+        (root / "doctor.pt", ["sentences", "pos", "--init-token 0"]),
+        (root / "words", ["words", "B-bad"]),
+    ):
+        assert main(["doctor", "--teacher", str(path)]) == 0
+        told = capsys.readouterr().out
+        assert all(word in told for word in words) and "sha256" in told
+    kind = "distillation_sequence_tagging"
+    assert f"--task {kind} \\\n  --teacher-path {root / 'words'} --teacher-sha256" in told
+    named = save_folder(root / "unnamed", False, None)
+    assert main(["doctor", "--teacher", str(named)]) == 0
+    assert "--teacher-labels NAME,NAME" in capsys.readouterr().out
