@@ -1,8 +1,9 @@
 """hydra without what it does anew for each command, which takes more than half of a short training's time.
 
-fairseq gives hydra each of its 300 flags as text, nearly all with their defaults. The configurations stay what they
-are: texts are parsed once, the store of configurations, which nobody changes in a copy, is not copied, and hydra learns
-who called it without the lines of source around each call, which it does not look at.
+fairseq gives hydra each of its 300 flags as text, nearly all with their defaults, and a model's often not at all. The
+configurations stay what they are: texts are parsed once, the same texts are composed once, the store of configurations,
+which nobody changes in a copy, is not copied, and hydra learns who called it without the lines of source around each
+call, which it does not look at.
 """
 
 import copy
@@ -14,14 +15,18 @@ import types
 from typing import List
 
 
-def install() -> None:
+def install(composed_again: bool = False) -> None:
     """For this process and its forks. Other versions of hydra than fairseq's on Python 3.11 are left as they are.
 
     So is each with KD_TEST_COLD=1.
+
+    Args:
+        composed_again: whether this process composes many configurations, some of them from the same texts
     """
     if os.environ.get("KD_TEST_COLD"):
         return
     try:
+        import hydra
         from hydra._internal import utils
         from hydra.core.config_store import ConfigStore
         from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -43,7 +48,28 @@ def install() -> None:
 
     OverridesParser.parse_rule = parse_once
     ConfigStore.__deepcopy__ = lambda store, memo: store
+    if composed_again:
+        _compose_once(hydra, ConfigStore)
     utils.inspect = types.SimpleNamespace(**{**vars(inspect), "stack": _stack, "__wrapped__": inspect})
+
+
+def _compose_once(hydra: types.ModuleType, store: type) -> None:
+    """What hydra.compose makes of the same texts, as long as nothing is added to its store."""
+    compose, add, composed = hydra.compose, store.store, {}
+
+    @functools.wraps(compose)
+    def compose_once(config_name=None, overrides=(), **flags):
+        key = (config_name, *overrides, *sorted(flags.items()))
+        if key not in composed:
+            composed[key] = compose(config_name, list(overrides), **flags)
+        return copy.deepcopy(composed[key])
+
+    @functools.wraps(add)
+    def add_anew(*args, **kwargs):
+        composed.clear()
+        return add(*args, **kwargs)
+
+    hydra.compose, store.store = compose_once, add_anew
 
 
 def _stack() -> List[inspect.FrameInfo]:

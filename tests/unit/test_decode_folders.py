@@ -112,16 +112,15 @@ class Reference:
                 return [[texts[at] for at in order.tolist()]]
 
             def forward_decoder(self, tokens, outs, states, temperature=1.0):
-                rows = []
-                for text, row in zip(outs[0], tokens):
-                    ids = tokenizer(reference.before + text, return_tensors="pt")["input_ids"]
-                    written = [reference.columns[index] for index in row[1:].tolist()]
-                    logits = model(input_ids=ids, decoder_input_ids=torch.tensor([[*begins, *written]])).logits[0, -1]
-                    if kind in ("marian", "marian, several targets"):  # CTranslate2 leaves padding out of these
-                        logits[reference.pad] = -torch.inf
-                    log_probs = torch.log_softmax(logits, -1)[columns]
-                    rows.append(log_probs.masked_fill(has_bos, -torch.inf))
-                return torch.stack(rows), None
+                (text,) = set(outs[0])  # of which tokens are prefixes of translations, all as long
+                ids = tokenizer(reference.before + text, return_tensors="pt")["input_ids"].expand(len(tokens), -1)
+                written = columns[tokens[:, 1:]]
+                prefixes = torch.cat([torch.tensor(begins).expand(len(tokens), -1), written], dim=1)
+                logits = model(input_ids=ids, decoder_input_ids=prefixes).logits[:, -1]
+                if kind in ("marian", "marian, several targets"):  # CTranslate2 leaves padding out of these
+                    logits[:, reference.pad] = -torch.inf
+                log_probs = torch.log_softmax(logits, -1)[:, columns]
+                return log_probs.masked_fill(has_bos, -torch.inf), None
 
         self.generator = SequenceGenerator(Model(), dictionary, **search)
 

@@ -4,7 +4,6 @@ import itertools
 import json
 import math
 import os
-import subprocess
 import sys
 from dataclasses import fields
 from pathlib import Path
@@ -28,6 +27,7 @@ from kd_plugin.errors import KDPluginError
 from kd_plugin.export import check as export_check
 from kd_plugin.export import export, safetensors_model
 from kd_plugin.export.vocabulary_map import PairCounts, candidates, write_vocabulary_map
+from tests import support
 from tests.support import MODEL, ROOT, USER_DIR, load, make_checkpoint
 from tests.unit.conftest import WORDS, write_dictionaries
 from tests.unit.test_teachers import ARCHITECTURES, LANGS
@@ -262,11 +262,7 @@ for folder in sys.argv[1:]:
     print(hub.translate(["word1 word2 word3"], beam=3)[0])
 assert "kd_plugin" not in sys.modules
 """
-    result = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "full"), str(tmp_path / "half")],
-        cwd=str(tmp_path), capture_output=True, encoding="utf-8",
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr[-3000:]
+    result = support.run("python", "-c", code, tmp_path / "full", tmp_path / "half", cwd=tmp_path)
     full, half = (line for line in result.stdout.splitlines() if line.startswith("word"))
     assert full == half
     sizes = [(tmp_path / name / "model.pt").stat().st_size for name in ("full", "half")]

@@ -20,6 +20,7 @@ from tests.unit.teachers_to_cut import (
     manifest,
     read_by_fairseq,
 )
+from tests.unit.test_teachers import ARCHITECTURES
 
 
 def assert_refused(capsys, folder, *arguments, says):
@@ -221,8 +222,8 @@ def test_a_failed_write_leaves_nothing_behind(tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize(
     "flags, reason",
     [
-        (["--arch", "lstm"], "its architecture is 'lstm'"),
-        (["--arch", "fconv"], "its architecture is 'fconv'"),
+        (ARCHITECTURES["lstm"], "its architecture is 'lstm'"),
+        (ARCHITECTURES["fconv"], "its architecture is 'fconv'"),
         (
             [*MODEL, "--adaptive-softmax-cutoff", "8,16", "--criterion", "adaptive_loss"],
             "adaptive softmax",
