@@ -27,7 +27,7 @@ import sys
 import tempfile
 import threading
 import warnings
-from typing import BinaryIO, Dict, List, Optional, Sequence
+from typing import Any, BinaryIO, Dict, List, Optional, Sequence, Tuple
 
 from tests import warm_client, warm_hydra, warm_spawn
 
@@ -172,15 +172,54 @@ def serve(address: str) -> None:
         listener.bind(address)
         listener.listen(8)
         print("ready", flush=True)
-        while listener in select.select([listener, sys.stdin], [], [])[0]:
+        _fork_for_each(listener, address)
+
+
+def _fork_for_each(listener: socket.socket, address: str) -> None:
+    ended, end = os.pipe()
+    os.set_blocking(end, False)
+    signal.set_wakeup_fd(end)
+    signal.signal(signal.SIGCHLD, lambda *_: None)  # heard through that pipe
+    running: Dict[int, socket.socket] = {}
+    while True:
+        ready = select.select([listener, sys.stdin, ended], [], [])[0]
+        if ended in ready:
+            os.read(ended, 4096)
+            _tell_ends(running)
+        if listener in ready:
             connection = listener.accept()[0]
-            if os.fork() == 0:
-                listener.close()
-                return _run(connection, address)
-            connection.close()
-            with contextlib.suppress(ChildProcessError):  # none is left
-                while os.waitpid(-1, os.WNOHANG)[0]:
-                    pass
+            try:
+                request = warm_client.receive(connection)
+            except (OSError, ValueError):  # killed while it asked
+                connection.close()
+                continue
+            pid = os.fork()
+            if pid == 0:
+                signal.set_wakeup_fd(-1)
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                for own in (listener, connection, *running.values()):
+                    own.close()
+                os.close(ended)
+                os.close(end)
+                return _run(request, address)
+            for descriptor in request[3]:  # whoever reads a pipe of the command's waits for nobody else
+                os.close(descriptor)
+            running[pid] = connection
+            with contextlib.suppress(OSError):  # nobody asks any more
+                connection.sendall(b"%16d" % pid)
+        elif sys.stdin in ready:
+            return None
+
+
+def _tell_ends(running: Dict[int, socket.socket]) -> None:
+    """To those who asked for the commands that have ended."""
+    with contextlib.suppress(ChildProcessError):  # none is left
+        while True:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if not pid:
+                return
+            with running.pop(pid) as connection, contextlib.suppress(OSError):  # nobody asks any more
+                connection.sendall(b"%16d" % status)
 
 
 def _compose() -> None:
@@ -195,16 +234,8 @@ def _compose() -> None:
         convert_namespace_to_omegaconf(options.parse_args_and_arch(parser, flags))
 
 
-def _run(connection: socket.socket, address: str) -> None:
-    (script, *arguments), env, folder, descriptors, numbers, blocked = warm_client.receive(connection)
-    pid = os.fork()
-    if pid:
-        connection.sendall(b"%16d" % pid)
-        for descriptor in (0, 1, 2, *descriptors):  # whoever reads a pipe of the command's waits for nobody else
-            os.close(descriptor)
-        connection.sendall(b"%16d" % os.waitpid(pid, 0)[1])
-        os._exit(0)
-    connection.close()
+def _run(request: Tuple[Any, ...], address: str) -> None:
+    (script, *arguments), env, folder, descriptors, numbers, blocked = request
     _place(descriptors, numbers)
     # a shell starts what it puts into the background with SIGINT ignored, these tests perhaps too
     signal.signal(signal.SIGINT, signal.default_int_handler)
