@@ -7,10 +7,12 @@ import contextlib
 import functools
 import importlib
 import importlib.util
+import inspect
 import io
 import pickle
 import re
 import types
+import warnings
 from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 import numpy as np
@@ -287,3 +289,24 @@ def cpu_computes(dtype: str) -> bool:
     except OSError:  # not Linux
         return False
     return not words.isdisjoint(units[dtype])
+
+
+def onnx_export(
+    model: Any, example: Any, file: str, axes: Dict[int, str], more_axes: Dict[int, str], opset: int
+) -> None:
+    """Writes an ONNX file of a model with one input, `tokens`, and one output, `logits`.
+
+    Uses torch's exporter that records a run, which needs no further package and exports packed LSTMs; from 2.9 on, it
+    has to be asked for.
+
+    Args:
+        example: an input
+        axes, more_axes: names of the axes whose sizes may change, of input and output
+    """
+    recorded = {"dynamo": False} if "dynamo" in inspect.signature(torch.onnx.export).parameters else {}
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # advice to the authors of models
+        torch.onnx.export(
+            model, (example,), file, input_names=["tokens"], output_names=["logits"], opset_version=opset,
+            dynamic_axes={"tokens": axes, "logits": more_axes}, **recorded,
+        )  # fmt: skip

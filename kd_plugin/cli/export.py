@@ -1,7 +1,8 @@
-"""`kd-plugin export`: a trained model in a format to use or to share: CTranslate2, stock fairseq or safetensors."""
+"""`kd-plugin export`: a trained model in a format to use or to share: CTranslate2, fairseq, safetensors, ONNX."""
 
 import argparse
 
+from kd_plugin.cli.evaluate_classifier import TASKS
 from kd_plugin.cli.options import add_languages, add_subwords, add_user_dir, filled, inputs_of, subwords
 from kd_plugin.export.forms import FORMATS, QUANTIZED_THRESHOLD, SUBWORDS, THRESHOLD, Export
 
@@ -14,7 +15,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         choices=list(FORMATS),
         help="ctranslate2: for deployment, 2 to 4 times as fast on CPUs; fairseq: a checkpoint without optimizer state "
-        "and private paths, for stock fairseq; safetensors: weights and sizes for other programs",
+        "and private paths, for stock fairseq; safetensors: weights and sizes for other programs; onnx: a model that "
+        "classifies or tags, for ONNX Runtime, with its subword model and label names",
     )
     parser.add_argument(
         "--quantization", metavar="TYPE", help="for ctranslate2: int8, int8_float16, float16, … (default: int8)"
@@ -40,7 +42,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "decode; the model uses it if translate_batch gets use_vmap=True",
     )
     parser.add_argument(
-        "--check", metavar="FILE", help="translate this raw text with both models and compare; not for safetensors"
+        "--check",
+        metavar="FILE",
+        help="translate this raw text with both models and compare; not for safetensors. An ONNX model is compared "
+        "in any case: on this text if there is one, and on random symbols",
     )
     parser.add_argument(
         "--check-threshold",
@@ -48,6 +53,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="BLEU",
         help="BLEU of the exported model's translations against the checkpoint's; below it, the exit status is 1 and "
         f"nothing is written (default: {THRESHOLD:g}, and {QUANTIZED_THRESHOLD:g} for int8 and int16)",
+    )
+    parser.add_argument(
+        "--task",
+        choices=TASKS,
+        help=f"for onnx: a class per sentence, a label per word, or a number per sentence (default: {TASKS[0]})",
+    )
+    parser.add_argument(
+        "--head", metavar="NAME", help="for onnx: of its classification head (default: the usual one, or the only one)"
     )
 
 

@@ -57,8 +57,13 @@ VERBS: Dict[str, Verb] = {
         "scores, significance, speed and size of models, side by side", "kd_plugin.cli.evaluate", fairseq=True
     ),
     "gap": Verb("where a student lags its teacher: scores by slices of a test set", "kd_plugin.cli.gap"),
+    "evaluate-classifier": Verb(
+        "scores, significance, speed and size of models that classify or tag",
+        "kd_plugin.cli.evaluate_classifier",
+        fairseq=True,
+    ),
     "export": Verb(
-        "a model to use or to share: CTranslate2, fairseq, safetensors", "kd_plugin.cli.export", fairseq=True
+        "a model to use or to share: CTranslate2, fairseq, safetensors, ONNX", "kd_plugin.cli.export", fairseq=True
     ),
     "sweep": Verb(
         "choose training flags by experiment", "kd_plugin.cli.sweep", "the same command continues", fairseq=True

@@ -2,11 +2,9 @@
 
 import datetime
 import functools
-import os
-import re
 import sys
 from pathlib import Path
-from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
 import torch
 
@@ -29,14 +27,12 @@ from kd_plugin.decoding.models import (
 )
 from kd_plugin.environment import machine, versions
 from kd_plugin.errors import KDPluginError
-from kd_plugin.evaluation.results import FORMAT, FORMAT_VERSION, JSON_NAME, evaluation_of
+from kd_plugin.evaluation.folder import OutputFolder, named
+from kd_plugin.evaluation.results import FORMAT, FORMAT_VERSION
 from kd_plugin.evaluation.scores import Comet, check_tokenizer, no_comet, sacrebleu_scores
-from kd_plugin.evaluation.table import markdown
-from kd_plugin.files.atomic import make_folder, write_atomically, write_json
-from kd_plugin.files.locks import LOCK, Claim, begun
-from kd_plugin.files.protection import Named, already_there, check_outputs, check_possible
+from kd_plugin.files.protection import Named
 
-TABLE_NAME, TRANSLATIONS = "evaluation.md", "translations"
+TRANSLATIONS = "translations"
 WARM_UP = {"cpu": 4, "cuda": 200}  # sentences; a GPU is slow until it has processed a full batch
 
 
@@ -75,8 +71,8 @@ class Comparison(NamedTuple):
 def evaluate(args: Comparison) -> None:
     """Writes evaluation.json, the table and the translations, and prints the table."""
     check_languages(args.source_lang, args.target_lang)
-    models = _named(args.model, "--model", "PATH")
-    tests = [_read_test(name, value) for name, value in _named(args.test, "--test", "SRC,REF").items()]
+    models = named(args.model, "--model", "PATH")
+    tests = [_read_test(name, value) for name, value in named(args.test, "--test", "SRC,REF").items()]
     if args.baseline is not None and args.baseline not in models:
         raise KDPluginError(f"--baseline {args.baseline}: is not a --model. Remedy: one of {', '.join(models)}")
     settings = args.search
@@ -84,8 +80,8 @@ def evaluate(args: Comparison) -> None:
     for path in models.values():
         engine_of(path, args.engine)
     check_tokenizer(args.tokenize)
-    output = Path(args.output)
-    _check_output(output, models, [test.name for test in tests], args)
+    output = OutputFolder(args.output, TRANSLATIONS, args.job)
+    output.check(models, [test.name for test in tests], args.inputs)
     if args.user_dir and all(Path(path).is_dir() for path in models.values()):
         raise KDPluginError(f"{FLAG}: is for fairseq checkpoints, but no --model is one. Remedy: leave it out")
     import_user_code(args.user_dir, FLAG)
@@ -99,7 +95,7 @@ def evaluate(args: Comparison) -> None:
         if opened[name].subwords is None:
             _check_subwords(path, opened[name].decoder, subwords, tests, segmented(subwords))
     language = _tokenizer({name: model.languages for name, model in opened.items()}, tests, args)
-    claim = _claim(output, args)
+    claim = output.claim()
 
     rows = []
     texts: Dict[str, Dict[str, List[str]]] = {test.name: {} for test in tests}  # test -> model -> lines
@@ -110,9 +106,7 @@ def evaluate(args: Comparison) -> None:
         rows.append(row)
         for test in tests:
             texts[test.name][name] = hypotheses[test.name]
-            file = _translations(output, name, test.name)
-            make_folder(file.parent, "--output")
-            write_atomically(file, "".join(line + "\n" for line in hypotheses[test.name]).encode("utf-8"))
+            output.write_text(name, test.name, hypotheses[test.name])
     _score(rows, tests, texts, comet, args, language)
 
     evaluation = {
@@ -133,52 +127,9 @@ def evaluate(args: Comparison) -> None:
         "tests": [{"name": test.name, "lines": len(test.references)} for test in tests],
         "models": rows,
     }
-    table = markdown(evaluation_of(evaluation))
-    write_atomically(output / TABLE_NAME, table.encode("utf-8"))
-    write_json(output / JSON_NAME, evaluation)
+    table = output.write(evaluation)
     claim.finish()
     print(table)
-
-
-def _translations(output: Path, model: str, test: str) -> Path:
-    return output / TRANSLATIONS / _file_name(model) / f"{_file_name(test)}.txt"
-
-
-def _check_output(output: Path, models: Iterable[str], tests: Iterable[str], args: Comparison) -> None:
-    """Refuses output that cannot be written or would overwrite anything."""
-    check_outputs(args.inputs, [("--output", args.output)])
-    _check_free(output, begun(output / LOCK, args.job))
-    for path in (_translations(output, model, test) for model in models for test in tests):
-        check_possible("--output", path)
-
-
-def _check_free(output: Path, begun_before: bool) -> None:
-    if (output / JSON_NAME).exists():
-        raise KDPluginError(f"--output {output}: already holds an evaluation. Remedy: another folder, or remove it")
-    for name in (JSON_NAME, TABLE_NAME, TRANSLATIONS):
-        if os.path.lexists(output / name) and not begun_before:
-            raise KDPluginError(already_there("--output", output / name))
-
-
-def _claim(output: Path, args: Comparison) -> Claim:
-    make_folder(output, "--output")
-    return Claim(output / LOCK, f"--output {output}", args.job, functools.partial(_check_free, output))
-
-
-def _named(values: Sequence[str], flag: str, form: str) -> Dict[str, str]:
-    found: Dict[str, str] = {}
-    for value in values:
-        name, equals, rest = value.partition("=")
-        if not (name and equals and rest):
-            raise KDPluginError(f"{flag} {value}: is not NAME={form}. Remedy: give it a name")
-        if _file_name(name) in map(_file_name, found):
-            raise KDPluginError(f"{flag} {value}: the name {name} is already taken. Remedy: another name")
-        found[name] = rest
-    return found
-
-
-def _file_name(name: str) -> str:
-    return re.sub(r"[^\w.,+-]", "_", name).lstrip(".") or "_"
 
 
 def _read_test(name: str, value: str) -> RawTest:

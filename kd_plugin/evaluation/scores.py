@@ -178,13 +178,38 @@ def mean_score(
     mean = float(values.mean())
     if samples == 0:
         return Score(metric, mean, signature)
-    drawn = np.random.default_rng(SEED).choice(len(values), size=(samples, len(values)))  # the same for all systems
-    means = values[drawn].mean(axis=1)
-    p_value = None
+    drawn = draws(len(values), samples)
+    of_baseline = None
     if baseline is not None:
-        gaps = np.abs(means - baseline[drawn].mean(axis=1))
-        beyond = np.sum(gaps - gaps.mean() > abs(mean - baseline.mean()))
+        of_baseline = float(baseline.mean()), baseline[drawn].mean(axis=1)
+    return resampled_score(metric, mean, values[drawn].mean(axis=1), signature, of_baseline)
+
+
+def draws(sentences: int, samples: int) -> np.ndarray:
+    """(samples, sentences) the numbers of the sentences in each resample, the same for all systems."""
+    return np.random.default_rng(SEED).choice(sentences, size=(samples, sentences))
+
+
+def resampled_score(
+    metric: str,
+    value: float,
+    resampled: np.ndarray,
+    signature: str,
+    baseline: Optional[Tuple[float, np.ndarray]] = None,
+    note: str = "",
+) -> Score:
+    """A score with its interval and significance, as sacreBLEU computes them.
+
+    Args:
+        value: of the whole test set
+        resampled: (samples,) of each resample
+        baseline: the same two of the system to compare with; None: no significance
+    """
+    samples, p_value = len(resampled), None
+    if baseline is not None:
+        gaps = np.abs(resampled - baseline[1])
+        beyond = np.sum(gaps - gaps.mean() > abs(value - baseline[0]))
         p_value = float((beyond + 1) / (samples + 1))
-    ordered, tail = np.sort(means), samples // 40
+    ordered, tail = np.sort(resampled), samples // 40
     confidence = float(ordered[samples - tail - 1] - ordered[tail]) / 2
-    return Score(metric, mean, signature, p_value, float(means.mean()), confidence)
+    return Score(metric, value, signature, p_value, float(resampled.mean()), confidence, note)

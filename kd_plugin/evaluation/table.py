@@ -7,7 +7,7 @@ from kd_plugin.evaluation.scores import Score
 
 BASELINE, NONE = "baseline", "–"
 P_SIGNIFICANT = 0.05
-LOWER_IS_BETTER = {"TER"}
+LOWER_IS_BETTER = {"TER", "ECE"}
 WORSE = "↓"  # marks a score that is significantly worse than the baseline's
 
 Cells = Dict[str, str]  # by column heading
@@ -41,7 +41,7 @@ def markdown(evaluation: Evaluation) -> str:
         f"# Evaluation, {evaluation.date}",
         f"{machine['cpu']} ({machine['cores']} cores); GPU: {machine['gpu'] or 'none'}. "
         + ", ".join(f"{name} {version}" for name, version in evaluation.versions.items())
-        + ". Search: "
+        + (". Settings: " if "task" in settings else ". Search: ")
         + ", ".join(f"{name} {value}" for name, value in settings.items())
         + ".",
     ]
@@ -114,16 +114,20 @@ def _speed(evaluation: Evaluation) -> str:
         "parameters": [plain(model.parameters, 0) for model in models],
         "MB": [f"{(model.bytes or 0) / 1e6:.2f}" for model in models],
     }
-    for device, name in (("cpu", "CPU"), ("cuda", "GPU")):
+    translates = "task" not in evaluation.settings  # classifiers run on the CPU only
+    for device, name in (("cpu", "CPU"), ("cuda", "GPU"))[: 1 + translates]:
         speeds = evaluation.speeds(device)
         columns[f"tokens/s, {name}"] = [_number(speed.tokens_per_second) for speed in speeds]
         columns[f"sentences/s, {name}"] = [_number(speed.sentences_per_second) for speed in speeds]
-    notes = (
-        f"CPU: {threads} thread{'s' * (threads > 1)}. Speed of the search alone, without startup and subwords; tokens "
-        "are target tokens with end of sentence. MB (10⁶ bytes): a checkpoint's weights without optimizer state; a "
-        "CTranslate2 "
-        "model with its vocabularies." + "".join(f" {model.name}: {model.note}." for model in models if model.note)
+    what = (
+        "Speed of the model alone, without startup and subwords; tokens are words of the text. MB (10⁶ bytes): a "
+        "checkpoint's weights without optimizer state; the other kinds' weight files."
+        if not translates
+        else "Speed of the search alone, without startup and subwords; tokens are target tokens with end of sentence. "
+        "MB (10⁶ bytes): a checkpoint's weights without optimizer state; a CTranslate2 model with its vocabularies."
     )
+    remarks = "".join(f" {model.name}: {model.note}." for model in models if model.note)
+    notes = f"CPU: {threads} thread{'s' * (threads > 1)}. {what}{remarks}"
     return _markdown_table("Speed and size", columns, notes)
 
 

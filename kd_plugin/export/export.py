@@ -1,10 +1,10 @@
-"""Exports a trained model for CTranslate2, stock fairseq or safetensors."""
+"""Exports a trained model for CTranslate2, stock fairseq, safetensors or ONNX Runtime."""
 
 import itertools
 import os
 import shutil
 from pathlib import Path
-from typing import Any, Dict, Iterator, Optional, Tuple
+from typing import Any, Callable, Dict, Iterator, Optional, Tuple
 
 import torch
 
@@ -21,7 +21,7 @@ from kd_plugin.corpus.translations import Translations
 from kd_plugin.decoding.base import Tokens
 from kd_plugin.errors import KDPluginError
 from kd_plugin.export.check import CHECKPOINT, SEARCH, check_sentences, compare
-from kd_plugin.export.forms import SUBWORDS, Export
+from kd_plugin.export.forms import ONNX, SUBWORDS, Export
 from kd_plugin.export.safetensors_model import write_safetensors
 from kd_plugin.export.vocabulary_map import write_vocabulary_map
 from kd_plugin.files.atomic import digest_of, make_folder, temporary_beside, write_json
@@ -39,37 +39,19 @@ def export(args: Export) -> None:
         KDPluginError: naming the flag or the file; no folder is left behind
     """
     _check_flags(args)
-    overrides = {} if args.dict_dir is None else {"data": args.dict_dir}
     output = Path(args.output)
     check_outputs(args.inputs, [("--output", args.output)])
     _refuse_existing(output)
     import_user_code(args.user_dir, FLAG)
-    subwords = args.subwords.open()
-    opened = open_checkpoint(args.checkpoint, overrides, args.source_lang, args.target_lang)
-    subwords.check(args.checkpoint, *(dictionary.symbols for dictionary in opened.dictionaries))
-    sentences = check_sentences(opened, args.check, subwords) if args.check else []
-    if args.fp16 or "float16" in (args.quantization or "").split("_"):
-        remedy = "without --fp16" if args.fp16 else "--quantization float32 or int8"
-        check_range(opened.model, torch.float16, opened.path, remedy)
+    make = _prepared_onnx if args.format == ONNX else _prepared
+    write, parameters = make(args)
     temporary = temporary_beside(Path(os.path.abspath(output)))
     make_folder(temporary.parent, "--output")
     claim = _claim(Path(os.path.abspath(output)))
     try:
         temporary.mkdir()
         folder = temporary / "export"
-        write = _to_ctranslate2 if args.format == "ctranslate2" else _with_dictionaries
-        write(opened, folder, args)
-        digests: Dict[str, Any] = {}
-        for side, one in subwords.models().items():
-            shutil.copyfile(str(one.path), folder / SUBWORDS[side])
-            digests[f"{side}_sentencepiece_sha256".lstrip("_")] = one.sha256
-        # the search behind the check's numbers
-        search = {name: getattr(SEARCH, name) for name in ("beam", "max_len_a", "max_len_b", "lenpen")}
-        description = {**read_description(folder), **digests, "search": search}
-        if args.check:
-            checks = compare(opened, folder, args, overrides, sentences, subwords.target)
-            description.update({name: check._asdict() for name, check in checks.items()})
-        write_json(folder / DESCRIPTION, description)
+        write(folder)
         for path in folder.iterdir():
             path.chmod(0o666 & ~_umask())  # safetensors makes files readable by their owner only
         _refuse_existing(output)
@@ -82,11 +64,58 @@ def export(args: Export) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
         claim.finish()
     sizes = [path.stat().st_size for path in output.iterdir()]
-    print(f"{output}: {args.format}, {opened.parameters:,} parameters, {sum(sizes):,} bytes in {len(sizes)} files")
+    print(f"{output}: {args.format}, {parameters:,} parameters, {sum(sizes):,} bytes in {len(sizes)} files")
+
+
+def _prepared(args: Export) -> Tuple[Callable[[Path], None], int]:
+    """What writes the folder of a translation model, after all checks that need no writing; its parameters."""
+    overrides = {} if args.dict_dir is None else {"data": args.dict_dir}
+    subwords = args.subwords.open()
+    opened = open_checkpoint(args.checkpoint, overrides, args.source_lang, args.target_lang)
+    subwords.check(args.checkpoint, *(dictionary.symbols for dictionary in opened.dictionaries))
+    sentences = check_sentences(opened, args.check, subwords) if args.check else []
+    if args.fp16 or "float16" in (args.quantization or "").split("_"):
+        remedy = "without --fp16" if args.fp16 else "--quantization float32 or int8"
+        check_range(opened.model, torch.float16, opened.path, remedy)
+
+    def write(folder: Path) -> None:
+        (_to_ctranslate2 if args.format == "ctranslate2" else _with_dictionaries)(opened, folder, args)
+        digests: Dict[str, Any] = {}
+        for side, one in subwords.models().items():
+            shutil.copyfile(str(one.path), folder / SUBWORDS[side])
+            digests[f"{side}_sentencepiece_sha256".lstrip("_")] = one.sha256
+        # the search behind the check's numbers
+        search = {name: getattr(SEARCH, name) for name in ("beam", "max_len_a", "max_len_b", "lenpen")}
+        description = {**read_description(folder), **digests, "search": search}
+        if args.check:
+            checks = compare(opened, folder, args, overrides, sentences, subwords.target)
+            description.update({name: check._asdict() for name, check in checks.items()})
+        write_json(folder / DESCRIPTION, description)
+
+    return write, opened.parameters
+
+
+def _prepared_onnx(args: Export) -> Tuple[Callable[[Path], None], int]:
+    """The same for a model that classifies or tags."""
+    from kd_plugin.export.onnx_model import prepared  # the library is an extra
+
+    return prepared(args)
 
 
 def _check_flags(args: Export) -> None:
     check_languages(args.source_lang, args.target_lang)
+    for flag, value in (("--task", args.task), ("--head", args.head)):
+        if value is not None and args.format != ONNX:
+            raise KDPluginError(f"{flag}: only with --format {ONNX}. Remedy: leave it out")
+    if args.format == ONNX:
+        for flag, given in (
+            ("--fp16", args.fp16),
+            ("--source-lang", args.source_lang),
+            ("--target-lang", args.target_lang),
+            ("--check-threshold", args.check_threshold is not None),
+        ):
+            if given:
+                raise KDPluginError(f"{flag}: not with --format {ONNX}. Remedy: leave it out")
     if args.format != "ctranslate2":
         for flag in ("quantization", "max_positions", "vocabulary_map_from"):
             if getattr(args, flag) is not None:

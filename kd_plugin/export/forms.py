@@ -5,7 +5,8 @@ from typing import List, NamedTuple, Optional
 from kd_plugin.corpus.subwords import SubwordOptions
 from kd_plugin.files.protection import Named
 
-FORMATS = ("ctranslate2", "fairseq", "safetensors")
+ONNX = "onnx"
+FORMATS = ("ctranslate2", "fairseq", "safetensors", ONNX)
 SUBWORDS = {"": "spm.model", "source": "source.spm", "target": "target.spm"}  # by side; "": one for both
 # BLEU of the exported model's translations against fairseq's: an int8 model as good as its checkpoint differs from it
 # in one sentence out of ten, by a word or two; a faulty one is far below
@@ -29,4 +30,6 @@ class Export(NamedTuple):
     vocabulary_map_from: Optional[List[str]]
     check: Optional[str]
     check_threshold: Optional[float]
+    task: Optional[str]
+    head: Optional[str]
     inputs: List[Named]

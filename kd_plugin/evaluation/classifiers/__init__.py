@@ -1,0 +1,1 @@
+"""Evaluates models that classify sentences, label words or predict numbers."""
