@@ -45,6 +45,18 @@ REPORT = [
     "Jinja2>=3.0",  # the same: the page, with every name escaped
 ]
 
+# kd-plugin export --format onnx, and evaluate-classifier for what it wrote
+ONNX = [
+    "onnx>=1.14",  # torch writes the file with it
+    "onnxruntime>=1.15",  # runs it: the check that it is the same model, and its speed
+]
+
+# kd-plugin evaluate-classifier
+CLASSIFICATION = [
+    "scikit-learn>=1.0",  # accuracy, F1 and Matthews' correlation; fairseq's sentence_prediction requires it anyway
+    "scipy>=1.5",  # correlations of numbers; the same
+]
+
 HTTP = [
     "httpx>=0.24,<1",  # kd-plugin decode --engine http: many simultaneous requests over persistent connections
     "sniffio",  # httpx looks for it a dozen times per request; not finding it takes longer than sending the request
@@ -130,6 +142,13 @@ setup(
         "sweep": [
             "optuna>=3.0",  # kd-plugin sweep: proposals, successive halving, and a study that survives interruptions
         ],
+        "onnx": ONNX,
+        "classification": [
+            *CLASSIFICATION,
+            # entity F1 as conlleval counts. Its only release is source code that needs setuptools_scm<8 to build:
+            # PIP_CONSTRAINT names a file with that line
+            "seqeval>=1.2.2",
+        ],
         "bench": [
             "matplotlib>=3.5",  # the plots of scripts/bench_*.py
         ],
@@ -158,6 +177,10 @@ setup(
             *REPORT,  # the tests of report
             *HTTP,  # the tests of decode --engine http
             'optuna>=3.0; python_version >= "3.9"',  # the tests of sweep
+            *CLASSIFICATION,  # the tests of evaluate-classifier
+            'seqeval>=1.2.2; python_version >= "3.9"',  # the same
+            'onnx>=1.14; python_version >= "3.9"',  # the tests of export --format onnx
+            'onnxruntime>=1.15; python_version >= "3.9"',  # the same
             # the tests of Hugging Face teachers; version 5 imports torchaudio, which another build of torch cannot load
             'transformers>=4.40,<5; python_version >= "3.9"',
             "protobuf",  # the tests of vocabulary

@@ -131,6 +131,9 @@ run "$fairseq" pip_install "${keep[@]}" ${isolation[@]+"${isolation[@]}"} "$fair
 packages=$("$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 compile_installed 1 "$packages"/*/ &
 compilation=$!
+# seqeval has no wheel, and its build fetches the newest setuptools_scm, which no longer works as it expects
+echo 'setuptools_scm<8' >>"$venv/constraints.txt"
+export PIP_CONSTRAINT=$venv/constraints.txt
 run "kd_plugin, editable, with what its tests, the quickstart and the documentation need" \
   pip_install "${keep[@]}" --no-build-isolation -e '.[fairseq,dev,quickstart,tensorboard,docs]'
 say "compiling the installed packages"

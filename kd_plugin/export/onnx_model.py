@@ -51,10 +51,7 @@ def prepared(args: Export) -> Tuple[Callable[[Path], None], int]:
     """
     _check_installed()
     task = args.task or TASKS[0]
-    tags = task == "tagging"
-    overrides = {} if args.dict_dir is None else {"data": args.dict_dir}
-    usual = TOKEN_HEAD if tags else SENTENCE_HEAD
-    opened = open_classifier(args.checkpoint, tags, args.head, None, overrides, usual)
+    opened = opened_classifier(args.checkpoint, task, args.head, args.dict_dir)
     subwords = args.subwords.open().source
     if subwords.path is not None:
         what = f"the dictionary {opened.dictionary_path}"
@@ -83,6 +80,25 @@ def prepared(args: Export) -> Tuple[Callable[[Path], None], int]:
         )
 
     return write, opened.parameters
+
+
+def opened_classifier(path: str, task: str, head: Optional[str], data: Optional[str]) -> Classifier:
+    """A checkpoint's classifier.
+
+    Args:
+        task: one of TASKS
+        head: --head; None: the usual one, or the only one
+        data: --dict-dir, the folder with its dictionaries; None: where it was trained
+
+    Raises:
+        KDPluginError: as `open_classifier`; its head is for sentences, but labels of words are asked for
+    """
+    tags = task == "tagging"
+    overrides = {} if data is None else {"data": data}
+    opened = open_classifier(path, tags, head, None, overrides, TOKEN_HEAD if tags else SENTENCE_HEAD)
+    if tags and head is None and opened.head == SENTENCE_HEAD:
+        raise KDPluginError(f"{path}: its head {SENTENCE_HEAD} is for sentences. Remedy: another --task, or a tagger")
+    return opened
 
 
 def _check_installed() -> None:

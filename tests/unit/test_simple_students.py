@@ -34,7 +34,10 @@ def config(arch, **flags):
     """What fairseq-train makes of an architecture's name and flags."""
     args = argparse.Namespace(**flags)
     ARCH_CONFIG_REGISTRY[arch](args)
-    return OmegaConf.merge(OmegaConf.structured(ARCH_MODEL_REGISTRY[arch].__dataclass), {**vars(args), "_name": arch})
+    return OmegaConf.merge(
+        OmegaConf.structured(ARCH_MODEL_REGISTRY[arch].__dataclass),
+        {**vars(args), "_name": arch, "max_positions": None},
+    )
 
 
 def make(dictionary, arch, tokens=False, labels=3, **flags):

@@ -1,7 +1,7 @@
 """A Hugging Face folder that classifies sentences or labels words, with its own tokenizer."""
 
 from pathlib import Path
-from typing import Any, List
+from typing import Any, Dict, List
 
 import numpy as np
 import torch
@@ -75,7 +75,7 @@ class HuggingFaceLabeller(Labeller):
                 whole = self._tokenizer(text, is_split_into_words=kind == TAGS, truncation=True, max_length=self._limit)
             places = []
             if kind == TAGS:
-                first = {}
+                first: Dict[Any, int] = {}
                 for place, word in enumerate(whole.word_ids()):
                     first.setdefault(word, place)
                 places = [first.get(word, LOST) for word in range(len(text))]

@@ -102,7 +102,7 @@ def _from_columns(name: str, path: Path) -> LabelledTest:
     """Words in the first column, tags in the last; an empty line, or one of blanks, ends a sentence."""
     words: List[List[str]] = [[]]
     tags: List[List[str]] = [[]]
-    for number, line in numbered_lines(path, "--test"):
+    for number, line in numbered_lines(path, "--test", table=True):
         if not line.strip():
             words.append([])
             tags.append([])

@@ -6,18 +6,17 @@ from typing import Any, List, NamedTuple, Optional
 import numpy as np
 import torch
 
-from kd_plugin.checkpoints.classifier import TOKEN_HEAD, Classifier, open_classifier
+from kd_plugin.checkpoints.classifier import Classifier
 from kd_plugin.checkpoints.transformers_library import is_huggingface
 from kd_plugin.corpus.subword_checks import check_model
 from kd_plugin.corpus.subwords import Subwords
 from kd_plugin.errors import KDPluginError
 from kd_plugin.evaluation.classifiers.huggingface import HuggingFaceLabeller
-from kd_plugin.evaluation.classifiers.labelled_text import NUMBERS, TAGS
+from kd_plugin.evaluation.classifiers.labelled_text import NUMBERS
 from kd_plugin.evaluation.classifiers.labellers import Facts, Labeller, SymbolLabeller
 from kd_plugin.export.onnx_folder import CLASSIFIER, MODEL, SUBWORDS, OnnxSession, is_onnx, read_described
+from kd_plugin.export.onnx_model import opened_classifier
 from kd_plugin.files.atomic import sha256_of
-
-SENTENCE_HEAD = "sentence_classification_head"
 
 
 class Asked(NamedTuple):
@@ -48,18 +47,6 @@ def open_labeller(path: str, asked: Asked) -> Labeller:
     if not Path(path).is_file():
         raise KDPluginError(f"{path}: no such checkpoint file or model folder. Remedy: check the path")
     return FairseqLabeller(path, asked)
-
-
-def opened_classifier(path: str, kind: str, head: Optional[str], data: Optional[str]) -> Classifier:
-    """A checkpoint's classifier.
-
-    Args:
-        kind: one of labelled_text.KINDS
-        head: --head
-        data: --dict-dir, the folder with its dictionaries
-    """
-    usual = TOKEN_HEAD if kind == TAGS else SENTENCE_HEAD
-    return open_classifier(path, kind == TAGS, head, None, {} if data is None else {"data": data}, usual)
 
 
 class FairseqLabeller(SymbolLabeller):

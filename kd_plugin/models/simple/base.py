@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from fairseq import utils
 from fairseq.dataclass import FairseqDataclass
 from fairseq.models import BaseFairseqModel
+from omegaconf import II
 from torch import Tensor, nn
 
 from kd_plugin.errors import KDPluginError
@@ -30,6 +31,8 @@ class EmbeddingConfig(FairseqDataclass):
                   "their width, then a symbol and its numbers in each line; only needed to begin the training"},
     )  # fmt: skip
     encoder_freeze_embed: bool = field(default=False, metadata={"help": "do not train the embeddings"})
+    # fairseq's sentence_prediction sets it in the configuration of any model; these models need no limit
+    max_positions: Optional[int] = II("task.max_positions")
     dropout: float = field(default=0.5, metadata={"help": "of the embeddings and of what the head reads"})
 
 
