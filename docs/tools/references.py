@@ -153,9 +153,26 @@ def student_architectures() -> str:
     return table(rows, "`--arch`", "width", "feed-forward", "heads", "layers")
 
 
+def simple_students() -> str:
+    """The flags of the students that classify or tag."""
+    import kd_plugin  # noqa: F401  registers with fairseq
+    from fairseq.models import MODEL_DATACLASS_REGISTRY
+
+    rows: Dict[str, List[str]] = {}
+    for name in ("text_cnn", "bilstm", "bag_of_embeddings"):
+        for action in flags_of(MODEL_DATACLASS_REGISTRY[name])._actions:
+            flag, default, text = flag_row(action)
+            if action.dest == "max_positions":  # the task's
+                continue
+            rows.setdefault(flag, [flag, default, text, ""])
+            rows[flag][3] += f"{', ' * bool(rows[flag][3])}{code(name)}"
+    return table([[row[0], row[1], row[3], row[2]] for row in rows.values()], "flag", "default", "of", "meaning")
+
+
 WRITERS: Dict[str, Callable[[], str]] = {
     "training-flags": training_flags,
     "label-flags": label_flags,
     "commands": commands,
     "student-architectures": student_architectures,
+    "simple-students": simple_students,
 }

@@ -14,6 +14,7 @@ import collections
 import gzip
 import pathlib
 import random
+import shutil
 import subprocess
 from typing import Dict, List, Tuple
 
@@ -109,6 +110,8 @@ def main() -> None:
     binarise(args.out, "data-bin/label", "label", splits)
     dictionary = ("--srcdict", f"{args.out}/data-bin/input0/dict.txt")
     binarise(args.out, "unlabelled-bin/input0", "pieces", {"train": "unlabelled"}, *dictionary)
+    (args.out / "unlabelled-bin" / "label").mkdir()  # the names of the labels that a teacher may choose from
+    shutil.copy(args.out / "data-bin" / "label" / "dict.txt", args.out / "unlabelled-bin" / "label" / "dict.txt")
 
 
 if __name__ == "__main__":

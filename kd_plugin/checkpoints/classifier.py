@@ -22,6 +22,8 @@ from kd_plugin.models.token_head import register_token_head
 
 HEAD_WEIGHTS = re.compile(r"classification_heads\.([^.]+)\.out_proj\.weight$")
 TOKEN_HEAD = "token_classification_head"  # the default name of a head that labels tokens
+SENTENCE_HEAD = "sentence_classification_head"  # fairseq's default name of a head for sentences
+LABEL_TASKS = ("classification", "tagging", "regression")  # of models that evaluate and export take
 
 
 class Classifier(NamedTuple):
@@ -95,6 +97,25 @@ def open_classifier(
         heads[chosen][0],
         tokens,
     )
+
+
+def open_for_task(path: str, task: str, head: Optional[str], data: Optional[str]) -> Classifier:
+    """A checkpoint's classifier.
+
+    Args:
+        task: one of LABEL_TASKS
+        head: --head; None: the usual one, or the only one
+        data: --dict-dir, the folder with its dictionaries; None: where it was trained
+
+    Raises:
+        KDPluginError: as `open_classifier`; its head is for sentences, but labels of words are asked for
+    """
+    tags = task == "tagging"
+    overrides = {} if data is None else {"data": data}
+    opened = open_classifier(path, tags, head, None, overrides, TOKEN_HEAD if tags else SENTENCE_HEAD)
+    if tags and head is None and opened.head == SENTENCE_HEAD:
+        raise KDPluginError(f"{path}: its head {SENTENCE_HEAD} is for sentences. Remedy: another --task, or a tagger")
+    return opened
 
 
 def _chosen(path: str, heads: List[str], asked: Optional[str], usual: str, labels_tokens: bool) -> str:

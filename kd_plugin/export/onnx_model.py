@@ -9,14 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kd_plugin.checkpoints.classifier import TOKEN_HEAD, Classifier, open_classifier
-from kd_plugin.compat import onnx_export
-from kd_plugin.corpus.raw_text import numbered_lines
-from kd_plugin.corpus.subword_checks import check_model
-from kd_plugin.corpus.subwords import Subwords
-from kd_plugin.errors import KDPluginError
-from kd_plugin.export.forms import Export
-from kd_plugin.export.onnx_folder import (
+from kd_plugin.checkpoints.classifier import LABEL_TASKS, Classifier, open_for_task
+from kd_plugin.checkpoints.onnx_folder import (
     CLASSIFIER,
     FORMAT,
     FORMAT_VERSION,
@@ -26,11 +20,15 @@ from kd_plugin.export.onnx_folder import (
     Described,
     OnnxSession,
 )
+from kd_plugin.compat import onnx_export
+from kd_plugin.corpus.raw_text import numbered_lines
+from kd_plugin.corpus.subword_checks import check_model
+from kd_plugin.corpus.subwords import Subwords
+from kd_plugin.errors import KDPluginError
+from kd_plugin.export.forms import Export
 from kd_plugin.files.atomic import write_json
 from kd_plugin.version import __version__
 
-SENTENCE_HEAD = "sentence_classification_head"
-TASKS = ("classification", "tagging", "regression")
 OPSET = 17  # ONNX 1.12, of 2022; the newest that all versions of torch here write
 TOLERANCE = 1e-4  # of logits, relative to the largest one or absolute: float32 sums in another order
 LENGTHS = (1, 2, 3, 5, 8, 13, 21, 34, 55)  # of the random sentences that are compared
@@ -50,8 +48,8 @@ def prepared(args: Export) -> Tuple[Callable[[Path], None], int]:
         KDPluginError: the libraries are not installed, or as `open_classifier`
     """
     _check_installed()
-    task = args.task or TASKS[0]
-    opened = opened_classifier(args.checkpoint, task, args.head, args.dict_dir)
+    task = args.task or LABEL_TASKS[0]
+    opened = open_for_task(args.checkpoint, task, args.head, args.dict_dir)
     subwords = args.subwords.open().source
     if subwords.path is not None:
         what = f"the dictionary {opened.dictionary_path}"
@@ -80,25 +78,6 @@ def prepared(args: Export) -> Tuple[Callable[[Path], None], int]:
         )
 
     return write, opened.parameters
-
-
-def opened_classifier(path: str, task: str, head: Optional[str], data: Optional[str]) -> Classifier:
-    """A checkpoint's classifier.
-
-    Args:
-        task: one of TASKS
-        head: --head; None: the usual one, or the only one
-        data: --dict-dir, the folder with its dictionaries; None: where it was trained
-
-    Raises:
-        KDPluginError: as `open_classifier`; its head is for sentences, but labels of words are asked for
-    """
-    tags = task == "tagging"
-    overrides = {} if data is None else {"data": data}
-    opened = open_classifier(path, tags, head, None, overrides, TOKEN_HEAD if tags else SENTENCE_HEAD)
-    if tags and head is None and opened.head == SENTENCE_HEAD:
-        raise KDPluginError(f"{path}: its head {SENTENCE_HEAD} is for sentences. Remedy: another --task, or a tagger")
-    return opened
 
 
 def _check_installed() -> None:

@@ -11,8 +11,8 @@ import torch
 
 from kd_plugin import cli
 from kd_plugin.checkpoints.classifier import TOKEN_HEAD, open_classifier
+from kd_plugin.checkpoints.onnx_folder import OnnxSession
 from kd_plugin.errors import KDPluginError
-from kd_plugin.export.onnx_folder import OnnxSession
 from kd_plugin.export.onnx_model import Logits, compare
 from tests.support import ROOT
 from tests.unit.classifier_models import ARCHITECTURES, TAGGERS, Corpus

@@ -1,68 +1,47 @@
 """A Hugging Face folder that classifies sentences or labels words, with its own tokenizer."""
 
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Optional
 
 import numpy as np
 import torch
 
-from kd_plugin.checkpoints.finite import check_finite
-from kd_plugin.checkpoints.huggingface import folder_sha256
-from kd_plugin.checkpoints.transformers_library import LOCAL, opening
+from kd_plugin.checkpoints.label_folder import LabelFolder
+from kd_plugin.checkpoints.tokenizer import NO_LIMIT
 from kd_plugin.errors import KDPluginError
 from kd_plugin.evaluation.classifiers.labelled_text import NUMBERS, TAGS, LabelledTest
 from kd_plugin.evaluation.classifiers.labellers import LOST, Encoded, Facts, Labeller
-
-FAR = 10**6  # tokenizers without a limit say so with a huge number
 
 
 class HuggingFaceLabeller(Labeller):
     """A *ForSequenceClassification or *ForTokenClassification folder.
 
     Args:
-        path: a folder with config.json, safetensors and a tokenizer.json
+        path: as for LabelFolder
         kind: one of labelled_text.KINDS
 
     Raises:
-        KDPluginError: transformers is not installed, or the folder is incomplete or has no such head
+        KDPluginError: as LabelFolder, or its labels have no names
     """
 
     def __init__(self, path: str, kind: str):
-        files = sorted(Path(path).glob("*.safetensors"))
-        if not files:
-            raise KDPluginError(
-                f"{path}: has no .safetensors file. Remedy: save_pretrained of transformers writes one; run it only on "
-                "files that you trust"
-            )
-        with opening(path) as transformers:
-            tokens = kind == TAGS
-            of = (
-                transformers.AutoModelForTokenClassification
-                if tokens
-                else transformers.AutoModelForSequenceClassification
-            )
-            self._model, info = of.from_pretrained(path, use_safetensors=True, output_loading_info=True, **LOCAL)
-            self._tokenizer = transformers.AutoTokenizer.from_pretrained(path, use_fast=True, **LOCAL)
-        missing = sorted(map(str, info["missing_keys"]))
-        if missing:
-            what = "labels words" if kind == TAGS else "classifies sentences"
-            raise KDPluginError(
-                f"{path}: has no weights for {missing[0]}: no model that {what}. Remedy: fine-tune it first"
-            )
-        if not self._tokenizer.is_fast:
-            raise KDPluginError(
-                f"{path}: has no tokenizer.json, which tells words. Remedy: save its fast tokenizer there"
-            )
-        self._model.float().eval().requires_grad_(False)
-        check_finite(self._model.state_dict(), path)
-        config = self._model.config
+        opened = LabelFolder(path, kind == TAGS)
+        self._model, self._tokenizer = opened.model, opened.tokenizer
         self.padding = int(self._tokenizer.pad_token_id or 0)
-        limits = (self._tokenizer.model_max_length, getattr(config, "max_position_embeddings", None))
-        self._limit = min([int(limit) for limit in limits if limit and limit < FAR], default=None)
-        labels = None if kind == NUMBERS else [config.id2label[at] for at in range(config.num_labels)]
-        size = sum(file.stat().st_size for file in files)
-        parameters = sum(parameter.numel() for parameter in self._model.parameters())
-        self.facts = Facts("transformers", labels, parameters, size, folder_sha256(path))
+        self._limit = opened.limit if opened.limit < NO_LIMIT else None
+        size = sum(file.stat().st_size for file in Path(path).glob("*.safetensors"))
+        self.facts = Facts("transformers", self._labels(opened, kind), opened.parameters, size, opened.sha256)
+
+    @staticmethod
+    def _labels(opened: LabelFolder, kind: str) -> Optional[List[str]]:
+        if kind == NUMBERS:
+            return None
+        if opened.names is None:
+            raise KDPluginError(
+                f"{opened.path}: its labels have no names, only numbers. Remedy: name them in config.json, in id2label and "
+                "label2id"
+            )
+        return opened.names
 
     def encode(self, test: LabelledTest, kind: str) -> List[Encoded]:
         """As Labeller's; a word is lost if the tokenizer drops it."""

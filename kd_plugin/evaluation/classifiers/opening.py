@@ -6,7 +6,8 @@ from typing import Any, List, NamedTuple, Optional
 import numpy as np
 import torch
 
-from kd_plugin.checkpoints.classifier import Classifier
+from kd_plugin.checkpoints.classifier import Classifier, open_for_task
+from kd_plugin.checkpoints.onnx_folder import CLASSIFIER, MODEL, SUBWORDS, OnnxSession, is_onnx, read_described
 from kd_plugin.checkpoints.transformers_library import is_huggingface
 from kd_plugin.corpus.subword_checks import check_model
 from kd_plugin.corpus.subwords import Subwords
@@ -14,8 +15,6 @@ from kd_plugin.errors import KDPluginError
 from kd_plugin.evaluation.classifiers.huggingface import HuggingFaceLabeller
 from kd_plugin.evaluation.classifiers.labelled_text import NUMBERS
 from kd_plugin.evaluation.classifiers.labellers import Facts, Labeller, SymbolLabeller
-from kd_plugin.export.onnx_folder import CLASSIFIER, MODEL, SUBWORDS, OnnxSession, is_onnx, read_described
-from kd_plugin.export.onnx_model import opened_classifier
 from kd_plugin.files.atomic import sha256_of
 
 
@@ -53,7 +52,7 @@ class FairseqLabeller(SymbolLabeller):
     """A checkpoint of fairseq-train, with a classification head."""
 
     def __init__(self, path: str, asked: Asked):
-        opened = opened_classifier(path, asked.kind, asked.head, asked.data)
+        opened = open_for_task(path, asked.kind, asked.head, asked.data)
         dictionary, (init, _) = opened.dictionary, opened.tokens
         if asked.subwords.path is not None:
             check_model(
