@@ -155,8 +155,9 @@ def student_architectures() -> str:
 
 def simple_students() -> str:
     """The flags of the students that classify or tag."""
-    import kd_plugin  # noqa: F401  registers with fairseq
     from fairseq.models import MODEL_DATACLASS_REGISTRY
+
+    import kd_plugin  # noqa: F401  registers with fairseq
 
     rows: Dict[str, List[str]] = {}
     for name in ("text_cnn", "bilstm", "bag_of_embeddings"):

@@ -15,10 +15,11 @@ import gzip
 import pathlib
 import random
 import shutil
-import subprocess
 from typing import Dict, List, Tuple
 
 import sentencepiece
+from fairseq import options
+from fairseq_cli import preprocess
 
 SPLITS = ("train", "dev", "test")
 NEIGHBOURS = Dict[Tuple[str, str], List[str]]
@@ -58,8 +59,8 @@ def invent(sentences: List[List[str]], between: NEIGHBOURS, draw: random.Random,
 def binarise(out: pathlib.Path, folder: str, kind: str, names: Dict[str, str], *more: str) -> None:
     """fairseq-preprocess of OUT/NAME.KIND, for the names of each of fairseq's splits."""
     prefs = [word for split, name in names.items() for word in (f"--{split}pref", f"{out}/{name}.{kind}")]
-    command = ["fairseq-preprocess", "--only-source", *prefs, "--destdir", str(out / folder), "--workers", "1", *more]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    line = ["--only-source", *prefs, "--destdir", str(out / folder), "--workers", "1", *more]
+    preprocess.main(options.get_preprocessing_parser().parse_args(line))
 
 
 def main() -> None:

@@ -38,8 +38,8 @@ class HuggingFaceLabeller(Labeller):
             return None
         if opened.names is None:
             raise KDPluginError(
-                f"{opened.path}: its labels have no names, only numbers. Remedy: name them in config.json, in id2label and "
-                "label2id"
+                f"{opened.path}: its labels have no names, only numbers. Remedy: name them in config.json, in id2label "
+                "and label2id"
             )
         return opened.names
 
