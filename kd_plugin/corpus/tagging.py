@@ -4,7 +4,7 @@ import os
 import re
 from collections import Counter
 from pathlib import Path
-from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 from fairseq.data import Dictionary, indexed_dataset
@@ -115,6 +115,22 @@ class _Split:
         return f"{self.name}: {len(self.sentences):,} sentences, {words:,} words ({found}){told}"
 
 
+def word_pieces(encode: Callable[[str], List[str]], word: str) -> List[str]:
+    """The pieces of a word, of which exactly the first begins with the mark.
+
+    Segmented by itself, because a normalisation may remove a word or make two of it.
+
+    Args:
+        encode: a sentencepiece model's segmentation of text
+    """
+    found = encode(IN_WORDS.sub("", word))
+    while sum(piece.startswith(SPACE) for piece in found) > 1:  # normalised into several words
+        found = encode("".join(found).replace(SPACE, ""))
+    if not found or not found[0].startswith(SPACE):
+        found = [SPACE, *found]
+    return found
+
+
 class _Segmenter:
     """Makes symbols of words: pieces of a sentencepiece model, or the words themselves."""
 
@@ -133,7 +149,7 @@ class _Segmenter:
     def _of_word(self, word: str) -> List[str]:
         if word not in self._known:
             text = IN_WORDS.sub("", word)
-            self._known[word] = self._whole(text) if self._pieces is None else self._segmented(text)
+            self._known[word] = self._whole(text) if self._pieces is None else word_pieces(self._pieces.encode, word)
         if self._known[word] == [SPACE]:
             self._vanished[word] += 1
         return self._known[word]
@@ -142,19 +158,6 @@ class _Segmenter:
     def _whole(text: str) -> List[str]:
         """The word as a symbol; nothing, or the name of a special symbol, is unknown."""
         return [text if text and text not in SPECIAL else SPECIAL[-1]]
-
-    def _segmented(self, text: str) -> List[str]:
-        """The pieces of a word, of which exactly the first begins with the mark.
-
-        Segmented by itself, because a normalisation may remove a word or make two of it.
-        """
-        assert self._pieces is not None
-        found = self._pieces.encode(text)
-        while sum(piece.startswith(SPACE) for piece in found) > 1:  # normalised into several words
-            found = self._pieces.encode("".join(found).replace(SPACE, ""))
-        if not found or not found[0].startswith(SPACE):
-            found = [SPACE, *found]
-        return found
 
     def dictionary(self, lines: Sequence[List[str]]) -> Dictionary:
         """The dictionary of the symbols: a given one, all pieces of the model, or the words of the training."""
