@@ -57,7 +57,9 @@ def gap_figure(gap: GapResults) -> Spec:
             layer("rule", {}, x=number("low"), x2={"field": "high"}),
             layer("point", {"filled": True, "size": 60, **TOLD}, x=number("gap", f"{metric}, student − teacher")),
         ]
-        drawn = panel(metric, "", rows, layers, y=name("slice", sort=[row["slice"] for row in rows], axis={"labelLimit": 260}))
+        drawn = panel(
+            metric, "", rows, layers, y=name("slice", sort=[row["slice"] for row in rows], axis={"labelLimit": 260})
+        )
         panels.append({**drawn, "height": {"step": 18}})
     return side_by_side(panels, "The student's distance from its teacher on slices of the test set")
 

@@ -23,3 +23,38 @@ def test_openmp_s_threads_do_not_spin_beside_other_work_unless_the_user_says_so(
     assert subprocess.check_output(command, env=env, text=True) == expected
     started = next(number for number, text in enumerate(lines) if re.match(r"\s*(fairseq-|bash |step )", text))
     assert lines.index(line) < started
+
+
+def check_gpu(folder, *arguments):
+    """scripts/check_gpu.sh with a stand-in for Python: no CUDA, and benchmarks that end as their name says."""
+    python = folder / "python"
+    python.write_text(
+        '#!/bin/sh\ncase "$*" in *is_available*sys.exit*|*sys.exit*) exit 1;; *bench_cache*) echo broken; exit 3;; '
+        "*bench_step*) sleep 60;; *) echo fine;; esac\n"
+    )
+    python.chmod(0o755)
+    script = (ROOT / "scripts/check_gpu.sh").read_text(encoding="utf-8")
+    short = folder / "scripts" / "check_gpu.sh"
+    short.parent.mkdir(exist_ok=True)
+    short.write_text(script.replace("step update 100", "step update 0.2").replace("$(($2 * slack))", "$2"))
+    env = {**os.environ, "PYTHON": str(python)}
+    command = ["bash", short, *arguments]
+    return subprocess.run(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=60)
+
+
+def test_the_gpu_check_goes_on_after_a_failure_and_says_so(tmp_path):
+    done = check_gpu(tmp_path, "--dry-run", "--out", tmp_path / "out")
+    assert done.returncode == 1
+    rows = re.findall(r"\| (\w+) \| \d+ \| (.*) \|", (tmp_path / "out/summary.md").read_text())
+    assert rows == [
+        ("tests", "ok"), ("loss", "ok"), ("update", "ran out of its 0.2 s"), ("cache", "failed (exit 3)"),
+        ("teacher", "ok"),
+    ]  # fmt: skip
+    again = check_gpu(tmp_path, "--dry-run", "--out", tmp_path / "out")
+    assert again.returncode == 1 and "already holds a check" in again.stdout
+
+
+def test_the_gpu_check_is_refused_without_a_gpu(tmp_path):
+    done = check_gpu(tmp_path, "--out", tmp_path / "out")
+    assert done.returncode == 1 and "no CUDA device" in done.stdout and not (tmp_path / "out").exists()
+    assert check_gpu(tmp_path, "--what").returncode == 2
