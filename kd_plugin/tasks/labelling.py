@@ -15,7 +15,7 @@ from kd_plugin.corpus.words import rule_of
 from kd_plugin.corpus.words_of_sentences import Part
 from kd_plugin.errors import KDPluginError
 from kd_plugin.tasks.distillation import DistillationMixin
-from kd_plugin.teachers.kinds import LABEL_TEACHERS, TeacherKind
+from kd_plugin.teachers.kinds import LABELLERS, TeacherKind
 from kd_plugin.teachers.labelling.base import Labelling
 
 logger = logging.getLogger(__name__)
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 class LabellingMixin(DistillationMixin):
     """Use as `class X(LabellingMixin, SentencePredictionTask)`."""
 
-    kinds: ClassVar[Dict[str, TeacherKind]] = LABEL_TEACHERS
+    kinds: ClassVar[Dict[str, TeacherKind]] = LABELLERS
     task_name: ClassVar[str]
     labels_tokens: ClassVar[bool]
     dictionary: Dictionary

@@ -39,7 +39,7 @@ TEACHERS = {
 }
 
 # of students that label
-LABEL_TEACHERS = {
+LABELLERS = {
     "cached": TeacherKind(lambda cfg: bool(cfg.teacher_cache), cached_labels.open_cached),
     "online": TeacherKind(
         lambda cfg: bool(cfg.teacher_path), labels.open_online, files=lambda cfg: split_model_paths(cfg.teacher_path)
