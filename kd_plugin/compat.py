@@ -232,7 +232,9 @@ def _restricted_pickle() -> types.ModuleType:
 
 
 # names of the second copy of encoder layer weights that fairseq 0.12.2 keeps for its BetterTransformer path
-BETTER_TRANSFORMER_COPY = re.compile(r"(^|\.)encoder\.layers\.\d+\.(in_proj|out_proj|fc1|fc2)_(weight|bias)$")
+BETTER_TRANSFORMER_COPY = re.compile(
+    r"(^|\.)(sentence_)?encoder\.layers\.\d+\.(in_proj|out_proj|fc1|fc2)_(weight|bias)$"
+)
 
 
 def disable_better_transformer() -> None:

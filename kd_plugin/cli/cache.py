@@ -14,6 +14,7 @@ OF_LABELS = {
     "teacher_labels": None,
     "teacher_head": None,
     "classification_head_name": None,
+    "label_dict": None,
     "word_start": AUTO,
     "init_token": None,
     "separator_token": None,
@@ -102,6 +103,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     labels.add_argument("--teacher-labels", metavar="NAME,NAME…", help="the names of the teacher's outputs")
     labels.add_argument("--teacher-head", metavar="NAME", help="a fairseq teacher's classification head")
     labels.add_argument("--classification-head-name", metavar="NAME", help="the student's")
+    labels.add_argument(
+        "--label-dict", metavar="FILE", help="the student's label/dict.txt, if it is not in DATA: for --kd-unlabelled"
+    )
     labels.add_argument("--word-start", default=AUTO, choices=WORD_STARTS, help=f"{HELP} (default: %(default)s)")
     labels.add_argument("--init-token", type=int, metavar="N", help="index of a symbol before each sentence")
     labels.add_argument("--separator-token", type=int, metavar="N", help="index of a symbol between two sentences")

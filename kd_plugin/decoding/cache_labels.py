@@ -54,6 +54,7 @@ class LabelQuestions(NamedTuple):
     teacher_labels: Optional[str]
     teacher_head: Optional[str]
     classification_head_name: Optional[str]
+    label_dict: Optional[str]
     regression_target: bool
     num_classes: int
     word_start: str
@@ -108,9 +109,12 @@ def labelling_of(options: LabelQuestions) -> Labelling:
                 "Remedy: --num-classes 1, or leave it out"
             )
     else:
-        path = os.path.join(options.data, "label", "dict.txt")
+        path = options.label_dict or os.path.join(options.data, "label", "dict.txt")
         if not os.path.isfile(path):
-            raise KDPluginError(f"{path}: no such file, so the labels have no names. Remedy: a folder with it")
+            raise KDPluginError(
+                f"{path}: no such file, so the labels have no names. Remedy: --label-dict with the "
+                "student's label/dict.txt"
+            )
         names = label_names(load_dictionary(path))
         outputs = len(names)
     reading = Reading(rule_of(options.word_start, dictionary.symbols), options.init_token, options.separator_token)

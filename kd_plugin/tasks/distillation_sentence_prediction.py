@@ -50,27 +50,28 @@ class DistillationSentencePredictionTask(LabellingMixin, SentencePredictionTask)
             os.path.isfile(split.prefix("label") + ".label") if self.predicts_numbers(self.cfg) else split.has("label")
         )
 
-    def dataset_of(self, parts: List[Part], combine: bool) -> Any:
+    def dataset_of(self, parts: List[Part], more: List[Part], combine: bool) -> Any:
         """As LabellingMixin's; exactly fairseq's own where every sentence has a label."""
-        first, *others = parts
+        first = parts[0]
         labelled = self.has_labels(first.split)
         if labelled and not self.predicts_numbers(self.cfg):
-            self._check_labels(first)
+            for part in parts:
+                self._check_labels(part)
         stock = self._stock(first, combine)
-        if labelled and not others:
+        if labelled and not more:
             return stock
         numbers = int(self.cfg.num_classes) if self.predicts_numbers(self.cfg) else None
         nested = _unsorted(stock)
         if not labelled:
-            if others:
+            if more:
                 raise KDPluginError(
                     f"{first.split.data}: has no labels, so --kd-unlabelled adds nothing of another kind. Remedy: one "
                     "folder with all sentences"
                 )
             return self.shuffled(MixedDataset(None, nested, numbers))
-        more = _unsorted(self._stock(others[0], combine))
-        more.defn.pop("target", None)  # a folder that was labelled after all
-        return self.shuffled(MixedDataset(nested, more, numbers))
+        unlabelled = _unsorted(self._stock(more[0], combine))
+        unlabelled.defn.pop("target", None)  # a folder that was labelled after all
+        return self.shuffled(MixedDataset(nested, unlabelled, numbers))
 
     def _stock(self, part: Part, combine: bool) -> Any:
         """What fairseq's task makes of a split."""

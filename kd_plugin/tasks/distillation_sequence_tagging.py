@@ -74,17 +74,17 @@ class DistillationSequenceTaggingTask(LabellingMixin, SentencePredictionTask):
         self.student_shape = shape_of(model)
         return model
 
-    def dataset_of(self, parts: List[Part], combine: bool) -> Any:
+    def dataset_of(self, parts: List[Part], more: List[Part], combine: bool) -> Any:
         """As LabellingMixin's."""
         words, offset = self.labelling.words(), self.label_dictionary.nspecial
         tokens, targets = [], []
-        for part in parts:
+        for number, part in enumerate([*parts, *more]):
             if len(part.inputs) != 1:
                 raise KDPluginError(
                     f"{part.split.data}: has input1, but tagging reads one sentence at a time. Remedy: input0 alone"
                 )
             labels, path = None, part.split.prefix("label")
-            if part.split.has("label") and part.split.data == self.cfg.data:
+            if part.split.has("label") and number < len(parts):
                 dataset_format(path)
                 labels = open_indexed(path, self.label_dictionary)
             check_words(part.inputs[0], labels, words, path, words.word_start)

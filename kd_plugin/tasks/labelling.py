@@ -125,13 +125,20 @@ class LabellingMixin(DistillationMixin):
                 f"{labelled.prefix('input0')}.bin: no such file. Remedy: the folder's splits are named by the files in "
                 "input0/ (--train-subset, --valid-subset)"
             )
-        parts = [self.part(labelled)]
+        parts, more = self._parts(labelled, combine), []
         if training and self.unlabelled_folder:
-            parts.append(self.part(self._unlabelled_split(split)))
-        self.datasets[split] = self.dataset_of(parts, combine)  # type: ignore[attr-defined]
+            more = self._parts(self._unlabelled_split(split), combine)
+        self.datasets[split] = self.dataset_of(parts, more, combine)  # type: ignore[attr-defined]
         if self.teacher is not None:
-            self.teacher.attach_labelled(self.datasets[split], parts, training)  # type: ignore[attr-defined]
+            self.teacher.attach_labelled(self.datasets[split], [*parts, *more], training)  # type: ignore[attr-defined]
         return self.datasets[split]  # type: ignore[attr-defined]
+
+    def _parts(self, split: LabelledSplit, combine: bool) -> List[Part]:
+        """A split and, if fairseq combines them, those that continue it: train1, train2, …"""
+        found = [split]
+        while combine and split._replace(name=f"{split.name}{len(found)}").has("input0"):
+            found.append(split._replace(name=f"{split.name}{len(found)}"))
+        return [self.part(one) for one in found]
 
     def part(self, split: LabelledSplit) -> Part:
         """Opens a split, after checks whose messages are clearer than fairseq's."""
@@ -164,8 +171,13 @@ class LabellingMixin(DistillationMixin):
             )
         return split
 
-    def dataset_of(self, parts: List[Part], combine: bool) -> Any:
-        """fairseq's dataset of the parts' sentences, in their order by id."""
+    def dataset_of(self, parts: List[Part], more: List[Part], combine: bool) -> Any:
+        """fairseq's dataset of the parts' sentences, in their order by id.
+
+        Args:
+            more: the parts of --kd-unlabelled
+            combine: as for load_dataset
+        """
         raise NotImplementedError
 
     def shuffled(self, dataset: Any) -> Any:

@@ -155,6 +155,26 @@ def test_sentences_without_labels_learn_from_the_teacher_alone(root, kind, tmp_p
     mixed.backward()
     assert size == int((batch["target"] != -100).sum())
     assert int(logs["n_labelled"]) == int((batch["target"] >= 0).sum()) == int(logs["n_referred"])
+
+    # the hardest half of the labelled ones, and all unlabelled ones
+    some = build(root / kind, *flags(kind, root, *DISTIL, "--kd-unlabelled", more, "--kd-selection", "batch"))
+    counts = some.loss(batch)[2]
+    known = int((batch["target"] >= 0).sum())
+    assert int(counts["n_referred"]) == -(-known // 2)
+    assert int(counts["n_distilled"]) == size - known + -(-known // 2)
+
+    # the same from a cache of both folders
+    from kd_plugin.cli import main
+
+    task = "sentence_prediction" if kind == "classes" else "sequence_tagging"
+    for folder in (root / kind, more):
+        assert main(["cache", str(folder), "--task", task, "--teacher-path", str(root / f"{kind}.pt"), "--init-token",
+                     "0", "--cache-dir", str(tmp_path / "cache"), "--label-dict",
+                     str(root / kind / "label" / "dict.txt")]) == 0  # fmt: skip
+    which = CLASSES if kind == "classes" else TAGS
+    cached = build(root / kind, *which, *DISTIL, "--teacher-cache", tmp_path / "cache", "--kd-unlabelled", more)
+    cached.model.load_state_dict(built.model.state_dict())
+    torch.testing.assert_close(cached.loss(cached.batch([2, 64, 1, 70, 3]))[0], mixed, rtol=1e-5, atol=1e-6)
     for refused in (["--kd-alpha", 1], []):
         teacher = ["--teacher-path", root / f"{kind}.pt"] if refused else ["--kd-alpha", 1]
         with pytest.raises(KDPluginError, match="--kd-unlabelled .*: only a teacher can tell.*Remedy"):
@@ -262,3 +282,51 @@ def test_numbers_are_learned_by_squared_errors(root, tmp_path):
         build(data, *NUMBERS, "--kd-alpha", 0.5, *both, "--kd-temperature", 2)
     with pytest.raises(KDPluginError, match="predicts 2 numbers, but the student 1"):
         build(data, *CLASSES, "--regression-target", "--num-classes", 1, *both)
+
+
+def test_splits_that_fairseq_combines_are_read_together(root, kind, tmp_path):
+    """train and train1: the online teacher of text and the ids know both."""
+    folder = tmp_path / "two"
+    for part in ("input0", "label"):
+        (folder / part).mkdir(parents=True)
+        for file in (root / kind / part).iterdir():
+            (folder / part / file.name.replace("valid", "train1")).symlink_to(file)
+    built = build(folder, *flags(kind, root, *DISTIL))
+    built.task.load_dataset("train", combine=True)
+    assert len(built.task.datasets["train"]) == 64 + 13
+    other = build(root / kind, *flags(kind, root, *DISTIL))
+    other.model.load_state_dict(built.model.state_dict())
+    torch.testing.assert_close(built.loss(built.batch([64, 66]))[0], other.loss(other.batch([0, 2], "valid"))[0])
+
+
+def test_r_drop_compares_two_passes(root, kind):
+    built = build(root / kind, *flags(kind, root, *DISTIL, "--kd-rdrop", 1))
+    plain = build(root / kind, *flags(kind, root, *DISTIL))
+    same, _, logs = built.loss(built.batch())
+    torch.testing.assert_close(same, plain.loss(plain.batch())[0], rtol=1e-5, atol=1e-6)  # no dropout: equal passes
+    assert abs(float(logs["rdrop_loss"])) < 1e-6
+
+
+def test_labels_and_folders_that_cannot_be_are_refused(root, tmp_path):
+    single = tmp_path / "single"
+    (single / "label").mkdir(parents=True)
+    (single / "input0").symlink_to(root / "classes" / "input0")
+    (single / "label" / "dict.txt").write_text("pos 3\n")
+    plain = ["--kd-alpha", 1]
+    with pytest.raises(KDPluginError, match="has only the label 'pos', so there is nothing to learn.*Remedy"):
+        build(single, *CLASSES, *plain)
+    with pytest.raises(KDPluginError, match="--num-classes 3: .* has 2 labels.*Remedy: --num-classes 2"):
+        build(root / "classes", *CLASSES, *plain, "--num-classes", 3)
+    with pytest.raises(KDPluginError, match="--init-token 0, but the student has --init-token 2.*Remedy"):
+        build(root / "classes", *flags("classes", root, *DISTIL), "--init-token", 2)
+    with pytest.raises(KDPluginError, match="its head token_classification_head labels tokens, not sentences"):
+        build(root / "classes", *CLASSES, *DISTIL, "--teacher-path", root / "tags.pt")
+    with pytest.raises(
+        KDPluginError, match="--kd-alpha 0.5 distils, but there is no teacher.*distillation_sequence_tagg"
+    ):
+        build(root / "tags", *TAGS, "--kd-alpha", 0.5)
+    wrong = build(root / "tags", *TAGS, *plain, "--word-start", "every")
+    with pytest.raises(
+        KDPluginError, match="label/train: sentence [0-9]+ has .* labels, but .* words by --word-start every"
+    ):
+        wrong.task.load_dataset("train")
