@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Set-up and all checks: lint, types, shell syntax, then the tests in tiers. Fast to repeat, needs no root.
+# Set-up and all checks: lint, types, shell syntax, then the tests. Fast to repeat, needs no root.
 set -uo pipefail
 
 usage() {
@@ -20,14 +20,15 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 
 lint=yes
 paths_given=no
-# Each pytest run imports everything once per worker and creates shared fixtures once.
-tiers=("gpu unit" "faults integration")
+# In one pytest run, which imports everything once per worker and creates shared fixtures once. Long tests come first,
+# because in the end one worker waits for the last test of another.
+folders=(integration faults gpu unit)
 pytest_args=()
 for argument in "$@"; do
   case "$argument" in
     -h | --help) usage; exit 0 ;;
-    --unit) tiers=(unit) ;;
-    --fast) tiers=("unit faults"); pytest_args+=(-m "not slow") ;;
+    --unit) folders=(unit) ;;
+    --fast) folders=(faults unit); pytest_args+=(-m "not slow") ;;
     --no-lint) lint=no ;;
     tests | tests/*) paths_given=yes; pytest_args+=("$argument") ;;
     *) pytest_args+=("$argument") ;;
@@ -80,7 +81,7 @@ run_pytest() {
   # starting fairseq's commands takes most of the time, so run in parallel, but no more than memory allows
   "$python" -m pytest -n "${KD_TEST_WORKERS:-auto}" --maxprocesses 4 --dist worksteal "$@"
   local exit_status=$?
-  # 5: nothing collected, which -k may cause for a whole tier; if no tier ran any test, the end of the script fails.
+  # 5: nothing collected, at which the end of the script fails
   [ "$exit_status" -eq 5 ] || return "$exit_status"
 }
 
@@ -126,14 +127,8 @@ for compilation in "${compilations[@]}"; do
 done
 check "compile CPU kernels" compiled
 
-if [ "$paths_given" = yes ]; then
-  check_tests "pytest" "${pytest_args[@]}"
-else
-  for tier in "${tiers[@]}"; do
-    read -ra folders <<<"$tier"
-    check_tests "pytest $tier" "${folders[@]/#/tests/}" ${pytest_args[@]+"${pytest_args[@]}"}
-  done
-fi
+[ "$paths_given" = yes ] || pytest_args+=("${folders[@]/#/tests/}")
+check_tests "pytest" "${pytest_args[@]}"
 
 if [ "$((passed + failed))" -eq 0 ]; then
   echo "scripts/test.sh: no test ran" >&2

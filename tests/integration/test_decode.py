@@ -107,8 +107,7 @@ def test_jobs_of_an_array_and_processes_make_the_same(workspace, tmp_path, decod
         command(workspace, tmp_path / "array", "--num-shards", 2, "--shard-id", 0),
         command(workspace, tmp_path / "array", "--num-shards", 2, "--shard-id", 1),
     )
-    # in interpreters that have imported nothing yet
-    run(*command(workspace, tmp_path / "processes", "--workers", 2), env={"KD_TEST_COLD": "1"})
+    run(*command(workspace, tmp_path / "processes", "--workers", 2))
     assert tree(tmp_path / "array") == tree(tmp_path / "processes") == tree(decoded)
 
 
