@@ -50,7 +50,8 @@ class Plausible:
             logger.warning(
                 f"the teacher gives the references {mean:.1f} bits per token (teacher_nll_loss), but guessing by "
                 f"frequency would cost {guessing:.1f}: it has learned nothing about such text. Remedy: check its "
-                "language codes and direction, and that the data have its segmentation and dictionary"
+                "language codes and direction (or the order of --teacher-labels, if it labels), and that the data have "
+                "its segmentation and dictionary"
             )
             self._dictionary = None
         elif self._batches == LOOKS[-1]:
