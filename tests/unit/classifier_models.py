@@ -3,6 +3,7 @@
 import json
 from typing import Any, List
 
+import pytest
 import torch
 
 from tests.labelled import TAG, binarise, sentences
@@ -77,8 +78,7 @@ class Corpus:
 
 def hugging_face(folder: Any, words: List[str], kind: str, labels: List[str]) -> str:
     """A tiny BERT with a head for these labels; it splits words that end in -y, and does not know the other letters."""
-    import transformers
-
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
     folder.mkdir()
     known = [word[:-1] if word.endswith("y") else word for word in words]
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *dict.fromkeys(known), "##y"]

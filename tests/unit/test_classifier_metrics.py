@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 from scipy import stats
-from seqeval.metrics import f1_score, precision_score, recall_score
 from sklearn import metrics as sklearn
 
 from kd_plugin.errors import KDPluginError
 from kd_plugin.evaluation.classifiers import metrics
 from kd_plugin.evaluation.scores import draws, mean_score
+
+seqeval = pytest.importorskip("seqeval.metrics", reason="seqeval is not installed")
 
 TAGS = ["O", "B-person", "I-person", "B-place", "I-place"]
 
@@ -78,7 +79,7 @@ def test_each_resample_of_a_tagger_has_seqevals_numbers():
     words = probabilities(rng, sum(map(len, gold)), len(TAGS))
     found, drawn = by_name(metrics.of_tags(gold, said, TAGS, words)), draws(25, 30)
     assert list(found) == ["entity F1", "entity precision", "entity recall", "accuracy", "ECE"]
-    libraries = {"entity F1": f1_score, "entity precision": precision_score, "entity recall": recall_score}
+    libraries = {f"entity {name}": getattr(seqeval, f"{name.lower()}_score") for name in ("F1", "precision", "recall")}
     for name, library in libraries.items():
         assert found[name].value == pytest.approx(100 * library(gold, said))
         expected = [

@@ -8,13 +8,14 @@ import pytest
 import sentencepiece
 import torch
 from scipy import stats
-from seqeval.metrics import f1_score
 from sklearn.metrics import accuracy_score
 
 from kd_plugin import cli
 from kd_plugin.checkpoints.classifier import TOKEN_HEAD, open_classifier
 from kd_plugin.evaluation.results import read_evaluation
 from tests.unit.classifier_models import Corpus, hugging_face
+
+seqeval = pytest.importorskip("seqeval.metrics", reason="seqeval is not installed")
 
 HEAD = "sentence_classification_head"
 
@@ -107,7 +108,7 @@ def test_tags_are_those_of_first_pieces_and_words_beyond_the_limit_are_outside(c
         assert [line.split() for line in predictions(tmp_path / "out", "it", test)] == expected
         found = scores(tmp_path / "out", "it", test)
         assert list(found) == ["entity F1", "entity precision", "entity recall", "accuracy", "ECE"]
-        assert found["entity F1"]["value"] == pytest.approx(100 * f1_score(corpus.tags, expected))
+        assert found["entity F1"]["value"] == pytest.approx(100 * seqeval.f1_score(corpus.tags, expected))
 
 
 def test_numbers_are_compared_by_their_correlations(corpus, tmp_path):
