@@ -30,6 +30,7 @@ REQUIRED = {
     "select": ["DIR", "--by", "score", "--output", "DIR"],
     "filter": ["DIR", "--output", "DIR"],
     "evaluate": ["--model", "a=A", "--test", "t=a,b", "--output", "DIR"],
+    "evaluate-classifier": ["--model", "a=A", "--test", "t=a,b", "--output", "DIR"],
     "sweep": ["A", "--output", "DIR"],
     "gap": ["--test", "a,b", "--teacher", "A", "--student", "B", "--output", "DIR"],
     "evaluate-classifier": ["--model", "a=A", "--test", "t=a,b", "--output", "DIR"],
