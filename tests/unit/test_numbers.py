@@ -33,7 +33,6 @@ REQUIRED = {
     "evaluate-classifier": ["--model", "a=A", "--test", "t=a,b", "--output", "DIR"],
     "sweep": ["A", "--output", "DIR"],
     "gap": ["--test", "a,b", "--teacher", "A", "--student", "B", "--output", "DIR"],
-    "evaluate-classifier": ["--model", "a=A", "--test", "t=a,b", "--output", "DIR"],
     "export": ["A", "--format", "ctranslate2", "--check", __file__, "--output", "DIR"],
 }
 NEVER = ["nan", "-inf", "1e400", "-1" + "0" * 400, "1" + "0" * 400, "9" * 5000, "one", ""]
