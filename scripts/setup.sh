@@ -116,7 +116,8 @@ elif has torch; then
 fi
 has torch || download=' (a large download)'
 
-run "pip, numpy, cython" pip_install "$pip" "$numpy" cython 'setuptools<81' wheel
+# seqeval has no wheel, and its build would fetch the newest setuptools_scm, which no longer works as it expects
+run "pip, numpy, cython" pip_install "$pip" "$numpy" cython 'setuptools<81' 'setuptools_scm<8' wheel
 run "${torch[*]}${download:-}" pip_install "${torch[@]}" "$numpy"
 
 # From here on nothing may replace them: a dependency that wants another torch causes an error instead of a surprise.
@@ -131,9 +132,6 @@ run "$fairseq" pip_install "${keep[@]}" ${isolation[@]+"${isolation[@]}"} "$fair
 packages=$("$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 compile_installed 1 "$packages"/*/ &
 compilation=$!
-# seqeval has no wheel, and its build fetches the newest setuptools_scm, which no longer works as it expects
-echo 'setuptools_scm<8' >>"$venv/constraints.txt"
-export PIP_CONSTRAINT=$venv/constraints.txt
 run "kd_plugin, editable, with what its tests, the quickstart and the documentation need" \
   pip_install "${keep[@]}" --no-build-isolation -e '.[fairseq,dev,quickstart,tensorboard,docs]'
 say "compiling the installed packages"
