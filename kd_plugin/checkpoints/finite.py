@@ -8,8 +8,9 @@ from torch import Tensor
 from kd_plugin.compat import BETTER_TRANSFORMER_COPY
 from kd_plugin.errors import KDPluginError
 
-# one-element markers that fairseq stores among the weights; 0.12.2 leaves _float_tensor uninitialised
-MARKERS = ("version", "_float_tensor")
+# what fairseq stores among the weights but never computes with: one-element markers, of which 0.12.2 leaves
+# _float_tensor uninitialised, and lightconv's bias of dynamic convolutions, which is whatever the memory held
+MARKERS = ("version", "_float_tensor", ".conv.conv_bias")
 PARAMETERS = ("weight", "bias", "weight_g", "weight_v")
 
 

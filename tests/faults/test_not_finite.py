@@ -201,3 +201,28 @@ def test_a_student_that_starts_from_such_weights_is_refused(workspace, tmp_path)
         and "encoder.layers.0.fc1.bias" in result.stdout
     )
     assert not list((tmp_path / "save").glob("*.pt"))
+
+
+def test_memory_that_fairseq_never_reads_is_not_a_fault_of_the_model(sound):
+    """lightconv's dynamic convolutions store a bias that is neither initialised nor used."""
+    data = sound.parent
+    dims = [
+        f"--{side}-{what}" for side in ("encoder", "decoder") for what in ("embed-dim", "ffn-embed-dim", "conv-dim")
+    ]
+    sizes = [word for flag in dims for word in (flag, 8)] + ["--encoder-attention-heads", 2]
+    sizes += ["--encoder-layers", 2, "--decoder-layers", 2, "--decoder-attention-heads", 2]
+    sizes += ["--decoder-kernel-size-list", "[3,3]"]
+    path = data / "dynamic.pt"
+    make_checkpoint(path, data, "--arch", "lightconv", *sizes, "--encoder-kernel-size-list", "[3,3]", *LANGS)
+    state = torch.load(path, weights_only=False)
+    unread = [name for name in state["model"] if name.endswith("conv_bias")]
+    assert len(unread) == 4
+    for name in unread:
+        state["model"][name].fill_(NAN)
+    torch.save(state, path)
+    teacher = OnlineTeacher([load_teacher(str(path), student_task(data))])
+    answer = asked(teacher, batch(), ROWS, torch.float32)
+    assert torch.isfinite(answer.logits).all()
+    bad = with_weight(path, data / "bad.pt", "decoder.layers.1.conv.weight_linear.weight", NAN)
+    with pytest.raises(KDPluginError, match="1 of its .* weight_linear.weight"):
+        load_teacher(str(bad), student_task(data))

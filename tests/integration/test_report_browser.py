@@ -101,7 +101,11 @@ def page(tmp_path_factory):
     output = folder / "report.html"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
-        report.run(argparse.Namespace(evaluation=[str(folder)], log=logs, output=str(output), title="A report"))
+        report.run(
+            argparse.Namespace(
+                evaluation=[str(folder)], log=logs, sweep=[], gap=[], output=str(output), title="A report"
+            )
+        )
     return output
 
 

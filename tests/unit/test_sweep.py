@@ -19,8 +19,7 @@ from tests.support import ROOT
 pytest.importorskip("optuna")
 
 # alpha 0.3 and temperature 2 are best; it converges over the updates, so that halving can judge early
-STAND_IN = """#!{python} -S
-import json, math, os, sys, time
+STAND_IN = """import json, math, os, sys, time
 args = sys.argv[1:]
 value = lambda flag, default: args[len(args) - args[::-1].index(flag)] if flag in args else default
 alpha, tau = float(value("--kd-alpha", "0.5")), float(value("--kd-temperature", "1"))
@@ -79,8 +78,9 @@ def sweep(tmp_path, monkeypatch):
 
 def stand_in(folder, monkeypatch):
     (folder / "bin").mkdir(exist_ok=True)
+    (folder / "stand_in.py").write_text(STAND_IN.format(hold=str(folder / "hold")))
     program = folder / "bin" / "fairseq-train"
-    program.write_text(STAND_IN.format(python=sys.executable, hold=str(folder / "hold")))
+    program.write_text(f"""#!/bin/sh\nexec '{sys.executable}' -S '{folder / "stand_in.py"}' "$@"\n""")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}")
 
