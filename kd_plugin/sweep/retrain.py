@@ -53,7 +53,9 @@ def retrain(sweep: Sweep, space: Space, place: Place, trials: Sequence[FrozenTri
         worker = workers.pop(0)
         try:
             words = training_words(sweep, space, job[1], job[3], job[2])
-            outcome = Training(job[3], words, sweep.objective, place.environment(worker)).run(lambda *_: False)
+            outcome = Training(job[3], words, sweep.objective, place.environment(worker), place.ended.is_set).run(
+                lambda *_: False
+            )
         finally:
             workers.append(worker)
             bar.update()
@@ -61,7 +63,11 @@ def retrain(sweep: Sweep, space: Space, place: Place, trials: Sequence[FrozenTri
 
     with progress_bar("with other seeds", len(jobs), "training") as bar:
         with ThreadPoolExecutor(place.workers) as pool:
-            scores = list(pool.map(train, jobs))
+            try:
+                scores = list(pool.map(train, jobs))
+            except BaseException:
+                place.ended.set()
+                raise
     found: Dict[str, Retrained] = {}
     for (name, values, seed, _), score in zip(jobs, scores):
         found.setdefault(name, Retrained(name, values, {})).scores[seed] = score

@@ -21,11 +21,16 @@ DATABASE, NAME, GIVEN, ERROR, SECONDS = "study.db", "sweep", "given", "error", "
 
 
 class Place(NamedTuple):
-    """Where trainings run. devices: a value of CUDA_VISIBLE_DEVICES for each worker; empty: as this process"""
+    """Where trainings run.
+
+    devices: a value of CUDA_VISIBLE_DEVICES for each worker; empty: as this process
+    ended:   set when all of them have to stop, because one has failed or the user interrupts
+    """
 
     output: Path
     workers: int
     devices: Sequence[str]
+    ended: threading.Event
 
     def environment(self, worker: int) -> Dict[str, str]:
         device = {"CUDA_VISIBLE_DEVICES": self.devices[worker]} if self.devices else {}
@@ -56,7 +61,7 @@ class Study:
             else optuna.pruners.SuccessiveHalvingPruner(halving.first, halving.factor),
         )
         self._lock = threading.Lock()
-        self._ended = threading.Event()
+        self._ended = place.ended
 
     def trials(self) -> List[FrozenTrial]:
         return self._study.get_trials(deepcopy=False)
@@ -113,12 +118,10 @@ class Study:
     def _training(self, number: int, values: Values, worker: int) -> Training:
         folder = trial_folder(self._place.output, number)
         words = training_words(self._sweep, self._space, values, folder, self._sweep.seed)
-        return Training(folder, words, self._sweep.objective, self._place.environment(worker))
+        return Training(folder, words, self._sweep.objective, self._place.environment(worker), self._ended.is_set)
 
     def _judge(self, trial: Trial) -> Any:
         def judge(update: int, value: float) -> bool:
-            if self._ended.is_set():
-                raise KDPluginError("another trial stopped the sweep")
             with self._lock:
                 known = self._study._storage.get_trial(trial._trial_id).intermediate_values
                 if update not in known:

@@ -1,6 +1,7 @@
 """The work of `kd-plugin sweep`: checks, trials, other seeds, results."""
 
 import shlex
+import threading
 from pathlib import Path
 from typing import NamedTuple, Optional, Sequence
 
@@ -69,7 +70,7 @@ def sweep(options: Options) -> str:
 
     with Claim(output / ".lock", f"--output {output}", identity, ours) as claim:
         (output / IDENTITY).write_text(identity + "\n", encoding="utf-8")
-        place = Place(output, workers, devices)
+        place = Place(output, workers, devices, threading.Event())
         study = Study(config, space, place)
         study.run()
         trials = study.trials()

@@ -51,11 +51,19 @@ class Training:
         words: fairseq-train's arguments
         objective: a term of the first validation subset's line
         environment: of the process
+        ended: asked again and again, whether to stop unfinished; the next call then continues
     """
 
-    def __init__(self, folder: Path, words: Sequence[str], objective: str, environment: Dict[str, str]):
+    def __init__(
+        self,
+        folder: Path,
+        words: Sequence[str],
+        objective: str,
+        environment: Dict[str, str],
+        ended: Callable[[], bool],
+    ):
         self._folder, self._words, self._objective = folder, list(words), objective
-        self._environment = environment
+        self._environment, self._ended = environment, ended
 
     def outcome(self) -> Optional[Outcome]:
         """That of a training that has ended, else None."""
@@ -73,6 +81,7 @@ class Training:
         ended = self.outcome()
         if ended is not None:
             return ended
+        self._check_ended()  # those still waiting for a worker need not begin
         self._folder.mkdir(parents=True, exist_ok=True)
         with open(self._folder / LOCK, "a+b") as lock:
             process = None
@@ -87,6 +96,10 @@ class Training:
             self._folder / RESULT, {**outcome._asdict(), "values": {str(k): v for k, v in outcome.values.items()}}
         )
         return outcome
+
+    def _check_ended(self) -> None:
+        if self._ended():
+            raise KDPluginError(f"{self._folder}: stopped unfinished; the same command continues")
 
     def _start(self, lock: int) -> "subprocess.Popen[bytes]":
         with open(self._folder / LOG, "ab") as log:
@@ -121,7 +134,8 @@ class Training:
             if stopped and not ended:
                 self._stop(process, lock)
             if stopped or ended:
-                return _ended(told, seconds, process, stopped, end)
+                return _outcome(told, seconds, process, stopped, end)
+            self._check_ended()
             time.sleep(WAIT)
 
     def _read(self) -> "tuple[Dict[int, float], float, str]":
@@ -162,7 +176,7 @@ class Training:
                 return
 
 
-def _ended(
+def _outcome(
     values: Dict[int, float], seconds: float, process: "Optional[subprocess.Popen[bytes]]", stopped: bool, end: str
 ) -> Outcome:
     last = list(values.values())[-1:]

@@ -300,3 +300,28 @@ def test_the_report_shows_a_sweep(sweep, tmp_path):
     assert "With other seeds" in html and content["verdict"] in html and content["verdict"]
     (tmp_path / "out/sweep.json").write_text(json.dumps({**content, "trials": [{"trial": 1}]}))
     assert main(["report", "--sweep", str(tmp_path / "out"), "--output", str(tmp_path / "second.html")]) == 1
+
+
+@pytest.mark.parametrize("during", ["trials", "other seeds"])
+def test_an_interruption_stops_the_trainings_and_the_same_command_continues(sweep, tmp_path, during):
+    text = CONFIG.replace("trials: 16", "trials: 2") + "retrain: {best: 1, seeds: [1, 2]}\n"
+    held = "/0001/" if during == "trials" else "/seed-2/"
+    stand_in = tmp_path / "stand_in.py"
+    stand_in.write_text(stand_in.read_text().replace("/0001/", held))
+    (tmp_path / "sweep.yaml").write_text(text)
+    (tmp_path / "hold").touch()
+    code = "import sys; from kd_plugin.cli import main; sys.exit(main())"
+    words = [sys.executable, "-c", code, "sweep", str(tmp_path / "sweep.yaml"), "--output", str(tmp_path / "out")]
+    process = subprocess.Popen(words, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE)
+    until(lambda: any(held in str(path) and path.read_text() == "30" for path in (tmp_path / "out").rglob("last")))
+    (log,) = (path for path in (tmp_path / "out").rglob("running.lock") if held in str(path))
+    training = int(log.read_text())
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 130 and b"the same command continues" in said
+    with pytest.raises(ProcessLookupError):
+        os.kill(training, 0)
+    (tmp_path / "hold").unlink()
+    _, found = sweep(text)
+    assert len(found["trials"]) == 2 and all(trial["state"] == "done" for trial in found["trials"])
+    assert len(found["retrained"][1]["scores"]) == 2
