@@ -181,17 +181,29 @@ class CachedTeacher(Teacher):
 
 def open_cached(task: Any, cfg: Any) -> CachedTeacher:
     """The cached teacher that the task's flags name."""
+    check_flags_of_cache(cfg, OF_THE_ANSWERS)
+    return CachedTeacher(cfg.teacher_cache, task.target_dictionary, parse_hashes(cfg.teacher_sha256))
+
+
+def check_flags_of_cache(cfg: Any, of_the_answers: Dict[str, Any]) -> None:
+    """Refuses flags that have no effect on answers that are on disk already.
+
+    Args:
+        of_the_answers: the flags that the answers were made with, and their defaults
+
+    Raises:
+        KDPluginError: such a flag is given, by name
+    """
     for name in ("teacher_path", "teacher_weights"):
         if getattr(cfg, name):
             raise KDPluginError(f"--{name.replace('_', '-')} excludes --teacher-cache. Remedy: leave one of them out")
-    for name, default in OF_THE_ANSWERS.items():
+    for name, default in of_the_answers.items():
         if str(getattr(cfg, name)) != str(default):
             flag = f"--{name.replace('_', '-')}"
             raise KDPluginError(
                 f"{flag}: has no effect on the answers in --teacher-cache. Remedy: leave it out here; kd-plugin cache "
                 f"takes {flag}"
             )
-    return CachedTeacher(cfg.teacher_cache, task.target_dictionary, parse_hashes(cfg.teacher_sha256))
 
 
 class _Repeated(NamedTuple):

@@ -18,6 +18,7 @@ from kd_plugin.corpus.words_of_sentences import Part
 from kd_plugin.errors import KDPluginError
 from kd_plugin.losses.answer import TeacherAnswer
 from kd_plugin.teachers.base import Answer, Request, Teacher, short_name
+from kd_plugin.teachers.cached import check_flags_of_cache
 from kd_plugin.teachers.labelling.base import Labelling
 from kd_plugin.teachers.opening import parse_hashes
 
@@ -173,16 +174,7 @@ class CachedLabels(Teacher):
 
 def open_cached(task: Any, cfg: Any) -> CachedLabels:
     """The cached teacher that the task's flags name."""
-    for name in ("teacher_path", "teacher_weights"):
-        if getattr(cfg, name):
-            raise KDPluginError(f"--{name.replace('_', '-')} excludes --teacher-cache. Remedy: leave one of them out")
-    for name, default in OF_THE_ANSWERS.items():
-        if str(getattr(cfg, name)) != str(default):
-            flag = f"--{name.replace('_', '-')}"
-            raise KDPluginError(
-                f"{flag}: has no effect on the answers in --teacher-cache. Remedy: leave it out here; kd-plugin cache "
-                f"takes {flag}"
-            )
+    check_flags_of_cache(cfg, OF_THE_ANSWERS)
     return CachedLabels(cfg.teacher_cache, task.labelling, parse_hashes(cfg.teacher_sha256))
 
 
