@@ -38,20 +38,36 @@ def build_model(file: CheckpointFile, description: Description) -> Any:
             "Remedy: provide the code that it was trained with, or override the field of its configuration "
             "(--teacher-overrides in fairseq-train and kd-plugin cache, --model-overrides in decode and score)"
         ) from error
+    fit_weights(
+        model,
+        file,
+        f"dictionaries {' and '.join(description.dictionary_paths)}",
+        f"name the dictionaries that it was trained with{unknown_task(task_name(cfg.task))}",
+    )
+    freeze(model)
+    return model
+
+
+def fit_weights(model: Any, file: Any, dictionaries: str, remedy: str) -> None:
+    """Loads a file's weights into the model that its configuration describes.
+
+    Args:
+        dictionaries: that the model was built with, in words; remedy: if they are the wrong ones
+
+    Raises:
+        KDPluginError: the weights do not fit
+    """
     # a teacher from fairseq 0.12.2 has weights that other versions do not know, but they are only copies
     own = model.state_dict()
     weights = {name: w for name, w in file.weights.items() if name in own or not BETTER_TRANSFORMER_COPY.search(name)}
     try:
-        model.load_state_dict(weights, strict=True, model_cfg=cfg.model)
+        model.load_state_dict(weights, strict=True, model_cfg=file.cfg.model)
     except RuntimeError as error:
         reason = " ".join(str(error).split())
         raise KDPluginError(
-            f"{path}: its weights do not fit its architecture {name!r} with the dictionaries "
-            f"{' and '.join(description.dictionary_paths)} ({reason[:300]}). Remedy: name the dictionaries that it was "
-            f"trained with{unknown_task(task_name(cfg.task))}"
+            f"{file.path}: its weights do not fit its architecture {architecture_of(file.cfg.model)!r} with the "
+            f"{dictionaries} ({reason[:300]}). Remedy: {remedy}"
         ) from error
-    freeze(model)
-    return model
 
 
 def freeze(model: Any) -> None:

@@ -9,12 +9,11 @@ from fairseq.data import Dictionary
 from fairseq.tasks.sentence_prediction import SentencePredictionConfig, SentencePredictionTask
 
 from kd_plugin.checkpoints.architectures import architecture_of, check_options
-from kd_plugin.checkpoints.build import count_of, freeze
+from kd_plugin.checkpoints.build import count_of, fit_weights, freeze
 from kd_plugin.checkpoints.describe import dictionary_directories
 from kd_plugin.checkpoints.finite import check_finite
 from kd_plugin.checkpoints.read import CheckpointFile, read_file
 from kd_plugin.checkpoints.user_code import check_registered
-from kd_plugin.compat import BETTER_TRANSFORMER_COPY
 from kd_plugin.corpus.dictionaries import load_dictionary
 from kd_plugin.corpus.labels import label_names
 from kd_plugin.errors import KDPluginError
@@ -195,16 +194,11 @@ def _built(
             "Remedy: provide the code that it was trained with, or override the field of its configuration "
             "(--teacher-overrides)"
         ) from error
-    own = model.state_dict()
-    weights = {key: w for key, w in file.weights.items() if key in own or not BETTER_TRANSFORMER_COPY.search(key)}
-    try:
-        model.load_state_dict(weights, strict=True, model_cfg=cfg.model)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())
-        raise KDPluginError(
-            f"{path}: its weights do not fit its architecture {name!r} with the dictionary {dictionary_path} of "
-            f"{len(dictionary):,} symbols ({reason[:300]}). Remedy: name the folder that it was trained on: "
-            '--teacher-overrides \'{"data": "FOLDER"}\''
-        ) from error
+    fit_weights(
+        model,
+        file,
+        f"dictionary {dictionary_path} of {len(dictionary):,} symbols",
+        'name the folder that it was trained on: --teacher-overrides \'{"data": "FOLDER"}\'',
+    )
     freeze(model)
     return model
