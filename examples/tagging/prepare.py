@@ -1,16 +1,18 @@
 #!/usr/bin/env python3
 """Column files and subwords of a tagging corpus, with a part of its training sentences held out for choosing.
 
-    prepare.py CORPUS OUT [--vocab 4000] [--hold-out 9]
+    prepare.py CORPUS OUT [--vocab 4000] [--hold-out 9] [--unlabelled FILE]
 
 CORPUS holds train.conll and dev.conll (or .conll.gz): a word and its tag in each line, an empty line between sentences.
 OUT gets train.conll without every ninth sentence, valid.conll with these, test.conll, which is CORPUS's dev, and
-spm.model, for `kd-plugin prepare-tagging`.
+spm.model, for `kd-plugin prepare-tagging`. FILE holds one sentence per line; OUT gets its words in unlabelled.conll,
+where each has the tag O, because a column file needs one. No training reads it.
 """
 
 import argparse
 import gzip
 import pathlib
+import re
 from typing import List
 
 import sentencepiece
@@ -29,6 +31,11 @@ def read(folder: pathlib.Path, split: str) -> List[List[str]]:
     return [sentence for sentence in found if sentence]
 
 
+def split_words(sentence: str) -> List[str]:
+    """Punctuation is a word of its own, and so is what follows an apostrophe, as in the corpus."""
+    return re.findall(r"\w+|'\w+|[^\w\s]", sentence)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
@@ -39,6 +46,7 @@ def main() -> None:
     parser.add_argument(
         "--hold-out", type=int, default=9, metavar="N", help="every Nth sentence (default: %(default)s)"
     )
+    parser.add_argument("--unlabelled", type=pathlib.Path, metavar="FILE", help="further sentences, without tags")
     args = parser.parse_args()
     if args.out.exists():
         parser.error(f"{args.out} already exists: name another folder")
@@ -48,6 +56,10 @@ def main() -> None:
     for name, sentences in (("train", kept), ("valid", train[args.hold_out - 1 :: args.hold_out]), ("test", test)):
         text = "".join("\n".join(sentence) + "\n\n" for sentence in sentences)
         (args.out / f"{name}.conll").write_text(text, encoding="utf-8")
+    if args.unlabelled:
+        lines = [split_words(line) for line in args.unlabelled.read_text(encoding="utf-8").split("\n")]
+        text = "".join("".join(f"{word}\tO\n" for word in words) + "\n" for words in lines if words)
+        (args.out / "unlabelled.conll").write_text(text, encoding="utf-8")
     words = [" ".join(line.rpartition("\t")[0] for line in sentence) for sentence in kept]
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(words), model_prefix=str(args.out / "spm"), vocab_size=args.vocab,
