@@ -22,12 +22,18 @@ def test_every_room_is_on_the_map():
     assert all((PACKAGE / room).is_dir() or (ROOT / room).is_dir() for room in named)
     for room, first in re.findall(r"^\| `([a-z_/]+)/`[^|]*\|[^|]*\| `([a-z_]+\.py)` \|$", section, re.MULTILINE):
         assert list(PACKAGE.rglob(f"{room}/{first}")) or list(PACKAGE.rglob(first)), (room, first)
+    order = [room.partition("/")[0] for room in re.findall(r"^\| `([a-z_/]+)/`", section, re.MULTILINE)]
+    order = [HOUSE.index(room) for room in order if room in HOUSE]
+    assert order == sorted(order)  # the table says that its order is the order of imports
 
 
 def test_answers_to_newcomers_are_where_they_are_said_to_be():
     section = TEXT[TEXT.index("### Where would you look?") : TEXT.index("## Add a divergence")]
     answers = re.findall(r"`([a-z_/]+\.py)`", section)
-    assert len(answers) == 20 and all((PACKAGE / answer).is_file() for answer in answers)
+    assert len(answers) > 20 and all((PACKAGE / answer).is_file() for answer in answers)
+    for flag, answer in re.findall(r"^\| .*`(--[a-z-]+)` declared.*\| `([a-z_/]+\.py)` \|$", section, re.MULTILINE):
+        field = flag[2:].replace("-", "_")
+        assert f"    {field}: " in (PACKAGE / answer).read_text(encoding="utf-8"), (flag, answer)
 
 
 def imported(path):
