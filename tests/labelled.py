@@ -136,3 +136,22 @@ def save_checkpoint(path: Any, built: Built, data: Any) -> Any:
     cfg = OmegaConf.to_container(root, resolve=True, enum_to_str=True)
     torch.save({"args": None, "cfg": cfg, "model": built.model.state_dict()}, str(path))
     return path
+
+
+def make_pairs(folder: Any, seed: int = 5) -> Any:
+    """Pairs of sentences whose label says whether both are of the same kind. seed: of the second sentences"""
+    first = {split: sentences(size, at) for split, size, at in (("train", 64, 3), ("valid", 13, 4))}
+    second = {split: sentences(len(rows), seed + at) for at, (split, rows) in enumerate(first.items())}
+    text = [
+        {split: [" ".join(p for w in words for p in pieces(w)) for words, _ in rows] for split, rows in side.items()}
+        for side in (first, second)
+    ]
+    symbols = sorted({symbol for line in text[0]["train"] for symbol in line.split()})
+    for part, side in zip(("input0", "input1"), text):
+        binarise(side, folder / part, symbols)
+    labels = {
+        split: ["same" if one[1] == other[1] else "other" for one, other in zip(rows, second[split])]
+        for split, rows in first.items()
+    }
+    binarise(labels, folder / "label", ["other", "same"])
+    return folder

@@ -8,50 +8,18 @@
 #   TEACHER     a fairseq checkpoint or a Hugging Face folder; CACHE: a cache of its answers instead; neither: without
 #   UNLABELLED  a binarised folder of unlabelled text, for which there must be a teacher
 set -euo pipefail
-# OpenMP's threads sleep while they wait for each other; busy waiting would slow down other work and themselves.
-export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}
-here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-[ $# -ge 2 ] || { echo "usage: ${0##*/} DATA_BIN SAVE_DIR [further fairseq-train flags]" >&2; exit 2; }
-data=$1 save_dir=$2
-shift 2
+TASK=sentence_prediction
 
-ARCH=${ARCH:-text_cnn}
-TEACHER=${TEACHER:-}
-CACHE=${CACHE:-}
-UNLABELLED=${UNLABELLED:-}
-ALPHA=${ALPHA:-0.3}
-TEMPERATURE=${TEMPERATURE:-2}
-CLASSES=${CLASSES:-2}
-DIM=${DIM:-128}
-DROPOUT=${DROPOUT:-0.3}
-LR=${LR:-0.002}
-BATCH=${BATCH:-32}
-MAX_UPDATE=${MAX_UPDATE:-600}
-SEED=${SEED:-1}
-USER_DIR=${USER_DIR:-$(cd "$here/../../kd_plugin" && pwd)}
+# sets `sizes`, the flags of an architecture
+sizes_of() {
+  case "$1" in
+    text_cnn) sizes=(--encoder-embed-dim "$DIM" --filters 64) ;;
+    bilstm) sizes=(--encoder-embed-dim "$DIM" --encoder-hidden-size 96) ;;
+    roberta)
+      sizes=(--encoder-layers 2 --encoder-embed-dim "$DIM" --encoder-ffn-embed-dim 256 --encoder-attention-heads 4
+        --max-positions 256 --attention-dropout 0.1 --pooler-dropout 0.1) ;;
+    *) sizes=(--encoder-embed-dim "$DIM") ;;
+  esac
+}
 
-case "$ARCH" in
-  text_cnn) sizes=(--encoder-embed-dim "$DIM" --filters 64) ;;
-  bilstm) sizes=(--encoder-embed-dim "$DIM" --encoder-hidden-size 96) ;;
-  roberta)
-    sizes=(--encoder-layers 2 --encoder-embed-dim "$DIM" --encoder-ffn-embed-dim 256 --encoder-attention-heads 4
-      --max-positions 256 --attention-dropout 0.1 --pooler-dropout 0.1) ;;
-  *) sizes=(--encoder-embed-dim "$DIM") ;;
-esac
-alpha=1
-teacher=()
-if [ -n "$TEACHER$CACHE" ]; then
-  alpha=$ALPHA
-  [ -n "$CACHE" ] && teacher=(--teacher-cache "$CACHE") || teacher=(--teacher-path "$TEACHER")
-  [ -z "$UNLABELLED" ] || teacher+=(--kd-unlabelled "$UNLABELLED")
-fi
-
-fairseq-train "$data" --user-dir "$USER_DIR" --save-dir "$save_dir" --seed "$SEED" \
-    --task distillation_sentence_prediction --criterion kd_sentence_prediction --num-classes "$CLASSES" \
-    --kd-alpha "$alpha" --kd-temperature "$TEMPERATURE" ${teacher[@]+"${teacher[@]}"} \
-    --arch "$ARCH" "${sizes[@]}" --dropout "$DROPOUT" \
-    --optimizer adam --adam-betas '(0.9, 0.98)' --clip-norm 1 --weight-decay 0.0001 \
-    --lr "$LR" --lr-scheduler polynomial_decay --warmup-updates $((MAX_UPDATE / 10)) --total-num-update "$MAX_UPDATE" \
-    --max-update "$MAX_UPDATE" --batch-size "$BATCH" --required-batch-size-multiple 1 \
-    --validate-interval-updates 100 --best-checkpoint-metric accuracy --maximize-best-checkpoint-metric \
-    --no-epoch-checkpoints --no-last-checkpoints --log-format simple --log-interval 100 "$@"
+source "$(dirname "${BASH_SOURCE[0]}")/../labelling.sh"

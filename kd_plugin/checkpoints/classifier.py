@@ -107,13 +107,20 @@ def open_for_task(path: str, task: str, head: Optional[str], data: Optional[str]
         data: --dict-dir, the folder with its dictionaries; None: where it was trained
 
     Raises:
-        KDPluginError: as `open_classifier`; its head is for sentences, but labels of words are asked for
+        KDPluginError: as `open_classifier`; it reads pairs; labels of words are asked for, but its head is for
+            sentences
     """
     tags = task == "tagging"
     overrides = {} if data is None else {"data": data}
     opened = open_classifier(path, tags, head, None, overrides, TOKEN_HEAD if tags else SENTENCE_HEAD)
     if tags and head is None and opened.head == SENTENCE_HEAD:
         raise KDPluginError(f"{path}: its head {SENTENCE_HEAD} is for sentences. Remedy: another --task, or a tagger")
+    folder, part = os.path.split(os.path.dirname(opened.dictionary_path))
+    if part == "input0" and os.path.isdir(os.path.join(folder, "input1")):
+        raise KDPluginError(
+            f"{path}: reads pairs of sentences ({folder} has input1), but only models of single sentences are "
+            "evaluated and exported here. Remedy: fairseq-validate scores pairs, from their binarised folder"
+        )
     return opened
 
 

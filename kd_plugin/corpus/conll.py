@@ -75,6 +75,7 @@ class Reader:
             yield TaggedSentence(first, words, labels)
 
     def _parsed(self, number: int, line: str) -> Any:
+        check_line_end(line, number, self._path, self._flag)
         if self._separator is None:
             self._separator = "\t" if "\t" in line else " "
         parts = line.split("\t") if self._separator == "\t" else re.split(r"[ \t]+", line.strip(" \t"))
@@ -93,6 +94,18 @@ class Reader:
                 "without spaces, or the right --label-column"
             )
         return word, label
+
+
+def check_line_end(line: str, number: int, path: Path, flag: str) -> None:
+    """Refuses lines that end with CR alone, as on old Macs: the whole file would be one line.
+
+    Raises:
+        KDPluginError: naming the line
+    """
+    if "\r" in line:
+        raise KDPluginError(
+            f"{flag} {path}, line {number}: has a carriage return inside. Remedy: lines that end with LF or CR LF"
+        )
 
 
 def check_scheme(sentence: TaggedSentence, where: str) -> List[str]:

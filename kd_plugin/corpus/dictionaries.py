@@ -4,13 +4,15 @@ from fairseq.data import Dictionary
 
 from kd_plugin.errors import KDPluginError
 
+OF_TRAINING = "the dict.LANG.txt of the data that the model was trained on, undamaged"
 
-def load_dictionary(path: str) -> Dictionary:
+
+def load_dictionary(path: str, remedy: str = OF_TRAINING) -> Dictionary:
     """Loads a fairseq dictionary; refuses a damaged one."""
     try:
         return Dictionary.load(path)
     except Exception as error:  # fairseq raises ValueError, RuntimeError and, for invalid UTF-8, Exception itself
         raise KDPluginError(
             f"{path}: not a fairseq dictionary ({' '.join(str(error).split())[:200] or type(error).__name__}). "
-            "Remedy: the dict.LANG.txt of the data that the model was trained on, undamaged"
+            f"Remedy: {remedy}"
         ) from error

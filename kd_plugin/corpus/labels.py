@@ -5,9 +5,21 @@ from typing import Any, List, Optional, Sequence
 import torch
 from torch import Tensor
 
+from kd_plugin.corpus.dictionaries import load_dictionary
 from kd_plugin.errors import KDPluginError
 
 FILLERS = ("madeupword", "<mask>")  # what fairseq adds to dictionaries; no label
+
+
+def load_labels(path: str) -> Any:
+    """The label dictionary of a folder, with the <mask> that fairseq's task adds.
+
+    Raises:
+        KDPluginError: it is damaged, or names a label twice or like a special symbol
+    """
+    dictionary = load_dictionary(path, "each label once, and none named <s>, <pad>, </s> or <unk>")
+    dictionary.add_symbol("<mask>")
+    return dictionary
 
 
 def label_names(dictionary: Any) -> List[str]:

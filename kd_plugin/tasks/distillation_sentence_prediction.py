@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, List
 
 from fairseq.criterions.sentence_prediction import SentencePredictionConfig as StockCriterionConfig
+from fairseq.models import ARCH_MODEL_REGISTRY, FairseqEncoderDecoderModel
 from fairseq.tasks import TASK_REGISTRY, register_task
 from fairseq.tasks.sentence_prediction import SentencePredictionConfig, SentencePredictionTask
 
@@ -38,6 +39,26 @@ class DistillationSentencePredictionTask(LabellingMixin, SentencePredictionTask)
     criterion = CRITERION_NAME
     task_name = TASK_NAME
     labels_tokens = False
+
+    def build_model(self, cfg: Any, from_checkpoint: bool = False) -> Any:
+        """As fairseq's, after a check of the architecture.
+
+        Raises:
+            KDPluginError: it has no classification heads, or it reads prev_output_tokens, which the batches lack
+        """
+        name = getattr(cfg, "_name", None) or getattr(cfg, "arch", None)
+        architecture = ARCH_MODEL_REGISTRY.get(name)
+        if architecture is not None and not hasattr(architecture, "register_classification_head"):
+            raise KDPluginError(
+                f"--arch {name}: has no classification heads, so it cannot label. Remedy: --arch roberta or one of its "
+                "sizes, text_cnn, bilstm or bag_of_embeddings"
+            )
+        if issubclass(architecture or object, FairseqEncoderDecoderModel) and not self.cfg.add_prev_output_tokens:
+            raise KDPluginError(
+                f"--arch {name}: its decoder reads the sentence as well. Remedy: --add-prev-output-tokens, or an "
+                "encoder such as --arch roberta"
+            )
+        return super().build_model(cfg, from_checkpoint)
 
     @classmethod
     def predicts_numbers(cls, cfg: Any) -> bool:
@@ -101,7 +122,8 @@ class DistillationSentencePredictionTask(LabellingMixin, SentencePredictionTask)
             if len(label) != 2 or not self.label_dictionary.nspecial <= int(label[0]) < last:
                 raise KDPluginError(
                     f"{prefix}: sentence {index + 1} has {self.label_dictionary.string(label) or 'no label'!r} instead "
-                    "of one label of label/dict.txt. Remedy: one label per line, binarised with this dictionary"
+                    "of one label of label/dict.txt. Remedy: one label per line, without spaces, binarised with this "
+                    "dictionary"
                 )
 
 

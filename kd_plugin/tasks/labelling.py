@@ -6,11 +6,10 @@ from typing import Any, ClassVar, Dict, List, Optional
 
 import numpy as np
 from fairseq.data import Dictionary, SortDataset, data_utils
-from fairseq.tasks.sentence_prediction import SentencePredictionTask
 
 from kd_plugin.corpus.binarised import dataset_format
 from kd_plugin.corpus.labelled_folder import LabelledSplit, Reading, load_input_dictionary, same_symbols
-from kd_plugin.corpus.labels import check_number, label_names
+from kd_plugin.corpus.labels import check_number, label_names, load_labels
 from kd_plugin.corpus.words import rule_of
 from kd_plugin.corpus.words_of_sentences import Part
 from kd_plugin.errors import KDPluginError
@@ -51,7 +50,7 @@ class LabellingMixin(DistillationMixin):
                 f"{path}: no such file, so the labels have no names. Remedy: a folder with label/dict.txt; where no "
                 "sentence has a label, that of the teacher's training data"
             )
-        labels = SentencePredictionTask.load_dictionary(path)
+        labels = load_labels(path)
         names = label_names(labels)
         if cfg.num_classes < 1:
             cfg.num_classes = len(names)
@@ -129,9 +128,28 @@ class LabellingMixin(DistillationMixin):
         if training and self.unlabelled_folder:
             more = self._parts(self._unlabelled_split(split), combine)
         self.datasets[split] = self.dataset_of(parts, more, combine)  # type: ignore[attr-defined]
+        self._count_cut(split, [*parts, *more])
         if self.teacher is not None:
             self.teacher.attach_labelled(self.datasets[split], [*parts, *more], training)  # type: ignore[attr-defined]
         return self.datasets[split]  # type: ignore[attr-defined]
+
+    def _count_cut(self, split: str, parts: List[Part]) -> None:
+        """Says of how many sentences the student reads only a part."""
+        cfg = self.cfg
+        listed, limit = str(getattr(cfg, "shorten_data_split_list", "")), int(cfg.max_positions)
+        if str(cfg.shorten_method) == "none" or (listed and split not in listed.split(",")):
+            return
+        cut = 0
+        for part in parts:
+            added = [cfg.init_token, getattr(cfg, "separator_token", None)][: len(part.inputs)]
+            lengths = np.sum([np.asarray(texts.sizes) for texts in part.inputs], axis=0)
+            cut += int(np.sum(lengths + sum(one is not None for one in added) > limit))
+        if cut:
+            logger.warning(
+                f"{split}: of {cut:,} of {sum(part.sentences for part in parts):,} sentences the student reads only "
+                f"{limit} symbols (--max-positions, --shorten-method {cfg.shorten_method}). So does a fairseq teacher; "
+                "a Hugging Face teacher and a cache answer for the whole sentence"
+            )
 
     def _parts(self, split: LabelledSplit, combine: bool) -> List[Part]:
         """A split and, if fairseq combines them, those that continue it: train1, train2, …"""
@@ -141,19 +159,30 @@ class LabellingMixin(DistillationMixin):
         return [self.part(one) for one in found]
 
     def part(self, split: LabelledSplit) -> Part:
-        """Opens a split, after checks whose messages are clearer than fairseq's."""
+        """Opens a split, after checks whose messages are clearer than fairseq's; counts empty sentences."""
         for name in split.inputs:
             dataset_format(split.prefix(name))
         part = Part(split, split.open(self.dictionary))
-        empty = int((np.asarray(part.inputs[0].sizes) <= 1).sum())
-        if empty:
-            logger.warning(f"{split.prefix('input0')}: {empty:,} of {part.sentences:,} sentences are empty")
+        for name, texts in zip(split.inputs, part.inputs):
+            if len(texts) != part.sentences:
+                raise KDPluginError(
+                    f"{split.prefix(name)}: has {len(texts):,} sentences, but input0 {part.sentences:,}. Remedy: "
+                    "binarise both sides of the pairs from files with as many lines"
+                )
+            empty = int((np.asarray(texts.sizes) <= 1).sum())
+            if empty:
+                logger.warning(f"{split.prefix(name)}: {empty:,} of {part.sentences:,} sentences are empty")
         return part
 
     def _unlabelled_split(self, name: str) -> LabelledSplit:
         folder = self.unlabelled_folder
         assert folder is not None
         split = LabelledSplit(folder, name)
+        if os.path.realpath(folder) == os.path.realpath(self.cfg.data):
+            raise KDPluginError(
+                f"--kd-unlabelled {folder}: is the folder of the labelled text, whose sentences learn from the teacher "
+                "already. Remedy: another folder, or leave it out"
+            )
         if not split.has("input0"):
             raise KDPluginError(
                 f"--kd-unlabelled {folder}: has no {split.prefix('input0')}.bin. Remedy: text binarised with "

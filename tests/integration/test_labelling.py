@@ -140,3 +140,39 @@ def test_unlabelled_text_trains_beside_labelled_text(folders, tmp_path):
     )
     assert refused.returncode != 0 and "--kd-unlabelled" in refused.stdout and "Remedy" in refused.stdout
     assert not (tmp_path / "no" / "checkpoint_last.pt").exists()
+
+
+def test_a_teacher_of_text_reads_both_sentences_of_a_pair(tmp_path):
+    """Through the command line: its logged likelihood of the labels is transformers' own for the pairs of sentences."""
+    transformers = pytest.importorskip("transformers")
+    from tests.labelled import make_pairs, pieces, sentences
+    from tests.unit.test_labelling_folders import save_folder
+
+    data = make_pairs(tmp_path / "pairs")
+    path = str(save_folder(tmp_path / "teacher", False, ["same", "other"]))
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(path)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight *= 20 if weight.dim() == 2 else 1  # so that pairs differ
+    model.save_pretrained(path)
+    output = run(*label_training(
+        data, tmp_path / "student", *plugin(CLASSES, "--kd-alpha", 0.5, "--teacher-path", path), "--separator-token", 2,
+        "--batch-size", 64, "--max-update", 1, "--disable-validation", "--no-save",
+    )).stdout  # fmt: skip
+    rows = [sentences(64, 3), sentences(64, 5)]
+    tokenizer = transformers.AutoTokenizer.from_pretrained(path)
+
+    def likelihood(*sides):
+        total = 0.0
+        for first, second in zip(*rows):
+            label = "same" if first[1] == second[1] else "other"
+            texts = [" ".join("".join(pieces(w)).replace("\u2581", "") for w in one[0]) for one in (first, second)]
+            inputs = tokenizer(*(texts[side] for side in sides), truncation=True, return_tensors="pt")
+            with torch.no_grad():
+                logits = model.eval()(**inputs).logits[0].double()
+            total -= torch.log_softmax(logits, 0)[model.config.label2id[label]] / 0.6931471805599453
+        return float(total / 64)
+
+    (step,) = logged(output, "train_inner")
+    assert step["teacher_nll_loss"] == pytest.approx(likelihood(0, 1), abs=2e-3)
+    assert abs(likelihood(0) - likelihood(0, 1)) > 0.02 and abs(likelihood(0, 0) - likelihood(0, 1)) > 0.02

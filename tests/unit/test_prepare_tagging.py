@@ -95,6 +95,7 @@ def test_spans_that_have_not_begun_are_refused_or_repaired(tmp_path, capsys):
         ("Ada\tB-per\nLovelace\n", "line 2: 'Lovelace' has no"),
         ("Ada\tX-per\n", "line 1: the label 'X-per' is not of the form O, B-X or I-X"),
         ("\n\n", "has no sentence"),
+        ("Ada\tB-per\rLovelace\tI-per\r", "line 1: has a carriage return inside"),
         ("Ada\tB-per\nba\xffd\tO\n".encode("latin-1"), "line 2: not UTF-8"),
     ],
 )

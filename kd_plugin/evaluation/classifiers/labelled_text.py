@@ -6,6 +6,7 @@ from typing import Any, Dict, List, NamedTuple, Optional, Sequence
 import numpy as np
 
 from kd_plugin.corpus.binarised import open_indexed
+from kd_plugin.corpus.conll import check_line_end
 from kd_plugin.corpus.dictionaries import load_dictionary
 from kd_plugin.corpus.labelled_folder import LabelledSplit, load_input_dictionary, tokens_of
 from kd_plugin.corpus.labels import label_names
@@ -107,6 +108,7 @@ def _from_columns(name: str, path: Path) -> LabelledTest:
             words.append([])
             tags.append([])
             continue
+        check_line_end(line, number, path, "--test")
         columns = line.split("\t") if "\t" in line else line.split(" ")
         if len(columns) < 2 or not columns[0] or not columns[-1].strip():
             raise KDPluginError(

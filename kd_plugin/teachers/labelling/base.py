@@ -176,7 +176,7 @@ class LabellingTeacher(OnlineTeacher):
                 self._said.add(member.path)
                 logger.warning(
                     f"teacher {member.path}: reads only the beginning of sentences longer than its limit, such as the "
-                    f"sample {int(batch['id'][mask][0])}, while the student reads more of them. teacher_truncated "
+                    f"sample {int(batch['id'][mask][0])}, whatever the student reads of them. teacher_truncated "
                     "counts them"
                 )
         some = torch.stack([mask for _, mask in cut]).any(dim=0).sum()
