@@ -108,13 +108,14 @@ def open_for_task(path: str, task: str, head: Optional[str], data: Optional[str]
 
     Raises:
         KDPluginError: as `open_classifier`; it reads pairs; labels of words are asked for, but its head is for
-            sentences
+            sentences; its number of outputs is that of another task
     """
     tags = task == "tagging"
     overrides = {} if data is None else {"data": data}
     opened = open_classifier(path, tags, head, None, overrides, TOKEN_HEAD if tags else SENTENCE_HEAD)
     if tags and head is None and opened.head == SENTENCE_HEAD:
         raise KDPluginError(f"{path}: its head {SENTENCE_HEAD} is for sentences. Remedy: another --task, or a tagger")
+    check_outputs_of(path, opened.outputs, task)
     folder, part = os.path.split(os.path.dirname(opened.dictionary_path))
     if part == "input0" and os.path.isdir(os.path.join(folder, "input1")):
         raise KDPluginError(
@@ -122,6 +123,27 @@ def open_for_task(path: str, task: str, head: Optional[str], data: Optional[str]
             "evaluated and exported here. Remedy: fairseq-validate scores pairs, from their binarised folder"
         )
     return opened
+
+
+def check_outputs_of(path: str, outputs: int, task: str) -> None:
+    """Refuses to take a label's logit for a number, or a number for labels.
+
+    Args:
+        task: one of LABEL_TASKS
+
+    Raises:
+        KDPluginError: the model's number of outputs is that of another task
+    """
+    if task == "regression" and outputs != 1:
+        raise KDPluginError(
+            f"{path}: has {outputs} outputs, but --task regression needs a model that predicts one number. Remedy: "
+            "--task classification if it tells labels apart, or another model"
+        )
+    if task != "regression" and outputs < 2:
+        raise KDPluginError(
+            f"{path}: has only one output, a number, but --task {task} needs one for each label. Remedy: --task "
+            "regression, or another model"
+        )
 
 
 def _chosen(path: str, heads: List[str], asked: Optional[str], usual: str, labels_tokens: bool) -> str:

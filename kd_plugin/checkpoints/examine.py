@@ -9,6 +9,7 @@ from kd_plugin.checkpoints.describe import dictionary_directories, find_dictiona
 from kd_plugin.checkpoints.examine_labels import (
     TASK,
     classifier_checks,
+    different_tasks,
     folder_labels_what,
     label_command,
     label_folder_checks,
@@ -53,6 +54,8 @@ def examine(
     paths = split_model_paths(teacher)
     found = {path: teacher_checks(path, dict_dir, languages) for path in dict.fromkeys(paths)}
     checks = [check for path in paths for check in found[path]]
+    if not any(check.status == FAIL for check in checks):
+        checks += different_tasks(found)
     wrong = any(check.status == FAIL for check in checks)
     return checks, None if wrong else training_command(checks, paths, dict_dir, languages, user_dir)
 

@@ -58,9 +58,38 @@ def read_described(path: str) -> Described:
             raise ValueError("the vocabulary's indices have gaps")
         symbols = [symbol for symbol, _ in vocabulary]
         others = {name: content[name] for name in Described._fields if name != "vocabulary"}
-        return Described(vocabulary=symbols, **others)
+        described = Described(vocabulary=symbols, **others)
+        _check(described)
+        return described
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise KDPluginError(f"{file}: is damaged ({error}). {REMEDY}") from error
+
+
+def _check(described: Described) -> None:
+    """Refuses what an edit may have broken, before anything is computed with it.
+
+    Raises:
+        ValueError: a field has another type, or an index that the vocabulary does not have
+    """
+    size, numbers = len(described.vocabulary), described.task == "regression"
+    if described.task not in ("classification", "tagging", "regression"):
+        raise ValueError(f"the task is {described.task!r}")
+    labels = described.labels
+    if numbers != (labels is None):
+        raise ValueError(f"labels are {labels!r:.60} for the task {described.task}")
+    if labels is not None:
+        if not isinstance(labels, list) or not all(isinstance(name, str) for name in labels):
+            raise ValueError("labels are not a list of names")
+        if len(set(labels)) != len(labels):
+            raise ValueError("labels have a name twice")
+    if described.unknown not in described.vocabulary:
+        raise ValueError(f"unknown {described.unknown!r:.60} is not in the vocabulary")
+    for name, value in (("prefix", described.prefix), ("suffix", described.suffix), ("padding", [described.padding])):
+        if not isinstance(value, list) or not all(type(index) is int and 0 <= index < size for index in value):
+            raise ValueError(f"{name} is {value!r:.60}, not indices of the {size:,} symbols")
+    limit, around = described.max_length, len(described.prefix) + len(described.suffix)
+    if limit is not None and not (type(limit) is int and limit > around):
+        raise ValueError(f"max_length is {limit!r:.60}")
 
 
 class OnnxSession:

@@ -31,6 +31,20 @@ class Reading(NamedTuple):
     separator_token: Optional[int] = None
 
 
+def check_reading(reading: Reading, dictionary: Dictionary, data: str) -> None:
+    """Refuses symbols around sentences that the dictionary does not have.
+
+    Raises:
+        KDPluginError: --init-token or --separator-token is no index of it
+    """
+    for flag, index in (("--init-token", reading.init_token), ("--separator-token", reading.separator_token)):
+        if index is not None and not 0 <= index < len(dictionary):
+            raise KDPluginError(
+                f"{flag} {index}: the dictionary of {data} has only the indices 0 to {len(dictionary) - 1:,}. Remedy: "
+                f"such as {flag} {dictionary.bos() if 'init' in flag else dictionary.eos()}, or leave it out"
+            )
+
+
 class LabelledSplit(NamedTuple):
     """A split of a folder."""
 

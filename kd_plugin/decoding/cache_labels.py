@@ -20,13 +20,13 @@ from kd_plugin.checkpoints.user_code import code_sha256
 from kd_plugin.corpus.batches import by_length
 from kd_plugin.corpus.dictionaries import load_dictionary
 from kd_plugin.corpus.label_batches import LabelBatches
-from kd_plugin.corpus.labelled_folder import IGNORE, LabelledSplit, Reading, load_input_dictionary
-from kd_plugin.corpus.labels import label_names
+from kd_plugin.corpus.labelled_folder import IGNORE, LabelledSplit, Reading, check_reading, load_input_dictionary
+from kd_plugin.corpus.labels import label_names, shown
 from kd_plugin.corpus.words import rule_of
 from kd_plugin.corpus.words_of_sentences import Part
 from kd_plugin.errors import KDPluginError
 from kd_plugin.files.atomic import digest_of
-from kd_plugin.files.protection import Named, check_outputs
+from kd_plugin.files.protection import ELSEWHERE, Named, check_outputs, same_place
 from kd_plugin.files.sharded_folder import Plan
 from kd_plugin.runners import jobs
 from kd_plugin.runners.jobs import Job, claim_share, device_of, fill
@@ -37,6 +37,7 @@ from kd_plugin.teachers.labelling.opening import open_labelling
 
 TASKS = ("sentence_prediction", "sequence_tagging")
 NO_LIMIT = 2**31 - 1
+NOT_GIVEN = -1  # --num-classes, as fairseq's tasks have it
 
 
 class LabelQuestions(NamedTuple):
@@ -72,7 +73,10 @@ def cache_labels(options: LabelQuestions) -> None:
     """Write this job's share of the stores, one for each split."""
     options.job.check()
     check_outputs(options.inputs, [("--cache-dir", options.cache_dir)])
-    names = list(dict.fromkeys(options.subset.split(",")))
+    _check_outside(options)
+    names = [name for name in dict.fromkeys(map(str.strip, options.subset.split(","))) if name]
+    if not names:
+        raise KDPluginError(f"--subset {options.subset!r}: names no split. Remedy: such as --subset train,valid")
     opened: Dict[str, Any] = {}  # the teacher, shared by all splits
     sessions = {name: LabelSession(name, options, 0, opened) for name in names}
     with contextlib.ExitStack() as claims:
@@ -90,6 +94,17 @@ def cache_labels(options: LabelQuestions) -> None:
                     f"{store.path}: {manifest.tokens:,} {what}, {store.identity.layout.width} bytes each, in "
                     f"{len(session.plans)} shards. Train with --teacher-cache {options.cache_dir}"
                 )
+
+
+def _check_outside(options: LabelQuestions) -> None:
+    """Refuses a cache among the data's own files."""
+    places = [os.path.realpath(options.cache_dir), *map(str, Path(os.path.realpath(options.cache_dir)).parents)]
+    for part in ("input0", "input1", "label"):
+        folder = os.path.join(options.data, part)
+        if any(same_place(place, folder) for place in places):
+            raise KDPluginError(
+                f"--cache-dir {options.cache_dir}: is inside {folder}, which holds the data. {ELSEWHERE}"
+            )
 
 
 def labelling_of(options: LabelQuestions) -> Labelling:
@@ -116,8 +131,14 @@ def labelling_of(options: LabelQuestions) -> Labelling:
                 "student's label/dict.txt"
             )
         names = label_names(load_dictionary(path))
+        if options.num_classes not in (NOT_GIVEN, len(names)):
+            raise KDPluginError(
+                f"--num-classes {options.num_classes}: {path} has {len(names)} labels ({shown(names)}). Remedy: leave "
+                "it out, or the right --label-dict"
+            )
         outputs = len(names)
     reading = Reading(rule_of(options.word_start, dictionary.symbols), options.init_token, options.separator_token)
+    check_reading(reading, dictionary, options.data)
     head = options.classification_head_name or (TOKEN_HEAD if tokens else "sentence_classification_head")
     return Labelling(tokens, names, outputs, dictionary, reading, head, NO_LIMIT)
 

@@ -8,7 +8,7 @@ import numpy as np
 from fairseq.data import Dictionary, SortDataset, data_utils
 
 from kd_plugin.corpus.binarised import dataset_format
-from kd_plugin.corpus.labelled_folder import LabelledSplit, Reading, load_input_dictionary, same_symbols
+from kd_plugin.corpus.labelled_folder import LabelledSplit, Reading, check_reading, load_input_dictionary, same_symbols
 from kd_plugin.corpus.labels import check_number, label_names, load_labels
 from kd_plugin.corpus.words import rule_of
 from kd_plugin.corpus.words_of_sentences import Part
@@ -96,7 +96,9 @@ class LabellingMixin(DistillationMixin):
         """How the text is read."""
         cfg = self.cfg
         rule = rule_of(str(cfg.word_start), self.dictionary.symbols)
-        return Reading(rule, cfg.init_token, getattr(cfg, "separator_token", None))
+        reading = Reading(rule, cfg.init_token, getattr(cfg, "separator_token", None))
+        check_reading(reading, self.dictionary, str(cfg.data))
+        return reading
 
     @property
     def unlabelled_folder(self) -> Optional[str]:

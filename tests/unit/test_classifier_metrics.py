@@ -6,7 +6,7 @@ from scipy import stats
 from sklearn import metrics as sklearn
 
 from kd_plugin.errors import KDPluginError
-from kd_plugin.evaluation.classifiers import metrics
+from kd_plugin.evaluation.classifiers import confusion, metrics
 from kd_plugin.evaluation.scores import draws, mean_score
 
 seqeval = pytest.importorskip("seqeval.metrics", reason="seqeval is not installed")
@@ -102,6 +102,40 @@ def test_words_that_a_model_could_not_read_count_as_wrong_but_not_for_its_calibr
     assert found["accuracy"].value == 50.0
     assert found["ECE"].value == pytest.approx(0.0)
     assert found["entity recall"].value == 50.0
+
+
+@pytest.mark.parametrize("at_once", [1, 7 * 16, 1 << 22])
+def test_counts_of_pairs_are_those_of_whole_matrices(monkeypatch, at_once):
+    """Whatever is held at once: the sums of dense one-hot pairs."""
+    monkeypatch.setattr(confusion, "MATRICES", at_once)
+    rng = np.random.default_rng(8)
+    of_word = np.sort(rng.integers(0, 12, 60))
+    truth, best, drawn = rng.integers(0, 4, 60), rng.integers(0, 4, 60), draws(12, 25)
+    dense = np.zeros((12, 16))
+    np.add.at(dense, (of_word, truth * 4 + best), 1)
+    pairs = confusion.pairs_of(truth, best, 4, of_word, 12)
+    for formula in (confusion.accuracy, confusion.macro_f1, confusion.matthews):
+        expected = [100 * formula(dense[rows].sum(axis=0, keepdims=True))[0] for rows in drawn]
+        np.testing.assert_allclose(confusion.of_pairs(pairs, formula)(drawn), expected, rtol=1e-12)
+
+
+def test_many_labels_take_little_memory():
+    """300 labels and 5,000 words: sentences times pairs of labels would be 360 MB, and 20 resamples at once 14 MB."""
+    import tracemalloc
+
+    rng = np.random.default_rng(9)
+    names = [f"tag{number}" for number in range(300)]
+    gold, said = ([[names[at] for at in rng.integers(0, 300, 10)] for _ in range(500)] for _ in range(2))
+    words = np.full((5000, 300), 1 / 300, dtype=np.float32)
+    tracemalloc.start()
+    try:
+        found = metrics.of_tags(gold, said, names, words)
+        for metric in found:
+            metric.resampled(draws(500, 20))
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < 150e6
 
 
 def test_numbers_have_scipys_correlations():

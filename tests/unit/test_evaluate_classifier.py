@@ -238,6 +238,27 @@ def test_models_that_do_not_fit_are_refused_before_any_work(corpus, tmp_path, ca
         assert not (tmp_path / "out").exists()
 
 
+def test_labels_are_not_scored_as_numbers_nor_a_number_as_labels(corpus, tmp_path, capsys):
+    """Checkpoints and Hugging Face folders; the export too."""
+    two = hugging_face(tmp_path / "two", ["film"], "classification", ["good", "bad"])
+    numbers, classes = both_tests(corpus, "regression"), both_tests(corpus, "classification")
+    labelled, number = corpus.checkpoint("text_cnn"), corpus.checkpoint("bag_of_embeddings", "regression")
+    for path, task, tests, message in (
+        (labelled, "regression", numbers, "has 2 outputs, but --task regression"),
+        (two, "regression", numbers, "has 2 outputs, but --task regression"),
+        (number, "classification", classes, "has only one output, a number, but --task classification"),
+    ):
+        flags = ["--task", task, "--sentencepiece-model", corpus.spm]
+        assert evaluate(tmp_path / "out", {"it": path}, tests, *flags) == 1
+        error = capsys.readouterr().err
+        assert f"{path}: {message}" in error and "Remedy: " in error
+        if path != two:
+            command = ["export", path, "--format", "onnx", "--task", task, "--output", str(tmp_path / "out")]
+            assert cli.main(command) == 1
+            assert f"{path}: {message}" in capsys.readouterr().err
+        assert not (tmp_path / "out").exists()
+
+
 def test_unsegmented_text_without_its_sentencepiece_model_is_refused(corpus, tmp_path, capsys):
     tests = {"raw": both_tests(corpus, "classification")["raw"]}
     assert evaluate(tmp_path / "out", {"it": corpus.checkpoint("text_cnn")}, tests) == 1

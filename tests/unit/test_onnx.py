@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 
@@ -168,3 +169,38 @@ def test_a_damaged_folder_is_refused(corpus, tmp_path, capsys, content):
     command = ["evaluate-classifier", "--model", f"bad={tmp_path / 'bad'}", "--output", str(tmp_path / "out")]
     assert cli.main([*command, "--test", f"t={corpus.root / 'classification'},valid"]) == 1
     assert "classifier.json: is" in (error := capsys.readouterr().err) and "Remedy: " in error
+
+
+@pytest.fixture(scope="module")
+def exported(corpus, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("edited") / "out"
+    path = corpus.checkpoint("text_cnn", "tagging")
+    assert export(path, folder, "--task", "tagging", "--sentencepiece-model", corpus.spm) == 0
+    return folder
+
+
+@pytest.mark.parametrize(
+    "edit, message",
+    [
+        ({"labels": ["O", "B-good"]}, "numbers where classifier.json has the task tagging and 2 labels"),
+        ({"labels": ["O", "O", "B-good"]}, "a name twice"),
+        ({"labels": "OBI"}, "labels are not a list of names"),
+        ({"labels": None}, "labels are None for the task tagging"),
+        ({"prefix": 0}, "prefix is 0, not indices"),
+        ({"prefix": [99999]}, "prefix is .99999., not indices"),
+        ({"suffix": ["2"]}, "suffix is .'2'., not indices"),
+        ({"padding": -1}, "padding is .-1., not indices"),
+        ({"max_length": "9"}, "max_length is '9'"),
+        ({"unknown": "nothing"}, "unknown 'nothing' is not in the vocabulary"),
+    ],
+)
+def test_an_edited_folder_is_refused_and_named(corpus, exported, tmp_path, capsys, edit, message):
+    shutil.copytree(exported, tmp_path / "folder")
+    file = tmp_path / "folder" / "classifier.json"
+    file.write_text(json.dumps({**json.loads(file.read_text(encoding="utf-8")), **edit}), encoding="utf-8")
+    test = f"t={corpus.root}/test.conll"
+    command = ["evaluate-classifier", "--task", "tagging", "--model", f"it={file.parent}", "--test", test]
+    assert cli.main([*command, "--output", str(tmp_path / "scores")]) == 1
+    error = capsys.readouterr().err
+    assert str(file) in error and re.search(message, error) and "Remedy: " in error, error
+    assert not (tmp_path / "scores").exists()

@@ -6,6 +6,7 @@ from typing import Any, Dict, List, Optional
 import numpy as np
 import torch
 
+from kd_plugin.checkpoints.classifier import check_outputs_of
 from kd_plugin.checkpoints.label_folder import LabelFolder
 from kd_plugin.checkpoints.tokenizer import NO_LIMIT
 from kd_plugin.errors import KDPluginError
@@ -21,11 +22,12 @@ class HuggingFaceLabeller(Labeller):
         kind: one of labelled_text.KINDS
 
     Raises:
-        KDPluginError: as LabelFolder, or its labels have no names
+        KDPluginError: as LabelFolder, its labels have no names, or its number of outputs is that of another task
     """
 
     def __init__(self, path: str, kind: str):
         opened = LabelFolder(path, kind == TAGS)
+        check_outputs_of(path, opened.outputs, kind)
         self._model, self._tokenizer = opened.model, opened.tokenizer
         self.padding = int(self._tokenizer.pad_token_id or 0)
         self._limit = opened.limit if opened.limit < NO_LIMIT else None

@@ -8,6 +8,7 @@ from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tu
 import numpy as np
 
 from kd_plugin.errors import KDPluginError
+from kd_plugin.evaluation.classifiers.confusion import Pairs, accuracy, macro_f1, matthews, of_pairs, pairs_of
 from kd_plugin.evaluation.scores import Score, draws, resampled_score
 
 BINS = 15  # of the calibration error, as in its paper
@@ -56,9 +57,9 @@ def of_classes(gold: Sequence[int], probabilities: np.ndarray) -> List[Metric]:
         probabilities: (sentences, classes)
     """
     truth, best = np.asarray(gold), probabilities.argmax(axis=1)
-    kinds = probabilities.shape[1]
-    pairs = _pairs(truth, best, kinds)
-    return [*_of_confusion(truth, best, pairs), _calibration(truth, probabilities, np.arange(len(truth)), len(truth))]
+    each = np.arange(len(truth))
+    pairs = pairs_of(truth, best, probabilities.shape[1], each, len(truth))
+    return [*_of_confusion(truth, best, pairs), _calibration(truth, probabilities, each, len(truth))]
 
 
 def of_tags(
@@ -75,7 +76,7 @@ def of_tags(
     places = {name: at for at, name in enumerate(names)}
     of_word = np.repeat(np.arange(len(gold)), [len(tags) for tags in gold])
     truth, best = (np.array([places[tag] for tags in side for tag in tags]) for side in (gold, predicted))
-    pairs = _summed(_pairs(truth, best, len(names)), of_word, len(gold))
+    pairs = pairs_of(truth, best, len(names), of_word, len(gold))
     accuracy, *others = _of_confusion(truth, best, pairs)
     read = ~np.isnan(words).any(axis=1)
     calibration = _calibration(truth[read], words[read], of_word[read], len(gold))
@@ -134,13 +135,6 @@ def _signature(package: str) -> str:
     return f"{package}:{version({'sklearn': 'scikit-learn'}.get(package, package))}|scale:100"
 
 
-def _pairs(truth: np.ndarray, best: np.ndarray, kinds: int) -> np.ndarray:
-    """(units, kinds²) 1 at the pair of the right class and the predicted one."""
-    pairs = np.zeros((len(truth), kinds * kinds))
-    pairs[np.arange(len(truth)), truth * kinds + best] = 1
-    return pairs
-
-
 def _summed(parts: np.ndarray, of_sentence: np.ndarray, sentences: int) -> np.ndarray:
     """(sentences, k) sums of (units, k) over the units of each sentence."""
     sums = np.zeros((sentences, parts.shape[1]))
@@ -163,8 +157,8 @@ def _of_sums(parts: np.ndarray, formula: Callable[[np.ndarray], np.ndarray]) -> 
     return resampled
 
 
-def _of_confusion(truth: np.ndarray, best: np.ndarray, pairs: np.ndarray) -> List[Metric]:
-    """Accuracy, macro F1 and MCC. pairs: (sentences, kinds²)"""
+def _of_confusion(truth: np.ndarray, best: np.ndarray, pairs: Pairs) -> List[Metric]:
+    """Accuracy, macro F1 and MCC."""
     sklearn, signature = imported("sklearn.metrics"), _signature("sklearn")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about test sets with one class, of which every number is defined here
@@ -173,37 +167,7 @@ def _of_confusion(truth: np.ndarray, best: np.ndarray, pairs: np.ndarray) -> Lis
             ("macro F1", sklearn.f1_score(truth, best, average="macro", zero_division=0.0), macro_f1),
             ("MCC", sklearn.matthews_corrcoef(truth, best), matthews),
         )
-    return [Metric(name, 100 * float(value), _of_sums(pairs, formula), signature) for name, value, formula in values]
-
-
-def _matrices(sums: np.ndarray) -> np.ndarray:
-    kinds = int(round(sums.shape[1] ** 0.5))
-    return sums.reshape(-1, kinds, kinds)
-
-
-def accuracy(sums: np.ndarray) -> np.ndarray:
-    """(samples,) the share of the diagonal, of (samples, kinds²) confusion matrices: rows right, columns predicted."""
-    matrices = _matrices(sums)
-    return np.trace(matrices, axis1=1, axis2=2) / np.maximum(matrices.sum(axis=(1, 2)), 1)
-
-
-def macro_f1(sums: np.ndarray) -> np.ndarray:
-    """(samples,) the mean F1 of the classes that occur; arguments as for `accuracy`."""
-    matrices = _matrices(sums)
-    both = matrices.sum(axis=1) + matrices.sum(axis=2)
-    ones = 2 * np.diagonal(matrices, axis1=1, axis2=2) / np.maximum(both, 1)
-    return ones.sum(axis=1) / np.maximum((both > 0).sum(axis=1), 1)
-
-
-def matthews(sums: np.ndarray) -> np.ndarray:
-    """(samples,) Matthews' correlation for any number of classes (Gorodkin 2004,
-    https://doi.org/10.1016/j.compbiolchem.2004.09.006), 0 where it is not defined; arguments as for `accuracy`."""
-    matrices = _matrices(sums)
-    total, right = matrices.sum(axis=(1, 2)), np.trace(matrices, axis1=1, axis2=2)
-    predicted, truth = matrices.sum(axis=1), matrices.sum(axis=2)
-    covariance = right * total - (predicted * truth).sum(axis=1)
-    spread = (total**2 - (predicted**2).sum(axis=1)) * (total**2 - (truth**2).sum(axis=1))
-    return np.where(spread > 0, covariance / np.sqrt(np.maximum(spread, 1)), 0.0)
+    return [Metric(name, 100 * float(value), of_pairs(pairs, formula), signature) for name, value, formula in values]
 
 
 def _calibration(truth: np.ndarray, probabilities: np.ndarray, of_sentence: np.ndarray, sentences: int) -> Metric:

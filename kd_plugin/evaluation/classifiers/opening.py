@@ -7,13 +7,22 @@ import numpy as np
 import torch
 
 from kd_plugin.checkpoints.classifier import Classifier, open_for_task
-from kd_plugin.checkpoints.onnx_folder import CLASSIFIER, MODEL, SUBWORDS, OnnxSession, is_onnx, read_described
+from kd_plugin.checkpoints.onnx_folder import (
+    CLASSIFIER,
+    MODEL,
+    REMEDY,
+    SUBWORDS,
+    Described,
+    OnnxSession,
+    is_onnx,
+    read_described,
+)
 from kd_plugin.checkpoints.transformers_library import is_huggingface
 from kd_plugin.corpus.subword_checks import check_model
 from kd_plugin.corpus.subwords import Subwords
 from kd_plugin.errors import KDPluginError
 from kd_plugin.evaluation.classifiers.huggingface import HuggingFaceLabeller
-from kd_plugin.evaluation.classifiers.labelled_text import NUMBERS
+from kd_plugin.evaluation.classifiers.labelled_text import NUMBERS, TAGS
 from kd_plugin.evaluation.classifiers.labellers import Facts, Labeller, SymbolLabeller
 from kd_plugin.files.atomic import sha256_of
 
@@ -97,7 +106,20 @@ class OnnxLabeller(SymbolLabeller):
         )  # fmt: skip
         file = Path(path) / MODEL
         self._session = OnnxSession(file, asked.threads)
+        self._check_outputs(Path(path) / CLASSIFIER, described)
         self.facts = Facts("ONNX Runtime", described.labels, None, file.stat().st_size, sha256_of(file))
+
+    def _check_outputs(self, file: Path, described: Described) -> None:
+        """Refuses labels that the model does not have, by its answer to one sentence."""
+        sentence = [*described.prefix, self._unknown, *described.suffix]
+        shape = self._session(np.array([sentence], dtype=np.int64)).shape
+        expected = (1, *([len(sentence)] if described.task == TAGS else []), len(described.labels or [None]))
+        if shape != expected:
+            raise KDPluginError(
+                f"{file}: the model answers with {' × '.join(map(str, shape))} numbers where {file.name} has the task "
+                f"{described.task} and {'no labels' if described.labels is None else len(described.labels)}"
+                f"{'' if described.labels is None else ' labels'} ({' × '.join(map(str, expected))} expected). {REMEDY}"
+            )
 
     def logits(self, tokens: np.ndarray) -> np.ndarray:
         """As Labeller's."""

@@ -19,6 +19,8 @@ from kd_plugin.teachers.vocabulary import REFUSE, teacher_symbols
 
 logger = logging.getLogger(__name__)
 
+UNLIMITED = 2**31 - 1  # symbols; longer than any sentence
+
 
 class FairseqLabelMember(LabelMember):
     """A model with fairseq's classification heads, which reads the student's tokens.
@@ -34,7 +36,8 @@ class FairseqLabelMember(LabelMember):
         super().__init__(opened.model, opened.path, opened.sha256, opened.parameters, source, target)
         self._head, self._pad, self._tokens = opened.head, labelling.dictionary.pad(), labelling.tokens
         positions = opened.model.max_positions()
-        self._limit = int(positions[0] if isinstance(positions, (tuple, list)) else positions)
+        limit = positions[0] if isinstance(positions, (tuple, list)) else positions
+        self._limit = UNLIMITED if limit is None else int(limit)  # None: a recurrent or convolutional model's
         # the same for every batch, because every rank has to log the same values
         self._cuts_words = labelling.tokens and self._limit < labelling.limit
 
