@@ -157,12 +157,12 @@ def _chosen(path: str, heads: List[str], asked: Optional[str], usual: str, label
         raise KDPluginError(
             f"{path}: has the classification heads {', '.join(sorted(heads))}, "
             f"{'but none named ' + name if name not in heads else 'and it is unclear which to use'}. Remedy: "
-            "--teacher-head NAME"
+            "--teacher-head NAME; to evaluate or export it, --head NAME"
         )
     if name == TOKEN_HEAD and not labels_tokens:
         raise KDPluginError(
             f"{path}: its head {name} labels tokens, not sentences. Remedy: --task distillation_sequence_tagging, or "
-            "another teacher"
+            "another teacher; to evaluate or export it, --task tagging"
         )
     return name
 

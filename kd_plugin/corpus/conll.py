@@ -3,7 +3,7 @@
 import re
 from collections import Counter
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, NamedTuple, Optional
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
 from kd_plugin.corpus.raw_text import numbered_lines
 from kd_plugin.errors import KDPluginError
@@ -11,6 +11,8 @@ from kd_plugin.errors import KDPluginError
 DOCUMENT = "-DOCSTART-"
 COMMENT = re.compile(r"#(?: |\Z| *[\w-]+ *=)")  # CoNLL-U; a hashtag is a word
 TAG = re.compile(r"([BIESLUMO])(?:-(.+))?")
+SPACES = re.compile(r"[ \t]+")
+REMEDY = "a word and its label on each line, --word-column and --label-column, or remove the line"
 SCHEMES = ("bio", "any")  # --labels-are
 
 
@@ -38,15 +40,18 @@ class Reader:
 
     Columns are separated by tabs if the file's first word has a tab after it, else by spaces. A line of white space
     alone separates sentences, whatever the white space. Only spaces and tabs separate columns: other white space, such
-    as a no-break space, is part of a word.
+    as a no-break space, is part of a word. A line of -DOCSTART- ends a sentence. A line that begins with # before a
+    sentence is a comment, unless it has as many columns, separated by spaces, as the other lines, and one of their
+    labels: then # is a word.
 
     Args:
         flag: that names the file, for messages
         columns: which to read
+        remedy: for a line without a word or a label
     """
 
-    def __init__(self, path: Path, flag: str, columns: Columns):
-        self._path, self._flag, self._columns = path, flag, columns
+    def __init__(self, path: Path, flag: str, columns: Columns, remedy: str = REMEDY):
+        self._path, self._flag, self._columns, self._remedy = path, flag, columns, remedy
         self.counts: Counter = Counter()
         self._separator: Optional[str] = None
 
@@ -56,15 +61,19 @@ class Reader:
             KDPluginError: the file cannot be read, or a line, which is named, lacks a column
         """
         first, words, labels = 0, [], []  # type: ignore[var-annotated]
-        for number, line in numbered_lines(self._path, self._flag, table=True):
-            if not line.strip():
+        lines = list(numbered_lines(self._path, self._flag, table=True))
+        shapes = {self._shape(line) for _, line in lines if line.strip() and not line.startswith(("#", DOCUMENT))}
+        for number, line in lines:
+            document = line.startswith(DOCUMENT)
+            if document or not line.strip():
                 if words:
                     yield TaggedSentence(first, words, labels)
-                else:
+                elif not document:
                     self.counts["empty"] += 1
+                self.counts["comments"] += document
                 words, labels = [], []
                 continue
-            if line.startswith(DOCUMENT) or (not words and COMMENT.match(line) and "\t" not in line):
+            if not words and COMMENT.match(line) and "\t" not in line and self._shape(line) not in shapes:
                 self.counts["comments"] += 1
                 continue
             word, label = self._parsed(number, line)
@@ -74,24 +83,31 @@ class Reader:
         if words:
             yield TaggedSentence(first, words, labels)
 
+    def _shape(self, line: str) -> Tuple[int, Optional[str]]:
+        """The number of a line's columns and its label; no other line looks like one with tabs."""
+        if "\t" in line:
+            return 0, None
+        parts = SPACES.split(line.strip(" "))
+        return len(parts), self._columns.pick(parts, self._columns.label)
+
     def _parsed(self, number: int, line: str) -> Any:
         check_line_end(line, number, self._path, self._flag)
         if self._separator is None:
             self._separator = "\t" if "\t" in line else " "
-        parts = line.split("\t") if self._separator == "\t" else re.split(r"[ \t]+", line.strip(" \t"))
+        parts = line.split("\t") if self._separator == "\t" else SPACES.split(line.strip(" \t"))
         found = [self._columns.pick(parts, column) for column in self._columns]
         word, label = (None if one is None else one.strip(" \t") for one in found)
         if not word or not label or len(parts) < 2:
             raise KDPluginError(
                 f"{self._flag} {self._path}, line {number}: {line[:60]!r} has no "
                 f"{'word' if not word else 'label'} in column "
-                f"{self._columns.word if not word else self._columns.label} of {len(parts)}. Remedy: a word and its "
-                "label on each line, --word-column and --label-column, or remove the line"
+                f"{self._columns.word if not word else self._columns.label} of {len(parts)}. Remedy: "
+                f"{self._remedy}"
             )
         if re.search(r"\s", label):
             raise KDPluginError(
                 f"{self._flag} {self._path}, line {number}: the label {label!r} contains white space. Remedy: labels "
-                "without spaces, or the right --label-column"
+                f"without spaces; {self._remedy}"
             )
         return word, label
 

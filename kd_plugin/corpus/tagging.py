@@ -1,21 +1,21 @@
 """Makes a folder for sequence tagging of CoNLL column files: symbols in input0/, labels in label/, binarised."""
 
-import os
 import re
 from collections import Counter
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Callable, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
-from fairseq.data import Dictionary, indexed_dataset
+from fairseq.data import Dictionary
 
 from kd_plugin.corpus.conll import Columns, Reader, TaggedSentence, check_scheme, counted, repaired
 from kd_plugin.corpus.dictionaries import load_dictionary
-from kd_plugin.corpus.labels import label_names, shown
+from kd_plugin.corpus.labels import FILLERS, label_names, shown
 from kd_plugin.corpus.pieces import Pieces, read_pieces
+from kd_plugin.corpus.tagging_folder import check_free, write_folder
 from kd_plugin.corpus.words import SPACE, Words
 from kd_plugin.errors import KDPluginError
-from kd_plugin.files.atomic import make_folder
+from kd_plugin.files.atomic import digest_of
 from kd_plugin.files.protection import Named, check_outputs
 
 SPECIAL = ("<s>", "<pad>", "</s>", "<mask>", "<unk>")  # of fairseq's dictionaries
@@ -55,10 +55,8 @@ def prepare_tagging(options: TaggingOptions) -> str:
             "without --train, symbols and labels are unknown. Remedy: --dict and --label-dict of the folder that the "
             "model was trained on"
         )
-    written = [os.path.join(options.output, part) for part in ("input0", "label")]
     check_outputs(options.inputs, [("--output", options.output)])
-    if any(os.path.exists(path) for path in written):
-        raise KDPluginError(f"--output {options.output}: already has input0/ or label/. Remedy: another folder")
+    check_free(options.output)
     read = {name: _Split(name, Path(path), options) for name, path in files.items()}
     segmenter = _Segmenter(options)
     lines = {name: [segmenter.symbols(one.words) for one in split.sentences] for name, split in read.items()}
@@ -69,13 +67,9 @@ def prepare_tagging(options: TaggingOptions) -> str:
     report = [split.report() for split in read.values()]
     report += segmenter.report(symbols, lines)
     report.append(f"labels: {', '.join(label_names(labels))}")
-    for path in map(Path, written):
-        make_folder(path, "--output")
-    for name, split in read.items():
-        _write(Path(written[0]), name, symbols, lines[name])
-        _write(Path(written[1]), name, labels, [one.labels for one in split.sentences])
-    symbols.save(os.path.join(written[0], "dict.txt"))
-    labels.save(os.path.join(written[1], "dict.txt"))
+    tags = {name: [one.labels for one in split.sentences] for name, split in read.items()}
+    job = digest_of(list(map(str, options[: TaggingOptions._fields.index("inputs")])))
+    write_folder(options.output, job, {"input0": (symbols, lines), "label": (labels, tags)})
     return "\n".join([*report, f"{options.output}: written. Train with --task distillation_sequence_tagging"])
 
 
@@ -131,6 +125,12 @@ def word_pieces(encode: Callable[[str], List[str]], word: str) -> List[str]:
     return found
 
 
+def whole_word(word: str) -> str:
+    """The symbol of a word without a model; nothing, or the name of a special symbol, is unknown."""
+    text = IN_WORDS.sub("", word)
+    return text if text and text not in SPECIAL else SPECIAL[-1]
+
+
 class _Segmenter:
     """Makes symbols of words: pieces of a sentencepiece model, or the words themselves."""
 
@@ -148,16 +148,10 @@ class _Segmenter:
 
     def _of_word(self, word: str) -> List[str]:
         if word not in self._known:
-            text = IN_WORDS.sub("", word)
-            self._known[word] = self._whole(text) if self._pieces is None else word_pieces(self._pieces.encode, word)
+            self._known[word] = [whole_word(word)] if self._pieces is None else word_pieces(self._pieces.encode, word)
         if self._known[word] == [SPACE]:
             self._vanished[word] += 1
         return self._known[word]
-
-    @staticmethod
-    def _whole(text: str) -> List[str]:
-        """The word as a symbol; nothing, or the name of a special symbol, is unknown."""
-        return [text if text and text not in SPECIAL else SPECIAL[-1]]
 
     def dictionary(self, lines: Sequence[List[str]]) -> Dictionary:
         """The dictionary of the symbols: a given one, all pieces of the model, or the words of the training."""
@@ -225,16 +219,14 @@ def _check_labels(labels: Dictionary, read: Dict[str, _Split], options: TaggingO
         ]
         if unknown:
             names = sorted({label for _, label in unknown})
+            reserved = [name for name in names if name in SPECIAL or name.startswith(FILLERS)]
+            if reserved:
+                line = next(line for line, label in unknown if label in reserved)
+                raise KDPluginError(
+                    f"{split.flag} {split.path}, line {line}: the label {shown(reserved)} has a name that fairseq's dictionaries reserve. Remedy: another name"
+                )
             source = options.label_dictionary or "the training file"
             raise KDPluginError(
                 f"{split.flag} {split.path}, line {unknown[0][0]}: {source} has no label {shown(names)}. Remedy: the "
                 "same labels in all files"
             )
-
-
-def _write(folder: Path, name: str, dictionary: Dictionary, lines: Iterable[List[str]]) -> None:
-    builder: Any = indexed_dataset.make_builder(str(folder / f"{name}.bin"), impl="mmap", vocab_size=len(dictionary))
-    for line in lines:
-        indices = [dictionary.index(symbol) for symbol in line]
-        builder.add_item(torch.tensor([*indices, dictionary.eos()], dtype=torch.int32))
-    builder.finalize(str(folder / f"{name}.idx"))

@@ -12,6 +12,8 @@ from sklearn.metrics import accuracy_score
 
 from kd_plugin import cli
 from kd_plugin.checkpoints.classifier import TOKEN_HEAD, open_classifier
+from kd_plugin.evaluation.classifiers.huggingface import HuggingFaceLabeller
+from kd_plugin.evaluation.classifiers.labelled_text import read_test
 from kd_plugin.evaluation.results import read_evaluation
 from tests.unit.classifier_models import Corpus, hugging_face
 
@@ -191,7 +193,7 @@ def lines(path, *rows):
         ("classification", "{text}", "is not NAME=TEXT,LABELS or FOLDER,SPLIT, as --task classification needs it"),
         ("classification", "{folder},other", "other.bin does not exist"),
         ("classification", "{tags},valid", "labels, 1 expected .--task classification"),
-        ("tagging", "{odd}", "line 2: is not a word and its tag"),
+        ("tagging", "{odd}", "line 2: 'plot' has no label in column -1 of 1"),
         ("tagging", "{empty}", "has no sentence"),
         ("tagging", "{text},{text}", "as --task tagging needs it"),
         ("regression", "{text},{other}", "line 40: 'else' is not a number"),
@@ -236,6 +238,28 @@ def test_models_that_do_not_fit_are_refused_before_any_work(corpus, tmp_path, ca
 
         assert re.search(message, error) and "Remedy: " in error, error
         assert not (tmp_path / "out").exists()
+
+
+def test_columns_are_read_as_prepare_tagging_reads_them(tmp_path):
+    """-DOCSTART-, comments, several spaces between columns, # as a word."""
+    file = lines(
+        tmp_path / "a", "-DOCSTART- -X- O", "", "# the first", "Ada  NNP   B-per ", "came VBD O", "-DOCSTART- -X- O",
+        "# SYM O", "1 CD O",
+    )  # fmt: skip
+    test = read_test("t", str(file), "tagging", "auto")
+    assert test.words == [["Ada", "came"], ["#", "1"]] and test.labels == [["B-per", "O"], ["O", "O"]]
+
+
+def test_every_token_of_a_sentence_is_read_even_one_with_the_index_of_padding(tmp_path):
+    """The answers of a batch are those of each sentence alone, whatever index its tokens have."""
+    folder = hugging_face(tmp_path / "bert", ["film", "plot"], "classification", ["good", "bad"])
+    labeller = HuggingFaceLabeller(folder, "classification")
+    rows = [[2, 0, 5, 0, 3], [2, 6, 3]]
+    together = labeller.logits(labeller._padded(rows))
+    for row, found in zip(rows, together):
+        with torch.no_grad():
+            expected = labeller._model(input_ids=torch.tensor([row])).logits[0].numpy()
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_labels_are_not_scored_as_numbers_nor_a_number_as_labels(corpus, tmp_path, capsys):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from kd_plugin.cli import main
+from kd_plugin.corpus import tagging_folder
 from kd_plugin.corpus.binarised import open_indexed
 from kd_plugin.corpus.dictionaries import load_dictionary
 from kd_plugin.corpus.words import Words, rule_of
@@ -111,6 +112,49 @@ def test_labels_that_training_does_not_have_are_refused(tmp_path, capsys):
     one, other = conll(tmp_path / "a", PLAIN), conll(tmp_path / "b", [[("Oslo", "B-city")]])
     status, told = prepare(tmp_path, capsys, "--train", one, "--valid", other)
     assert status == 1 and "--valid" in told and "has no label 'B-city'" in told
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_sharp_sign_is_a_word_where_the_columns_say_so_and_a_document_ends_a_sentence(tmp_path, capsys):
+    file = tmp_path / "a.conll"
+    file.write_text("# O\n1 O\n\n# a comment\n# comment\nAda B-per\n-DOCSTART- O\ncame O\n", encoding="utf-8")
+    status, told = prepare(tmp_path, capsys, "--train", file)
+    assert status == 0 and "3 comments skipped" in told
+    assert read(tmp_path / "out", "train") == [(["#", "1"], ["O", "O"]), (["Ada"], ["B-per"]), (["came"], ["O"])]
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_an_interruption_leaves_nothing_and_the_same_command_works_afterwards(tmp_path, capsys, monkeypatch, there):
+    """Interrupted while it writes labels; a folder with other content keeps it."""
+    file, out = conll(tmp_path / "a.conll", PLAIN), tmp_path / "out"
+    if there:
+        out.mkdir()
+        (out / "notes").write_text("mine")
+    before = sorted(tmp_path.rglob("*"))
+
+    def interrupted(folder, name, *others):
+        assert len(list(tmp_path.rglob(".*lock"))) == 1  # another run is refused meanwhile
+        if folder.name == "label":
+            raise KeyboardInterrupt
+        write(folder, name, *others)
+
+    write = tagging_folder._write
+    monkeypatch.setattr(tagging_folder, "_write", interrupted)
+    assert prepare(tmp_path, capsys, "--train", file)[0] != 0
+    assert sorted(tmp_path.rglob("*")) == before
+    monkeypatch.undo()
+    status, told = prepare(tmp_path, capsys, "--train", file)
+    assert status == 0, told
+    assert [labels for _, labels in read(out, "train")] == [[tag for _, tag in one] for one in PLAIN]
+    assert sorted(one.name for one in out.iterdir()) == ["input0", "label", *(["notes"] if there else [])]
+    assert not list(tmp_path.glob(".out*"))
+
+
+@pytest.mark.parametrize("name", ["madeupword0000", "<unk>"])
+def test_names_that_dictionaries_reserve_are_no_labels(tmp_path, capsys, name):
+    file = conll(tmp_path / "a", [[("Ada", "NOUN"), ("came", name)]])
+    status, told = prepare(tmp_path, capsys, "--train", file, "--labels-are", "any")
+    assert status == 1 and f"line 2: the label '{name}' has a name that fairseq's dictionaries reserve" in told
     assert not (tmp_path / "out").exists()
 
 

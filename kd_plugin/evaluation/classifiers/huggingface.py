@@ -13,6 +13,8 @@ from kd_plugin.errors import KDPluginError
 from kd_plugin.evaluation.classifiers.labelled_text import NUMBERS, TAGS, LabelledTest
 from kd_plugin.evaluation.classifiers.labellers import LOST, Encoded, Facts, Labeller
 
+BEYOND = -1  # marks what is beyond a sentence's end: without a padding token, any index may be a token of the text
+
 
 class HuggingFaceLabeller(Labeller):
     """A *ForSequenceClassification or *ForTokenClassification folder.
@@ -29,7 +31,8 @@ class HuggingFaceLabeller(Labeller):
         opened = LabelFolder(path, kind == TAGS)
         check_outputs_of(path, opened.outputs, kind)
         self._model, self._tokenizer = opened.model, opened.tokenizer
-        self.padding = int(self._tokenizer.pad_token_id or 0)
+        self.padding = BEYOND
+        self._filler = int(self._tokenizer.pad_token_id or 0)
         self._limit = opened.limit if opened.limit < NO_LIMIT else None
         size = sum(file.stat().st_size for file in Path(path).glob("*.safetensors"))
         self.facts = Facts("transformers", self._labels(opened, kind), opened.parameters, size, opened.sha256)
@@ -67,5 +70,6 @@ class HuggingFaceLabeller(Labeller):
     def logits(self, tokens: np.ndarray) -> np.ndarray:
         """As Labeller's."""
         ids = torch.from_numpy(tokens)
-        found = self._model(input_ids=ids, attention_mask=ids.ne(self.padding).long()).logits
+        seen = ids.ne(BEYOND)
+        found = self._model(input_ids=ids.masked_fill(~seen, self._filler), attention_mask=seen.long()).logits
         return np.asarray(found.numpy())

@@ -6,7 +6,7 @@ from typing import Any, Dict, List, NamedTuple, Optional, Sequence
 import numpy as np
 
 from kd_plugin.corpus.binarised import open_indexed
-from kd_plugin.corpus.conll import check_line_end
+from kd_plugin.corpus.conll import Columns, Reader
 from kd_plugin.corpus.dictionaries import load_dictionary
 from kd_plugin.corpus.labelled_folder import LabelledSplit, load_input_dictionary, tokens_of
 from kd_plugin.corpus.labels import label_names
@@ -100,26 +100,11 @@ def _numbers(lines: Sequence[str], path: Path) -> np.ndarray:
 
 
 def _from_columns(name: str, path: Path) -> LabelledTest:
-    """Words in the first column, tags in the last; an empty line, or one of blanks, ends a sentence."""
-    words: List[List[str]] = [[]]
-    tags: List[List[str]] = [[]]
-    for number, line in numbered_lines(path, "--test", table=True):
-        if not line.strip():
-            words.append([])
-            tags.append([])
-            continue
-        check_line_end(line, number, path, "--test")
-        columns = line.split("\t") if "\t" in line else line.split(" ")
-        if len(columns) < 2 or not columns[0] or not columns[-1].strip():
-            raise KDPluginError(
-                f"--test {name}: {path}, line {number}: is not a word and its tag. Remedy: columns with tabs or spaces "
-                "between them, the word first and the tag last"
-            )
-        words[-1].append(columns[0])
-        tags[-1].append(columns[-1].strip())
-    pairs = [(found, labels) for found, labels in zip(words, tags) if found]
+    """Words in the first column, tags in the last, read as prepare-tagging does."""
+    remedy = "a word and its tag on each line, the word in the first column and the tag in the last, or remove the line"
+    found = list(Reader(path, f"--test {name}:", Columns(), remedy))
     return LabelledTest(
-        name, [" ".join(found) for found, _ in pairs], [found for found, _ in pairs], [labels for _, labels in pairs]
+        name, [" ".join(one.words) for one in found], [one.words for one in found], [one.labels for one in found]
     )
 
 

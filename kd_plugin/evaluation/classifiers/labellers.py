@@ -8,7 +8,7 @@ import numpy as np
 
 from kd_plugin.corpus.subword_checks import Marks, check_known, check_text
 from kd_plugin.corpus.subwords import Subwords
-from kd_plugin.corpus.tagging import word_pieces
+from kd_plugin.corpus.tagging import whole_word, word_pieces
 from kd_plugin.evaluation.classifiers.labelled_text import TAGS, LabelledTest
 
 LOST = -1  # the place of a word that the model does not read
@@ -150,7 +150,7 @@ class SymbolLabeller(Labeller):
         pieces: List[str] = []
         places = []
         for word in test.words[at]:
-            of_word = word.split()[:1] if self._subwords.path is None else word_pieces(self._subwords.encode, word)
+            of_word = [whole_word(word)] if self._subwords.path is None else word_pieces(self._subwords.encode, word)
             places.append(len(pieces) if of_word else LOST)
             pieces += of_word
         return pieces, places
