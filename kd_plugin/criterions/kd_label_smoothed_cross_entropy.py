@@ -9,10 +9,11 @@ from fairseq.criterions import CRITERION_REGISTRY, register_criterion
 from fairseq.criterions.label_smoothed_cross_entropy import LabelSmoothedCrossEntropyCriterion
 from torch import Tensor
 
+from kd_plugin.corpus.noisy_sources import counts_of
 from kd_plugin.criterions.flags import KDLabelSmoothedCrossEntropyCriterionConfig, check_flags
 from kd_plugin.criterions.with_terms import WithTerms
 from kd_plugin.distill.distiller import Distiller
-from kd_plugin.distill.logs import Log
+from kd_plugin.distill.logs import PERCENT, Log
 from kd_plugin.distill.on_policy.flags import check_on_policy
 from kd_plugin.distill.on_policy.policy import LOGS, OnPolicy
 from kd_plugin.distill.step import Step
@@ -21,6 +22,10 @@ from kd_plugin.distill.terms import TERMS
 from kd_plugin.errors import KDPluginError
 
 CRITERION_NAME = "kd_label_smoothed_cross_entropy"
+OF_NOISE = (
+    Log("n_augmented", "n_augment_read", PERCENT, 2, "augmented"),
+    Log("n_augment_left", "n_augment_read", PERCENT, 2, "augment_left"),
+)
 
 if CRITERION_NAME in CRITERION_REGISTRY:
     raise KDPluginError(
@@ -43,7 +48,9 @@ class KDLabelSmoothedCrossEntropyCriterion(WithTerms, LabelSmoothedCrossEntropyC
         check_flags(cfg, has_teacher=getattr(task, "teacher", None) is not None)
         check_on_policy(cfg, getattr(task, "teacher", None), task)
         self.on_policy = OnPolicy(cfg, task, int(getattr(task, "seed", 1)))
-        self.use(Distiller(cfg, task, self.on_policy.signature()))
+        self._noise = str(getattr(task, "noise", ""))
+        noise = f"augment:{self._noise}" if self._noise else ""
+        self.use(Distiller(cfg, task, "|".join(filter(None, (self.on_policy.signature(), noise)))))
         keeps_logits = any(term.reads_logits for term in self.distiller.terms)
         self.student = Student(cfg, self.padding_idx, keeps_logits)
         self.step = Step(self.student, self.distiller, self.on_policy, self.padding_idx, self.report_accuracy)
@@ -63,6 +70,7 @@ class KDLabelSmoothedCrossEntropyCriterion(WithTerms, LabelSmoothedCrossEntropyC
         logging_output = {
             "loss": loss.data,
             **logs,
+            **(counts_of(sample) if self._noise and self.training else {}),
             "ntokens": sample["ntokens"],
             "nsentences": sample["target"].size(0),
             "sample_size": sample_size,
@@ -76,7 +84,7 @@ class KDLabelSmoothedCrossEntropyCriterion(WithTerms, LabelSmoothedCrossEntropyC
             super().reduce_metrics(logging_outputs)
         else:  # all targets were the student's own
             Log("loss").reduce(logging_outputs)
-        for log in (*(log for kind in TERMS.values() for log in kind.term.logs), *LOGS):
+        for log in (*(log for kind in TERMS.values() for log in kind.term.logs), *LOGS, *OF_NOISE):
             log.reduce(logging_outputs)
 
     def _stock_loss(self, model: Any, net_output: Any, sample: Dict[str, Any]) -> Tuple[Tensor, Tensor]:

@@ -8,6 +8,7 @@ import torch
 from fairseq.distributed import utils as distributed_utils
 from torch import Tensor
 
+from kd_plugin.corpus.noisy_sources import as_clean
 from kd_plugin.distill.plausible import Plausible
 from kd_plugin.distill.schedule import Schedule
 from kd_plugin.distill.signature import run_signature
@@ -120,7 +121,7 @@ class Distiller:
         ]
         teacher = self.teacher
         if teacher is not None and teacher.covers(sample):
-            covered = distilled = teacher.covered(sample, student.rows, training)
+            covered = distilled = teacher.covered(as_clean(sample), student.rows, training)
             if alpha < 1.0 and self.selects and training:
                 distilled = self._select(passes, covered, student.unlabelled)
             answer = self._ask(teacher, student, sample, distilled, training, terms)
@@ -175,7 +176,7 @@ class Distiller:
         rows = student.rows if distilled is None else student.rows[distilled]
         keys = frozenset().union(*(term.states(self.update)[1] for term in terms))
         inner = Inner(keys, student.rows) if keys else None
-        return teacher.answer(sample, Request(rows, student.dtype, wanted, training, inner))
+        return teacher.answer(as_clean(sample), Request(rows, student.dtype, wanted, training, inner))
 
     def _select(
         self, passes: Sequence[StudentAnswer], covered: Optional[Tensor], unlabelled: Optional[Tensor] = None
