@@ -223,7 +223,8 @@ def _check_labels(labels: Dictionary, read: Dict[str, _Split], options: TaggingO
             if reserved:
                 line = next(line for line, label in unknown if label in reserved)
                 raise KDPluginError(
-                    f"{split.flag} {split.path}, line {line}: the label {shown(reserved)} has a name that fairseq's dictionaries reserve. Remedy: another name"
+                    f"{split.flag} {split.path}, line {line}: the label {shown(reserved)} has a name that "
+                    "fairseq's dictionaries reserve. Remedy: another name"
                 )
             source = options.label_dictionary or "the training file"
             raise KDPluginError(
