@@ -31,7 +31,9 @@ def read_gap_results(argument: str) -> GapResults:
 
 def _converted(path: Path, content: Dict[str, Any]) -> GapResults:
     signatures = {str(metric): str(text) for metric, text in content["signatures"].items()}
-    slices = []
+    slices: List[Dict[str, Any]] = []
+    if not content["slices"]:
+        raise ValueError("no slices")
     for part in content["slices"]:
         scores = {metric: {key: finite(part["scores"][metric][key]) for key in NUMBERS} for metric in signatures}
         kind, name_of = texts(part, "kind", "name")

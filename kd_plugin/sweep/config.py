@@ -11,6 +11,7 @@ from kd_plugin.files.yaml_text import read_yaml
 
 EXAMPLE = "a file with `train:`, `parameters:`, `trials:` and `updates:` (see the page on sweeps)"
 PLUGIN = str(Path(kd_plugin.__file__).resolve().parent)  # as `kd-plugin path` prints it
+SEEDS = 2**31  # NumPy takes 32 bits, and fairseq adds a number to the seed
 # flags of fairseq-train that the sweep itself gives
 OWN = (
     "--save-dir --max-update --seed --validate-interval --validate-interval-updates --save-interval "
@@ -98,6 +99,9 @@ def read_sweep(path: str) -> Sweep:
         )
     if updates is not None and validate > updates:
         raise wrong(path, f"`validate: {validate}` is more than `updates: {updates}`", "validate within the training")
+    seed, retrain = _whole(path, content, "seed", 0, 1), _retrain(path, content.get("retrain", {}))
+    if max(seed, *retrain[1]) >= SEEDS:
+        raise wrong(path, f"a seed of {max(seed, *retrain[1])}", f"seeds below {SEEDS}")
     train = _train(path, content["train"])
     parameters = _parameters(path, content["parameters"])
     return Sweep(
@@ -111,8 +115,8 @@ def read_sweep(path: str) -> Sweep:
         objective,
         direction,
         halving,
-        _retrain(path, content.get("retrain", {})),
-        _whole(path, content, "seed", 0, 1),
+        retrain,
+        seed,
     )
 
 

@@ -37,7 +37,7 @@ def retrain(sweep: Sweep, space: Space, place: Place, trials: Sequence[FrozenTri
     given = next((trial for trial in trials if trial.user_attrs.get(GIVEN)), None)
     jobs = []
     for name, values, trial in [
-        (DEFAULT, space.given or {}, given),
+        (DEFAULT, space.given, given),
         *((f"trial {t.number}", dict(t.params), t) for t in chosen),
     ]:
         for seed in seeds:

@@ -16,11 +16,11 @@ Values = Dict[str, Value]
 
 
 class Space(NamedTuple):
-    """distributions: by flag. given: the values that the command itself has; None: some has no value in the space"""
+    """distributions: by flag. given: the values that the command itself has, if they lie in the space"""
 
     distributions: Dict[str, BaseDistribution]
     switches: List[str]
-    given: Optional[Values]
+    given: Values
 
     def words(self, values: Values) -> List[str]:
         """As arguments of fairseq-train. They follow the command's own, and fairseq takes the last."""
@@ -44,9 +44,10 @@ def read_space(sweep: Sweep) -> Space:
         KDPluginError: fairseq-train refuses the command, does not know a flag, or would refuse a value
     """
     parser, args = parse(sweep.path, sweep.train)
+    _check_validation(sweep, args)
     actions = {option: action for action in parser._actions for option in action.option_strings}
     distributions: Dict[str, BaseDistribution] = {}
-    given: Optional[Values] = {}
+    given: Values = {}
     switches = []
     for flag, values in sweep.parameters.items():
         action = actions.get(flag)
@@ -56,14 +57,15 @@ def read_space(sweep: Sweep) -> Space:
                 sweep.path, f"fairseq-train has no {flag} with this command", f"{near[0]}?" if near else "a flag"
             )
         if isinstance(action, argparse._StoreTrueAction):
-            if sorted(values) != ["false", "true"] or isinstance(values, Range):
+            if isinstance(values, Range) or sorted(values) != ["false", "true"]:
                 raise wrong(sweep.path, f"{flag} is a switch", f"`{flag}: [true, false]`")
             if getattr(args, action.dest):
                 raise wrong(sweep.path, f"`train` has {flag}, which could not be switched off", "leave it out there")
             switches.append(flag)
         distributions[flag] = _distribution(sweep.path, flag, action, values)
         current = _current(distributions[flag], getattr(args, action.dest, None), flag in switches)
-        given = None if given is None or current is None else {**given, flag: current}
+        if current is not None:
+            given[flag] = current
     _try_all(sweep, Space(distributions, switches, given))
     return Space(distributions, switches, given)
 
@@ -88,6 +90,20 @@ def parse(path: str, words: List[str]) -> "tuple[argparse.ArgumentParser, argpar
     # an architecture, criterion … that is not registered; a --user-dir that is no module, or another copy of this one
     except (ValueError, KeyError, ImportError, OSError) as error:
         refuse(str(error))
+
+
+def _check_validation(sweep: Sweep, args: argparse.Namespace) -> None:
+    """Trials are judged by the validation of the subset `valid`, from the first one on."""
+    if args.disable_validation or args.valid_subset.partition(",")[0] != "valid":
+        flag = "--disable-validation" if args.disable_validation else f"--valid-subset {args.valid_subset}"
+        raise wrong(sweep.path, f"`train` has {flag}, but trials are judged on the subset valid", "leave it out")
+    if args.validate_after_updates > sweep.validate:
+        raise wrong(
+            sweep.path,
+            f"`train` has --validate-after-updates {args.validate_after_updates}, but trials are validated every "
+            f"{sweep.validate} updates",
+            "leave it out, or a larger `validate:`",
+        )
 
 
 def _distribution(path: str, flag: str, action: argparse.Action, values: Any) -> BaseDistribution:

@@ -7,8 +7,10 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence
+from urllib.parse import quote
 
 import optuna
+import sqlalchemy.exc
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from kd_plugin.errors import KDPluginError
@@ -49,17 +51,21 @@ class Study:
         self._sweep, self._space, self._place = sweep, space, place
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         logging.getLogger("alembic").setLevel(logging.ERROR)
-        path = (place.output / DATABASE).resolve()
         halving = sweep.halving
-        self._study = optuna.create_study(
-            storage=f"sqlite:///{path}",
-            study_name=NAME,
-            load_if_exists=True,
-            direction=sweep.direction,  # type: ignore[arg-type]
-            pruner=optuna.pruners.NopPruner()
-            if halving is None
-            else optuna.pruners.SuccessiveHalvingPruner(halving.first, halving.factor),
-        )
+        try:
+            self._study = optuna.create_study(
+                storage=_address(place.output / DATABASE),
+                study_name=NAME,
+                load_if_exists=True,
+                direction=sweep.direction,  # type: ignore[arg-type]
+                pruner=optuna.pruners.NopPruner()
+                if halving is None
+                else optuna.pruners.SuccessiveHalvingPruner(halving.first, halving.factor),
+            )
+        except (sqlalchemy.exc.DatabaseError, optuna.exceptions.StorageInternalError, RuntimeError) as error:
+            raise KDPluginError(
+                f"{place.output / DATABASE}: cannot be read ({str(error).splitlines()[0]}). Remedy: another --output"
+            ) from error
         self._lock = threading.Lock()
         self._ended = place.ended
 
@@ -73,7 +79,10 @@ class Study:
             KDPluginError: the first trial fails, which has the values of the command itself
         """
         trials = self.trials()
-        if not trials and self._space.given is not None:
+        for trial in trials[:1]:
+            if trial.state == TrialState.FAIL:
+                raise self._first_fails(trial.user_attrs.get(ERROR, ""))
+        if not trials and set(self._space.given) == set(self._space.distributions):
             self._study.enqueue_trial(self._space.given, user_attrs={GIVEN: True})
         unfinished = [trial for trial in trials if trial.state == TrialState.RUNNING]
         over = sum(trial.state.is_finished() for trial in trials)
@@ -111,7 +120,7 @@ class Study:
         if len(begun) >= self._sweep.trials:
             return None
         self._study.sampler = optuna.samplers.TPESampler(
-            seed=self._sweep.seed * 100_003 + len(begun), constant_liar=True
+            seed=(self._sweep.seed * 100_003 + len(begun)) % 2**32, constant_liar=True
         )
         return self._study.ask()
 
@@ -137,15 +146,23 @@ class Study:
                 trial.set_user_attr(ERROR, outcome.error)
                 self._study.tell(trial, state=TrialState.FAIL)
                 if trial.number == 0:
-                    log = trial_folder(self._place.output, 0) / LOG
-                    raise KDPluginError(
-                        f"{self._sweep.path}: the first training fails, so others would too: {outcome.error}. "
-                        f"Remedy: read {log}, mend the command, and begin with another --output"
-                    )
+                    raise self._first_fails(outcome.error)
             elif outcome.state == DONE:
                 self._study.tell(trial, best(self._sweep, outcome))
             else:
                 self._study.tell(trial, state=TrialState.PRUNED)
+
+    def _first_fails(self, error: str) -> KDPluginError:
+        return KDPluginError(
+            f"{self._sweep.path}: the first training fails, so others would too: {error}. Remedy: read "
+            f"{trial_folder(self._place.output, 0) / LOG}, mend the command or the values to try, and begin with "
+            "another --output"
+        )
+
+
+def _address(path: Path) -> str:
+    """Of an SQLite file, as a URI, because in a plain address `?` would end the file's name."""
+    return f"sqlite:///file:{quote(str(path.resolve()))}?uri=true"
 
 
 def best(sweep: Sweep, outcome: Outcome) -> float:

@@ -1,6 +1,7 @@
 """The work of `kd-plugin sweep`: checks, trials, other seeds, results."""
 
 import shlex
+import sys
 import threading
 from pathlib import Path
 from typing import NamedTuple, Optional, Sequence
@@ -47,11 +48,19 @@ def sweep(options: Options) -> str:
     config = read_sweep(options.config)
     devices = [device.strip() for device in options.devices.split(",")] if options.devices else []
     workers = options.workers or len(devices) or 1
+    if not all(devices):
+        raise KDPluginError(f"--devices {options.devices}: has an empty name. Remedy: such as 0,1,2,3")
     if devices and len(devices) != workers:
         raise KDPluginError(f"--devices names {len(devices)}, but --workers {workers}. Remedy: one device per worker")
     space = read_space(config)
     output = Path(options.output)
     check_outputs(options.inputs, folders=[("--output", output)])
+    for flag in sorted(set(space.distributions) - set(space.given)):
+        print(
+            f"{config.path}: the value of {flag} in `train` is not among those to try, so no trial is your command "
+            "itself; with the other seeds it is trained as it stands",
+            file=sys.stderr,
+        )
     if options.dry_run:
         return _planned(config, space, output)
     make_folder(output, "--output")

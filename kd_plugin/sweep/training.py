@@ -17,6 +17,7 @@ from kd_plugin.files.atomic import write_json
 from kd_plugin.files.json_text import parse_json
 
 LOG, RESULT, LOCK, CHECKPOINTS = "train.log", "result.json", "running.lock", "checkpoints"
+COMPLETE = "done training in "  # fairseq-train's last line
 WAIT = 0.5  # seconds between two looks at a log
 PATIENCE = 20.0  # seconds for a stopped training to end
 FAILED, STOPPED, DONE = "failed", "stopped", "done"
@@ -38,6 +39,13 @@ class Outcome(NamedTuple):
     values: Dict[int, float]
     seconds: float
     error: str = ""
+
+
+class End(NamedTuple):
+    """The end of a log. line: the last with text. complete: whether fairseq-train says that it is done"""
+
+    line: str
+    complete: bool
 
 
 class Training:
@@ -84,14 +92,15 @@ class Training:
         self._check_ended()  # those still waiting for a worker need not begin
         self._folder.mkdir(parents=True, exist_ok=True)
         with open(self._folder / LOCK, "a+b") as lock:
-            process = None
-            if _locked(lock.fileno()):
-                process = self._start(lock.fileno())
-            try:
-                outcome = self._follow(process, lock.fileno(), judge)
-            except BaseException:
-                self._stop(process, lock.fileno())
-                raise
+            process, outcome = None, None
+            while outcome is None:
+                if _locked(lock.fileno()):
+                    process = self._start(lock.fileno())
+                try:
+                    outcome = self._follow(process, lock.fileno(), judge)
+                except BaseException:
+                    self._stop(process, lock.fileno())
+                    raise
         write_json(
             self._folder / RESULT, {**outcome._asdict(), "values": {str(k): v for k, v in outcome.values.items()}}
         )
@@ -119,7 +128,8 @@ class Training:
         os.write(lock, str(process.pid).encode())
         return process
 
-    def _follow(self, process: "Optional[subprocess.Popen[bytes]]", lock: int, judge: Judge) -> Outcome:
+    def _follow(self, process: "Optional[subprocess.Popen[bytes]]", lock: int, judge: Judge) -> Optional[Outcome]:
+        """None: a training that outlived its sweep has ended before its end, so it has to be started again."""
         told: Dict[int, float] = {}
         stopped = False
         while True:
@@ -133,21 +143,23 @@ class Training:
                     stopped = value != value or abs(value) == float("inf") or judge(update, value)
             if stopped and not ended:
                 self._stop(process, lock)
+            if ended and not stopped and process is None and not end.complete:
+                return None
             if stopped or ended:
-                return _outcome(told, seconds, process, stopped, end)
+                return _outcome(told, seconds, process, stopped, end.line)
             self._check_ended()
             time.sleep(WAIT)
 
-    def _read(self) -> "tuple[Dict[int, float], float, str]":
-        """The objective by update, the seconds of training, and the last line with text."""
+    def _read(self) -> "tuple[Dict[int, float], float, End]":
+        """The objective by update, the seconds of training, and the end of the log."""
         values: Dict[int, float] = {}
-        seconds, last = 0.0, ""
+        seconds, last, complete = 0.0, "", False
         try:
             lines = (self._folder / LOG).read_text(encoding="utf-8", errors="replace").splitlines()
         except FileNotFoundError:
             lines = []
         for line in lines:
-            last = line.strip() or last
+            last, complete = line.strip() or last, complete or COMPLETE in line
             try:
                 parsed = parse_line(line)
             except (ValueError, OverflowError, RecursionError):  # a line that is still being written
@@ -158,7 +170,7 @@ class Training:
             seconds = max(seconds, terms.get("wall", 0.0))
             if kind not in (INTERVAL, EPOCH) and self._objective in terms and kind == "valid":
                 values[update] = terms[self._objective]
-        return values, seconds, last
+        return values, seconds, End(last, complete)
 
     def _stop(self, process: "Optional[subprocess.Popen[bytes]]", lock: int) -> None:
         """Ends the training's process and its children."""

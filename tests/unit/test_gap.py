@@ -144,6 +144,23 @@ def test_the_verb_writes_tables_and_the_worst_sentences(files, systems, capsys):
     assert main(arguments(files)) == 1 and "already holds a comparison" in capsys.readouterr().err
 
 
+def test_case_is_ignored_everywhere_or_nowhere(files, systems):
+    (files / "s.txt").write_text("".join(line.upper() + "\n" for line in systems[0]), encoding="utf-8")
+    assert main(arguments(files, "--lowercase")) == 0
+    content = json.loads((files / "gap/gap.json").read_text(encoding="utf-8"))
+    assert content["slices"][0]["scores"]["chrF2"]["gap"] == 0 and content["worst"] == []
+    assert "agreement" not in {part["kind"] for part in content["slices"]}  # all are identical: a single slice
+
+
+def test_an_occupied_folder_is_refused_before_any_score(files, capsys, monkeypatch):
+    from kd_plugin.evaluation.gap import gap
+
+    (files / "gap").mkdir()
+    (files / "gap/gap.json").write_text("{}")
+    monkeypatch.setattr(gap, "measures", lambda *_: pytest.fail("scored first"))
+    assert main(arguments(files)) == 1 and "already holds a comparison" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "name, text, message",
     [

@@ -42,6 +42,7 @@ for update in range(done + each, total + 1, each):
           str(update), "valid_wall": str(update / 10)}}), flush=True)
     open(last + ".new", "w").write(str(update))
     os.replace(last + ".new", last)
+print("2026-01-01 | INFO | fairseq_cli.train | done training in 1.0 seconds")
 """
 
 CONFIG = """
@@ -66,10 +67,10 @@ def sweep(tmp_path, monkeypatch):
     stand_in(tmp_path, monkeypatch)
     monkeypatch.setattr(training, "WAIT", 0.01)
 
-    def run(text=CONFIG, output="out", workers=1, dry_run=False):
+    def run(text=CONFIG, output="out", workers=1, dry_run=False, devices=None):
         (tmp_path / "sweep.yaml").write_text(text)
         path = str(tmp_path / "sweep.yaml")
-        options = module.Options(path, str(tmp_path / output), workers, None, dry_run, [("CONFIG.yaml", path)])
+        options = module.Options(path, str(tmp_path / output), workers, devices, dry_run, [("CONFIG.yaml", path)])
         said = module.sweep(options)
         return said, json.loads((tmp_path / output / "sweep.json").read_text()) if not dry_run else None
 
@@ -144,6 +145,62 @@ def test_the_first_failure_ends_the_sweep(sweep, tmp_path):
     with pytest.raises(KDPluginError, match="first training fails.*planted failure"):
         sweep(CONFIG.replace("--kd-alpha 0.5", "--kd-alpha 0.99").replace("high: 0.95", "high: 1"))
     assert [path.name for path in (tmp_path / "out/trials").iterdir()] == ["0000"]
+    with pytest.raises(KDPluginError, match="first training fails.*planted failure"):  # nor does the same command go on
+        sweep(CONFIG.replace("--kd-alpha 0.5", "--kd-alpha 0.99").replace("high: 0.95", "high: 1"))
+    assert [path.name for path in (tmp_path / "out/trials").iterdir()] == ["0000"]
+
+
+def test_a_training_that_dies_after_its_sweep_is_trained_to_its_end(sweep, tmp_path):
+    text = CONFIG.replace("trials: 16", "trials: 2") + "retrain: {best: 0}\n"
+    (tmp_path / "hold").touch()
+    code = "import sys; from kd_plugin.cli import main; sys.exit(main())"
+    (tmp_path / "sweep.yaml").write_text(text)
+    words = [sys.executable, "-c", code, "sweep", str(tmp_path / "sweep.yaml"), "--output", str(tmp_path / "out")]
+    process = subprocess.Popen(words, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.DEVNULL)
+    second = tmp_path / "out/trials/0001"
+    until(lambda: (second / "checkpoints/last").exists() and (second / "checkpoints/last").read_text() == "30")
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+
+    def kill_training():
+        os.kill(int((second / "running.lock").read_text()), signal.SIGKILL)  # as a machine without memory does
+        (tmp_path / "hold").unlink()
+
+    threading.Timer(1, kill_training).start()
+    _, found = sweep(text)
+    assert [(trial["state"], trial["updates"]) for trial in found["trials"]] == [("done", 90)] * 2
+    assert (second / "checkpoints/started").read_text() == "xx"
+
+
+def test_a_question_mark_in_the_folders_name_keeps_sweeps_apart(sweep, tmp_path):
+    text = CONFIG.replace("trials: 16", "trials: 1") + "retrain: {best: 0}\n"
+    for name in ("p?x", "p?y", "p#%41 z"):
+        _, found = sweep(text, output=name)
+        assert len(found["trials"]) == 1 and (tmp_path / name / "study.db").is_file()
+    assert not (tmp_path / "p").exists()
+    (tmp_path / "p?x/study.db").write_bytes(b"no database" * 1000)
+    with pytest.raises(KDPluginError, match=r"study\.db: cannot be read"):
+        sweep(text, output="p?x")
+
+
+@pytest.mark.parametrize("devices", [",", "0,", "0,,1"])
+def test_a_device_without_a_name_is_refused(sweep, devices):
+    with pytest.raises(KDPluginError, match="empty name"):
+        sweep(dry_run=True, workers=0, devices=devices)
+
+
+def test_a_large_seed(sweep):
+    _, found = sweep(CONFIG.replace("trials: 16", "trials: 2\nseed: 20260101") + "retrain: {best: 0}\n")
+    assert len(found["trials"]) == 2
+
+
+def test_a_command_whose_value_is_not_to_be_tried_is_said(sweep, capsys):
+    text = CONFIG.replace("low: 0.02", "low: 0.6").replace("trials: 16", "trials: 2")
+    _, found = sweep(text + "retrain: {best: 1, seeds: [1]}\n")
+    said = capsys.readouterr().err
+    assert "the value of --kd-alpha in `train` is not among those to try" in said and "--kd-temperature" not in said
+    assert not any(trial["given"] for trial in found["trials"])
+    assert found["retrained"][0]["mean"] == pytest.approx(floor(0.5, 1) + 3 / 90)  # the command as it stands
 
 
 def test_several_workers_run_every_trial_once(sweep, tmp_path):
@@ -224,7 +281,7 @@ def test_a_range_of_whole_numbers_switches_and_lists(sweep, tmp_path):
     said, _ = sweep(text, dry_run=True)
     assert "--encoder-layers: IntDistribution" in said and "fairseq-train data-bin" in said
     space = read_space(read_sweep(str(tmp_path / "sweep.yaml")))
-    assert space.given is None  # fairseq's default rate, 0.25, is not in the list
+    assert "--lr" not in space.given  # fairseq's default rate, 0.25, is not in the list
     words = space.words({"--kd-fused-head": "true", "--lr": "0.001", "--encoder-layers": 2, "--dropout": 0.1})
     assert words == ["--kd-fused-head", "--lr", "0.001", "--encoder-layers", "2", "--dropout", "0.1"]
     assert space.words({"--kd-fused-head": "false"}) == []
@@ -253,6 +310,12 @@ def test_a_range_of_whole_numbers_switches_and_lists(sweep, tmp_path):
         ("--kd-temperature: {low: 0.5, high: 8, log: true}", "--kd-divergence: {low: 1, high: 2}", "is no number"),
         ("--kd-temperature: {low: 0.5, high: 8, log: true}", "--decoder-layers: {low: 1, high: 2.5}", "whole numbers"),
         ("--kd-temperature: {low: 0.5, high: 8, log: true}", "--kd-fused-head: [true, maybe]", "is a switch"),
+        ("--kd-temperature: {low: 0.5, high: 8, log: true}", "--kd-fused-head: {low: 0, high: 1}", "is a switch"),
+        ("validate: 30", "validate: 30\nseed: 99999999999", "a seed of 99999999999"),
+        ("validate: 30", "validate: 30\nretrain: {seeds: [1, 4294967296]}", "a seed of 4294967296"),
+        ("--kd-alpha 0.5", "--kd-alpha 0.5 --valid-subset dev", "--valid-subset dev"),
+        ("--kd-alpha 0.5", "--kd-alpha 0.5 --disable-validation", "--disable-validation"),
+        ("--kd-alpha 0.5", "--kd-alpha 0.5 --validate-after-updates 60", "--validate-after-updates 60"),
         ("--kd-temperature: {low: 0.5, high: 8, log: true}", "--max-update: [1, 2]", "given by the sweep itself"),
         ("--kd-temperature: {low: 0.5, high: 8, log: true}", "--kd-temperature: [1]", "two or more"),
         ("--kd-alpha 0.5", "--kd-alpha 0.5 --save-dir x", "--save-dir, which the sweep itself gives"),

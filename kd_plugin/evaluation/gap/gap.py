@@ -1,5 +1,6 @@
 """The work of `kd-plugin gap`: reads, slices, scores and writes."""
 
+import functools
 import math
 from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
@@ -54,6 +55,7 @@ def gap(options: Options) -> str:
     names, sentences, domains = _read(options)
     output = Path(options.output)
     check_outputs(options.inputs, folders=[("--output", output)])
+    _check_free(output, False)
     comet = Comet(options.comet, 0) if options.comet else None
     tokenizer = bleu_tokenizer(options.target_lang, (each.reference for each in sentences))
     source_family = family(options.source_lang) or family_of_text(each.source for each in sentences)
@@ -62,7 +64,7 @@ def gap(options: Options) -> str:
         lines = numbered_lines(Path(options.train), "--train")
         training = (line for _, line in progress(lines, None, "counting words"))
     parts = [Slice(ALL, ALL, list(range(len(sentences))))]
-    parts += slices(sentences, training, domains, source_family not in WITHOUT_SPACES)
+    parts += slices(sentences, training, domains, source_family not in WITHOUT_SPACES, options.lowercase)
     teacher, student = [each.teacher for each in sentences], [each.student for each in sentences]
     references = [each.reference for each in sentences]
     metrics, signatures = measures(
@@ -88,20 +90,24 @@ def gap(options: Options) -> str:
         "student": names[1],
         "signatures": signatures,
         "slices": rows,
-        "worst": _worst(sentences, options.worst),
+        "worst": _worst(sentences, options.worst, options.lowercase),
     }
     text = markdown(content)
     make_folder(output, "--output")
 
-    def free(begun_here: bool) -> None:
-        if (output / JSON_NAME).exists() or (output / TABLE_NAME).exists() and not begun_here:
-            raise KDPluginError(f"--output {output}: already holds a comparison. Remedy: another folder, or remove it")
-
-    with Claim(output / LOCK, f"--output {output}", digest_of(options._replace(output="")._asdict()), free) as claim:
+    identity = digest_of(options._replace(output="")._asdict())
+    with Claim(output / LOCK, f"--output {output}", identity, functools.partial(_check_free, output)) as claim:
         write_atomically(output / TABLE_NAME, text.encode("utf-8"))
         write_json(output / JSON_NAME, content)
         claim.finish()
     return text
+
+
+def _check_free(output: Path, begun_here: bool) -> None:
+    # the table is written first: one alone, without its lock, is not this verb's unfinished work
+    unfinished = begun_here or (output / LOCK).exists()
+    if (output / JSON_NAME).exists() or ((output / TABLE_NAME).exists() and not unfinished):
+        raise KDPluginError(f"--output {output}: already holds a comparison. Remedy: another folder, or remove it")
 
 
 def _read(options: Options) -> Tuple[List[str], List[Sentence], Optional[List[str]]]:
@@ -127,9 +133,9 @@ def _finite(difference: Difference) -> Dict[str, Optional[float]]:
     return {name: value if math.isfinite(value) else None for name, value in difference._asdict().items()}
 
 
-def _worst(sentences: Sequence[Sentence], count: int) -> List[Dict[str, Any]]:
+def _worst(sentences: Sequence[Sentence], count: int, lowercase: bool) -> List[Dict[str, Any]]:
     """Sentences where the student's chrF is furthest below the teacher's."""
-    metric = CHRF()
+    metric = CHRF(lowercase=lowercase)
     rows = []
     for number, each in enumerate(sentences, 1):
         scores = [metric.sentence_score(text, [each.reference]).score for text in (each.teacher, each.student)]

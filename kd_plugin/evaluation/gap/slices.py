@@ -32,6 +32,7 @@ def slices(
     training: Optional[Iterable[str]] = None,
     domains: Optional[Sequence[str]] = None,
     words_have_spaces: bool = True,
+    lowercase: bool = False,
 ) -> List[Slice]:
     """All slices with at least one sentence; those of one kind do not overlap, and together are the test set.
 
@@ -40,6 +41,7 @@ def slices(
     Args:
         training: sentences that the student was trained on, in the source language, to tell which words are rare
         domains: a label for each sentence
+        lowercase: whether the student agrees with its teacher when they differ in case
         words_have_spaces: in the source language; else length is counted in characters, and there are no rare words
     """
     kinds: Dict[str, Callable[[Sentence], str]] = {
@@ -47,7 +49,7 @@ def slices(
         "numbers": lambda each: "with digits" if re.search(r"\d", each.source) else "without digits",
         "end": lambda each: "with punctuation" if each.source.rstrip()[-1:] in tuple(ENDS) else "without punctuation",
         "copied words": _copied,
-        "agreement": _agreement(),
+        "agreement": _agreement(lowercase),
     }
     found = _by_length(sentences, words_have_spaces)
     for kind, label in kinds.items():
@@ -120,11 +122,12 @@ def _copied(each: Sentence) -> str:
     return "none" if not count else "one" if count == 1 else "two or more"
 
 
-def _agreement() -> Callable[[Sentence], str]:
-    metric = CHRF()
+def _agreement(lowercase: bool) -> Callable[[Sentence], str]:
+    metric = CHRF(lowercase=lowercase)
 
     def label(each: Sentence) -> str:
-        if each.student == each.teacher:
+        pair = (each.student, each.teacher)
+        if pair[0] == pair[1] or (lowercase and pair[0].lower() == pair[1].lower()):
             return "identical"
         score = metric.sentence_score(each.student, [each.teacher]).score
         return "chrF 80 or more" if score >= 80 else "chrF 50 to 80" if score >= 50 else "chrF below 50"
