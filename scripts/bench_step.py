@@ -137,6 +137,7 @@ PLAIN_UPDATE, LOSS_ALONE = "plain cross-entropy", "loss alone"
 UNTAUGHT_UPDATE = f"the same by kd_plugin, {FUSED} and {PACKED}"
 TAUGHT = ("same size", "twice as wide")
 WAYS = {"": [], f", {FUSED}": [FUSED], f", {PACKED}": [PACKED], ", both": [FUSED, PACKED]}
+QUICK_WAYS = ("", ", both")
 
 
 def step_rows(case: ModelCase, folder: pathlib.Path, arguments: argparse.Namespace, table: Table) -> None:
@@ -150,23 +151,25 @@ def step_rows(case: ModelCase, folder: pathlib.Path, arguments: argparse.Namespa
     contestants = [update(PLAIN_UPDATE, plain, samples), update(UNTAUGHT_UPDATE, untaught, samples)]
     contestants.append(alone.loss(LOSS_ALONE))
     parameters = {PLAIN_UPDATE: _count(plain.model), UNTAUGHT_UPDATE: _count(untaught.model)}
-    for name, size in zip(TAUGHT, (case.size, case.size.wider())):
+    ways = {way: WAYS[way] for way in (QUICK_WAYS if arguments.quick else WAYS)}
+    taught = dict(list(zip(TAUGHT, (case.size, case.size.wider())))[: 1 if arguments.quick else None])
+    for name, size in taught.items():
         path = folder / f"{name.replace(' ', '-')}.pt"
         parameters[name] = _count(write_checkpoint(path, size))
-        for way, flags in WAYS.items():
+        for way, flags in ways.items():
             distilled = trainer(folder, case.size, device, *DISTILLED, f"--teacher-path={path}", *flags)
             contestants.append(update(name + way, distilled, samples))
         contestants.append(alone.teacher(f"{name} alone", distilled.task.teacher))
     timings = race(contestants, arguments)
 
     for name, count in parameters.items():
-        for way in WAYS if name in TAUGHT else [""]:
+        for way in ways if name in TAUGHT else [""]:
             timing = timings[name + way]
             values = {**case._asdict(), **timing.row(), "parameters": count}
             values["ratio"] = timing.over(timings[PLAIN_UPDATE])
             if name in TAUGHT:
                 values["teacher_share"] = timings[f"{name} alone"].over(timing)
-                values["loss_share"] = None if FUSED in WAYS[way] else timings[LOSS_ALONE].over(timing)
+                values["loss_share"] = None if FUSED in ways[way] else timings[LOSS_ALONE].over(timing)
             table.add(str(case), f"distilled, teacher {name}{way}" if name in TAUGHT else name, values)
     table.notes.append(
         f"{case}: {case.size}; {len(samples)} batches of {min(alone.tokens)}–{max(alone.tokens)} target tokens, "
@@ -225,6 +228,7 @@ TERMS: Dict[str, List[str]] = {
 }
 NEEDS_LOGITS = "--kd-on-policy=parallel"  # refused with the two flags
 QUICK_TERMS = ("--kd-rdrop", "--kd-hidden relation", "--kd-on-policy parallel, 3 passes", "--kd-on-policy sampled")
+QUICK_TERMS_WITH_BOTH = QUICK_TERMS[-1:]
 
 
 def term_update(name: str, flags: Sequence[str], case: ModelCase, folder: str, device: str) -> Contestant:
@@ -242,7 +246,7 @@ def term_rows(
     write_dictionaries(folder, case.vocab)
     write_checkpoint(folder / "teacher.pt", case.size.wider())
     for way, both in (("", []), (", with both flags", [FUSED, PACKED])):
-        names = QUICK_TERMS if arguments.quick else TERMS
+        names = (QUICK_TERMS_WITH_BOTH if both else QUICK_TERMS) if arguments.quick else TERMS
         terms = {name: TERMS[name] for name in names if not (both and NEEDS_LOGITS in TERMS[name])}
         asked = {TODAY: both, **{name: [*flags, *both] for name, flags in terms.items()}}
         built = [(name, flags, case, str(folder), arguments.device.type) for name, flags in asked.items()]

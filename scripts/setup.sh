@@ -73,11 +73,14 @@ run() {
 # pip would compile every installed file, one after the other: half of the setup time.
 pip_install() { "$python" -m pip install --no-input --no-compile "$@"; }
 
-# compile_installed PROCESSES FOLDER…: without modules that are never imported; those for other Python versions may fail.
+# Modules that are hardly ever imported: Python compiles those few that are, then.
+seldom='tests?|testing|_vendor|pip|setuptools|Cython|mypyc?|torchgen|transformers/models|ray/(rllib|serve|tune|llm)'
+seldom+='|torch/(_inductor|ao)|fairseq/examples|sympy/physics|pygments/lexers|sqlalchemy/dialects'
+seldom+='|onnxruntime/(transformers|quantization)|numba/cuda|numpy/distutils'
+
+# compile_installed PROCESSES FOLDER…: those for other Python versions may fail.
 compile_installed() {
-  "$python" -m compileall -q -j "$1" \
-    -x 'site-packages/(.*/)?(tests?|testing|_vendor|pip|setuptools|Cython|mypyc?|transformers/models|ray/(rllib|serve|tune|llm))/' \
-    "${@:2}" >/dev/null 2>&1 || true
+  "$python" -m compileall -q -j "$1" -x "site-packages/(.*/)?($seldom)/" "${@:2}" >/dev/null 2>&1 || true
 }
 
 has() { "$python" -c "import $1" 2>/dev/null; }
@@ -119,6 +122,11 @@ has torch || download=' (a large download)'
 # seqeval has no wheel, and its build would fetch the newest setuptools_scm, which no longer works as it expects
 run "pip, numpy, cython" pip_install "$pip" "$numpy" cython 'setuptools<81' 'setuptools_scm<8' wheel
 run "${torch[*]}${download:-}" pip_install "${torch[@]}" "$numpy"
+# pip uses one core; another compiles meanwhile what is there already, the larger part
+packages=$("$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+rm -f "$venv/torch.compiled"
+{ compile_installed 1 "$packages"/torch "$packages"/sympy; touch "$venv/torch.compiled"; } &
+compilation=$!
 
 # From here on nothing may replace them: a dependency that wants another torch causes an error instead of a surprise.
 "$python" -m pip freeze | grep -iE '^(torch|torchaudio|numpy)==' >"$venv/constraints.txt"
@@ -128,9 +136,10 @@ if ! has fairseq; then
   say "$fairseq is next. If pip has no wheel yet, it is compiled once: 4 to 5 minutes on two cores"
 fi
 run "$fairseq" pip_install "${keep[@]}" ${isolation[@]+"${isolation[@]}"} "$fairseq"
-# pip uses one core; another compiles meanwhile what is there already, the larger part
-packages=$("$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
-compile_installed 1 "$packages"/*/ &
+{
+  until [ -e "$venv/torch.compiled" ] || ! kill -0 "$compilation" 2>/dev/null; do sleep 1; done
+  compile_installed 1 "$packages"/*/
+} &
 compilation=$!
 run "kd_plugin, editable, with what its tests, the quickstart and the documentation need" \
   pip_install "${keep[@]}" --no-build-isolation -e '.[fairseq,dev,quickstart,tensorboard,docs]'

@@ -11,6 +11,8 @@ import signal
 import socket
 import sys
 
+WITH_PLUGIN = "-with-plugin"
+
 
 class Request:
     """A command that a server runs, with the signals blocked that are blocked here.
@@ -48,6 +50,21 @@ class Request:
         return int(text) if text else signal.SIGKILL  # the server is gone, and with it the command
 
 
+def address_for(address, line, env, folder):
+    """Where this command starts sooner: at the server that has loaded the plugin, if it loads this checkout's.
+
+    What loads another copy of it, or none, must not find it loaded.
+    """
+    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    paths = [os.path.join(folder, entry) for entry in env.get("PYTHONPATH", "").split(os.pathsep) if entry]
+    if any(os.path.abspath(path) != root and os.path.isdir(os.path.join(path, "kd_plugin")) for path in paths):
+        return address
+    ours = os.path.join(root, "kd_plugin")
+    named = [after for flag, after in zip(line, line[1:]) if flag == "--user-dir"]
+    loads_ours = [os.path.abspath(os.path.join(folder, name)) for name in named] == [ours]
+    return address + WITH_PLUGIN if loads_ours or os.path.basename(line[0]) == "kd-plugin" else address
+
+
 def receive(connection):
     """What a Request has sent: its line, environment, folder, descriptors, their numbers there, blocked signals."""
     rights = array.array("i")
@@ -62,7 +79,8 @@ def receive(connection):
 
 def main():
     address, *line = sys.argv[1:]
-    request = Request(address, line, dict(os.environ), os.getcwd(), [0, 1, 2])
+    env, folder = dict(os.environ), os.getcwd()
+    request = Request(address_for(address, line, env, folder), line, env, folder, [0, 1, 2])
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, frame: os.kill(request.pid, number))
     status = request.status()

@@ -1,11 +1,12 @@
 """fairseq's commands, ours and scripts without the seconds that importing fairseq takes: forked off a process that has
-imported it.
+imported it, or off a second one that has loaded the plugin too if that is what they do first.
 
 It is the installed script that runs, in a process of its own with its folder, environment and descriptors, which ends
 as any interpreter does, except that it does not take apart all that was imported. Of an interpreter's own settings
 PYTHONPATH alone is heeded. KD_TEST_COLD=1 starts an interpreter for each command instead.
 """
 
+import argparse
 import atexit
 import contextlib
 import fcntl
@@ -16,6 +17,7 @@ import io
 import logging
 import os
 import pathlib
+import pkgutil
 import runpy
 import select
 import shlex
@@ -57,7 +59,8 @@ class Command:
         self._output = tempfile.NamedTemporaryFile(mode="a+b")
         line = self.args[1:] if os.path.basename(self.args[0]) == "python" else self.args
         output = self._output.fileno()
-        self._request = warm_client.Request(server(), line, env, folder, [input.fileno(), output, output])
+        address = warm_client.address_for(server(), line, env, folder)
+        self._request = warm_client.Request(address, line, env, folder, [input.fileno(), output, output])
 
     @property
     def pid(self) -> int:
@@ -87,10 +90,13 @@ class Command:
 @functools.lru_cache(maxsize=None)
 def server() -> str:
     """Address of this process's own server, which ends when its standard input does."""
+    from tests import support  # in the server this would import some of the plugin
+
     folder = _folder()
     address = os.path.join(folder, "commands")
+    usual = support.training("data", "checkpoints", *support.STOCK)[2:]  # of most of the tests' trainings
     process = subprocess.Popen(
-        [sys.executable, "-m", "tests.warm_start", address],
+        [sys.executable, "-m", "tests.warm_start", address, *map(str, usual)],
         cwd=str(ROOT), stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, "PYTHONIOENCODING": "utf-8"},
     )  # fmt: skip
     atexit.register(process.wait)
@@ -148,17 +154,20 @@ def environment(venv: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
     return folder
 
 
-def serve(address: str) -> None:
-    """Forks for each command; returns in that command's process, after it, and at the end of standard input."""
+def serve(address: str, *usual: str) -> None:
+    """Forks for each command; returns in that command's process, after it, and at the end of standard input.
+
+    Args:
+        usual: flags that many a training has
+    """
     for module in MODULES:
         importlib.import_module(module)
     for module in LATER:
         with contextlib.suppress(ImportError):
             importlib.import_module(module)
     warm_hydra.install()
-    _compose()
-    logging.getLogger().handlers.clear()  # those imports log, which would leave fairseq_cli's own set-up undone
-    logging.getLogger().setLevel(logging.WARNING)
+    _compose(*usual)
+    _leave_logging_as_it_is()
     with contextlib.suppress(ImportError):
         import numba
 
@@ -168,11 +177,42 @@ def serve(address: str) -> None:
     for module in LET_GO:
         with contextlib.suppress(ImportError):
             importlib.import_module(module)
+    listening, told = os.pipe()
+    with_plugin = os.fork() == 0
+    if with_plugin:
+        _load_plugin(*usual)
+        address += warm_client.WITH_PLUGIN
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(address)
         listener.listen(8)
-        print("ready", flush=True)
+        if with_plugin:
+            os.write(told, b"1")
+        os.close(told)
+        if not with_plugin:
+            assert os.read(listening, 1), "the server with the plugin has failed"
+            print("ready", flush=True)
+        os.close(listening)
         _fork_for_each(listener, address)
+
+
+def _load_plugin(*usual: str) -> None:
+    """As --user-dir and kd-plugin load it, with all that its verbs import later; and composes its flags once."""
+    from fairseq.utils import import_user_module
+
+    user_dir = str(ROOT / "kd_plugin")
+    import_user_module(argparse.Namespace(user_dir=user_dir))
+    for module in pkgutil.walk_packages([user_dir], "kd_plugin."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+    names = ["--task", "distillation_translation", "--criterion", "kd_label_smoothed_cross_entropy"]
+    _compose(*usual, "--user-dir", user_dir, *names)
+    _leave_logging_as_it_is()
+
+
+def _leave_logging_as_it_is() -> None:
+    """Imports log, which would leave fairseq_cli's own set-up undone."""
+    logging.getLogger().handlers.clear()
+    logging.getLogger().setLevel(logging.WARNING)
 
 
 def _fork_for_each(listener: socket.socket, address: str) -> None:
@@ -218,11 +258,14 @@ def _tell_ends(running: Dict[int, socket.socket]) -> None:
             pid, status = os.waitpid(-1, os.WNOHANG)
             if not pid:
                 return
-            with running.pop(pid) as connection, contextlib.suppress(OSError):  # nobody asks any more
+            connection = running.pop(pid, None)
+            if connection is None:  # the other server
+                continue
+            with connection, contextlib.suppress(OSError):  # nobody asks any more
                 connection.sendall(b"%16d" % status)
 
 
-def _compose() -> None:
+def _compose(*more: str) -> None:
     """What most of fairseq's commands do first: hydra's grammar is fast only once it has parsed something."""
     from fairseq import options
     from fairseq.dataclass.utils import convert_namespace_to_omegaconf
@@ -230,7 +273,7 @@ def _compose() -> None:
     with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")  # which leaves them to be shown to the commands
         parser = options.get_training_parser()
-        flags = ["data", "--task", "translation", "--arch", "transformer"]
+        flags = ["data", "--task", "translation", "--arch", "transformer", *more]
         convert_namespace_to_omegaconf(options.parse_args_and_arch(parser, flags))
 
 
@@ -297,4 +340,4 @@ def _end(status: object) -> None:
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1])
+    serve(*sys.argv[1:])

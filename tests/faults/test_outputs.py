@@ -306,7 +306,8 @@ def test_who_is_at_work_in_a_folder_is_told_until_he_is_gone_or_killed(place):
 def test_of_two_imports_into_one_folder_exactly_one_wins(place):
     """At the same time, several times: two processes that wait for the same moment, and import different files."""
     program = (
-        "import sys, time; from kd_plugin.cli import main; import kd_plugin.corpus.importing\n"
+        "import sys, time; sys.argv = ['kd-plugin', 'import']\n"  # as the command, which leaves fairseq alone
+        "from kd_plugin.cli import main; import kd_plugin.corpus.importing; print('ready', flush=True)\n"
         "for line in sys.stdin:\n"
         "    moment, *command = line.split(); time.sleep(max(0, float(moment) - time.time()))\n"
         "    print('status', main(command), flush=True)\n"
@@ -321,9 +322,10 @@ def test_of_two_imports_into_one_folder_exactly_one_wins(place):
     try:
         import time
 
+        assert all(racer.stdout.readline() == "ready\n" for racer in racers)
         winners = []
         for turn in range(10):
-            moment = time.time() + (5 if turn == 0 else 0.1)  # both have imported everything by then
+            moment = time.time() + 0.1
             for racer, file in zip(racers, ("g.tsv", "h.tsv")):
                 racer.stdin.write(f"{moment} import {file} -s en -t de --output race{turn}\n")
                 racer.stdin.flush()

@@ -197,13 +197,6 @@ def test_jobs_workers_and_restarts_write_the_same_store(workspace, few, tmp_path
     assert all(path.stat().st_mtime_ns == moment for path, moment in kept.items())
 
 
-def test_ray_writes_the_same_store(workspace, few, tmp_path):
-    pytest.importorskip("ray", reason="ray is not installed")
-    env = {"RAY_USAGE_STATS_ENABLED": "0"}
-    write(workspace, tmp_path, "--k", 8, "--shard-tokens", 500, "--runner", "ray", "--workers", 2, env=env)
-    assert store_files(tmp_path) == store_files(few)
-
-
 def test_an_ensemble_in_another_vocabulary_order_is_cached_as_its_mixture(workspace, tmp_path):
     other = tmp_path / "other.pt"
     make_checkpoint(other, workspace.data, *MODEL[2:], "--arch", "transformer", "-s", "en", "-t", "de", seed=3)

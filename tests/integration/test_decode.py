@@ -1,4 +1,4 @@
-"""`kd-plugin decode` as a user runs it: beside fairseq-generate, killed for real, in several processes, on Ray."""
+"""`kd-plugin decode` as a user runs it: beside fairseq-generate, killed for real, in several processes."""
 
 import pathlib
 import random
@@ -109,13 +109,6 @@ def test_jobs_of_an_array_and_processes_make_the_same(workspace, tmp_path, decod
     )
     run(*command(workspace, tmp_path / "processes", "--workers", 2))
     assert tree(tmp_path / "array") == tree(tmp_path / "processes") == tree(decoded)
-
-
-def test_ray_makes_the_same(workspace, tmp_path, decoded):
-    pytest.importorskip("ray.data", reason="ray[data] is not installed")
-    env = {"RAY_USAGE_STATS_ENABLED": "0"}
-    run(*command(workspace, tmp_path / "ray", "--runner", "ray", "--workers", 2), env=env)
-    assert tree(tmp_path / "ray") == tree(decoded)
 
 
 def test_ctranslate2_translates_as_fairseq_does(workspace, tmp_path, decoded):

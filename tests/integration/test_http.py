@@ -93,14 +93,14 @@ LOST = ("failed_lines", "rejected_lines", "too_long_lines")
 
 
 def lasting_fault(source):
-    """What no retry mends, of 2 % of the sentences."""
+    """What no retry mends, of 6 % of the sentences."""
     names = list(LASTING)
-    return names[int(share(source, "which") * len(names))] if share(source, "lasting") < 0.02 else None
+    return names[int(share(source, "which") * len(names))] if share(source, "lasting") < 0.06 else None
 
 
-def test_5000_sentences_against_a_server_with_faults_lose_nothing_silently(tmp_path):
-    """5 % of the answers fail in ways that pass, 2 % of the sentences in ways that last; each line is accounted for."""
-    lines = write_corpus(tmp_path / "in.en", 5000)
+def test_1000_sentences_against_a_server_with_faults_lose_nothing_silently(tmp_path):
+    """5 % of the answers fail in ways that pass, 6 % of the sentences in ways that last; each line is accounted for."""
+    lines = write_corpus(tmp_path / "in.en", 1000)
 
     def behave(asked):
         fault = lasting_fault(asked.source)
@@ -114,14 +114,14 @@ def test_5000_sentences_against_a_server_with_faults_lose_nothing_silently(tmp_p
 
     with serving(behave) as server:
         flags = ["--concurrency", 32, "--timeout", 3, "--retries", 3, "--expect-script", "LATIN"]
-        output = run(*command(server, tmp_path / "in.en", tmp_path / "out", "--shard-sentences", 1500, *flags)).stdout
+        output = run(*command(server, tmp_path / "in.en", tmp_path / "out", "--shard-sentences", 300, *flags)).stdout
         asked = len(server.asked)
     expected = {}
     for number, line in enumerate(lines):
         expected[number] = [] if line and lasting_fault(line) else [translation(line)]
     found = {line: record for line, record in Translations(tmp_path / "out").lines()}
     assert {line: [h.text for h in record.hypotheses] for line, record in found.items()} == expected
-    assert [found[number].source for number in range(5000)] == lines
+    assert [found[number].source for number in range(1000)] == lines
     different = set(filter(None, lines))
     assert asked > 1.04 * len(different), "there were faults"
     counts = Manifest.read(tmp_path / "out").counts
@@ -133,7 +133,7 @@ def test_5000_sentences_against_a_server_with_faults_lose_nothing_silently(tmp_p
     assert counts["lines_without_good_answer"] == sum(name is not None and name not in LOST for name in named)
     assert counts["empty_lines"] == lines.count("")
     lost = sum(counts[name] for name in (*LOST, "lines_without_good_answer"))
-    assert sum(map(bool, expected.values())) + lost == 5000
+    assert sum(map(bool, expected.values())) + lost == 1000
     assert f"{len(different):,} sentences in {asked:,} requests" in output
 
 

@@ -16,7 +16,7 @@ def methods(workspace, out, text, **settings):
     file.write_text(text)
     script = ROOT / "examples" / "translation" / "methods.sh"
     return subprocess.run(
-        ["bash", script, workspace.data, workspace.teacher, out, file, "--disable-validation"],
+        ["bash", script, workspace.data, workspace.teacher, out, file, "--disable-validation", "--num-workers", "0"],
         env={**os.environ, "PATH": path, **SETTINGS, **settings}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         text=True, timeout=600,
     )  # fmt: skip

@@ -100,6 +100,7 @@ def test_a_student_may_start_from_its_teachers_weights(prepared, tmp_path):  # n
         "TEACHER_AVERAGE": "1", "MAX_UPDATE": "4", "AVERAGE": "1", "WARMUP": "2", "DIM": "8", "FFN": "16", "HEADS": "2",
         "ENCODER_LAYERS": "2", "DECODER_LAYERS": "1", "NBEST": "1", "BEAM": "1", "CACHE": "0", "MAX_TOKENS": "2000",
         "SELECT": "score", "CHECK_THRESHOLD": "0", "BASELINE": "1", "INIT": "teacher",
+        "ROUNDS": "1", "ROUND_UPDATES": "3",
         "FILTER": "--max-repeats 1000 --max-length-ratio 1000 --min-letters 0 --copied-source keep",
     }  # fmt: skip
     command = ["bash", REPO / "scripts" / "distill_pipeline.sh", prepared, out]
@@ -113,16 +114,7 @@ def test_a_student_may_start_from_its_teachers_weights(prepared, tmp_path):  # n
         model = read_checkpoint(str(out / name / "averaged.pt"))["cfg"].model
         assert model.encoder_normalize_before and model.encoder_embed_dim == 8 and model.decoder_layers == 1
 
-    # other layers: their student and what follows, and nothing before; killed on the way, it begins again
-    (out / "done" / "init").write_text("begun by another command")
-    rounds = {"ROUNDS": "1", "ROUND_UPDATES": "3"}
-    second = run(*command, **{**settings, "INIT": "--encoder-layers 1, --decoder-layers 1,", "BASELINE": "0", **rounds})
-    assert second.returncode == 0, second.stdout + second.stderr
-    described = json.loads((out / "init" / "student.init.json").read_text(encoding="utf-8"))
-    assert described["layers"] == {"encoder": [1], "decoder": [1]}
-    assert "training data: original filtered/pseudo: done before" in second.stdout
-
-    # and the student goes on from its own translations, and is what is deployed
+    # the student goes on from its own translations, and is what is deployed
     log = (out / "logs" / "round1.log").read_text(encoding="utf-8")
     assert "loading pretrained model from student/averaged.pt" in log and "kd|alpha:0.0|" in log
     assert "sentences with answers from cache1" in log
@@ -131,3 +123,19 @@ def test_a_student_may_start_from_its_teachers_weights(prepared, tmp_path):  # n
     assert "round1" in (out / "evaluation" / "evaluation.md").read_text(encoding="utf-8")
     exported = json.loads((out / "student-float32" / "kd_plugin.json").read_text(encoding="utf-8"))
     assert exported["checkpoint_sha256"] == hashlib.sha256((out / "round1" / "averaged.pt").read_bytes()).hexdigest()
+
+    # other layers: their student and what follows, here until its check, and nothing before; killed, it begins again
+    (out / "done" / "init").write_text("begun by another command")
+    other = {
+        "INIT": "--encoder-layers 1, --decoder-layers 1,",
+        "BASELINE": "0",
+        "ROUNDS": "0",
+        "CHECK_THRESHOLD": "101",
+    }
+    second = run(*command, **{**settings, **other})
+    assert second.returncode != 0 and "--check-threshold" in second.stderr
+    described = json.loads((out / "init" / "student.init.json").read_text(encoding="utf-8"))
+    assert described["layers"] == {"encoder": [1], "decoder": [1]}
+    assert "training data: original filtered/pseudo: done before" in second.stdout
+    model = read_checkpoint(str(out / "student" / "averaged.pt"))["cfg"].model
+    assert model.encoder_layers == 1 and model.decoder_layers == 1

@@ -1,6 +1,7 @@
 """--kd-on-policy: distillation on the student's own words."""
 
 import copy
+import functools
 
 import pytest
 import torch
@@ -31,15 +32,25 @@ def made(tmp_path_factory):
     return folder / "data"
 
 
+@functools.lru_cache(maxsize=None)
+def _read(path):
+    return load_teacher(str(path), task_of(path.parent))
+
+
+def loaded(path):
+    """A copy: reading a model takes longer than what most of these tests do with it."""
+    return copy.deepcopy(_read(path))
+
+
 def parts(made, left_pad_target=False, **flags):
     """(task with a teacher, student in float64, criterion, batch)."""
     task = task_of(made, left_pad_target=left_pad_target)
-    task.teacher = OnlineTeacher([load_teacher(str(made / "teacher.pt"), task)])
+    task.teacher = OnlineTeacher([loaded(made / "teacher.pt")])
     task.load_dataset("train")
     dataset = task.dataset("train")
     sample = dataset.collater([dataset[index] for index in range(len(dataset))])
     cfg = KDLabelSmoothedCrossEntropyCriterionConfig(label_smoothing=0.1, sentence_avg=False, **flags)
-    student = copy.deepcopy(load_teacher(str(made / "student.pt"), task).model).double().train()
+    student = loaded(made / "student.pt").model.double().train()
     for parameter in student.parameters():
         parameter.requires_grad_()
     return task, student, KDLabelSmoothedCrossEntropyCriterion(cfg, task), sample
@@ -50,10 +61,10 @@ def lprobs_of(model, net_input, previous):
     return output[0].reshape(-1, output[0].size(-1))
 
 
-def teachers_logits(made, task, net_input, previous):
+def teachers_logits(made, net_input, previous):
     """In fp32, as the teacher computes them."""
     with torch.no_grad():
-        return lprobs_of(load_teacher(str(made / "teacher.pt"), task).model.eval(), net_input, previous).double()
+        return lprobs_of(loaded(made / "teacher.pt").model.eval(), net_input, previous).double()
 
 
 def gradients(model, loss):
@@ -95,7 +106,7 @@ def test_parallel_passes_against_float64(made, passes, left_pad_target, divergen
     expected, own = 0.0, []
     for number in range(passes):
         logits = lprobs_of(student, net_input, previous)
-        teacher = teachers_logits(made, task, net_input, previous)
+        teacher = teachers_logits(made, net_input, previous)
         _, ce, _, kd = loss64(logits, teacher, target, 0.3, 2.0, 0.1, padding_idx=1, divergence=divergence)
         expected = expected + (0.3 * ce if number == 0 else 0.0) + 0.7 * 4 * kd / passes
         if number:
@@ -116,7 +127,7 @@ def test_sampled_targets_against_float64(made, how):
     found = gradients(student, loss)
     net_input, target = own["net_input"], own["target"].reshape(-1)
     logits = lprobs_of(student, net_input, net_input["prev_output_tokens"])
-    teacher = teachers_logits(made, task, net_input, net_input["prev_output_tokens"])
+    teacher = teachers_logits(made, net_input, net_input["prev_output_tokens"])
     *_, kd = loss64(logits, teacher, target, 0.0, 2.0, 0.1, padding_idx=1)
     expected = 0.7 * 4 * kd
     torch.testing.assert_close(loss.double(), expected, rtol=1e-4, atol=1e-6)

@@ -204,18 +204,26 @@ def criterion_of(task, **flags):
     return KDLabelSmoothedCrossEntropyCriterion(cfg, task)
 
 
+@pytest.fixture(scope="module")
+def shared_task(made, tmp_path_factory):
+    """A task with teachers for two of the three languages; its criterions leave it as it is."""
+    text = "teachers:\n  __de__: @de/teacher.pt\n  __fr__: @fr/teacher.pt\n"
+    return routed(made, tmp_path_factory.mktemp("taught"), text)
+
+
 @pytest.mark.parametrize("alpha", [0.0, 0.3])
 @pytest.mark.parametrize("selection", ["all", "batch"])
 @pytest.mark.parametrize("some", ["all", "none", "one"])
-def test_loss_and_gradient_with_sentences_that_have_no_teacher(made, tmp_path, cpu_engine, alpha, selection, some):
+def test_loss_and_gradient_with_sentences_that_have_no_teacher(shared_task, cpu_engine, alpha, selection, some):
     """alpha CE + (1 - alpha) T² KL where there is a teacher, the whole cross-entropy elsewhere; in float64."""
-    task = routed(made, tmp_path, "teachers:\n  __de__: @de/teacher.pt\n  __fr__: @fr/teacher.pt\n")
-    dataset = task.dataset("train")
+    dataset = shared_task.dataset("train")
     chosen = {"all": range(5), "none": [3], "one": [0, 2]}[some]
     sample = dataset.collater([dataset[index] for index in chosen])
     torch.manual_seed(0)
-    model = Alone(torch.randn(*sample["target"].shape, len(task.target_dictionary), dtype=torch.float64))
-    criterion = criterion_of(task, kd_alpha=alpha, kd_temperature=2.0, kd_selection=selection, kd_select_ratio=0.5)
+    model = Alone(torch.randn(*sample["target"].shape, len(shared_task.target_dictionary), dtype=torch.float64))
+    criterion = criterion_of(
+        shared_task, kd_alpha=alpha, kd_temperature=2.0, kd_selection=selection, kd_select_ratio=0.5
+    )
     loss, _, logs = criterion(model, sample)
     loss.backward()
 
@@ -231,7 +239,7 @@ def test_loss_and_gradient_with_sentences_that_have_no_teacher(made, tmp_path, c
         distilled = taught & (nll >= least)
     teacher = torch.zeros(rows.numel(), leaf.size(1), dtype=torch.float64)
     if distilled.any():
-        answer = task.teacher.answer(sample, Request(rows[distilled], torch.float32))
+        answer = shared_task.teacher.answer(sample, Request(rows[distilled], torch.float32))
         teacher[distilled] = answer.distribution.logits.double()
     with_teacher, *_ = loss64(
         leaf[taught], teacher[taught], target[taught], alpha, 2.0, 0.1, distilled=distilled[taught].tolist()
@@ -247,16 +255,15 @@ def test_loss_and_gradient_with_sentences_that_have_no_teacher(made, tmp_path, c
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.3])
-def test_the_fused_head_gives_the_same_loss_and_gradients(made, tmp_path, alpha):
-    task = routed(made, tmp_path, "teachers:\n  __de__: @de/teacher.pt\n  __fr__: @fr/teacher.pt\n")
-    sample = batch_of(task)
+def test_the_fused_head_gives_the_same_loss_and_gradients(shared_task, alpha):
+    sample = batch_of(shared_task)
     rows = rows_of(sample)
-    covered = task.teacher.covered(sample, rows, True)
-    answer = task.teacher.answer(sample, Request(rows[covered], torch.float32)).distribution
+    covered = shared_task.teacher.covered(sample, rows, True)
+    answer = shared_task.teacher.answer(sample, Request(rows[covered], torch.float32)).distribution
     torch.manual_seed(0)
     target = sample["target"].reshape(-1)[rows]
     features = torch.randn(rows.numel(), 8, requires_grad=True)
-    weight = torch.randn(len(task.target_dictionary), 8, requires_grad=True)
+    weight = torch.randn(len(shared_task.target_dictionary), 8, requires_grad=True)
     given = dict(distilled=covered, alone=~covered)
     objective = Objective(alpha, 2.0, 0.1)
     fused, _ = StudentFeatures(features, weight).loss(answer, target, objective, **given)
@@ -269,15 +276,14 @@ def test_the_fused_head_gives_the_same_loss_and_gradients(made, tmp_path, alpha)
 
 @pytest.mark.parametrize("alpha", [0.0, 0.3])
 @pytest.mark.parametrize("mode", ["parallel", "sampled"])
-def test_on_policy_updates_leave_sentences_without_a_teacher_alone(made, tmp_path, alpha, mode):
+def test_on_policy_updates_leave_sentences_without_a_teacher_alone(made, shared_task, alpha, mode):
     """They keep their whole cross-entropy on references (parallel), and teach nothing by their own words (sampled)."""
-    task = routed(made, tmp_path, "teachers:\n  __de__: @de/teacher.pt\n  __fr__: @fr/teacher.pt\n")
-    dataset = task.dataset("train")
+    dataset = shared_task.dataset("train")
     sample = dataset.collater([dataset[3]])  # the one without a teacher
     model = copy.deepcopy(own_model(str(made / "all" / "teacher.pt"))).train()
     for parameter in model.parameters():
         parameter.requires_grad_()
-    criterion = criterion_of(task, kd_alpha=alpha, kd_on_policy=mode, kd_on_policy_share=1.0)
+    criterion = criterion_of(shared_task, kd_alpha=alpha, kd_on_policy=mode, kd_on_policy_share=1.0)
     loss, _, _ = criterion(model, sample)
     output = model.eval()(**sample["net_input"])
     _, ce, _, _ = loss64(output[0][0], output[0][0], sample["target"][0], 1.0, 1.0, 0.1)
@@ -288,12 +294,11 @@ def test_on_policy_updates_leave_sentences_without_a_teacher_alone(made, tmp_pat
     torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-5)
 
 
-def test_logged_validation_losses_by_language(made, tmp_path):
-    task = routed(made, tmp_path, "teachers:\n  __de__: @de/teacher.pt\n  __fr__: @fr/teacher.pt\n")
-    sample = batch_of(task)
+def test_logged_validation_losses_by_language(made, shared_task):
+    sample = batch_of(shared_task)
     torch.manual_seed(0)
-    model = Alone(torch.randn(*sample["target"].shape, len(task.target_dictionary)))
-    criterion = criterion_of(task).eval()
+    model = Alone(torch.randn(*sample["target"].shape, len(shared_task.target_dictionary)))
+    criterion = criterion_of(shared_task).eval()
     with torch.no_grad():
         _, _, logs = criterion(model, sample)
     lprobs = torch.log_softmax(model.logits.double(), -1)

@@ -1,5 +1,7 @@
 """Scores by models of other toolkits: the toolkit's own teacher-forced log-probabilities, in float64."""
 
+import functools
+
 import pytest
 import torch
 
@@ -33,13 +35,18 @@ def flags_of(kind):
     return flags + ([] if target is None else ["--model-target-lang", target])
 
 
-@torch.no_grad()
-def reference(kind, path, read, asked):
-    """By transformers alone, from its labels and its way of moving them."""
+@functools.lru_cache(maxsize=1)
+def opened(path):
     import transformers
 
     model = transformers.AutoModelForSeq2SeqLM.from_pretrained(str(path)).double().eval()
-    tokenizer = transformers.AutoTokenizer.from_pretrained(str(path))
+    return model, transformers.AutoTokenizer.from_pretrained(str(path))
+
+
+@torch.no_grad()
+def reference(kind, path, read, asked):
+    """By transformers alone, from its labels and its way of moving them."""
+    model, tokenizer = opened(path)
     source, target = KINDS[kind]
     before = {"madlad": f"<2{target}> ", "marian, several targets": f">>{target}<< ", "t5": T5_PREFIX}.get(kind, "")
     if hasattr(tokenizer, "src_lang"):

@@ -14,7 +14,7 @@ import pytest
 
 from kd_plugin.errors import KDPluginError
 from kd_plugin.sweep.config import Halving, Range, read_sweep
-from tests.support import ROOT
+from tests.support import ROOT, start
 
 pytest.importorskip("optuna")
 
@@ -373,15 +373,13 @@ def test_an_interruption_stops_the_trainings_and_the_same_command_continues(swee
     stand_in.write_text(stand_in.read_text().replace("/0001/", held))
     (tmp_path / "sweep.yaml").write_text(text)
     (tmp_path / "hold").touch()
-    code = "import sys; from kd_plugin.cli import main; sys.exit(main())"
-    words = [sys.executable, "-c", code, "sweep", str(tmp_path / "sweep.yaml"), "--output", str(tmp_path / "out")]
-    process = subprocess.Popen(words, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE)
+    process = start("kd-plugin", "sweep", tmp_path / "sweep.yaml", "--output", tmp_path / "out")
     until(lambda: any(held in str(path) and path.read_text() == "30" for path in (tmp_path / "out").rglob("last")))
     (log,) = (path for path in (tmp_path / "out").rglob("running.lock") if held in str(path))
     training = int(log.read_text())
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=30)
-    assert process.returncode == 130 and b"the same command continues" in said
+    said = process.communicate(timeout=30)[0]
+    assert process.returncode == 130 and "the same command continues" in said
     with pytest.raises(ProcessLookupError):
         os.kill(training, 0)
     (tmp_path / "hold").unlink()
