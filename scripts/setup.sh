@@ -75,7 +75,7 @@ pip_install() { "$python" -m pip install --no-input --no-compile "$@"; }
 
 # Modules that are hardly ever imported: Python compiles those few that are, then.
 seldom='tests?|testing|_vendor|pip|setuptools|Cython|mypyc?|torchgen|transformers/models|ray/(rllib|serve|tune|llm)'
-seldom+='|torch/(_inductor|ao)|fairseq/examples|sympy/physics|pygments/lexers|sqlalchemy/dialects'
+seldom+='|torch/_inductor|fairseq/examples|sympy/physics|pygments/lexers|sqlalchemy/dialects'
 seldom+='|onnxruntime/(transformers|quantization)|numba/cuda|numpy/distutils'
 
 # compile_installed PROCESSES FOLDER…: those for other Python versions may fail.

@@ -203,7 +203,8 @@ def _load_plugin(*usual: str) -> None:
     import_user_module(argparse.Namespace(user_dir=user_dir))
     for module in pkgutil.walk_packages([user_dir], "kd_plugin."):
         if not module.name.endswith("__main__"):
-            importlib.import_module(module.name)
+            with contextlib.suppress(ImportError):  # not every environment has all that they need
+                importlib.import_module(module.name)
     names = ["--task", "distillation_translation", "--criterion", "kd_label_smoothed_cross_entropy"]
     _compose(*usual, "--user-dir", user_dir, *names)
     _leave_logging_as_it_is()
