@@ -41,5 +41,6 @@ fairseq-train "$data" --user-dir "$USER_DIR" --save-dir "$save_dir" --seed "$SEE
     --optimizer adam --adam-betas '(0.9, 0.98)' --clip-norm 1 --weight-decay 0.0001 \
     --lr "$LR" --lr-scheduler polynomial_decay --warmup-updates $((MAX_UPDATE / 10)) --total-num-update "$MAX_UPDATE" \
     --max-update "$MAX_UPDATE" --batch-size "$BATCH" --required-batch-size-multiple 1 \
-    --validate-interval-updates 100 --best-checkpoint-metric accuracy --maximize-best-checkpoint-metric \
+    --validate-interval-updates 100 --save-interval-updates 100 --keep-interval-updates 1 \
+    --best-checkpoint-metric accuracy --maximize-best-checkpoint-metric \
     --no-epoch-checkpoints --no-last-checkpoints --log-format simple --log-interval 100 "$@"

@@ -62,9 +62,9 @@ def write_report(
         )
     job = digest_of([title, list(evaluations), list(logs), *map(list, filter(None, (sweeps, gaps)))])
     made = functools.partial(_is_page_of, job)
-    inside = [str(Path(path) / JSON_NAME) for path in evaluations] + [str(Path(path) / "sweep.json") for path in sweeps]
-    inside += [str(Path(path) / "gap.json") for path in gaps]
-    check_outputs([*inputs, ("--evaluation", inside)], files=[("--output", output)], made=made)
+    folders = (("--evaluation", evaluations, JSON_NAME), ("--sweep", sweeps, "sweep.json"), ("--gap", gaps, "gap.json"))
+    inside = [(flag, [str(Path(path) / name) for path in paths]) for flag, paths, name in folders]
+    check_outputs([*inputs, *inside], files=[("--output", output)], made=made)
     found, runs = [read_evaluation(argument) for argument in evaluations], read_runs(logs)
     swept, lagging = [read_sweep_results(path) for path in sweeps], [read_gap_results(path) for path in gaps]
     if not output.absolute().parent.is_dir():

@@ -1,6 +1,7 @@
 """Reads the file of `kd-plugin sweep`: the training, what varies in it, and how much may be spent."""
 
 import math
+import re
 import shlex
 from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Optional, Tuple
@@ -164,12 +165,17 @@ def _train(path: str, value: Any) -> List[str]:
         words = list(value)
     elif isinstance(value, str):
         try:
-            words = shlex.split(value)
+            # a command as a shell takes it: lines that end with a backslash go on, also if YAML has joined them
+            words = shlex.split(re.sub(r"\\(\n| (?=-))", " ", value))
         except ValueError as error:
             raise wrong(path, f"`train` cannot be split into words ({error})", "quote it as in a shell") from error
     else:
         raise wrong(path, "`train` is neither text nor a list of words", "fairseq-train's arguments")
-    if words and words[0] == "fairseq-train":
+    if words and re.fullmatch(r"\w+=.*", words[0]):
+        raise wrong(
+            path, f"`train` begins with {words[0]}", "set variables before kd-plugin sweep, which hands them on"
+        )
+    if words and Path(words[0]).name == "fairseq-train":
         words = words[1:]
     words = [PLUGIN if word == "$(kd-plugin path)" else word for word in words]  # which the shell would replace
     if not any(word.partition("=")[0] == "--user-dir" for word in words):

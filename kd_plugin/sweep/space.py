@@ -88,7 +88,8 @@ def parse(path: str, words: List[str]) -> "tuple[argparse.ArgumentParser, argpar
         lines = said.getvalue().strip().splitlines() or [f"exit status {error.code}"]
         refuse(lines[-1].partition("error: ")[2] or lines[-1])
     # an architecture, criterion … that is not registered; a --user-dir that is no module, or another copy of this one
-    except (ValueError, KeyError, ImportError, OSError) as error:
+    # and what Python says of a value that fairseq evaluates, as in --lr '[1, 2'
+    except (ValueError, KeyError, ImportError, OSError, SyntaxError, NameError, TypeError) as error:
         refuse(str(error))
 
 

@@ -180,7 +180,7 @@ def test_wrong_files_are_named_and_nothing_is_written(files, capsys, name, text,
     assert main([*arguments(files)[:-2], *output]) == 1
 
 
-def test_the_report_shows_it(files):
+def test_the_report_shows_it(files, capsys):
     pytest.importorskip("vl_convert")
     assert main(arguments(files, "--bootstrap", 50)) == 0
     page = files / "report.html"
@@ -193,5 +193,8 @@ def test_the_report_shows_it(files):
     drawn = [row["gap"] for row in spec["concat"][0]["data"]["values"]]
     assert drawn == [part["scores"]["BLEU"]["gap"] for part in content["slices"]]
     assert content["worst"][0]["source"] in html
-    (files / "gap/gap.json").write_text(json.dumps({**content, "slices": [{}]}))
-    assert main(["report", "--gap", str(files / "gap"), "--output", str(files / "other.html")]) == 1
+    assert main(["report", "--gap", str(files / "gap"), "--output", str(files / "gap/gap.json")]) == 1
+    assert "would overwrite --gap" in capsys.readouterr().err
+    for damaged in ([{}], []):
+        (files / "gap/gap.json").write_text(json.dumps({**content, "slices": damaged}))
+        assert main(["report", "--gap", str(files / "gap"), "--output", str(files / "other.html")]) == 1

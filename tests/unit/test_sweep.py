@@ -311,6 +311,8 @@ def test_a_range_of_whole_numbers_switches_and_lists(sweep, tmp_path):
         ("--kd-temperature: {low: 0.5, high: 8, log: true}", "--decoder-layers: {low: 1, high: 2.5}", "whole numbers"),
         ("--kd-temperature: {low: 0.5, high: 8, log: true}", "--kd-fused-head: [true, maybe]", "is a switch"),
         ("--kd-temperature: {low: 0.5, high: 8, log: true}", "--kd-fused-head: {low: 0, high: 1}", "is a switch"),
+        ("--kd-alpha 0.5", "--kd-alpha 0.5 --lr '1e-3 x'", "fairseq-train refuses the command"),
+        ("data-bin", "CUDA_VISIBLE_DEVICES=0 fairseq-train data-bin", "begins with CUDA_VISIBLE_DEVICES=0"),
         ("validate: 30", "validate: 30\nseed: 99999999999", "a seed of 99999999999"),
         ("validate: 30", "validate: 30\nretrain: {seeds: [1, 4294967296]}", "a seed of 4294967296"),
         ("--kd-alpha 0.5", "--kd-alpha 0.5 --valid-subset dev", "--valid-subset dev"),
@@ -331,6 +333,15 @@ def test_a_wrong_file_is_refused_before_anything_runs(sweep, tmp_path, old, new,
     with pytest.raises(KDPluginError, match=message):
         sweep(CONFIG.replace(old, new, 1))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("style", ["|", ">"])
+def test_a_command_as_the_shell_takes_it(tmp_path, style):
+    command = "  /opt/bin/fairseq-train data-bin \\\n    --arch transformer \\\n    --save-interval 'a\\ b'\n"
+    text = f"train: {style}\n{command}" + CONFIG[CONFIG.index("parameters:") :]
+    (tmp_path / "a.yaml").write_text(text.replace("--save-interval", "--path"))
+    words = read_sweep(str(tmp_path / "a.yaml")).train
+    assert words[:5] == ["data-bin", "--arch", "transformer", "--path", "a\\ b"]
 
 
 def test_what_the_file_says(tmp_path):
