@@ -3,14 +3,15 @@
 import contextlib
 import logging
 import os
+import sqlite3
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence
-from urllib.parse import quote
 
 import optuna
 import sqlalchemy.exc
+import sqlalchemy.pool
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from kd_plugin.errors import KDPluginError
@@ -54,7 +55,7 @@ class Study:
         halving = sweep.halving
         try:
             self._study = optuna.create_study(
-                storage=_address(place.output / DATABASE),
+                storage=_storage(place.output / DATABASE),
                 study_name=NAME,
                 load_if_exists=True,
                 direction=sweep.direction,  # type: ignore[arg-type]
@@ -160,9 +161,13 @@ class Study:
         )
 
 
-def _address(path: Path) -> str:
-    """Of an SQLite file, as a URI, because in a plain address `?` would end the file's name."""
-    return f"sqlite:///file:{quote(str(path.resolve()))}?uri=true"
+def _storage(path: Path) -> optuna.storages.RDBStorage:
+    """An SQLite file, whatever its name: in an address, `?` and `%` have meanings that vary with SQLAlchemy."""
+
+    def connect() -> sqlite3.Connection:
+        return sqlite3.connect(path, timeout=60, check_same_thread=False)
+
+    return optuna.storages.RDBStorage("sqlite://", {"creator": connect, "poolclass": sqlalchemy.pool.NullPool})
 
 
 def best(sweep: Sweep, outcome: Outcome) -> float:
