@@ -52,6 +52,18 @@ class Split(NamedTuple):
         return {"source_sha256": source, "target_sha256": target, **cut}
 
 
+def split_names(subset: str) -> List[str]:
+    """The splits that --subset names, each once.
+
+    Raises:
+        KDPluginError: it names none
+    """
+    names = [name for name in dict.fromkeys(map(str.strip, subset.split(","))) if name]
+    if not names:
+        raise KDPluginError(f"--subset {subset!r}: names no split. Remedy: such as --subset train,valid")
+    return names
+
+
 def _files(prefix: str) -> List[Path]:
     return [Path(prefix + end) for end in ENDS if os.path.isfile(prefix + end)]
 

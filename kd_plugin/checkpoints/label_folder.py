@@ -88,10 +88,13 @@ def _check_kind(path: str, labels_tokens: bool) -> None:
         return
     remedy = f"a …{ending} folder: fine-tune this model first"
     if any(name.endswith(other) for name in classes):
-        remedy = (
-            f"--task distillation_{'sentence_prediction' if labels_tokens else 'sequence_tagging'}, or a …{ending} "
+        training, evaluation = (
+            ("sentence_prediction", "classification") if labels_tokens else ("sequence_tagging", "tagging")
         )
-        remedy += "folder"
+        remedy = (
+            f"--task distillation_{training} in training, --task {evaluation} in kd-plugin evaluate-classifier, or a "
+            f"…{ending} folder"
+        )
     raise KDPluginError(
         f"{path}: holds {' and '.join(classes) or 'a model of no class'}, which does not label "
         f"{'tokens' if labels_tokens else 'sentences'}. Remedy: {remedy}"

@@ -12,7 +12,7 @@ from fairseq.data import data_utils
 from fairseq.tasks.translation import TranslationConfig, TranslationTask, load_langpair_dataset
 
 from kd_plugin.cache.compress import compress_answer, unknown
-from kd_plugin.cache.data import Split, describe_data, dictionary_sha256
+from kd_plugin.cache.data import Split, describe_data, dictionary_sha256, split_names
 from kd_plugin.cache.manifest import Identity
 from kd_plugin.cache.records import Records
 from kd_plugin.cache.writer import ShardWriter, StoreFolder, plan_shards
@@ -90,7 +90,7 @@ def cache_answers(options: Questions) -> None:
 
 def _splits(options: Questions) -> Iterator[Split]:
     truncated_to = (options.max_source_positions or 1024) if options.truncate_source else None
-    for split in options.subset.split(","):
+    for split in split_names(options.subset):
         for path in data_folders(options.data, split):
             source, target = options.source_lang, options.target_lang
             if source is None or target is None:

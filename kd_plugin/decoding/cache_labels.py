@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from fairseq import utils
 
-from kd_plugin.cache.data import describe_data, dictionary_sha256
+from kd_plugin.cache.data import describe_data, dictionary_sha256, split_names
 from kd_plugin.cache.manifest import WHOLE, Identity
 from kd_plugin.cache.records import whole_records
 from kd_plugin.cache.writer import ShardWriter, StoreFolder, plan_shards
@@ -74,9 +74,7 @@ def cache_labels(options: LabelQuestions) -> None:
     options.job.check()
     check_outputs(options.inputs, [("--cache-dir", options.cache_dir)])
     _check_outside(options)
-    names = [name for name in dict.fromkeys(map(str.strip, options.subset.split(","))) if name]
-    if not names:
-        raise KDPluginError(f"--subset {options.subset!r}: names no split. Remedy: such as --subset train,valid")
+    names = split_names(options.subset)
     opened: Dict[str, Any] = {}  # the teacher, shared by all splits
     sessions = {name: LabelSession(name, options, 0, opened) for name in names}
     with contextlib.ExitStack() as claims:

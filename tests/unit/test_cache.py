@@ -570,3 +570,18 @@ def test_as_many_files_may_be_open_as_there_are_shards(monkeypatch):
     assert set_to == []
     _allow_open_files(900)
     assert set_to == [(4096, 4096)]
+
+
+@pytest.mark.parametrize("subset", ["train,valid", " train , valid,", "train,train,valid"])
+def test_a_subset_names_each_split_once(subset):
+    from kd_plugin.cache.data import split_names
+
+    assert split_names(subset) == ["train", "valid"]
+
+
+@pytest.mark.parametrize("subset", ["", " ", ","])
+def test_a_subset_without_names_is_refused(subset):
+    from kd_plugin.cache.data import split_names
+
+    with pytest.raises(KDPluginError, match="names no split"):
+        split_names(subset)
