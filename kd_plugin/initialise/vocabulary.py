@@ -1,10 +1,11 @@
 """A student's embeddings from its teacher's: by symbol, not by index; a new symbol is the mean of its parts.
 
 The mean: fast vocabulary transfer (Gee et al. 2022, https://aclanthology.org/2022.emnlp-industry.41).
+sentencepiece marks where a word begins, subword-nmt where it goes on; between the two, text decides.
 """
 
 import re
-from typing import Callable, Dict, List, NamedTuple, Optional, Tuple
+from typing import Callable, Dict, Iterable, List, NamedTuple, Optional, Tuple
 
 import torch
 from fairseq.data import Dictionary
@@ -38,17 +39,19 @@ def match_symbols(student: Dictionary, teacher: Dictionary, subwords: Optional[S
     """
     indices = teacher.indices
     parts_of = _splitter(indices, subwords)
+    spelled = _speller(_mark(student.symbols), teacher)
     rows, averaged, unknown, copied = [], {}, [], 0
     special = {student[getattr(student, role)()]: getattr(teacher, role)() for role in ("bos", "pad", "eos", "unk")}
     for symbol in student.symbols:
         if symbol in special:
             rows.append([special[symbol]])
             continue
-        if symbol in indices:
+        known, to_split = (symbol, symbol) if FILLER.fullmatch(symbol) else spelled(symbol)
+        if known in indices:
             copied += 1
-            rows.append([indices[symbol]])
+            rows.append([indices[known]])
             continue
-        parts = [] if FILLER.fullmatch(symbol) else parts_of(symbol)
+        parts = [] if FILLER.fullmatch(symbol) else parts_of(to_split)
         if parts:
             averaged[symbol] = parts
             rows.append([indices[part] for part in parts])
@@ -73,9 +76,40 @@ def change_vocabulary(whole: Whole, student: Tuple[Dictionary, Dictionary], matc
     return Whole(options, weights, student)
 
 
+def _mark(symbols: Iterable[str]) -> str:
+    """The mark by which a vocabulary tells whole words from parts; empty if it has only whole words."""
+    symbols = list(symbols)
+    begun = sum(symbol.startswith(SPACE) for symbol in symbols)
+    continued = sum(symbol.endswith(CONTINUED) for symbol in symbols)
+    return "" if not begun and not continued else SPACE if begun >= continued else CONTINUED
+
+
+def _speller(mark: str, teacher: Dictionary) -> Callable[[str], Tuple[str, str]]:
+    """From a symbol of the student to the teacher's spelling of it, and to the spelling that is split if it has none.
+
+    With one mark in both dictionaries, these are the symbol. Otherwise a text may begin a word or stand inside one: it
+    is what the teacher's dictionary counts more often.
+    """
+    theirs = _mark(teacher.symbols)
+    if mark == theirs:
+        return lambda symbol: (symbol, symbol)
+
+    def spelled(symbol: str) -> Tuple[str, str]:
+        text = symbol
+        if mark == SPACE and symbol.startswith(SPACE):
+            text = symbol[len(SPACE) :]
+        elif mark == CONTINUED and symbol.endswith(CONTINUED):
+            text = symbol[: -len(CONTINUED)]
+        forms = {SPACE: [SPACE + text, text], CONTINUED: [text, text + CONTINUED], "": [text]}[theirs]
+        known = [form for form in forms if text and form in teacher.indices]
+        # max takes the first of equals: the whole word, where the dictionary has no counts
+        return max(known, key=lambda form: teacher.count[teacher.indices[form]], default=symbol), forms[0]
+
+    return spelled
+
+
 def _splitter(known: Dict[str, int], subwords: Optional[Subwords]) -> Callable[[str], List[str]]:
-    continued = sum(symbol.endswith(CONTINUED) for symbol in known) > 0
-    if continued:
+    if _mark(known) == CONTINUED:
         return lambda symbol: _continued(symbol, known)
     if subwords is None or subwords.path is None:
         return lambda symbol: _longest(symbol, known)
@@ -103,7 +137,7 @@ def _longest(symbol: str, known: Dict[str, int]) -> List[str]:
             continue
         parts.append(symbol[at:end])
         at = end
-    return [part for part in parts if part != SPACE] or parts
+    return [part for part in parts if part != SPACE]  # the mark alone says nothing of a symbol
 
 
 def _continued(symbol: str, known: Dict[str, int]) -> List[str]:

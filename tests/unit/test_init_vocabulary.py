@@ -157,6 +157,55 @@ def test_symbols_of_subword_nmt_keep_their_marks():
     assert matched.unknown == ["ö"]
 
 
+def counted(symbols):
+    made = Dictionary()
+    for symbol, count in symbols.items():
+        made.add_symbol(symbol, n=count)
+    return made
+
+
+def test_subword_nmt_symbols_are_found_among_sentencepiece_pieces():
+    theirs = counted({"▁haus": 9, "▁boot": 3, "boot": 5, "▁e": 2, "e": 8, "▁s": 4, "s": 4, "▁": 1})
+    symbols = ["haus", "haus@@", "boot", "boot@@", "e", "s@@", "hausboot", "hause@@", "ö", "@@", "madeupword0000"]
+    matched = match_symbols(dictionary(symbols), theirs, None)
+    found = [[theirs[row] for row in rows] for rows in matched.rows[4:]]
+    assert found == [
+        ["▁haus"], ["▁haus"], ["boot"], ["boot"], ["e"], ["▁s"],  # the form that is counted more; else the whole word
+        ["▁haus", "boot"], ["▁haus", "e"], ["<unk>"], ["<unk>"], ["<unk>"],
+    ]  # fmt: skip
+    assert matched.copied == 6 and list(matched.averaged) == ["hausboot", "hause@@"]
+    assert matched.unknown == ["ö", "@@", "madeupword0000"]
+
+
+def test_sentencepiece_pieces_are_found_among_subword_nmt_symbols_and_words():
+    theirs = counted({"haus": 9, "haus@@": 3, "boot": 2, "boot@@": 5, "e": 8})
+    pieces = ["▁haus", "haus", "▁boot", "▁hausboot", "▁hause", "▁ö", "▁"]
+    matched = match_symbols(dictionary(pieces), theirs, None)
+    found = [[theirs[row] for row in rows] for rows in matched.rows[4:]]
+    assert found == [["haus"], ["haus"], ["boot@@"], ["haus@@", "boot"], ["haus@@", "e"], ["<unk>"], ["<unk>"]]
+    words_only = counted({"haus": 9, "boot": 2})
+    for symbols in (["▁haus", "boot"], ["haus@@", "boot"]):
+        matched = match_symbols(dictionary(symbols), words_only, None)
+        assert [[words_only[row] for row in rows] for rows in matched.rows[4:]] == [["haus"], ["boot"]]
+
+
+def test_the_teachers_own_words_survive_another_segmentation(tmp_path):
+    """With the teacher's model: what it splits a word into, not a guess from the left."""
+    lines = sentences("de")
+    model = train(tmp_path / "teacher.spm", lines, 60)
+    import sentencepiece
+
+    processor = sentencepiece.SentencePieceProcessor(model_file=str(model))
+    theirs = dictionary([processor.id_to_piece(i) for i in range(3, processor.get_piece_size())])
+    once = sorted({word for line in lines for word in line.split() if "▁" + word not in theirs.indices})[:50]
+    subwords = SubwordOptions(sentencepiece_model=str(model)).open().source
+    matched = match_symbols(dictionary([*once, "ein@@"]), theirs, subwords)
+    assert len(matched.averaged) > 20
+    for word, rows in zip(once, matched.rows[4:]):
+        if word in matched.averaged:
+            assert [theirs[row] for row in rows] == processor.encode(word, out_type=str)
+
+
 def test_a_damaged_dictionary_is_refused(tmp_path, capsys):
     path, _ = make_teacher(tmp_path / "teacher", *SHARED)
     (tmp_path / "dict.txt").write_text("one\n")
