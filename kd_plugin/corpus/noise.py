@@ -11,6 +11,8 @@ import unicodedata
 from random import Random
 from typing import Any, Dict, List, NamedTuple, Sequence
 
+import numpy as np
+
 from kd_plugin.corpus.subword_checks import ADDED
 from kd_plugin.errors import KDPluginError
 
@@ -46,15 +48,20 @@ class Noise(NamedTuple):
         shares = {"typo": f":{self.share:g}"}
         return ",".join(f"{kind}:{p:g}{shares.get(kind, '')}" for kind, p in self.chances.items() if p)
 
-    def drawn(self, draw: Random) -> List[str]:
-        """The kinds that befall a sentence: at most one case, and any of the others."""
-        found, case = [], draw.random()
-        for kind in CASES:
-            chance = self.chances.get(kind, 0.0)
-            if 0 <= case < chance:
-                found.append(kind)
-            case -= chance
-        return found + [kind for kind in KINDS[len(CASES) :] if draw.random() < self.chances.get(kind, 0.0)]
+    def drawn(self, sentences: int, seed: int, epoch: int) -> np.ndarray:
+        """(sentences,) what befalls each: at most one case, and any of the others, as bits in the order of KINDS.
+
+        A sentence's draw does not depend on how many there are.
+        """
+        masks = np.zeros(sentences, dtype=np.uint8)
+        for stream, kinds in enumerate((CASES, *((kind,) for kind in KINDS[len(CASES) :]))):
+            drawn = np.random.RandomState([seed % 2**32, epoch, stream]).random_sample(sentences)
+            low = 0.0
+            for kind in kinds:
+                high = low + self.chances.get(kind, 0.0)
+                masks[(low <= drawn) & (drawn < high)] |= 1 << KINDS.index(kind)
+                low = high
+        return masks
 
     def added(self, text: str, kinds: Sequence[str], draw: Random) -> str:
         """The text with noise of these kinds; the same text if nothing would be left of it.
@@ -74,6 +81,11 @@ class Noise(NamedTuple):
             words = with_typos(words, self.share, draw)
         found = " ".join(words)
         return found if found.strip() else text
+
+
+def kinds_of(mask: int) -> List[str]:
+    """The kinds of one of the numbers that Noise.drawn gives."""
+    return [kind for bit, kind in enumerate(KINDS) if mask >> bit & 1]
 
 
 def parsed(spec: Any) -> Noise:

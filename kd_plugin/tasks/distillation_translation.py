@@ -10,7 +10,7 @@ from fairseq.tasks.translation import TranslationConfig, TranslationTask
 from kd_plugin.cache.data import Split
 from kd_plugin.checkpoints.student import TRANSLATION
 from kd_plugin.corpus.noise import FLAG, parsed
-from kd_plugin.corpus.noisy_sources import SourceText, add_noise, source_text
+from kd_plugin.corpus.noisy_sources import SourceText, add_noise, is_noisy, source_text
 from kd_plugin.errors import KDPluginError
 from kd_plugin.tasks.distillation import DistillationMixin, private_fields
 from kd_plugin.tasks.teacher_flags import TeacherFlags
@@ -58,6 +58,10 @@ class DistillationTranslationTask(DistillationMixin, TranslationTask):
                     "reads another source than the teacher. Remedy: one of the two"
                 )
         return criterion
+
+    def can_reuse_epoch_itr(self, dataset: Any) -> bool:
+        """As fairseq's; with noise, each epoch has its own batches."""
+        return bool(super().can_reuse_epoch_itr(dataset)) and not is_noisy(dataset)
 
     def load_dataset(self, split: str, epoch: int = 1, combine: bool = False, **kwargs: Any) -> None:
         """As fairseq's, and adds to the batches what the teacher needs."""

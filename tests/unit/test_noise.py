@@ -2,11 +2,12 @@
 
 from random import Random
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kd_plugin.corpus.noise import KINDS, Noise, cased, parsed, rewritten, without_punctuation
+from kd_plugin.corpus.noise import KINDS, Noise, cased, kinds_of, parsed, rewritten, without_punctuation
 from kd_plugin.errors import KDPluginError
 
 TEXT = "<2de> The 'old' man's cat, 3.5 kg - cost 12500 in 2024!"
@@ -99,21 +100,24 @@ def test_typos_are_as_many_as_asked_for_and_use_the_sentence_s_letters(text, see
     assert [c for c in found if not c.isalpha()] == [c for c in text if not c.isalpha()]
 
 
-@given(WORDS, st.integers(0, 2**32))
-def test_the_seed_decides_everything(text, seed):
+@given(WORDS, st.integers(0, 2**32), st.integers(1, 9))
+def test_the_seed_decides_everything(text, seed, epoch):
     noise = Noise(dict.fromkeys(KINDS, 0.33), 0.2)
-    runs = []
-    for _ in range(2):
-        draw = Random(seed)
-        kinds = noise.drawn(draw)
-        runs.append((kinds, noise.added(text, kinds, draw)))
-    assert runs[0] == runs[1] and runs[0][1].strip() or not text.strip()
-    assert sum(kind in ("upper", "title", "lower") for kind in runs[0][0]) <= 1
+    masks = noise.drawn(40, seed, epoch)
+    assert np.array_equal(masks[:7], noise.drawn(7, seed, epoch))  # however many sentences there are
+    assert not np.array_equal(masks, noise.drawn(40, seed, epoch + 1))
+    assert not np.array_equal(masks, noise.drawn(40, seed + 1, epoch))
+    kinds = kinds_of(masks[0])
+    one, other = (noise.added(text, kinds, Random(seed)) for _ in range(2))
+    assert one == other and (one.strip() or not text.strip())
+    assert all(sum(kind in ("upper", "title", "lower") for kind in kinds_of(mask)) <= 1 for mask in masks)
 
 
-def test_kinds_occur_as_often_as_asked_for():
-    noise, draw = Noise({"upper": 0.2, "lower": 0.5, "typo": 0.3}), Random(1)
-    drawn = [noise.drawn(draw) for _ in range(4000)]
+def test_kinds_occur_as_often_as_asked_for_and_apart_from_each_other():
+    noise = Noise({"upper": 0.2, "lower": 0.5, "typo": 0.3})
+    drawn = [kinds_of(mask) for mask in noise.drawn(4000, 1, 1)]
     shares = {kind: sum(kind in one for one in drawn) / len(drawn) for kind in KINDS}
     for kind in KINDS:
         assert shares[kind] == pytest.approx(noise.chances.get(kind, 0.0), abs=0.03)
+    assert sum({"lower", "typo"} <= set(one) for one in drawn) / len(drawn) == pytest.approx(0.15, abs=0.03)
+    assert all(kinds_of(mask) == ["punct"] for mask in Noise({"punct": 1.0}).drawn(50, 3, 2))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from kd_plugin.corpus.noise import parsed
-from kd_plugin.corpus.noisy_sources import CLEAN, add_noise, as_clean, counts_of, source_text
+from kd_plugin.corpus.noisy_sources import CLEAN, add_noise, as_clean, counts_of, is_noisy, source_text
 from kd_plugin.errors import KDPluginError
 from tests.unit.sentencepiece_models import encoded, sentences, train
 
@@ -144,6 +144,57 @@ def test_seed_epoch_and_sentence_decide_and_workers_do_not(dictionary, model, te
     assert all(everything[index] == row for index, row in together.items())  # whatever the batch
 
 
+def filled(dataset, epoch, budget):
+    """As fairseq's trainer makes an epoch's batches."""
+    dataset.set_epoch(epoch)
+    with np.errstate(all="raise"):
+        batches = dataset.batch_by_size(dataset.ordered_indices(), max_tokens=budget, required_batch_size_multiple=1)
+    return [[dataset[at] for at in batch] for batch in batches]
+
+
+@pytest.mark.parametrize("spec", ["upper:1", "upper:0.2", "typo:0.5:0.1,punct:0.3"])
+def test_full_batches_have_room_for_noise(dictionary, model, text, spec):
+    """Batches filled to --max-tokens with clean sentences had none: nearly all sentences that noise lengthens stayed
+    clean."""
+    lines = sentences("en", lines=400)
+    dataset = dataset_of(dictionary, model, lines)
+    plain = dataset_of(dictionary, model, lines)
+    add_noise(dataset, text, parsed(spec), 3, 60, 240)
+    chance, read = 1 - np.prod([1 - p for p in parsed(spec).chances.values()]), []
+    for epoch in (1, 2):
+        batches = filled(dataset, epoch, 240)
+        assert sorted(int(one["id"]) for batch in batches for one in batch) == list(range(400))
+        found = [dataset.collater(batch) for batch in batches]
+        sums = {key: sum(counts_of(batch)[key] for batch in found) for key in counts_of(found[0])}
+        assert sums["n_augment_left"] < 0.1 * 400 * chance
+        assert sums["n_augmented"] == pytest.approx(400 * chance, rel=0.25)
+        for batch in found:
+            rows, length = batch["net_input"]["src_tokens"].shape
+            assert rows * length <= 240
+        read.append(sorted(map(len, batches)))
+        assert np.array_equal(dataset.src_sizes, plain.src_sizes)  # for --max-source-positions
+    # sentences that become long are together, not one in each batch, which would be mostly padding
+    real = sum(int(batch["net_input"]["src_lengths"].sum()) for batch in found)
+    assert real > 0.75 * sum(batch["net_input"]["src_tokens"].numel() for batch in found)
+    assert (read[0] != read[1]) == (spec != "upper:1")
+
+
+def test_batches_are_made_anew_in_each_epoch(dictionary, model, text):
+    dataset, plain = (dataset_of(dictionary, model, LINES) for _ in range(2))
+    add_noise(dataset, text, parsed("typo:0.5"), 1, None, 99)
+    assert is_noisy(dataset) and not is_noisy(plain)
+    import pickle
+
+    copy = pickle.loads(pickle.dumps(dataset))  # as workers do where processes are spawned
+    for one in (copy, dataset):
+        one.set_epoch(4)
+    assert np.array_equal(copy.num_tokens_vec(np.arange(24)), dataset.num_tokens_vec(np.arange(24)))
+    assert [copy.num_tokens(at) for at in range(24)] == copy.num_tokens_vec(np.arange(24)).tolist()
+    assert (dataset.num_tokens_vec(np.arange(24)) >= plain.num_tokens_vec(np.arange(24))).all()
+    batches = [one.collater([one[at] for at in range(5)])["net_input"]["src_tokens"] for one in (copy, dataset)]
+    assert torch.equal(*batches)
+
+
 def test_models_that_do_not_fit_are_refused(dictionary, model, tmp_path):
     other = train(tmp_path / "other.model", sentences("de", lines=200))
     for config, message in (
@@ -160,5 +211,5 @@ def test_models_that_do_not_fit_are_refused(dictionary, model, tmp_path):
         with pytest.raises(KDPluginError, match=message):
             source_text(dictionary, config)
     bytes_of = OmegaConf.create({"_name": "bytes"})
-    with pytest.raises(KDPluginError, match="segments none of the first 24 sentences"):
+    with pytest.raises(KDPluginError, match="segments none of 24 sentences"):
         add_noise(dataset_of(dictionary, model, LINES), source_text(dictionary, bytes_of), parsed("upper:1"), 1, 9, 9)
