@@ -41,6 +41,7 @@ DEFAULT = (
     *(f"kd_plugin/losses/{name}.py" for name in ("answer", "selection", "sparse", "schedules")),
     "kd_plugin/losses/engine/dispatch.py",
     "kd_plugin/losses/engine/one_pass.py",
+    "kd_plugin/losses/engine/one_chunk.py",
     "kd_plugin/criterions/kd_label_smoothed_cross_entropy.py",
     "kd_plugin/tasks/distillation_translation.py",
     "kd_plugin/teachers",

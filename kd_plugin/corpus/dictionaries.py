@@ -1,9 +1,12 @@
 """Loads fairseq dictionaries."""
 
+import re
+
 from fairseq.data import Dictionary
 
 from kd_plugin.errors import KDPluginError
 
+FILLER = re.compile(r"madeupword\d{4}")  # fairseq pads dictionaries with them; they never occur in text
 OF_TRAINING = "the dict.LANG.txt of the data that the model was trained on, undamaged"
 
 

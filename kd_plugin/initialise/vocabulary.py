@@ -4,18 +4,17 @@ The mean: fast vocabulary transfer (Gee et al. 2022, https://aclanthology.org/20
 sentencepiece marks where a word begins, subword-nmt where it goes on; between the two, text decides.
 """
 
-import re
 from typing import Callable, Dict, Iterable, List, NamedTuple, Optional, Tuple
 
 import torch
 from fairseq.data import Dictionary
 from torch import Tensor
 
+from kd_plugin.corpus.dictionaries import FILLER
 from kd_plugin.corpus.subwords import Subwords
 from kd_plugin.initialise.whole import EMBEDDINGS, OUTPUT, Whole
 
 SPACE, CONTINUED = "▁", "@@"  # sentencepiece's and subword-nmt's marks
-FILLER = re.compile(r"madeupword\d{4}")  # fairseq fills dictionaries up with these
 
 
 class Matched(NamedTuple):

@@ -250,3 +250,5 @@ DIVERGENCES: Dict[str, Divergence] = {
     "tvd": Divergence(tvd, tvd_one_pass, steepest=at_most_one),
     "adaptive_kl": Divergence(adaptive_kl, adaptive_kl_one_pass, {"adaptive_mu": 0.5}, reverse_steepest),
 }
+# those with compiled kernels: engine/compiled_rows/divergences.py (CPU), engine/triton/rows.py (GPU)
+COMPILED_DIVERGENCES = ("forward_kl", "reverse_kl", "js", "skew_forward_kl", "skew_reverse_kl", "tvd", "adaptive_kl")

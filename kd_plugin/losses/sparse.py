@@ -20,6 +20,9 @@ from kd_plugin.losses.divergences import DIVERGENCES
 # the f-divergences, for which the above holds; for the others, the bucket's effect is not known
 BUCKET_DIVERGENCES = ("forward_kl", "reverse_kl", "js", "tvd")
 SAMPLED_DIVERGENCES = ("forward_kl",)
+# If the bucket's mass, relative to the row's best entry, is below this, it is summed relative to the bucket's own best
+# entry instead. The limit is 2^24 times what 2^32 symbols can lose to underflow.
+SMALL_MASS = 2.0**-70
 
 
 class SparseAnswer(TeacherAnswer):

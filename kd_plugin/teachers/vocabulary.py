@@ -1,18 +1,17 @@
 """Maps the student's symbols to the teacher's. Vocabularies are compared symbol by symbol, never by size alone."""
 
 import functools
-import re
 from typing import Callable, List, NamedTuple, Optional, Sequence
 
 import torch
 from fairseq.data import Dictionary
 from torch import Tensor
 
+from kd_plugin.corpus.dictionaries import FILLER
 from kd_plugin.errors import KDPluginError
 
 REFUSE, IGNORE = "refuse", "ignore"
 MISSING_SYMBOLS = (REFUSE, IGNORE)  # --teacher-missing-symbols
-FILLER = re.compile(r"madeupword\d{4}")  # fairseq pads dictionaries with them; they never occur in text
 
 OTHERWISE = "--teacher-missing-symbols ignore: the teacher reads them as its unknown symbol and never predicts them"
 

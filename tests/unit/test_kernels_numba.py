@@ -292,3 +292,26 @@ def test_top_of_product_is_that_of_all_its_logits(rows, vocab, k, threads, with_
     for one in (lprobs.double(), exact.gather(-1, ids)):
         torch.testing.assert_close(one, expected, rtol=tolerance, atol=tolerance)
     torch.testing.assert_close(log_rest.double(), rest, rtol=tolerance, atol=tolerance)
+
+
+def test_a_change_to_another_file_is_compiled_anew(tmp_path, monkeypatch):
+    """Numba itself looks at the file of the function alone."""
+    from importlib.util import module_from_spec, spec_from_file_location
+
+    from kd_plugin.losses.engine.compiled_rows import functions
+
+    (tmp_path / "entry.py").write_text("def entry(x):\n    return x + 1\n")
+    (tmp_path / "other.py").write_text("ONE = 1\n")
+    monkeypatch.setattr(functions, "__file__", str(tmp_path / "functions.py"))
+    spec = spec_from_file_location("entry", tmp_path / "entry.py")
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+
+    def compiled():
+        dispatcher = functions.entry_point(module.entry)
+        assert dispatcher(1) == 2
+        return sum(dispatcher.stats.cache_misses.values())
+
+    assert [compiled(), compiled()] == [1, 0]
+    (tmp_path / "other.py").write_text("ONE = 2\n")
+    assert compiled() == 1

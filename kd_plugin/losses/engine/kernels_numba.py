@@ -1,6 +1,6 @@
 """The one-pass engine on CPUs: `one_pass` compiled by Numba, if installed (extra "cpu").
 
-Each thread takes a share of the rows; compiled_rows.py has the arithmetic. These are Python threads, as many as PyTorch
+Each thread takes a share of the rows; compiled_rows/ has the arithmetic. These are Python threads, as many as PyTorch
 has, since the compiled code releases the GIL. Unlike Numba's own thread pools they survive a fork and get along with
 PyTorch's OpenMP. Compiled code is cached on disk (`__pycache__` or NUMBA_CACHE_DIR), so only the first run waits for
 the compilation, some ten seconds.

@@ -1,7 +1,7 @@
 """Memory for large tensors."""
 
 import math
-from typing import Callable, Dict, Optional, Sequence, Tuple
+from typing import Callable, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -94,3 +94,23 @@ class LinearHead:
     def columns(self, start: int, stop: int) -> "LinearHead":
         """The projection onto some symbols of the vocabulary."""
         return LinearHead(self.weight[start:stop], None if self.bias is None else self.bias[start:stop])
+
+
+class ChunkBuffers:
+    """One chunk's buffers, allocated once per call and reused by every chunk."""
+
+    def __init__(self, shape: Tuple[int, int], dtype: torch.dtype, device: torch.device):
+        self._new = lambda: torch.empty(shape, dtype=dtype, device=device)
+        self._made: List[Tensor] = []
+        self.start(shape[0])
+
+    def start(self, n_rows: int) -> None:
+        """Marks all buffers as free."""
+        self._n_rows, self._taken = n_rows, 0
+
+    def take(self) -> Tensor:
+        if self._taken == len(self._made):
+            self._made.append(self._new())
+        self._taken += 1
+        buffer = self._made[self._taken - 1]
+        return buffer if buffer.size(0) == self._n_rows else buffer[: self._n_rows]

@@ -34,6 +34,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kd_plugin.losses import definition
+from kd_plugin.losses.divergences import COMPILED_DIVERGENCES
 from kd_plugin.losses.engine.ranked import Ranking
 from kd_plugin.losses.engine.storage import gradient_bound
 from kd_plugin.losses.engine.triton.dense import head_weight_kernel, row_kernel
@@ -41,7 +42,7 @@ from kd_plugin.losses.engine.triton.rows import begin, edges, inside, positions
 from kd_plugin.losses.engine.triton.sparse import sparse_kernel
 from kd_plugin.losses.sparse import BUCKET_DIVERGENCES, Knowledge, SparseAnswer
 
-KNOWN_DIVERGENCES = ("forward_kl", "reverse_kl", "js", "skew_forward_kl", "skew_reverse_kl", "tvd", "adaptive_kl")
+KNOWN_DIVERGENCES = COMPILED_DIVERGENCES
 KNOWN_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 MAX_VOCAB = 2**30  # positions in a row are int32
 MAX_ENTRIES = 127  # of a sparse answer or the ranking term: all pairs of entries are compared
