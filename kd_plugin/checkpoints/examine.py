@@ -73,26 +73,19 @@ def teacher_checks(path: str, dict_dir: Optional[str], languages: Sequence[Optio
         file = read_file(path, overrides=overrides)
     except KDPluginError as error:
         return [Check(section, "safe to read", "no", FAIL, str(error))]
-    if labels_what(file) is not None:
-        general = [
-            Check(section, "safe to read", "yes, with only tensors and fairseq's configuration"),
-            Check(section, "size", f"{os.path.getsize(path):,} bytes"),
-            Check(section, "sha256", file.sha256),
-            Check(section, "architecture", architecture(file.cfg.model)),
-            Check(section, "parameters", f"{file.parameters:,}"),
-        ]
-        return [*general, *classifier_checks(section, file, overrides)]
-    # if both are unknown, training uses the student's languages
-    langs = [said or given for said, given in zip(languages_of(file.cfg.task), languages)]
-    checks = [
+    general = [
         Check(section, "safe to read", "yes, with only tensors and fairseq's configuration"),
         Check(section, "size", f"{os.path.getsize(path):,} bytes"),
         Check(section, "sha256", file.sha256),
         Check(section, "architecture", architecture(file.cfg.model)),
         Check(section, "parameters", f"{file.parameters:,}"),
-        Check(section, "languages", "-".join(map(str, langs)) if all(langs) else "not in the checkpoint"),
     ]
-    return checks + fitting_checks(section, file, langs, overrides)
+    if labels_what(file) is not None:
+        return [*general, *classifier_checks(section, file, overrides)]
+    # if both are unknown, training uses the student's languages
+    langs = [said or given for said, given in zip(languages_of(file.cfg.task), languages)]
+    languages_known = Check(section, "languages", "-".join(map(str, langs)) if all(langs) else "not in the checkpoint")
+    return [*general, languages_known, *fitting_checks(section, file, langs, overrides)]
 
 
 def folder_checks(section: str, path: str, languages: Sequence[Optional[str]]) -> List[Check]:

@@ -11,10 +11,10 @@ from kd_plugin.cli.options import (
     add_user_dir,
     filled,
     inputs_of,
+    job_of,
     subwords,
 )
 from kd_plugin.decoding.base import ENGINES, FolderOptions, Settings
-from kd_plugin.files.atomic import digest_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -71,14 +71,12 @@ def run(args: argparse.Namespace) -> int:
     """Exit status 0."""
     from kd_plugin.evaluation.evaluate import Comparison, evaluate
 
-    # digest of the command: the same command may overwrite what it has begun
-    job = digest_of({name: value for name, value in vars(args).items() if name not in ("run", "output")})
     groups = {
         "folder": filled(FolderOptions, args),
         "subwords": subwords(args),
         "search": filled(Settings, args),
         "inputs": inputs_of(args),
-        "job": job,
+        "job": job_of(args),
     }
     evaluate(filled(Comparison, args, **groups))
     return 0

@@ -2,9 +2,8 @@
 
 import argparse
 
-from kd_plugin.cli.options import add_user_dir, filled, inputs_of
+from kd_plugin.cli.options import add_user_dir, filled, inputs_of, job_of
 from kd_plugin.corpus.subwords import JOINT
-from kd_plugin.files.atomic import digest_of
 
 TASKS = ("classification", "tagging", "regression")  # importing them from the package would import fairseq
 WORD_STARTS = ("auto", "sentencepiece", "subword_nmt", "every")
@@ -69,7 +68,5 @@ def run(args: argparse.Namespace) -> int:
     """Exit status 0."""
     from kd_plugin.evaluation.classifiers.evaluate import ClassifierComparison, evaluate_classifiers
 
-    # digest of the command: the same command may overwrite what it has begun
-    job = digest_of({name: value for name, value in vars(args).items() if name not in ("run", "output")})
-    evaluate_classifiers(filled(ClassifierComparison, args, inputs=inputs_of(args), job=job))
+    evaluate_classifiers(filled(ClassifierComparison, args, inputs=inputs_of(args), job=job_of(args)))
     return 0

@@ -6,6 +6,7 @@ from typing import Any, Callable, List, Sequence, TypeVar
 from kd_plugin.corpus.destination import Destination
 from kd_plugin.corpus.subwords import JOINT, SIDES, SYMBOLS, SubwordOptions
 from kd_plugin.decoding.base import Settings
+from kd_plugin.files.atomic import digest_of
 from kd_plugin.files.protection import Named
 from kd_plugin.runners.jobs import RUNNERS
 
@@ -23,6 +24,11 @@ def filled(kind: Callable[..., Kind], args: argparse.Namespace, **others: Any) -
     """A package's NamedTuple, filled with the options of the same names and with `others`."""
     names = kind._fields  # type: ignore[attr-defined]
     return kind(**{**{name: getattr(args, name) for name in names if hasattr(args, name)}, **others})
+
+
+def job_of(args: argparse.Namespace) -> str:
+    """A hash of the command but for its output: the same command may overwrite what it has begun."""
+    return digest_of({name: value for name, value in vars(args).items() if name not in ("run", "output")})
 
 
 def inputs_of(args: argparse.Namespace) -> List[Named]:

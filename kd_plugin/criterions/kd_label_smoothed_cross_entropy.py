@@ -5,13 +5,13 @@ loss = alpha * CE(label-smoothed) + (1 - alpha) * temperature**2 * D(teacher || 
 
 from typing import Any, Dict, Sequence, Tuple
 
-from fairseq.criterions import CRITERION_REGISTRY, register_criterion
+from fairseq.criterions import register_criterion
 from fairseq.criterions.label_smoothed_cross_entropy import LabelSmoothedCrossEntropyCriterion
 from torch import Tensor
 
 from kd_plugin.corpus.noisy_sources import counts_of
 from kd_plugin.criterions.flags import KDLabelSmoothedCrossEntropyCriterionConfig, check_flags
-from kd_plugin.criterions.with_terms import WithTerms
+from kd_plugin.criterions.with_terms import WithTerms, check_free
 from kd_plugin.distill.distiller import Distiller
 from kd_plugin.distill.logs import PERCENT, Log
 from kd_plugin.distill.on_policy.flags import check_on_policy
@@ -27,11 +27,7 @@ OF_NOISE = (
     Log("n_augment_left", "n_augment_read", PERCENT, 2, "augment_left"),
 )
 
-if CRITERION_NAME in CRITERION_REGISTRY:
-    raise KDPluginError(
-        f"{CRITERION_REGISTRY[CRITERION_NAME].__module__} has already registered the criterion {CRITERION_NAME}. "
-        "Remedy: remove that plugin or fork; you cannot use both in one process"
-    )
+check_free(CRITERION_NAME)
 
 
 @register_criterion(CRITERION_NAME, dataclass=KDLabelSmoothedCrossEntropyCriterionConfig)

@@ -7,12 +7,13 @@ loss = alpha * (student - reference)**2 + (1 - alpha) * (student - teacher)**2, 
 from dataclasses import dataclass
 from typing import Any, Dict, Sequence, Tuple
 
-from fairseq.criterions import CRITERION_REGISTRY, register_criterion
+from fairseq.criterions import register_criterion
 from fairseq.criterions.sentence_prediction import SentencePredictionConfig, SentencePredictionCriterion
 from torch import Tensor
 
 from kd_plugin.criterions.flags import DistillationFlags
 from kd_plugin.criterions.labelling import LabellingCriterion
+from kd_plugin.criterions.with_terms import check_free
 from kd_plugin.distill.labelling import Logs
 from kd_plugin.distill.logs import Log
 from kd_plugin.distill.terms.tokens import TokensTerm
@@ -21,11 +22,7 @@ from kd_plugin.errors import KDPluginError
 
 CRITERION_NAME = "kd_sentence_prediction"
 
-if CRITERION_NAME in CRITERION_REGISTRY:
-    raise KDPluginError(
-        f"{CRITERION_REGISTRY[CRITERION_NAME].__module__} has already registered the criterion {CRITERION_NAME}. "
-        "Remedy: remove that plugin or fork; you cannot use both in one process"
-    )
+check_free(CRITERION_NAME)
 
 
 @dataclass

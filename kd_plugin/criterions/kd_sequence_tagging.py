@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Dict, Sequence, Tuple
 
 import torch
-from fairseq.criterions import CRITERION_REGISTRY, FairseqCriterion, register_criterion
+from fairseq.criterions import FairseqCriterion, register_criterion
 from fairseq.dataclass import FairseqDataclass
 from torch import Tensor
 from torch.nn import functional as F
@@ -16,17 +16,13 @@ from kd_plugin.checkpoints.classifier import TOKEN_HEAD
 from kd_plugin.corpus.labelled_folder import IGNORE
 from kd_plugin.criterions.flags import DistillationFlags
 from kd_plugin.criterions.labelling import LabellingCriterion
+from kd_plugin.criterions.with_terms import check_free
 from kd_plugin.distill.labelling import Logs
 from kd_plugin.distill.logs import PERCENT, Log
-from kd_plugin.errors import KDPluginError
 
 CRITERION_NAME = "kd_sequence_tagging"
 
-if CRITERION_NAME in CRITERION_REGISTRY:
-    raise KDPluginError(
-        f"{CRITERION_REGISTRY[CRITERION_NAME].__module__} has already registered the criterion {CRITERION_NAME}. "
-        "Remedy: remove that plugin or fork; you cannot use both in one process"
-    )
+check_free(CRITERION_NAME)
 
 
 @dataclass

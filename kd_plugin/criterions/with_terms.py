@@ -1,11 +1,13 @@
-"""What all criterions with terms share: the modules that terms train, and how a checkpoint restores them."""
+"""What all criterions share: a free name, the modules that terms train, and how a checkpoint restores them."""
 
 import logging
 from typing import Any, Dict
 
+from fairseq.criterions import CRITERION_REGISTRY
 from torch import Tensor
 
 from kd_plugin.distill.distiller import Distiller
+from kd_plugin.errors import KDPluginError
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +46,15 @@ class WithTerms:
         raise SystemExit(
             f"KDPluginError: the checkpoint {what} for {flags}. Remedy: --reset-optimizer to start them anew, or the "
             "flags with which the checkpoint was trained"
+        )
+
+
+def check_free(name: str) -> None:
+    """Refuses to register a criterion whose name another plugin has taken."""
+    if name in CRITERION_REGISTRY:
+        raise KDPluginError(
+            f"{CRITERION_REGISTRY[name].__module__} has already registered the criterion {name}. "
+            "Remedy: remove that plugin or fork; you cannot use both in one process"
         )
 
 

@@ -16,9 +16,7 @@ from kd_plugin.cache.data import Split, describe_data, dictionary_sha256, split_
 from kd_plugin.cache.manifest import Identity
 from kd_plugin.cache.records import Records
 from kd_plugin.cache.writer import ShardWriter, StoreFolder, plan_shards
-from kd_plugin.checkpoints.overrides import parse_overrides
 from kd_plugin.checkpoints.tokenizer import Languages
-from kd_plugin.checkpoints.user_code import code_sha256
 from kd_plugin.corpus.batches import by_length
 from kd_plugin.corpus.binarised import check_ids, format_of_pair, readable
 from kd_plugin.corpus.languages import check_languages
@@ -31,7 +29,7 @@ from kd_plugin.files.sharded_folder import Plan
 from kd_plugin.runners import jobs
 from kd_plugin.runners.jobs import Job, claim_share, device_of, fill
 from kd_plugin.teachers.base import Request
-from kd_plugin.teachers.opening import open_teacher
+from kd_plugin.teachers.opening import dtype_for_cache, identity_for_cache, open_teacher
 
 
 class Questions(NamedTuple):
@@ -156,23 +154,19 @@ class Session(jobs.Session):
                 truncate_source=options.truncate_source,
             )
         self.sizes = np.asarray(self._dataset.tgt_sizes)
-        dtype = options.teacher_dtype
-        if dtype == "auto":
-            dtype = "fp16" if torch.cuda.is_available() else "fp32"
         self._teacher = open_teacher(
             task,
             options.teacher_path,
             options.teacher_weights,
             options.teacher_overrides,
             options.teacher_sha256,
-            dtype,
+            dtype_for_cache(options.teacher_dtype),
             opened,
             Languages(options.teacher_source_lang, options.teacher_target_lang),
             options.teacher_missing_symbols,
             options.teacher_user_dir,
         )
         self._device = device_of(number)
-        overrides = parse_overrides(options.teacher_overrides)
         vocab = len(task.target_dictionary)
         if options.k > vocab:
             raise KDPluginError(
@@ -180,25 +174,18 @@ class Session(jobs.Session):
             )
         self._pad = task.target_dictionary.pad()
         texts = split.fingerprint()
-        sha256 = code_sha256(options.teacher_user_dir)
-        code = {} if sha256 is None else {"code": sha256}
         identity = Identity(
             kind=options.kind,
             k=options.k,
             temperature=options.temperature,
             vocab=vocab,
             seed=options.seed if options.kind == "sampled" else 0,
-            dtype=self._teacher.dtype,
             shard_tokens=options.shard_tokens,
             split=split.name,
             dictionary_sha256=dictionary_sha256(task.target_dictionary.symbols),
             max_positions=list(map(int, utils.resolve_max_positions(*self._teacher.max_positions()))),
             data=describe_data(texts, self.sizes),
-            teachers=[
-                {**member.identity(), "weight": weight, **code}
-                for member, weight in zip(self._teacher.members, self._teacher.weights())
-            ],
-            overrides={name: value for name, value in overrides.items() if name != "data"},
+            **identity_for_cache(self._teacher, options.teacher_overrides, options.teacher_user_dir),
         )
         name = f"{split.name}-{digest_of(list(texts.values()))[:8]}"
         self.store = StoreFolder(Path(options.cache_dir) / name, identity)

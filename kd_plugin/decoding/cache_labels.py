@@ -15,8 +15,6 @@ from kd_plugin.cache.manifest import WHOLE, Identity
 from kd_plugin.cache.records import whole_records
 from kd_plugin.cache.writer import ShardWriter, StoreFolder, plan_shards
 from kd_plugin.checkpoints.classifier import TOKEN_HEAD
-from kd_plugin.checkpoints.overrides import parse_overrides
-from kd_plugin.checkpoints.user_code import code_sha256
 from kd_plugin.corpus.batches import by_length
 from kd_plugin.corpus.dictionaries import load_dictionary
 from kd_plugin.corpus.label_batches import LabelBatches
@@ -34,6 +32,7 @@ from kd_plugin.teachers.base import Request
 from kd_plugin.teachers.labelling.base import Labelling
 from kd_plugin.teachers.labelling.cached import LABELS
 from kd_plugin.teachers.labelling.opening import open_labelling
+from kd_plugin.teachers.opening import dtype_for_cache, identity_for_cache
 
 TASKS = ("sentence_prediction", "sequence_tagging")
 NO_LIMIT = 2**31 - 1
@@ -158,11 +157,8 @@ class LabelSession(jobs.Session):
         if self._labelling.tokens and len(part.inputs) != 1:
             raise KDPluginError(f"{options.data}: has input1, but tagging reads input0 alone. Remedy: another folder")
         opened = {} if opened is None else opened
-        dtype = options.teacher_dtype
-        if dtype == "auto":
-            dtype = "fp16" if torch.cuda.is_available() else "fp32"
         if "teacher" not in opened:
-            opened["teacher"] = open_labelling(self._labelling, options, dtype)
+            opened["teacher"] = open_labelling(self._labelling, options, dtype_for_cache(options.teacher_dtype))
         self._teacher = opened["teacher"]
         words = self._labelling.words() if self._labelling.tokens else None
         self._batches = LabelBatches(part, self._labelling.dictionary, self._labelling.reading, words)
@@ -171,27 +167,18 @@ class LabelSession(jobs.Session):
         self._device = device_of(number)
         texts = split.fingerprint(self._labelling.reading)
         names = self._labelling.names
-        sha256 = code_sha256(options.teacher_user_dir)
-        code = {} if sha256 is None else {"code": sha256}
         identity = Identity(
             kind=WHOLE,
             k=self._labelling.outputs,
             temperature=1.0,
             vocab=self._labelling.outputs,
             seed=0,
-            dtype=self._teacher.dtype,
             shard_tokens=options.shard_tokens,
             split=name,
             dictionary_sha256=dictionary_sha256(names or []),
             max_positions=[],
             data={**describe_data(texts, self.sizes), LABELS: names},
-            teachers=[
-                {**member.identity(), "weight": weight, **code}
-                for member, weight in zip(self._teacher.members, self._teacher.weights())
-            ],
-            overrides={
-                key: value for key, value in parse_overrides(options.teacher_overrides).items() if key != "data"
-            },
+            **identity_for_cache(self._teacher, options.teacher_overrides, options.teacher_user_dir),
         )
         self.store = StoreFolder(Path(options.cache_dir) / f"{name}-{digest_of(list(texts.values()))[:8]}", identity)
         self.plans = plan_shards(self.sizes, options.shard_tokens)

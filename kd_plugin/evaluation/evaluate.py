@@ -1,6 +1,5 @@
 """Compares models on raw test sets: scores with significance, speed and size."""
 
-import datetime
 import functools
 import sys
 from pathlib import Path
@@ -25,10 +24,8 @@ from kd_plugin.decoding.models import (
     open_model,
     translate,
 )
-from kd_plugin.environment import machine, versions
 from kd_plugin.errors import KDPluginError
 from kd_plugin.evaluation.folder import OutputFolder, named
-from kd_plugin.evaluation.results import FORMAT, FORMAT_VERSION
 from kd_plugin.evaluation.scores import Comet, check_tokenizer, no_comet, sacrebleu_scores
 from kd_plugin.files.protection import Named
 
@@ -109,25 +106,15 @@ def evaluate(args: Comparison) -> None:
             output.write_text(name, test.name, hypotheses[test.name])
     _score(rows, tests, texts, comet, args, language)
 
-    evaluation = {
-        "format": FORMAT,
-        "version": FORMAT_VERSION,
-        "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
-        "machine": machine(),
-        "versions": versions(),
-        "settings": {
-            **{name: getattr(settings, name) for name in ("beam", "max_len_a", "max_len_b", "lenpen")},
-            "threads": args.threads,
-            "max_tokens": args.max_tokens,
-            "bootstrap": args.bootstrap,
-            "tokenize": args.tokenize or language.name,
-            "subwords": subwords.identity(),
-        },
-        "baseline": args.baseline,
-        "tests": [{"name": test.name, "lines": len(test.references)} for test in tests],
-        "models": rows,
+    said = {
+        **{name: getattr(settings, name) for name in ("beam", "max_len_a", "max_len_b", "lenpen")},
+        "threads": args.threads,
+        "max_tokens": args.max_tokens,
+        "bootstrap": args.bootstrap,
+        "tokenize": args.tokenize or language.name,
+        "subwords": subwords.identity(),
     }
-    table = output.write(evaluation)
+    table = output.write(said, args.baseline, {test.name: len(test.references) for test in tests}, rows)
     claim.finish()
     print(table)
 

@@ -1,12 +1,14 @@
 """The folder of an evaluation: what it may not overwrite, and the claim on it while the evaluation runs."""
 
+import datetime
 import os
 import re
 from pathlib import Path
-from typing import Any, Dict, Iterable, Sequence
+from typing import Any, Dict, Iterable, List, Optional, Sequence
 
+from kd_plugin.environment import machine, versions
 from kd_plugin.errors import KDPluginError
-from kd_plugin.evaluation.results import JSON_NAME, evaluation_of
+from kd_plugin.evaluation.results import FORMAT, FORMAT_VERSION, JSON_NAME, evaluation_of
 from kd_plugin.evaluation.table import markdown
 from kd_plugin.files.atomic import make_folder, write_atomically, write_json
 from kd_plugin.files.locks import LOCK, Claim, begun
@@ -45,8 +47,28 @@ class OutputFolder:
         make_folder(file.parent, "--output")
         write_atomically(file, "".join(line + "\n" for line in lines).encode("utf-8"))
 
-    def write(self, evaluation: Dict[str, Any]) -> str:
-        """The table, which this returns, and then evaluation.json, the sign that all is there."""
+    def write(
+        self, settings: Dict[str, Any], baseline: Optional[str], tests: Dict[str, int], models: List[Dict[str, Any]]
+    ) -> str:
+        """The table, which this returns, and then evaluation.json, the sign that all is there.
+
+        Args:
+            settings: of the evaluation
+            baseline: the model that the others are compared with
+            tests: the number of sentences of each test set
+            models: a row for each, with its scores
+        """
+        evaluation = {
+            "format": FORMAT,
+            "version": FORMAT_VERSION,
+            "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+            "machine": machine(),
+            "versions": versions(),
+            "settings": settings,
+            "baseline": baseline,
+            "tests": [{"name": name, "lines": lines} for name, lines in tests.items()],
+            "models": models,
+        }
         table = markdown(evaluation_of(evaluation))
         write_atomically(self._path / TABLE_NAME, table.encode("utf-8"))
         write_json(self._path / JSON_NAME, evaluation)

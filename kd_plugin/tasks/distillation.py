@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Dict, FrozenSet, List, Optional
 
 from fairseq import utils
 from fairseq.criterions.label_smoothed_cross_entropy import LabelSmoothedCrossEntropyCriterionConfig
+from fairseq.tasks import TASK_REGISTRY
 from omegaconf import DictConfig
 
 from kd_plugin.checkpoints.finite import check_finite
@@ -27,6 +28,19 @@ logger = logging.getLogger(__name__)
 def own_fields(config: type, stock_config: type) -> FrozenSet[str]:
     """Names of the fields that a configuration has beyond the stock one."""
     return frozenset(field.name for field in fields(config)) - {field.name for field in fields(stock_config)}
+
+
+def check_registered_here(task: str, module: str) -> None:
+    """Refuses to go on if another plugin has registered a task of this name first: fairseq would silently ignore ours.
+
+    Args:
+        module: that registers it
+    """
+    if TASK_REGISTRY[task].__module__ != module:
+        raise KDPluginError(
+            f"another plugin has already registered the task {task} ({TASK_REGISTRY[task].__module__}). Remedy: "
+            "import only one of the two (--user-dir)"
+        )
 
 
 class DistillationMixin:

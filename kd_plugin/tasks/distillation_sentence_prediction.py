@@ -6,7 +6,7 @@ from typing import Any, List
 
 from fairseq.criterions.sentence_prediction import SentencePredictionConfig as StockCriterionConfig
 from fairseq.models import ARCH_MODEL_REGISTRY, FairseqEncoderDecoderModel
-from fairseq.tasks import TASK_REGISTRY, register_task
+from fairseq.tasks import register_task
 from fairseq.tasks.sentence_prediction import SentencePredictionConfig, SentencePredictionTask
 
 from kd_plugin.checkpoints.student import SENTENCES
@@ -16,7 +16,7 @@ from kd_plugin.corpus.mixed import MixedDataset
 from kd_plugin.corpus.words_of_sentences import Part
 from kd_plugin.criterions.kd_sentence_prediction import CRITERION_NAME, KDSentencePredictionConfig
 from kd_plugin.errors import KDPluginError
-from kd_plugin.tasks.distillation import private_fields
+from kd_plugin.tasks.distillation import check_registered_here, private_fields
 from kd_plugin.tasks.labelling import LabellingMixin
 from kd_plugin.tasks.teacher_flags import LabelTeacherFlags
 
@@ -132,9 +132,4 @@ def _unsorted(dataset: Any) -> Any:
     return dataset.dataset if hasattr(dataset, "sort_order") else dataset
 
 
-# fairseq would silently ignore a second task of this name
-if TASK_REGISTRY[TASK_NAME].__module__ != __name__:
-    raise KDPluginError(
-        f"another plugin has already registered the task {TASK_NAME} ({TASK_REGISTRY[TASK_NAME].__module__}). Remedy: "
-        "import only one of the two (--user-dir)"
-    )
+check_registered_here(TASK_NAME, __name__)

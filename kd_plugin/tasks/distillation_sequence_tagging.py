@@ -17,7 +17,7 @@ from fairseq.data import (
     TruncateDataset,
 )
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
-from fairseq.tasks import TASK_REGISTRY, register_task
+from fairseq.tasks import register_task
 from fairseq.tasks.sentence_prediction import SentencePredictionConfig, SentencePredictionTask
 from omegaconf import II, MISSING, OmegaConf, open_dict
 
@@ -29,7 +29,7 @@ from kd_plugin.criterions.kd_sequence_tagging import CRITERION_NAME, KDSequenceT
 from kd_plugin.errors import KDPluginError
 from kd_plugin.models.states import shape_of
 from kd_plugin.models.token_head import register_token_head
-from kd_plugin.tasks.distillation import private_fields
+from kd_plugin.tasks.distillation import check_registered_here, private_fields
 from kd_plugin.tasks.labelling import LabellingMixin
 from kd_plugin.tasks.teacher_flags import LabelTeacherFlags
 
@@ -112,9 +112,4 @@ class DistillationSequenceTaggingTask(LabellingMixin, SentencePredictionTask):
         return self.shuffled(dataset)
 
 
-# fairseq would silently ignore a second task of this name
-if TASK_REGISTRY[TASK_NAME].__module__ != __name__:
-    raise KDPluginError(
-        f"another plugin has already registered the task {TASK_NAME} ({TASK_REGISTRY[TASK_NAME].__module__}). Remedy: "
-        "import only one of the two (--user-dir)"
-    )
+check_registered_here(TASK_NAME, __name__)

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any, Optional
 
 from fairseq import utils
-from fairseq.tasks import TASK_REGISTRY, register_task
+from fairseq.tasks import register_task
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
 
 from kd_plugin.cache.data import Split
@@ -12,7 +12,7 @@ from kd_plugin.checkpoints.student import TRANSLATION
 from kd_plugin.corpus.noise import FLAG, parsed
 from kd_plugin.corpus.noisy_sources import SourceText, add_noise, is_noisy, source_text
 from kd_plugin.errors import KDPluginError
-from kd_plugin.tasks.distillation import DistillationMixin, private_fields
+from kd_plugin.tasks.distillation import DistillationMixin, check_registered_here, private_fields
 from kd_plugin.tasks.teacher_flags import TeacherFlags
 from kd_plugin.teachers.base import DISTRIBUTION
 
@@ -82,9 +82,4 @@ class DistillationTranslationTask(DistillationMixin, TranslationTask):
         self.teacher.attach(self.datasets[split], texts, training)
 
 
-# fairseq would silently ignore a second task of this name
-if TASK_REGISTRY[TASK_NAME].__module__ != __name__:
-    raise KDPluginError(
-        f"another plugin has already registered the task {TASK_NAME} ({TASK_REGISTRY[TASK_NAME].__module__}). Remedy: "
-        "import only one of the two (--user-dir)"
-    )
+check_registered_here(TASK_NAME, __name__)

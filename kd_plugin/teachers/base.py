@@ -91,6 +91,11 @@ def short_name(sha256: str, parameters: int) -> str:
     return f"sha256:{sha256[:8]}({size})"
 
 
+def signature_of(sha256: str, parameters: int, weight: float) -> str:
+    """A member of an ensemble in the run's signature: `teacher:sha256:1a2b3c4d(7.9M)*0.5`, or without *1."""
+    return f"teacher:{short_name(sha256, parameters)}" + (f"*{weight:g}" if weight != 1.0 else "")
+
+
 class Teacher(abc.ABC):
     """A frozen teacher. It is not an nn.Module, and must not become part of one: fairseq would train, save, move, wrap
     and average it.

@@ -16,7 +16,7 @@ from kd_plugin.cache.store import Store, open_stores
 from kd_plugin.errors import KDPluginError
 from kd_plugin.losses.definition import Objective
 from kd_plugin.losses.sparse import BUCKET_DIVERGENCES, SAMPLED_DIVERGENCES, SparseAnswer
-from kd_plugin.teachers.base import Answer, Request, Teacher, short_name
+from kd_plugin.teachers.base import Answer, Request, Teacher, signature_of
 from kd_plugin.teachers.opening import parse_hashes
 
 logger = logging.getLogger(__name__)
@@ -70,22 +70,12 @@ class CachedTeacher(Teacher):
                     f"student's has {len(target_dictionary)}. Remedy: binarise the student's data with the dictionary "
                     "of the cached data, or write a cache for this data"
                 )
-        known = [teacher["sha256"] for teacher in self.identity.teachers]
-        if hashes and [str(given).lower() for given in hashes] != known:
-            raise KDPluginError(
-                f"--teacher-sha256 {':'.join(map(str, hashes))}: the answers in {folder} are by {':'.join(known)}. "
-                "Remedy: another --teacher-cache, or the right hash"
-            )
+        check_hashes(folder, self.identity, hashes)
 
     def signature_fields(self) -> List[str]:
         """The teachers and the kind of entries, for the run's signature."""
         identity = self.identity
-        members = [
-            f"teacher:{short_name(teacher['sha256'], teacher['parameters'])}"
-            + (f"*{teacher['weight']:g}" if teacher["weight"] != 1.0 else "")
-            for teacher in identity.teachers
-        ]
-        return [*members, f"cache:{identity.kind}:{identity.k}:{identity.dtype}", "vocab:ok"]
+        return [*members_of(identity), f"cache:{identity.kind}:{identity.k}:{identity.dtype}", "vocab:ok"]
 
     def max_positions(self) -> List[Any]:
         """The longest (source, target) with answers."""
@@ -183,6 +173,26 @@ def open_cached(task: Any, cfg: Any) -> CachedTeacher:
     """The cached teacher that the task's flags name."""
     check_flags_of_cache(cfg, OF_THE_ANSWERS)
     return CachedTeacher(cfg.teacher_cache, task.target_dictionary, parse_hashes(cfg.teacher_sha256))
+
+
+def members_of(identity: Identity) -> List[str]:
+    """The teachers that gave the answers, for the run's signature."""
+    return [signature_of(one["sha256"], one["parameters"], one["weight"]) for one in identity.teachers]
+
+
+def check_hashes(folder: str, identity: Identity, hashes: Sequence[Optional[str]]) -> None:
+    """Refuses answers by other teachers than --teacher-sha256 names.
+
+    Args:
+        folder: --teacher-cache
+        hashes: expected; empty: any
+    """
+    known = [teacher["sha256"] for teacher in identity.teachers]
+    if hashes and [str(given).lower() for given in hashes] != known:
+        raise KDPluginError(
+            f"--teacher-sha256 {':'.join(map(str, hashes))}: the answers in {folder} are by {':'.join(known)}. "
+            "Remedy: another --teacher-cache, or the right hash"
+        )
 
 
 def check_flags_of_cache(cfg: Any, of_the_answers: Dict[str, Any]) -> None:

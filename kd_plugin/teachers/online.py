@@ -11,7 +11,7 @@ from kd_plugin.compat import cpu_computes
 from kd_plugin.errors import KDPluginError
 from kd_plugin.losses.answer import Project, ProjectedAnswer, TeacherAnswer, new_buffer
 from kd_plugin.models.states import Shape
-from kd_plugin.teachers.base import DISTRIBUTION, Answer, Dropped, Request, Signal, Teacher, short_name
+from kd_plugin.teachers.base import DISTRIBUTION, Answer, Dropped, Request, Signal, Teacher, signature_of
 from kd_plugin.teachers.member import Member
 
 logger = logging.getLogger(__name__)
@@ -81,10 +81,9 @@ class OnlineTeacher(Teacher):
     def signature_fields(self) -> List[str]:
         """The teachers and whether their vocabularies were remapped, for the run's signature."""
         weights = self.weights() if len(self.members) > 1 else [1.0]
-        shares = [f"*{weight:g}" if weight != 1.0 else "" for weight in weights]
         remapped = any(m.source_indices is not None or m.target_indices is not None for m in self.members)
         return [
-            *(f"teacher:{short_name(m.sha256, m.parameters)}{share}" for m, share in zip(self.members, shares)),
+            *(signature_of(m.sha256, m.parameters, weight) for m, weight in zip(self.members, weights)),
             "vocab:remapped" if remapped else "vocab:ok",
         ]
 

@@ -4,6 +4,7 @@ import logging
 import os
 from typing import Any, Dict, Hashable, List, Optional, Sequence
 
+import torch
 from fairseq.tasks.translation import TranslationTask
 
 from kd_plugin.checkpoints.huggingface import Folder
@@ -12,7 +13,7 @@ from kd_plugin.checkpoints.overrides import parse_overrides
 from kd_plugin.checkpoints.paths import split_model_paths
 from kd_plugin.checkpoints.tokenizer import Languages
 from kd_plugin.checkpoints.transformers_library import is_huggingface
-from kd_plugin.checkpoints.user_code import TEACHERS_FLAG, import_user_code
+from kd_plugin.checkpoints.user_code import TEACHERS_FLAG, code_sha256, import_user_code
 from kd_plugin.errors import KDPluginError
 from kd_plugin.teachers.fairseq import fit
 from kd_plugin.teachers.huggingface import fit_folder
@@ -23,6 +24,29 @@ from kd_plugin.teachers.vocabulary import REFUSE
 logger = logging.getLogger(__name__)
 
 ONE_DIRECTION = Languages()
+
+
+def dtype_for_cache(asked: str) -> str:
+    """--teacher-dtype of kd-plugin cache, where `auto` depends on the machine."""
+    return ("fp16" if torch.cuda.is_available() else "fp32") if asked == "auto" else asked
+
+
+def identity_for_cache(teacher: OnlineTeacher, overrides: str, user_dir: Optional[str]) -> Dict[str, Any]:
+    """What a cache's manifest says about its teacher: the fields dtype, teachers and overrides.
+
+    Args:
+        overrides, user_dir: --teacher-overrides, --teacher-user-dir
+    """
+    sha256 = code_sha256(user_dir)
+    code = {} if sha256 is None else {"code": sha256}
+    return {
+        "dtype": teacher.dtype,
+        "teachers": [
+            {**member.identity(), "weight": weight, **code}
+            for member, weight in zip(teacher.members, teacher.weights())
+        ],
+        "overrides": {name: value for name, value in parse_overrides(overrides).items() if name != "data"},
+    }
 
 
 def open_teacher(

@@ -1,6 +1,5 @@
 """Compares models that label text on test sets with labels: scores with significance, speed and size."""
 
-import datetime
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence
 
 import numpy as np
@@ -8,14 +7,12 @@ import torch
 
 from kd_plugin.checkpoints.user_code import FLAG, import_user_code
 from kd_plugin.corpus.subwords import Subwords
-from kd_plugin.environment import machine, versions
 from kd_plugin.errors import KDPluginError
 from kd_plugin.evaluation.classifiers import metrics
 from kd_plugin.evaluation.classifiers.labelled_text import CLASSES, FORMS, NUMBERS, TAGS, LabelledTest, read_test
 from kd_plugin.evaluation.classifiers.labellers import Answers, Labeller
 from kd_plugin.evaluation.classifiers.opening import Asked, open_labeller
 from kd_plugin.evaluation.folder import OutputFolder, named
-from kd_plugin.evaluation.results import FORMAT, FORMAT_VERSION
 from kd_plugin.files.protection import Named
 
 PREDICTIONS = "predictions"
@@ -93,25 +90,15 @@ def evaluate_classifiers(args: ClassifierComparison) -> None:
             base = found[args.baseline].scored if args.baseline not in (None, row["name"]) else ()
             for score in metrics.scores(found[row["name"]].scored, len(test), args.bootstrap, base):
                 row["scores"].append({"test": test.name, **score._asdict()})
-    evaluation = {
-        "format": FORMAT,
-        "version": FORMAT_VERSION,
-        "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
-        "machine": machine(),
-        "versions": versions(),
-        "settings": {
-            "task": kind,
-            "labels": None if names is None else len(names),
-            "threads": args.threads,
-            "batch_size": args.batch_size,
-            "bootstrap": args.bootstrap,
-            "subwords": subwords.identity() if args.sentencepiece_model else None,
-        },
-        "baseline": args.baseline,
-        "tests": [{"name": test.name, "lines": len(test)} for test in tests],
-        "models": rows,
+    settings = {
+        "task": kind,
+        "labels": None if names is None else len(names),
+        "threads": args.threads,
+        "batch_size": args.batch_size,
+        "bootstrap": args.bootstrap,
+        "subwords": subwords.identity() if args.sentencepiece_model else None,
     }
-    table = output.write(evaluation)
+    table = output.write(settings, args.baseline, {test.name: len(test) for test in tests}, rows)
     claim.finish()
     print(table)
 

@@ -17,8 +17,8 @@ from kd_plugin.corpus.labels import mapped
 from kd_plugin.corpus.words_of_sentences import Part
 from kd_plugin.errors import KDPluginError
 from kd_plugin.losses.answer import TeacherAnswer
-from kd_plugin.teachers.base import Answer, Request, Teacher, short_name
-from kd_plugin.teachers.cached import check_flags_of_cache
+from kd_plugin.teachers.base import Answer, Request, Teacher
+from kd_plugin.teachers.cached import check_flags_of_cache, check_hashes, members_of
 from kd_plugin.teachers.labelling.base import Labelling
 from kd_plugin.teachers.opening import parse_hashes
 
@@ -86,22 +86,12 @@ class CachedLabels(Teacher):
                 f"--teacher-cache {self.folder}: its stores order the labels differently. Remedy: a separate cache "
                 "folder for each label/dict.txt"
             )
-        known = [teacher["sha256"] for teacher in identity.teachers]
-        if hashes and [str(given).lower() for given in hashes] != known:
-            raise KDPluginError(
-                f"--teacher-sha256 {':'.join(map(str, hashes))}: the answers in {self.folder} are by "
-                f"{':'.join(known)}. Remedy: another --teacher-cache, or the right hash"
-            )
+        check_hashes(self.folder, identity, hashes)
 
     def signature_fields(self) -> List[str]:
         """The teachers and the kind of entries, for the run's signature."""
-        members = [
-            f"teacher:{short_name(teacher['sha256'], teacher['parameters'])}"
-            + (f"*{teacher['weight']:g}" if teacher["weight"] != 1.0 else "")
-            for teacher in self.identity.teachers
-        ]
         remapped = "ok" if self._indices is None else "remapped"
-        return [*members, f"cache:{self.identity.kind}:{self.identity.dtype}", f"vocab:{remapped}"]
+        return [*members_of(self.identity), f"cache:{self.identity.kind}:{self.identity.dtype}", f"vocab:{remapped}"]
 
     def attach_labelled(self, dataset: Any, parts: Sequence[Part], required: bool) -> None:
         """Makes every batch of a data set carry its records."""
