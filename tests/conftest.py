@@ -22,7 +22,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 def pytest_sessionstart():
     from tests import warm_hydra, warm_spawn, warm_start
 
-    warm_hydra.install(composed_again=True)
+    warm_hydra.install()
     warm_spawn.install(warm_start.server)
 
 

@@ -29,6 +29,7 @@ import sys
 import tempfile
 import threading
 import warnings
+import weakref
 from typing import Any, BinaryIO, Dict, List, Optional, Sequence, Tuple
 
 from tests import warm_client, warm_hydra, warm_spawn
@@ -185,6 +186,7 @@ def serve(address: str, *usual: str) -> None:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(address)
         listener.listen(8)
+        _forget_exits()
         if with_plugin:
             os.write(told, b"1")
         os.close(told)
@@ -208,6 +210,16 @@ def _load_plugin(*usual: str) -> None:
     names = ["--task", "distillation_translation", "--criterion", "kd_label_smoothed_cross_entropy"]
     _compose(*usual, "--user-dir", user_dir, *names)
     _leave_logging_as_it_is()
+
+
+def _forget_exits() -> None:
+    """Of what is imported here, what a command's end would take apart, which takes longer than to start the command."""
+    for finalizer in list(weakref.finalize._registry):  # torch's registrations of operators
+        finalizer.atexit = False
+    for name in ("torch._dynamo.utils", "torch._dynamo.eval_frame"):  # statistics for its log
+        module = sys.modules.get(name)
+        for function in ("dump_compile_times", "_log_traced_frames"):
+            atexit.unregister(getattr(module, function, None))
 
 
 def _leave_logging_as_it_is() -> None:
@@ -266,16 +278,16 @@ def _tell_ends(running: Dict[int, socket.socket]) -> None:
                 connection.sendall(b"%16d" % status)
 
 
-def _compose(*more: str) -> None:
-    """What most of fairseq's commands do first: hydra's grammar is fast only once it has parsed something."""
+def _compose(*usual: str) -> None:
+    """What most of fairseq's commands do first, which then only give their own flags to it (tests/warm_hydra.py)."""
     from fairseq import options
     from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 
     with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")  # which leaves them to be shown to the commands
-        parser = options.get_training_parser()
-        flags = ["data", "--task", "translation", "--arch", "transformer", *more]
-        convert_namespace_to_omegaconf(options.parse_args_and_arch(parser, flags))
+        training = ["data", "--task", "translation", "--arch", "transformer", *usual]
+        for parser, flags in ((options.get_training_parser(), training), (options.get_generation_parser(), ["data"])):
+            convert_namespace_to_omegaconf(options.parse_args_and_arch(parser, flags))
 
 
 def _run(request: Tuple[Any, ...], address: str) -> None:
@@ -287,6 +299,7 @@ def _run(request: Tuple[Any, ...], address: str) -> None:
     os.environ.clear()
     os.environ.update(env)
     os.chdir(folder)
+    warm_hydra.expect_one_composition()
     warm_spawn.install(lambda: address)
     try:
         _interpret(script, arguments)

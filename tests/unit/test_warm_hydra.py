@@ -7,6 +7,9 @@ from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 FLAGS = [
     ["--lr", "[0.1,0.2]", "--optimizer", "adam", "--adam-betas", "(0.9, 0.98)", "--share-all-embeddings"],
     ["--save-dir", "a folder/c=d, 'e'", "--lr-scheduler", "inverse_sqrt", "--criterion", "cross_entropy"],
+    # the groups of the first two, with other values
+    ["--lr", "[0.3]", "--optimizer", "adam", "--adam-betas", "(0.8, 0.9)", "--max-epoch", "3", "--eval-bleu"],
+    ["--save-dir", "${common.seed}", "--lr-scheduler", "inverse_sqrt", "--criterion", "cross_entropy", "--fp16"],
 ]
 
 
@@ -35,6 +38,17 @@ def test_the_same_configuration_the_first_time_and_again(flags, monkeypatch):
         patch.setattr(utils.inspect, "stack", utils.inspect.__wrapped__.stack)
         expected = composed(flags)
     assert found == [expected, expected]
+
+
+def test_a_wrong_value_is_refused_as_by_hydra():
+    import hydra
+
+    errors = pytest.importorskip("hydra.errors")
+    with hydra.initialize(config_path=None):
+        for _ in range(2):
+            hydra.compose("config", overrides=["common.seed=2"])
+            with pytest.raises(errors.ConfigCompositionException, match="common.seed=many"):
+                hydra.compose("config", overrides=["common.seed=many"])
 
 
 def test_what_is_registered_meanwhile_is_composed(monkeypatch):
