@@ -128,7 +128,7 @@ def let_ranks_share_checkpoints() -> None:
     utils._broadcast_object_slow = broadcast_object_slow
 
 
-def load_safely(file: Any, map_location: Any = "cpu") -> Any:
+def load_safely(file: Any) -> Any:
     """torch.load that never runs code from the file: weights_only with the exact allow-list of `_allowed_types`.
 
     Raises pickle.UnpicklingError naming the first type that is not on the list.
@@ -136,13 +136,13 @@ def load_safely(file: Any, map_location: Any = "cpu") -> Any:
     if HAS_SAFE_GLOBALS:
         # not the context manager safe_globals, which on exit also removes what was allowed before
         allow_fairseq_checkpoints()
-        return torch.load(file, map_location=map_location, weights_only=True)
+        return torch.load(file, map_location="cpu", weights_only=True)
     # Below 2.5 weights_only defaults to False, and the stand-in for pickle refuses unknown types instead. torch 1.13
     # ignores pickle_module, so the name that it uses is replaced as well; the weights_only of that time cannot be
     # extended.
     restricted = _restricted_pickle()
     with _pickle_of_torch(restricted):
-        return torch.load(file, map_location=map_location, pickle_module=restricted)
+        return torch.load(file, map_location="cpu", pickle_module=restricted)
 
 
 @contextlib.contextmanager

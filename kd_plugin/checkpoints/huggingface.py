@@ -34,12 +34,7 @@ class Folder(Tokenizer):
     def __init__(self, path: str, expected_sha256: Optional[str] = None, whose: str = "teacher"):
         model_type(path)
         check_weights_files(path)
-        self.sha256 = folder_sha256(path)
-        if expected_sha256 is not None and self.sha256 != expected_sha256.lower():
-            raise KDPluginError(
-                f"{path}: sha256 of its files is {self.sha256}, expected {expected_sha256}: the folder is damaged or "
-                "another one. Remedy: download it again, or correct the expected hash (--teacher-sha256)"
-            )
+        self.sha256 = folder_sha256(path, expected_sha256)
         self.model = load_model(path)
         super().__init__(path, whose)
         self.config = self.model.config
@@ -53,10 +48,20 @@ class Folder(Tokenizer):
         return int(self.model.get_input_embeddings().weight.size(0))
 
 
-def folder_sha256(path: str) -> str:
-    """One hash of the files that determine a model's output, whatever other files are in the folder."""
+def folder_sha256(path: str, expected: Optional[str] = None) -> str:
+    """One hash of the files that determine a model's output, whatever other files are in the folder.
+
+    Raises:
+        KDPluginError: it is not the expected one; None: any
+    """
     files = sorted(file for file in Path(path).iterdir() if file.suffix in READ and file.is_file())
-    return digest_of({file.name: model_sha256(file) for file in files})
+    found = digest_of({file.name: model_sha256(file) for file in files})
+    if expected is not None and found != expected.lower():
+        raise KDPluginError(
+            f"{path}: sha256 of its files is {found}, expected {expected}: the folder is damaged or another one. "
+            "Remedy: download it again, or correct the expected hash (--teacher-sha256)"
+        )
+    return found
 
 
 def check_weights_files(path: str, auto: str = TRANSLATES) -> None:

@@ -42,12 +42,7 @@ class LabelFolder:
         _check_kind(path, labels_tokens)
         auto = "AutoModelForTokenClassification" if labels_tokens else "AutoModelForSequenceClassification"
         check_weights_files(path, auto)
-        self.sha256 = folder_sha256(path)
-        if expected_sha256 is not None and self.sha256 != expected_sha256.lower():
-            raise KDPluginError(
-                f"{path}: sha256 of its files is {self.sha256}, expected {expected_sha256}: the folder is damaged or "
-                "another one. Remedy: download it again, or correct the expected hash (--teacher-sha256)"
-            )
+        self.sha256 = folder_sha256(path, expected_sha256)
         self.model = load_model(path, auto)
         self.model.float().eval().requires_grad_(False)
         check_finite(self.model.state_dict(), path)

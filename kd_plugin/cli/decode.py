@@ -32,7 +32,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser,
         "the teacher, or an ensemble; or a folder with a Hugging Face model, a Marian model as OPUS-MT packages it, or "
         "a CTranslate2 model",
-        required=False,
     )
     add_folder(parser)
     # flags that --engine http does not take are absent from args unless given; their defaults are those of Corpus

@@ -87,9 +87,9 @@ def add_languages(parser: argparse.ArgumentParser, text: str) -> None:
     parser.add_argument("-t", "--target-lang", metavar="LANG", help=text)
 
 
-def add_models(parser: argparse.ArgumentParser, help_of_path: str, required: bool = True) -> None:
-    """The fields of decoding.base.ModelOptions. required: whether --path is required"""
-    parser.add_argument("--path", required=required, metavar="A.pt[:B.pt…]", help=help_of_path)
+def add_models(parser: argparse.ArgumentParser, help_of_path: str) -> None:
+    """The fields of decoding.base.ModelOptions."""
+    parser.add_argument("--path", metavar="A.pt[:B.pt…]", help=help_of_path)
     parser.add_argument("--model-overrides", default=argparse.SUPPRESS, metavar="JSON", help="as in fairseq-generate")
     parser.add_argument("--dict-dir", metavar="DIR", help="folder with the models' dictionaries, if not beside them")
     add_user_dir(parser)

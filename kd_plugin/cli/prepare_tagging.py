@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Exit status 0."""
-    from kd_plugin.corpus.tagging import TaggingOptions, prepare_tagging
+    from kd_plugin.corpus.prepare_tagging import TaggingOptions, prepare_tagging
 
     files = ("train", "valid", "test", "dictionary", "label_dictionary")
     named = [(f"--{name.replace('_', '-').replace('dictionary', 'dict')}", getattr(args, name)) for name in files]

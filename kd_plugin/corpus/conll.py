@@ -13,7 +13,6 @@ COMMENT = re.compile(r"#(?: |\Z| *[\w-]+ *=)")  # CoNLL-U; a hashtag is a word
 TAG = re.compile(r"([BIESLUMO])(?:-(.+))?")
 SPACES = re.compile(r"[ \t]+")
 REMEDY = "a word and its label on each line, --word-column and --label-column, or remove the line"
-SCHEMES = ("bio", "any")  # --labels-are
 
 
 class TaggedSentence(NamedTuple):

@@ -226,7 +226,6 @@ class Writer:
 
     Args:
         identity, languages, input_lines: as in Manifest
-        flag: the flag that names the folder, for errors
     """
 
     def __init__(
@@ -235,13 +234,12 @@ class Writer:
         identity: Dict[str, Any],
         languages: List[str],
         input_lines: int,
-        flag: str = "--output",
         shard_records: int = 50_000,
     ):
         self._folder, self._shard_records = TranslationsFolder(folder, digest_of(identity)), shard_records
         self._manifest = Manifest(identity, languages, input_lines, [])
         self._waiting: List[Record] = []
-        self._claim = self._folder.claim(flag)
+        self._claim = self._folder.claim("--output")
         (self._folder.path / MANIFEST).unlink(missing_ok=True)  # until everything is rewritten
 
     def add(self, record: Record) -> None:

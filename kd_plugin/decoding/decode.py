@@ -14,8 +14,7 @@ from kd_plugin.corpus.languages import check_languages
 from kd_plugin.corpus.sources import group_equal, shares
 from kd_plugin.corpus.subwords import SubwordOptions
 from kd_plugin.decoding.base import DTYPE_NAMES, FolderOptions, ModelOptions, Settings
-from kd_plugin.decoding.engine import Answer
-from kd_plugin.decoding.engines import engine_for, open_engine
+from kd_plugin.decoding.engine import Answer, engine_for, open_engine
 from kd_plugin.decoding.http.options import HttpOptions
 from kd_plugin.decoding.symbol_engines import UNKNOWN_SOURCE, UNKNOWN_TARGET
 from kd_plugin.errors import KDPluginError

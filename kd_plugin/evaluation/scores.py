@@ -196,7 +196,6 @@ def resampled_score(
     resampled: np.ndarray,
     signature: str,
     baseline: Optional[Tuple[float, np.ndarray]] = None,
-    note: str = "",
 ) -> Score:
     """A score with its interval and significance, as sacreBLEU computes them.
 
@@ -212,4 +211,4 @@ def resampled_score(
         p_value = float((beyond + 1) / (samples + 1))
     ordered, tail = np.sort(resampled), samples // 40
     confidence = float(ordered[samples - tail - 1] - ordered[tail]) / 2
-    return Score(metric, value, signature, p_value, float(resampled.mean()), confidence, note)
+    return Score(metric, value, signature, p_value, float(resampled.mean()), confidence)

@@ -23,7 +23,7 @@ from omegaconf import II, MISSING, OmegaConf, open_dict
 
 from kd_plugin.checkpoints.student import SENTENCES
 from kd_plugin.corpus.binarised import dataset_format, open_indexed
-from kd_plugin.corpus.tagged import WordTargets, check_words
+from kd_plugin.corpus.word_targets import WordTargets, check_words
 from kd_plugin.corpus.words_of_sentences import Part
 from kd_plugin.criterions.kd_sequence_tagging import CRITERION_NAME, KDSequenceTaggingConfig
 from kd_plugin.errors import KDPluginError

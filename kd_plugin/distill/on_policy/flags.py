@@ -10,7 +10,6 @@ from kd_plugin.errors import KDPluginError
 from kd_plugin.teachers.base import Teacher
 
 OFF, PARALLEL, SAMPLED = "off", "parallel", "sampled"
-OF_SAMPLED = ("temperature", "topk", "max_len_a", "max_len_b", "buffer")
 
 
 @dataclass

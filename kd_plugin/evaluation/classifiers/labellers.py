@@ -6,9 +6,9 @@ from typing import Any, Dict, List, NamedTuple, Optional, Sequence
 
 import numpy as np
 
+from kd_plugin.corpus.prepare_tagging import whole_word, word_pieces
 from kd_plugin.corpus.subword_checks import Marks, check_known, check_text
 from kd_plugin.corpus.subwords import Subwords
-from kd_plugin.corpus.tagging import whole_word, word_pieces
 from kd_plugin.evaluation.classifiers.labelled_text import TAGS, LabelledTest
 
 LOST = -1  # the place of a word that the model does not read
