@@ -64,6 +64,13 @@ HTTP = [
     "Babel>=2.12",  # the same: English names of languages, for the prompt
 ]
 
+# kd-plugin distill: steps in order and in parallel, on clusters too, and which of them an edited option or file repeats
+PIPELINE = [
+    'snakemake>=8,<10; python_version >= "3.11"',
+    'snakemake>=7.32,<8; python_version < "3.11"',  # the last series for these
+    'pulp<2.8; python_version < "3.11"',  # which calls what later versions renamed
+]
+
 setup(
     name="kd-plugin",
     version=VERSION,
@@ -88,7 +95,7 @@ setup(
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
     ],
     packages=find_packages(include=["kd_plugin", "kd_plugin.*"]),
-    package_data={"kd_plugin": ["py.typed", "report/templates/*"]},
+    package_data={"kd_plugin": ["py.typed", "report/templates/*", "pipeline/Snakefile"]},
     zip_safe=False,  # --user-dir needs a real directory
     python_requires=">=3.8",
     install_requires=[
@@ -142,6 +149,7 @@ setup(
         "sweep": [
             "optuna>=3.0",  # kd-plugin sweep: proposals, successive halving, and a study that survives interruptions
         ],
+        "pipeline": PIPELINE,
         "onnx": ONNX,
         "classification": [
             *CLASSIFICATION,
@@ -177,6 +185,7 @@ setup(
             *REPORT,  # the tests of report
             *HTTP,  # the tests of decode --engine http
             'optuna>=3.0; python_version >= "3.9"',  # the tests of sweep
+            *PIPELINE,  # the tests of distill
             *CLASSIFICATION,  # the tests of evaluate-classifier
             'seqeval>=1.2.2; python_version >= "3.9"',  # the same
             'onnx>=1.14; python_version >= "3.9"',  # the tests of export --format onnx

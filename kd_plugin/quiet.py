@@ -56,7 +56,8 @@ def first_import() -> Iterator[None]:
 
 def is_command() -> bool:
     """Whether this process is `kd-plugin …` or one of its workers, rather than a program that imports the package."""
-    return os.path.basename(sys.argv[0]).startswith("kd-plugin") or "kd_plugin.cli" in getattr(sys, "orig_argv", ())
+    modules = {"kd_plugin.cli", "kd_plugin.pipeline.step"}
+    return os.path.basename(sys.argv[0]).startswith("kd-plugin") or bool(modules & set(getattr(sys, "orig_argv", ())))
 
 
 @contextlib.contextmanager

@@ -185,7 +185,7 @@ def batch() -> str:
 # in the order of imports, from top to bottom
 ROOMS = (
     ("user interface", ["cli", "tasks", "criterions"]),
-    ("work", ["distill", "sweep", "report", "curate", "export", "initialise", "evaluation", "decoding"]),
+    ("work", ["distill", "pipeline", "sweep", "report", "curate", "export", "initialise", "evaluation", "decoding"]),
     ("models and text", ["teachers", "checkpoints", "models", "corpus"]),
     ("no fairseq needed", ["runners", "cache", "losses"]),
     ("the base", ["files"]),

@@ -51,6 +51,7 @@ LIMITS: Dict[str, Limits] = {
     "shard_id": Limits(0),
     "workers": Limits(1, 1024, also=(0,)),
     "threads": Limits(1, 1024),
+    "cores": Limits(1, 1024, also=(0,)),
     # requests to a server
     "concurrency": Limits(1, 1024),
     "timeout": Limits(0.1, 86_400),

@@ -31,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for verb in ("sweep", "gap"):
         text = f"folders or JSON files from kd-plugin {verb}"
         parser.add_argument(f"--{verb}", nargs="+", action="extend", default=[], metavar="PATH", help=text)
+    parser.add_argument("--times", metavar="DIR", help="folder of kd-plugin distill with the time that each step took")
     parser.add_argument("--title", default=TITLE, help=f"of the page (default: {TITLE})")
 
 
@@ -39,7 +40,9 @@ def run(args: argparse.Namespace) -> int:
     from kd_plugin.report.page import write_report  # it needs the libraries of an extra
 
     print(
-        write_report(Path(args.output), args.title, args.evaluation, args.log, args.sweep, args.gap, inputs_of(args)),
+        write_report(
+            Path(args.output), args.title, args.evaluation, args.log, args.sweep, args.gap, inputs_of(args), args.times
+        ),
         file=sys.stderr,
     )
     return 0

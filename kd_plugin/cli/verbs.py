@@ -68,6 +68,12 @@ VERBS: Dict[str, Verb] = {
     "sweep": Verb(
         "choose training flags by experiment", "kd_plugin.cli.sweep", "the same command continues", fairseq=True
     ),
+    "distill": Verb(
+        "the whole way from corpus to report, as one file says",
+        "kd_plugin.cli.distill",
+        "finished steps are kept, and the same command continues",
+        fairseq=True,
+    ),
     "report": Verb("one HTML page of evaluations and learning curves", "kd_plugin.cli.report"),
     "path": Verb('print the directory for --user-dir "$(kd-plugin path)"', "kd_plugin.cli.path", READS),
 }

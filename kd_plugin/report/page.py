@@ -8,7 +8,7 @@ import json
 import re
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Dict, Sequence
+from typing import Any, Dict, Optional, Sequence
 
 from kd_plugin.errors import KDPluginError
 from kd_plugin.evaluation.results import JSON_NAME, read_evaluation
@@ -21,6 +21,7 @@ from kd_plugin.report.charts import score_figure, speed_figures
 from kd_plugin.report.gaps import gap_figure, gap_table, read_gap_results
 from kd_plugin.report.learning import learning_figures, run_table
 from kd_plugin.report.sweeps import read_sweep_results, seeds_table, sweep_figures, sweep_table
+from kd_plugin.report.times import read_times, time_table
 from kd_plugin.version import __version__
 
 try:
@@ -44,6 +45,7 @@ def write_report(
     sweeps: Sequence[str],
     gaps: Sequence[str],
     inputs: Sequence[Named],
+    times: Optional[str] = None,
 ) -> str:
     """Writes the page after reading all input; the same input gives the same page.
 
@@ -52,6 +54,7 @@ def write_report(
         logs: NAME=FILE of fairseq-train
         sweeps, gaps: folders or JSON files of kd-plugin sweep and kd-plugin gap
         inputs: all inputs by flag, which are never overwritten
+        times: folder with the times of kd-plugin distill's steps
 
     Returns:
         a one-line summary
@@ -60,7 +63,7 @@ def write_report(
         raise KDPluginError(
             "report: nothing to report. Remedy: --evaluation PATH, --log NAME=FILE, --sweep PATH or --gap PATH"
         )
-    job = digest_of([title, list(evaluations), list(logs), *map(list, filter(None, (sweeps, gaps)))])
+    job = digest_of([title, list(evaluations), list(logs), *map(list, filter(None, (sweeps, gaps, times)))])
     made = functools.partial(_is_page_of, job)
     folders = (("--evaluation", evaluations, JSON_NAME), ("--sweep", sweeps, "sweep.json"), ("--gap", gaps, "gap.json"))
     inside = [(flag, [str(Path(path) / name) for path in paths]) for flag, paths, name in folders]
@@ -69,7 +72,10 @@ def write_report(
     swept, lagging = [read_sweep_results(path) for path in sweeps], [read_gap_results(path) for path in gaps]
     if not output.absolute().parent.is_dir():
         raise KDPluginError(f"--output {output}: its folder does not exist. Remedy: FILE.html in an existing folder")
-    content = page(job=job, title=title, version=__version__, evaluations=found, runs=runs, sweeps=swept, gaps=lagging)
+    spent = read_times(times) if times else []
+    content = page(
+        job=job, title=title, version=__version__, evaluations=found, runs=runs, sweeps=swept, gaps=lagging, spent=spent
+    )
     write_output(output, content, "--output", made)
     parts: Dict[str, Sequence[Any]] = {"evaluations": found, "runs": runs, "sweeps": swept, "gaps": lagging}
     counts = [f"{len(some)} {name}" for name, some in parts.items() if some]
@@ -100,7 +106,7 @@ def page(**content: Any) -> bytes:
     environment.loader = jinja2.FileSystemLoader(str(TEMPLATES))
     environment.trim_blocks = environment.lstrip_blocks = True
     drawn = (speed_figures, score_figure, learning_figures, sweep_figures, gap_figure)
-    for function in (*drawn, score_table, size_table, run_table, sweep_table, seeds_table, gap_table):
+    for function in (*drawn, score_table, size_table, run_table, sweep_table, seeds_table, gap_table, time_table):
         environment.globals[function.__name__] = function
     environment.filters.update(json=_json, hash=_hash, line=_in_a_line)
     rendered = environment.get_template("page.html").render(style=Markup(style), script=Markup(script), **content)

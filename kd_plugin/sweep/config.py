@@ -1,17 +1,12 @@
 """Reads the file of `kd-plugin sweep`: the training, what varies in it, and how much may be spent."""
 
 import math
-import re
-import shlex
-from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
-import kd_plugin
-from kd_plugin.errors import KDPluginError
-from kd_plugin.files.yaml_text import read_yaml
+from kd_plugin.files.yaml_text import check_keys, read_yaml, wrong
+from kd_plugin.runners.fairseq_train import train_words
 
 EXAMPLE = "a file with `train:`, `parameters:`, `trials:` and `updates:` (see the page on sweeps)"
-PLUGIN = str(Path(kd_plugin.__file__).resolve().parent)  # as `kd-plugin path` prints it
 SEEDS = 2**31  # NumPy takes 32 bits, and fairseq adds a number to the seed
 # flags of fairseq-train that the sweep itself gives
 OWN = (
@@ -78,7 +73,7 @@ def read_sweep(path: str) -> Sweep:
     content = read_yaml(path, "CONFIG", EXAMPLE)
     if not isinstance(content, dict):
         raise wrong(path, "it is not a mapping", EXAMPLE)
-    _known(path, content, KEYS, "at the top")
+    check_keys(path, content, KEYS, "at the top")
     for key in ("train", "parameters", "trials"):
         if not content.get(key):
             raise wrong(path, f"`{key}:` is missing or empty", EXAMPLE)
@@ -103,7 +98,7 @@ def read_sweep(path: str) -> Sweep:
     seed, retrain = _whole(path, content, "seed", 0, 1), _retrain(path, content.get("retrain", {}))
     if max(seed, *retrain[1]) >= SEEDS:
         raise wrong(path, f"a seed of {max(seed, *retrain[1])}", f"seeds below {SEEDS}")
-    train = _train(path, content["train"])
+    train = train_words(path, "train", content["train"], OWN, "the sweep")
     parameters = _parameters(path, content["parameters"])
     return Sweep(
         path,
@@ -119,16 +114,6 @@ def read_sweep(path: str) -> Sweep:
         retrain,
         seed,
     )
-
-
-def wrong(path: str, what: str, remedy: str) -> KDPluginError:
-    return KDPluginError(f"{path}: {what}. Remedy: {remedy}")
-
-
-def _known(path: str, mapping: Dict[str, Any], names: Any, where: str) -> None:
-    unknown = sorted(set(mapping) - set(names))
-    if unknown:
-        raise wrong(path, f"unknown key `{unknown[0]}` {where}", ", ".join(names))
 
 
 def _text(path: str, content: Dict[str, Any], key: str, default: str) -> str:
@@ -160,33 +145,6 @@ def _number(path: str, content: Dict[str, Any], key: str, positive: bool = True)
     return number
 
 
-def _train(path: str, value: Any) -> List[str]:
-    if isinstance(value, list) and all(isinstance(item, str) for item in value):
-        words = list(value)
-    elif isinstance(value, str):
-        try:
-            # a command as a shell takes it: lines that end with a backslash go on, also if YAML has joined them
-            words = shlex.split(re.sub(r"\\(\n| (?=-))", " ", value))
-        except ValueError as error:
-            raise wrong(path, f"`train` cannot be split into words ({error})", "quote it as in a shell") from error
-    else:
-        raise wrong(path, "`train` is neither text nor a list of words", "fairseq-train's arguments")
-    if words and re.fullmatch(r"\w+=.*", words[0]):
-        raise wrong(
-            path, f"`train` begins with {words[0]}", "set variables before kd-plugin sweep, which hands them on"
-        )
-    if words and Path(words[0]).name == "fairseq-train":
-        words = words[1:]
-    words = [PLUGIN if word == "$(kd-plugin path)" else word for word in words]  # which the shell would replace
-    if not any(word.partition("=")[0] == "--user-dir" for word in words):
-        words += ["--user-dir", PLUGIN]
-    for word in words:
-        flag = word.partition("=")[0]
-        if flag in OWN:
-            raise wrong(path, f"`train` has {flag}, which the sweep itself gives", "leave it out")
-    return words
-
-
 def _parameters(path: str, value: Any) -> Dict[str, Any]:
     if not isinstance(value, dict):
         raise wrong(path, "`parameters` is no mapping", "lines such as `--kd-alpha: {low: 0, high: 1}`")
@@ -206,7 +164,7 @@ def _parameter(path: str, flag: str, value: Any) -> Any:
         return texts
     if not isinstance(value, dict) or not {"low", "high"} <= set(value):
         raise wrong(path, f"{flag} has neither a list of values nor low and high", f"`{flag}: {{low: 0, high: 1}}`")
-    _known(path, value, ("low", "high", "step", "log"), where)
+    check_keys(path, value, ("low", "high", "step", "log"), where)
     low, high = (_number(path, value, key, positive=False) for key in ("low", "high"))
     step = _number(path, value, "step") if "step" in value else None
     log = value.get("log", "false")
@@ -226,7 +184,7 @@ def _halving(path: str, value: Any, updates: Optional[int]) -> Optional[Halving]
         return None
     if not isinstance(value, dict):
         raise wrong(path, "`halving` is no mapping", "`halving: {first: 200, factor: 3}`")
-    _known(path, value, ("first", "factor"), "of `halving`")
+    check_keys(path, value, ("first", "factor"), "of `halving`")
     halving = Halving(_whole(path, value, "first", 1), _whole(path, value, "factor", 2, 3))
     if updates is None:
         raise wrong(path, "`halving` compares trainings at equal updates, which `seconds` does not give", "`updates:`")
@@ -238,7 +196,7 @@ def _halving(path: str, value: Any, updates: Optional[int]) -> Optional[Halving]
 def _retrain(path: str, value: Any) -> Tuple[int, List[int]]:
     if not isinstance(value, dict):
         raise wrong(path, "`retrain` is no mapping", "`retrain: {best: 2, seeds: [1, 2, 3]}`")
-    _known(path, value, ("best", "seeds"), "of `retrain`")
+    check_keys(path, value, ("best", "seeds"), "of `retrain`")
     seeds = value.get("seeds", ["1", "2", "3"])
     if not isinstance(seeds, list) or not seeds or len(set(map(str, seeds))) < len(seeds):
         raise wrong(path, "`seeds` of `retrain` is no list of different seeds", "`seeds: [1, 2, 3]`")

@@ -3,13 +3,14 @@
 import argparse
 import contextlib
 import difflib
-import io
-from typing import Any, Dict, List, NamedTuple, NoReturn, Optional, Union
+from typing import Any, Dict, List, NamedTuple, Optional, Union
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from kd_plugin.sweep.config import Range, Sweep, wrong
+from kd_plugin.files.yaml_text import wrong
+from kd_plugin.runners.fairseq_train import parse
+from kd_plugin.sweep.config import Range, Sweep
 
 Value = Union[str, int, float]
 Values = Dict[str, Value]
@@ -68,29 +69,6 @@ def read_space(sweep: Sweep) -> Space:
             given[flag] = current
     _try_all(sweep, Space(distributions, switches, given))
     return Space(distributions, switches, given)
-
-
-def parse(path: str, words: List[str]) -> "tuple[argparse.ArgumentParser, argparse.Namespace]":
-    """fairseq-train's parser for a command, and what it reads there."""
-    from fairseq import options
-
-    parser = options.get_training_parser()
-    parser.allow_abbrev = False
-
-    def refuse(message: str) -> NoReturn:
-        raise wrong(path, f"fairseq-train refuses the command: {message}", "a command that fairseq-train accepts")
-
-    parser.error = refuse  # type: ignore[method-assign]
-    try:
-        with contextlib.redirect_stderr(io.StringIO()) as said:
-            return parser, options.parse_args_and_arch(parser, input_args=words)
-    except SystemExit as error:  # from the parsers that fairseq makes for itself
-        lines = said.getvalue().strip().splitlines() or [f"exit status {error.code}"]
-        refuse(lines[-1].partition("error: ")[2] or lines[-1])
-    # an architecture, criterion … that is not registered; a --user-dir that is no module, or another copy of this one
-    # and what Python says of a value that fairseq evaluates, as in --lr '[1, 2'
-    except (ValueError, KeyError, ImportError, OSError, SyntaxError, NameError, TypeError) as error:
-        refuse(str(error))
 
 
 def _check_validation(sweep: Sweep, args: argparse.Namespace) -> None:

@@ -3,18 +3,17 @@
 import contextlib
 import fcntl
 import os
-import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
-from typing import Callable, Dict, List, NamedTuple, Optional, Sequence
+from typing import Callable, Dict, NamedTuple, Optional, Sequence
 
 from kd_plugin.errors import KDPluginError
 from kd_plugin.evaluation.training_logs import EPOCH, INTERVAL, parse_line
 from kd_plugin.files.atomic import write_json
 from kd_plugin.files.json_text import parse_json
+from kd_plugin.runners.fairseq_train import executable
 
 LOG, RESULT, LOCK, CHECKPOINTS = "train.log", "result.json", "running.lock", "checkpoints"
 COMPLETE = "done training in "  # fairseq-train's last line
@@ -116,7 +115,7 @@ class Training:
             log.flush()
             # a session of its own: Ctrl-C reaches the sweep, which then stops its trainings in order
             process = subprocess.Popen(
-                [*command(), *self._words],
+                [executable("fairseq-train"), *self._words],
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
@@ -209,11 +208,3 @@ def _locked(descriptor: int) -> bool:
     except OSError:
         return False
     return True
-
-
-def command() -> List[str]:
-    """fairseq-train as the shell would find it, else beside this interpreter."""
-    found = shutil.which("fairseq-train") or shutil.which("fairseq-train", path=os.path.dirname(sys.executable))
-    if found is None:
-        raise KDPluginError("sweep: fairseq-train is not on the PATH. Remedy: activate fairseq's environment")
-    return [found]

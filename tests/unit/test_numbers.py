@@ -31,6 +31,7 @@ REQUIRED = {
     "filter": ["DIR", "--output", "DIR"],
     "evaluate": ["--model", "a=A", "--test", "t=a,b", "--output", "DIR"],
     "evaluate-classifier": ["--model", "a=A", "--test", "t=a,b", "--output", "DIR"],
+    "distill": ["A"],
     "sweep": ["A", "--output", "DIR"],
     "gap": ["--test", "a,b", "--teacher", "A", "--student", "B", "--output", "DIR"],
     "export": ["A", "--format", "ctranslate2", "--check", __file__, "--output", "DIR"],

@@ -1,0 +1,61 @@
+"""`kd-plugin distill`: from the corpus to the report, as one file says."""
+
+import argparse
+import importlib
+from typing import Dict, NoReturn, Sequence
+
+from kd_plugin.cli.numbers import check_numbers
+from kd_plugin.cli.options import filled
+from kd_plugin.cli.verbs import VERBS
+from kd_plugin.errors import KDPluginError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", metavar="CONFIG.yaml", help="corpus, teacher, students, and options of the steps")
+    parser.add_argument(
+        "--cores", type=int, default=0, metavar="N", help="for all steps that run at a time (default: all)"
+    )
+    parser.add_argument(
+        "--profile", metavar="DIR", help="folder with Snakemake's config.yaml, which may name a cluster's executor"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check everything, and show the steps and why each would run"
+    )
+    parser.add_argument("--print-config", action="store_true", help="check everything, and print it with all defaults")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Exit status 0."""
+    from kd_plugin.pipeline.run import Options, distill
+
+    print(distill(filled(Options, args), _flags, _check))
+    return 0
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise KDPluginError(message)
+
+
+def _parser(verb: str) -> _Parser:
+    parser = _Parser(prog=f"kd-plugin {verb}", add_help=False, allow_abbrev=False)
+    importlib.import_module(VERBS[verb].module).add_arguments(parser)
+    return parser
+
+
+def _flags(verb: str) -> Dict[str, bool]:
+    """A verb's long flags without their dashes; whether each is a switch."""
+    return {
+        option[2:]: action.nargs == 0
+        for action in _parser(verb)._actions
+        for option in action.option_strings
+        if option.startswith("--")
+    }
+
+
+def _check(words: Sequence[str]) -> None:
+    """
+    Raises:
+        KDPluginError: the verb's parser refuses its words
+    """
+    check_numbers(_parser(words[0]).parse_args(list(words[1:])))

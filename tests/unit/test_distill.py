@@ -1,0 +1,238 @@
+"""`kd-plugin distill`: what its file can say, the steps that follow from it, and why each would run."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from kd_plugin import cli
+from kd_plugin.cli.distill import _check, _flags
+from kd_plugin.errors import KDPluginError
+from kd_plugin.pipeline.config import read_pipeline
+from kd_plugin.pipeline.plan import steps_of
+from kd_plugin.pipeline.run import _check_commands
+from kd_plugin.pipeline.step import run as run_step
+from kd_plugin.pipeline.step import state_of
+from tests.support import ROOT
+
+TRAIN = "--arch transformer --optimizer adam --lr 0.01 --max-tokens 100 --max-update 5"
+FILE = f"""\
+output: out
+corpus: prepared
+teacher: {{path: teacher.pt}}
+students:
+  small: {{train: "{TRAIN}"}}
+"""
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("prepared/raw", "prepared/data-bin"):
+        Path(folder).mkdir(parents=True)
+    for name in (
+        "spm.model",
+        "dict.txt",
+        *(f"raw/{split}.{lang}" for split in ("train", "valid", "test") for lang in ("en", "de")),
+    ):
+        Path("prepared", name).write_text("x\n")
+    Path("prepared/prepared.txt").write_text("pair en-de\ntext 1\n")
+    Path("prepared/testsets.txt").write_text("test flickr\n")
+    for name in ("teacher.pt", "mono.en"):
+        Path(name).write_text("x\n")
+    return tmp_path
+
+
+def planned(text):
+    Path("c.yaml").write_text(text)
+    pipeline = read_pipeline("c.yaml", _flags)
+    steps = steps_of(pipeline)
+    _check_commands(pipeline, steps, _check)
+    return {step.name: step for step in steps}
+
+
+def words(step, number=0):
+    return " ".join(step.commands[number])
+
+
+@pytest.mark.parametrize(
+    "old, new, said",
+    [
+        ("teacher:", "techer:", "line 3: unknown key `techer` at the top. Remedy: `teacher`?"),
+        ("small: {train", "small: {trian", "line 5: unknown key `trian` of `small`. Remedy: `train`?"),
+        ("path: teacher.pt", "path: other.pt", "line 3: `teacher` names other.pt, which does not exist"),
+        ("corpus: prepared", "corpus: elsewhere", "line 2: elsewhere was not made by prepare-*.sh"),
+        ("students:", "decode: {baem: 4}\nstudents:", "line 4: unknown key `baem` of `decode`. Remedy: `beam`?"),
+        ("students:", "decode: {output: x}\nstudents:", "unknown key `output` of `decode`"),
+        (
+            "students:",
+            "decode: {beam: four}\nstudents:",
+            "line 4: `decode`: argument --beam: invalid int value: 'four'",
+        ),
+        ("students:", "decode: {beam: 0}\nstudents:", "line 4: `decode`: --beam 0: must lie in 1"),
+        ("students:", "filter: [1]\nstudents:", "line 4: `filter` is no mapping"),
+        ("students:", "rounds: {count: -1}\nstudents:", "line 4: `count: -1`"),
+        ("students:", "threads: many\nstudents:", "line 4: `threads: many`"),
+        ("--arch transformer", "--arch transfromer", "transfromer"),
+        (
+            "--lr 0.01",
+            "--save-dir x",
+            "has --save-dir, which distill itself gives",
+        ),
+        ("--max-update 5", "--max-updaet 5", "max-updaet"),
+        ('5"}', '5", seeds: [1, 1]}', "`seeds` of `small` is no list of different seeds"),
+        ('5"}', '5", teacher: cash}', "`teacher: cash` of `small`. Remedy: cache, online, none"),
+        ('5"}', '5", init: true}', "`init` of `small` without `init:`"),
+        ("output: out", "output: a:b", "has a colon, comma or equals sign"),
+        ("teacher: {path: teacher.pt}\n", "", "`teacher:` is missing"),
+        ("path: teacher.pt", "path: teacher.pt, train: x", "needs either `path` or `train`"),
+        ("small:", "sm/all:", "`sm/all` of `students` cannot be a folder's name"),
+    ],
+)
+def test_what_the_file_cannot_say_is_refused_before_anything_runs(old, new, said, place):
+    text = FILE.replace(old, new, 1)
+    assert text != FILE
+    with pytest.raises(KDPluginError, match="c.yaml.*Remedy: .+") as refused:
+        planned(text)
+    assert said in str(refused.value)
+    assert not Path("out").exists()
+
+
+def test_the_whole_way_and_what_each_step_waits_for(place):
+    steps = planned(FILE)
+    assert list(steps) == [
+        "decoded", "selected", "filtered", "mixed", "cache", "small", "small-int8", "evaluation", "gap-small", "report",
+    ]  # fmt: skip
+    assert {name: step.after for name, step in steps.items()} == {
+        "decoded": [], "selected": ["decoded"], "filtered": ["selected"], "mixed": ["filtered"], "cache": ["mixed"],
+        "small": ["mixed", "cache"], "small-int8": ["small"], "evaluation": ["small", "small-int8"],
+        "gap-small": ["evaluation"], "report": ["evaluation", "gap-small"],
+    }  # fmt: skip
+    teacher = str(place / "teacher.pt")
+    assert teacher in steps["decoded"].reads and str(place / "prepared/raw/train.en") in steps["decoded"].reads
+    assert str(place / "prepared/raw/train.de") in steps["selected"].reads
+    assert f"--reference {place}/prepared/raw/train.de" in words(steps["selected"])
+    assert "--beam 5 --nbest 5" in words(steps["decoded"]) and "--subset train,train1,valid" in words(steps["cache"])
+    assert "--teacher-cache cache" in words(steps["small"]) and TRAIN in words(steps["small"])
+
+
+def test_students_and_seeds_share_what_comes_before_them(place):
+    steps = planned(FILE.replace('5"}', '5", seeds: [1, 2], average: 2, every: 2}') + f'  plain: {{train: "{TRAIN}", '
+                    "teacher: none, data: original}\n")  # fmt: skip
+    assert [name for name in steps if name.startswith(("decoded", "cache"))] == ["decoded", "cache"]
+    for seed in (1, 2):
+        assert f"--seed {seed} " in words(steps[f"small-seed{seed}"])
+        assert "--last 2 --every 2" in words(steps[f"small-seed{seed}"], 1)
+    assert "--task translation" in words(steps["plain"]) and steps["plain"].after == []
+    assert f"{place}/prepared/data-bin" in words(steps["plain"])
+    for model in (
+        "small-seed1=small-seed1/averaged.pt",
+        "small-seed2=small-seed2/averaged.pt",
+        "plain=plain/checkpoint_best.pt",
+    ):
+        assert f"--model {model}" in words(steps["evaluation"])
+
+
+def test_further_text_a_trained_teacher_first_weights_and_rounds(place):
+    text = FILE.replace("corpus: prepared", "corpus: {prepared: prepared, monolingual: mono.en}")
+    text = text.replace("path: teacher.pt", f'train: "{TRAIN}", average: 3') + "init: {encoder-layers: 1}\n"
+    text += 'rounds: {count: 2, train: "--max-update 3"}\nexport: false\n'
+    steps = planned(text)
+    assert list(steps) == [
+        "teacher", "decoded", "selected", "filtered", "mono-decoded", "mono-selected", "mono-filtered", "mixed",
+        "cache", "init", "small", "rollouts1", "own1", "cache1", "round1", "rollouts2", "own2", "cache2", "round2", "evaluation",
+        "gap-small", "report",
+    ]  # fmt: skip
+    assert "--by score" in words(steps["mono-selected"]) and steps["mono-decoded"].after == ["teacher"]
+    assert steps["init"].after == ["teacher", "mixed"] and "init" in steps["small"].after
+    assert "{shape:init/student.init.json}" in steps["small"].commands[0]
+    assert "--path small/checkpoint_best.pt" in words(steps["rollouts1"])
+    assert "--finetune-from-model round1/checkpoint_best.pt" in words(steps["round2"])
+    assert "--kd-alpha 0" in words(steps["round2"]) and "--teacher-cache cache2" in words(steps["round2"])
+    assert "--student round2=evaluation/translations/round2/flickr.txt" in words(steps["gap-small"])
+
+
+def test_a_language_model_behind_a_server_teaches_by_its_translations_alone(place):
+    text = FILE.replace("teacher: {path: teacher.pt}", "decode: {engine: http, url: 'http://x/v1', model: m, nbest: 1}")
+    steps = planned(text)
+    assert "cache" not in steps and "gap-small" not in steps
+    assert "--task translation" in words(steps["small"]) and "--path" not in words(steps["decoded"])
+
+
+def test_raw_text_gets_its_subwords_here(place):
+    corpus = "{source-lang: en, target-lang: de, train: prepared/raw/train, valid: prepared/raw/valid, "
+    corpus += "tests: {t: prepared/raw/test}, "
+    steps = planned(FILE.replace("corpus: prepared", f"corpus: {corpus}subwords: {{vocab_size: 40}}}}"))
+    assert next(iter(steps)) == "corpus" and "--subwords vocab_size=40" in words(steps["corpus"])
+    assert "corpus" in steps["decoded"].after and "--sentencepiece-model corpus/spm.model" in words(steps["decoded"])
+
+
+@pytest.mark.parametrize(
+    "example", sorted(Path(__file__).resolve().parents[2].glob("examples/*/*.yaml")), ids=lambda path: path.name
+)
+def test_the_examples_are_valid(example, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    pipeline = read_pipeline(str(example), _flags)
+    _check_commands(pipeline, steps_of(pipeline), _check)
+
+
+def test_print_config_is_the_file_with_all_defaults_and_reads_the_same(place, capsys):
+    Path("c.yaml").write_text(FILE)
+    assert cli.main(["distill", "c.yaml", "--print-config"]) == 0
+    printed = capsys.readouterr().out
+    assert yaml.safe_load(printed)["cache"] == {"k": "16"}
+    assert planned(printed) == planned(FILE)
+
+
+def test_a_dry_run_shows_all_steps_reads_a_profile_and_writes_nothing(place, capsys):
+    pytest.importorskip("snakemake", reason="snakemake is not installed")
+    Path("c.yaml").write_text(FILE)
+    Path("profile").mkdir()
+    Path("profile/config.yaml").write_text("cores: 3\nset-threads:\n  small: 2\n")
+    assert cli.main(["distill", "c.yaml", "--dry-run", "--profile", "profile"]) == 0
+    rows = capsys.readouterr().out.splitlines()[2:]
+    assert len(rows) == 10 and all("| not done yet |" in row for row in rows)
+    assert not Path("out").exists()
+    Path("profile/config.yaml").write_text("coers: 3\n")
+    assert cli.main(["distill", "c.yaml", "--dry-run", "--profile", "profile"]) == 1
+    assert "coers" in capsys.readouterr().err
+
+
+def test_what_is_the_users_is_not_written_over(place, capsys):
+    pytest.importorskip("snakemake", reason="snakemake is not installed")
+    Path("c.yaml").write_text(FILE)
+    Path("out/decoded").mkdir(parents=True)
+    assert cli.main(["distill", "c.yaml"]) == 1
+    assert "out has a decoded, which no distillation made" in capsys.readouterr().err
+    assert [path.name for path in Path("out").iterdir()] == ["decoded"]
+
+
+def step(commands, **others):
+    given = {
+        "name": "s",
+        "what": "it",
+        "section": "decode",
+        "commands": commands,
+        "product": "s",
+        "after": [],
+        "reads": [],
+    }
+    return {**given, "workers": False, "resumes": True, **others}
+
+
+def test_a_step_goes_on_with_its_own_leftovers_and_not_with_those_of_another_command(place):
+    script = "mkdir -p s && echo x >>s/made && test -e go"
+    of_this = step([["sh", "-c", script]])
+    assert run_step(of_this, 1, 0) == 1 and not Path("done/s").exists() and state_of("s")["error"] == "exit status 1"
+    Path("go").touch()
+    assert run_step(of_this, 1, 0) == 0 and Path("s/made").read_text() == "x\nx\n"  # it found what the first had left
+    assert run_step(of_this, 1, 0) == 0 and Path("s/made").read_text() == "x\nx\n"  # done before
+    other = step([["sh", "-c", script + " "]])
+    assert run_step(other, 1, 0) == 0 and Path("s/made").read_text() == "x\n"
+    edited = step([["sh", "-c", script]], reads=[str(place / "go")])
+    assert run_step(edited, 1, 0) == 0
+    Path("go").write_text("edited")
+    assert run_step(edited, 1, 0) == 0 and Path("s/made").read_text() == "x\n"
+    shutil.rmtree("s")
+    assert run_step(edited, 1, 0) == 0 and Path("s/made").exists()
