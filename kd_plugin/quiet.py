@@ -56,7 +56,7 @@ def first_import() -> Iterator[None]:
 
 def is_command() -> bool:
     """Whether this process is `kd-plugin …` or one of its workers, rather than a program that imports the package."""
-    modules = {"kd_plugin.cli", "kd_plugin.pipeline.step"}
+    modules = {"kd_plugin.cli", "kd_plugin.checkpoints.average", "kd_plugin.pipeline.data", "kd_plugin.pipeline.step"}
     return os.path.basename(sys.argv[0]).startswith("kd-plugin") or bool(modules & set(getattr(sys, "orig_argv", ())))
 
 

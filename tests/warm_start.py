@@ -293,6 +293,8 @@ def _compose(*usual: str) -> None:
 def _run(request: Tuple[Any, ...], address: str) -> None:
     (script, *arguments), env, folder, descriptors, numbers, blocked = request
     _place(descriptors, numbers)
+    # the server's own remembers that pytest's file could seek, which the command's pipe cannot
+    sys.stderr = open(2, "w", buffering=1, encoding=sys.stderr.encoding, errors=sys.stderr.errors, closefd=False)
     # a shell starts what it puts into the background with SIGINT ignored, these tests perhaps too
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.pthread_sigmask(signal.SIG_SETMASK, blocked)

@@ -80,12 +80,18 @@ class Reader:
         return os.path.abspath(path)
 
     def options(self, verb: str, value: Any, flags: Dict[str, bool]) -> Optional[Words]:
-        """A section as words of its verb."""
+        """A section as words of its verb; it is a mapping, or text as on the command line."""
         if value is None or value in OFF:
             return None
+        allowed = sorted(set(flags) - set(SECTIONS[verb]))
+        if isinstance(value, str) and value.startswith("--"):
+            words = self.split(verb, value)
+            given = {word[2:].partition("=")[0]: "" for word in words if word.startswith("--")}
+            check_keys(self._at(verb), given, allowed, f"of `{verb}`")
+            return absolute(words)
         section = self.mapping(verb, value)
-        check_keys(self._path, section, sorted(set(flags) - set(SECTIONS[verb])), f"of `{verb}`")
-        words: Words = []
+        check_keys(self._path, section, allowed, f"of `{verb}`")
+        words = []
         for name, given in section.items():
             values = given if isinstance(given, list) else [given]
             if not all(isinstance(each, str) and each for each in values):
@@ -96,6 +102,12 @@ class Reader:
                 words += [f"--{name}", *absolute(values)]
         return words
 
+    def split(self, key: str, value: str) -> Words:
+        try:
+            return shlex.split(value)
+        except ValueError as error:
+            raise self.wrong(key, f"`{key}` cannot be split into words ({error})", "quote it as in a shell") from error
+
     def corpus(self, value: Any) -> Corpus:
         if isinstance(value, str):
             return self._prepared(value)
@@ -105,29 +117,18 @@ class Reader:
         if "prepared" in section:
             corpus = self._prepared(self.text(section, "prepared", place="corpus"))
             return corpus._replace(monolingual=self._monolingual(section))
-        languages = tuple(self.text(section, f"{side}-lang", place="corpus") for side in ("source", "target"))
+        languages = (self.text(section, "source-lang", "", "corpus"), self.text(section, "target-lang", "", "corpus"))
         make = None
         if "make" in section:
-            make = absolute(shlex.split(self.text(section, "make", place="corpus")))
+            make = absolute(self.split("corpus", self.text(section, "make", place="corpus")))
             if "{folder}" not in make:
                 raise self.wrong("corpus", "`make` has no word {folder}, where it is to write", "`make: … {folder}`")
         tests = section.get("tests")
         if not isinstance(tests, dict) or not tests:
             raise self.wrong("corpus", "`tests` of `corpus` is no mapping of names to texts", "`tests: {test: PREFIX}`")
-        texts = []
-        for key, prefix in [(key, section.get(key)) for key in ("train", "valid")] + list(tests.items()):
-            if not isinstance(prefix, str) or not prefix:
-                raise self.wrong("corpus", f"`{key}` of `corpus` is missing", f"`{key}: PREFIX`, of PREFIX.LANG")
-            self.name("corpus", key)
-            if prefix.startswith("{folder}/") and make:
-                texts.append("text/" + prefix[len("{folder}/") :])
-                continue
-            for language in languages:
-                if not os.path.isfile(f"{prefix}.{language}"):
-                    raise self.wrong(
-                        "corpus", f"`{key}: {prefix}`: {prefix}.{language} does not exist", "PREFIX of PREFIX.LANG"
-                    )
-            texts.append(os.path.abspath(prefix))
+        made = make is not None
+        train, valid = (self._text(key, section.get(key), languages, made) for key in ("train", "valid"))
+        texts = {key: self._text(key, prefix, languages, made) for key, prefix in tests.items()}
         model, dictionary = (
             self.file("corpus", section[key]) if key in section else None
             for key in ("sentencepiece-model", "dictionary")
@@ -138,68 +139,54 @@ class Reader:
             if not isinstance(given, str) or not re.fullmatch(SUBWORDS[key], given):
                 raise self.wrong("corpus", f"`{key}: {given}` of `subwords`", f"{SUBWORDS[key]}")
         if (model is None) == ("vocab_size" not in subwords) or (dictionary and not model):
-            raise self.wrong(
-                "corpus",
-                "`corpus` needs either `sentencepiece-model` or a `vocab_size` of `subwords`",
-                "`subwords: {vocab_size: 4000}`",
-            )
-        return Corpus(
-            languages,
-            texts[0],
-            texts[1],
-            dict(zip(tests, texts[2:])),
-            self._monolingual(section),
-            None,  # type: ignore[arg-type]
-            make,
-            model,
-            dictionary,
-            dict(subwords),
-        )
+            what = "`corpus` needs either `sentencepiece-model` or a `vocab_size` of `subwords`"
+            raise self.wrong("corpus", what, "`subwords: {vocab_size: 4000}`")
+        given = (self._monolingual(section), None, make, model, dictionary, dict(subwords))
+        return Corpus(languages, train, valid, texts, *given)
+
+    def _text(self, key: str, prefix: Any, languages: Tuple[str, str], made: bool) -> str:
+        if not isinstance(prefix, str) or not prefix:
+            raise self.wrong("corpus", f"`{key}` of `corpus` is missing", f"`{key}: PREFIX`, of PREFIX.LANG")
+        self.name("corpus", key)
+        if made and prefix.startswith("{folder}/"):
+            return "text/" + str(prefix[len("{folder}/") :])
+        for language in languages:
+            if not os.path.isfile(f"{prefix}.{language}"):
+                what = f"`{key}: {prefix}`: {prefix}.{language} does not exist"
+                raise self.wrong("corpus", what, "PREFIX of PREFIX.LANG")
+        return os.path.abspath(prefix)
 
     def _monolingual(self, section: Dict[str, Any]) -> Optional[str]:
-        return (
-            self.file("corpus", self.text(section, "monolingual", place="corpus")) if "monolingual" in section else None
-        )
+        given = "monolingual" in section
+        return self.file("corpus", self.text(section, "monolingual", place="corpus")) if given else None
 
     def _prepared(self, folder: str) -> Corpus:
         root = Path(os.path.abspath(folder))
         try:
-            pair = re.findall(r"^pair (\S+)-(\S+)$", (root / "prepared.txt").read_text(encoding="utf-8"), re.MULTILINE)[
-                0
-            ]
+            text = (root / "prepared.txt").read_text(encoding="utf-8")
+            pair = re.findall(r"^pair (\S+)-(\S+)$", text, re.MULTILINE)[0]
             tests = [line.split() for line in (root / "testsets.txt").read_text(encoding="utf-8").splitlines()]
             named = {title: str(root / "raw" / name) for name, title in tests}
         except (OSError, IndexError, ValueError) as error:
-            raise self.wrong(
-                "corpus",
-                f"{folder} was not made by prepare-*.sh ({error})",
-                "such a folder, or a mapping with train, valid, tests, source-lang, target-lang and subwords",
-            ) from error
+            remedy = "such a folder, or a mapping with train, valid, tests, source-lang, target-lang and subwords"
+            raise self.wrong("corpus", f"{folder} was not made by prepare-*.sh ({error})", remedy) from error
         for file in ("spm.model", "dict.txt", "data-bin", f"raw/train.{pair[0]}", f"raw/valid.{pair[0]}"):
             self.file("corpus", str(root / file))
-        return Corpus(
-            pair,
-            str(root / "raw/train"),
-            str(root / "raw/valid"),
-            named,
-            None,
-            str(root),
-            None,
-            str(root / "spm.model"),
-            str(root / "dict.txt"),
-            {},
-        )
+        model, dictionary = str(root / "spm.model"), str(root / "dict.txt")
+        texts = (str(root / "raw/train"), str(root / "raw/valid"), named)
+        return Corpus(pair, *texts, None, str(root), None, model, dictionary, {})
 
     def training(self, key: str, section: Dict[str, Any]) -> Training:
         every = self.whole(key, section, "every", 1, 1) if "every" in section else None
         words = self.words(key, section.get("train"))
-        return Training(words, self.whole(key, section, "average", 0, 0), every)
+        seed = self.whole(key, section, "seed", 0, 1)
+        return Training(words, self.whole(key, section, "average", 0, 0), every, seed)
 
     def teacher(self, value: Any) -> Tuple[Optional[str], Optional[Training]]:
         if value is None or value in OFF:
             return None, None
         section = self.mapping("teacher", value)
-        check_keys(self._path, section, ("path", "train", "average", "every"), "of `teacher`")
+        check_keys(self._path, section, ("path", "train", "average", "every", "seed"), "of `teacher`")
         if ("path" in section) == ("train" in section):
             raise self.wrong("teacher", "`teacher` needs either `path` or `train`", "`teacher: {path: teacher.pt}`")
         if "path" in section:
@@ -231,14 +218,7 @@ class Reader:
                 raise self.wrong("students", f"`init: {starts}` of `{name}`", "true, false or shape")
             if starts != "false" and not init:
                 raise self.wrong("students", f"`init` of `{name}` without `init:` at the top", "`init: {}`")
-            students.append(
-                Student(
-                    name,
-                    self.training("students", section),
-                    [self.whole("students", {"seeds": seed}, "seeds", 0, 0) for seed in seeds],
-                    teacher,
-                    data == "original",
-                    starts,
-                )
-            )
+            numbers = [self.whole("students", {"seeds": seed}, "seeds", 0, 0) for seed in seeds]
+            training = self.training("students", section)
+            students.append(Student(name, training, numbers, teacher, data == "original", starts))
         return students

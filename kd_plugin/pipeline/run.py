@@ -170,10 +170,17 @@ def _failure(output: Path, steps: Sequence[Step]) -> KDPluginError:
         error = state_of(step.name, output).get("error")
         if error:
             log = output / "logs" / f"{step.name}.log"
-            return KDPluginError(f"{step.name}: {error} ({log}). Remedy: mend it; the same command continues")
+            remedy = (
+                "Then the same command continues"
+                if "Remedy: " in error
+                else "Remedy: mend it; the same command continues"
+            )
+            return KDPluginError(f"{step.name} ({log}): {error.rstrip('.')}. {remedy}")
     lines = (output / LOG).read_text(encoding="utf-8", errors="replace").splitlines()
     said = next((line.strip() for line in reversed(lines) if line.strip()), "no reason")
-    return KDPluginError(f"distill: Snakemake: {said} ({output / LOG}). Remedy: mend it; the same command continues")
+    return KDPluginError(
+        f"distill: Snakemake: {said} ({output / LOG}). Remedy: mend it. The same command then continues"
+    )
 
 
 def _dry_run(options: Options, output: Path, plan: Dict[str, Any], cores: int) -> str:

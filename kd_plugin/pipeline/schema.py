@@ -70,11 +70,12 @@ class Corpus(NamedTuple):
 
 class Training(NamedTuple):
     """words: fairseq-train's arguments. average: of the last checkpoints, `every` so many updates, else by epochs;
-    0: take checkpoint_best.pt"""
+    0: take checkpoint_best.pt. seed: a teacher's; students have several"""
 
     words: Words
     average: int
     every: Optional[int]
+    seed: int
 
 
 class Student(NamedTuple):

@@ -98,6 +98,7 @@ def _shape(word: str) -> List[str]:
 def _failed(step: Dict[str, Any], words: List[str], status: int, log: Path, job: str) -> int:
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-TAIL:]
     said = next((line for line in reversed(lines) if line.strip()), f"exit status {status}")
+    said = re.sub("^kd-plugin: error: ", "", said)
     print(f"{step['what']} failed: {shlex.join(words)}\nThe end of {log.absolute()}:", *lines, sep="\n", flush=True)
     write_json(Path("done", f"{step['name']}.json"), {"job": job, "finished": False, "error": said})
     return status if 0 < status < 128 else 1

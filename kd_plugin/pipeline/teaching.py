@@ -113,7 +113,8 @@ class Teaching:
         if training is not None:
             # others look for a teacher's dictionary beside it
             copy = self._words("cp {vocabulary}/dict.txt teacher/dict.txt")
-            model = self._training("teacher", "the teacher", self._original, 1, self._words(PLAIN), training, copy)
+            plain = self._words(PLAIN)
+            model = self._training("teacher", "the teacher", self._original, training.seed, plain, training, copy)
             self._teacher = model.path
 
     def _training(

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from kd_plugin.files.locks import LOCK
+from tests import warm_start
 from tests.support import ROOT
 
 EXAMPLES, SCRIPTS = ROOT / "examples" / "translation", ROOT / "scripts"
@@ -129,25 +131,41 @@ def test_a_students_folder_is_not_its_teachers(place):
     assert "SAVE_DIR ./teacher/ contains the teacher teacher/checkpoint_best.pt" in said
 
 
-def test_steps_of_the_pipeline_do_not_remove_what_is_the_users(place):
-    for folder in ("prepared/raw", "out/decoded"):
+@pytest.fixture
+def pipeline(place):
+    pytest.importorskip("snakemake", reason="snakemake is not installed")
+    for folder in ("prepared/raw", "prepared/data-bin"):
         Path(folder).mkdir(parents=True)
     Path("prepared/prepared.txt").write_text("pair en-de\n")
-    Path("teacher.pt").write_text("a teacher\n")
+    Path("prepared/testsets.txt").write_text("test t\n")
+    for name in ("prepared/spm.model", "prepared/dict.txt", "teacher.pt"):
+        Path(name).write_text("one\n")
+    for name in ("train", "valid", "test"):
+        for language in ("en", "de"):
+            Path(f"prepared/raw/{name}.{language}").write_text("one\n")
+    command = ["bash", str(SCRIPTS / "distill_pipeline.sh"), "prepared", "out", "teacher.pt"]
+    path = warm_start.path_of_commands() + os.pathsep + os.environ["PATH"]
+    return lambda: refused(place, *command, PATH=path)
+
+
+def test_steps_of_the_pipeline_do_not_remove_what_is_the_users(pipeline):
+    Path("out/decoded").mkdir(parents=True)
     Path("out/decoded/precious").write_text("the user's own\n")
-    pipeline = ["bash", SCRIPTS / "distill_pipeline.sh", "prepared", "out", "teacher.pt"]
-    assert "out has a decoded" in refused(place, *pipeline)
+    assert "out has a decoded" in pipeline()
 
 
-def test_two_pipelines_do_not_work_in_one_folder(place):
-    if subprocess.run(["sh", "-c", "command -v flock"], stdout=subprocess.DEVNULL).returncode:
-        pytest.skip("there is no flock here")
-    Path("prepared").mkdir()
-    Path("out/done").mkdir(parents=True)
-    Path("prepared/prepared.txt").write_text("pair en-de\n")
-    Path("teacher.pt").write_text("a teacher\n")
-    pipeline = ["bash", str(SCRIPTS / "distill_pipeline.sh"), "prepared", "out", "teacher.pt"]
-    assert "another run is working in" in refused(place, "flock", "out/done/.lock", *pipeline)
+def test_two_pipelines_do_not_work_in_one_folder(pipeline):
+    Path("out").mkdir()
+    # another process, because `tree` reads the lock, and closing a file gives up a process's locks on it
+    hold = (
+        "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.lockf(f, fcntl.LOCK_EX, 1, 0); print(); sys.stdin.read()"
+    )
+    command = [sys.executable, "-S", "-u", "-c", hold, str(Path("out", LOCK))]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        holder.stdout.readline()
+        said = pipeline()
+        holder.stdin.close()
+    assert "output out: another run is working there" in said
 
 
 def test_the_quickstart_takes_no_folder_with_files_of_others(place):

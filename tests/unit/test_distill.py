@@ -1,6 +1,8 @@
 """`kd-plugin distill`: what its file can say, the steps that follow from it, and why each would run."""
 
+import os
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -10,10 +12,11 @@ from kd_plugin import cli
 from kd_plugin.cli.distill import _check, _flags
 from kd_plugin.errors import KDPluginError
 from kd_plugin.pipeline.config import read_pipeline
-from kd_plugin.pipeline.plan import steps_of
+from kd_plugin.pipeline.plan import SHAPE, steps_of
 from kd_plugin.pipeline.run import _check_commands
 from kd_plugin.pipeline.step import run as run_step
 from kd_plugin.pipeline.step import state_of
+from kd_plugin.runners.fairseq_train import parse
 from tests.support import ROOT
 
 TRAIN = "--arch transformer --optimizer adam --lr 0.01 --max-tokens 100 --max-update 5"
@@ -70,6 +73,8 @@ def words(step, number=0):
             "decode: {beam: four}\nstudents:",
             "line 4: `decode`: argument --beam: invalid int value: 'four'",
         ),
+        ("students:", "decode: --baem 4\nstudents:", "line 4: unknown key `baem` of `decode`. Remedy: `beam`?"),
+        ("students:", "decode: --beam '4\nstudents:", "line 4: `decode` cannot be split into words"),
         ("students:", "decode: {beam: 0}\nstudents:", "line 4: `decode`: --beam 0: must lie in 1"),
         ("students:", "filter: [1]\nstudents:", "line 4: `filter` is no mapping"),
         ("students:", "rounds: {count: -1}\nstudents:", "line 4: `count: -1`"),
@@ -141,8 +146,8 @@ def test_further_text_a_trained_teacher_first_weights_and_rounds(place):
     steps = planned(text)
     assert list(steps) == [
         "teacher", "decoded", "selected", "filtered", "mono-decoded", "mono-selected", "mono-filtered", "mixed",
-        "cache", "init", "small", "rollouts1", "own1", "cache1", "round1", "rollouts2", "own2", "cache2", "round2", "evaluation",
-        "gap-small", "report",
+        "cache", "init", "small", "rollouts1", "own1", "cache1", "round1", "rollouts2", "own2", "cache2", "round2",
+        "evaluation", "gap-small", "report",
     ]  # fmt: skip
     assert "--by score" in words(steps["mono-selected"]) and steps["mono-decoded"].after == ["teacher"]
     assert steps["init"].after == ["teacher", "mixed"] and "init" in steps["small"].after
@@ -168,13 +173,52 @@ def test_raw_text_gets_its_subwords_here(place):
     assert "corpus" in steps["decoded"].after and "--sentencepiece-model corpus/spm.model" in words(steps["decoded"])
 
 
-@pytest.mark.parametrize(
-    "example", sorted(Path(__file__).resolve().parents[2].glob("examples/*/*.yaml")), ids=lambda path: path.name
-)
-def test_the_examples_are_valid(example, monkeypatch):
+def test_the_example_is_valid(monkeypatch):
     monkeypatch.chdir(ROOT)
-    pipeline = read_pipeline(str(example), _flags)
+    pipeline = read_pipeline("examples/translation/quickstart.yaml", _flags)
     _check_commands(pipeline, steps_of(pipeline), _check)
+
+
+def program(place, name, text):
+    (place / name).write_text(f"#!/bin/sh\n{text}\n")
+    (place / name).chmod(0o755)
+
+
+def settings_of(words):
+    """As fairseq-train reads them, of a step or of a recipe's command."""
+    return vars(parse("here", [word for word in words[1:] if not word.startswith("{shape")])[1])
+
+
+@pytest.mark.parametrize("given", [{}, {"INIT": "teacher", "ALPHA": "0.2", "LR": "0.1", "MONO": "mono.en"}])
+def test_the_script_s_file_trains_as_the_recipes_do(given, place):
+    program(place, "kd-plugin", 'cat "$2" >c.yaml\nmkdir -p out/evaluation\n>out/evaluation/evaluation.md')
+    program(place, "fairseq-train", 'printf "%s\\0" "$0" "$@" >words')
+    program(place, "python", ":")  # no checkpoint to average
+    env = {**os.environ, "MAX_UPDATE": "50", "AVERAGE": "3", "PATH": f"{place}:{os.environ['PATH']}", **given}
+    script = ["bash", str(ROOT / "scripts/distill_pipeline.sh"), "prepared", "out"]
+    subprocess.run(script, env={**env, "FILTER": "--max-length 9", "ROUNDS": "1"}, check=True)
+    steps = planned(Path("c.yaml").read_text())
+    assert "--max-length 250 --max-length 9 --text" in words(steps["filtered"])
+    assert ("mono-decoded" in steps) == ("MONO" in given) and "--max-update 10" in words(steps["round1"])
+    if given:  # the shape is the teacher's, with what it shares
+        shaped = [name for name in ("student", "baseline", "round1") if SHAPE in steps[name].commands[0]]
+        assert len(shaped) == 3 and "--finetune-from-model init/student.pt" in words(steps["student"])
+
+    def differences(step, *arguments, **variables):
+        command = ["bash", str(ROOT / "examples/translation" / arguments[0]), *arguments[1:]]
+        subprocess.run(command, env={**env, "SAVE_INTERVAL_UPDATES": "3", **variables}, check=True)
+        recipe, planned = settings_of(Path("words").read_text().split("\0")[:-1]), settings_of(steps[step].commands[0])
+        return {name for name in recipe.keys() | planned if recipe.get(name) != planned.get(name)}
+
+    Path("cache").mkdir()
+    languages = {"source_lang", "target_lang"}  # recipes let fairseq find them out
+    expected = {"max_epoch", *languages, *(["finetune_from_model", "share_all_embeddings"] if given else [])}
+    mixed = ["mixed/data-bin", "cache", "student", "--max-update", "50"]
+    assert differences("student", "distill.sh", *mixed) - {"share_decoder_input_output_embed"} == expected
+    original = [f"{place}/prepared/data-bin", "none", "baseline", "--max-update", "50"]
+    assert differences("baseline", "distill.sh", *original, KD="0") == expected - {"finetune_from_model"}
+    teacher = [f"{place}/prepared/data-bin", "teacher"]
+    assert differences("teacher", "train-teacher.sh", *teacher, AVERAGE="8", LR="0.005") == languages
 
 
 def test_print_config_is_the_file_with_all_defaults_and_reads_the_same(place, capsys):

@@ -186,6 +186,8 @@ def check_python(arguments):
     text = path.read_text(encoding="utf-8")
     if path.parent.name == "scripts":
         text += (ROOT / "scripts" / "benchmarking.py").read_text(encoding="utf-8")
+    for module in re.findall(r"^from ([\w.]+) import main\b", text, re.MULTILINE):  # which has its flags
+        text += (ROOT / (module.replace(".", "/") + ".py")).read_text(encoding="utf-8")
     for flag in (word for word in arguments[1:] if word.startswith("--")):
         assert f'"{flag}"' in text, f"{path} has no {flag}"
 

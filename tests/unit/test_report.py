@@ -568,7 +568,9 @@ def test_bad_logs_and_outputs_are_refused_by_name(make, tmp_path, log):
     for output in (tmp_path, tmp_path / "none" / "a.html"):
         with pytest.raises(KDPluginError, match="--output.*Remedy: "):
             report.run(
-                argparse.Namespace(sweep=[], gap=[], evaluation=[], log=[f"a={log}"], output=str(output), title="t")
+                argparse.Namespace(
+                    sweep=[], gap=[], evaluation=[], log=[f"a={log}"], output=str(output), title="t", times=None
+                )
             )
 
 
@@ -637,4 +639,6 @@ def test_a_file_of_another_user_is_not_believed(tmp_path, monkeypatch):
 
 
 def arguments(**given):
-    return argparse.Namespace(**{"evaluation": [], "log": [], "sweep": [], "gap": [], "title": "t", **given})
+    return argparse.Namespace(
+        **{"evaluation": [], "log": [], "sweep": [], "gap": [], "times": None, "title": "t", **given}
+    )

@@ -21,7 +21,9 @@ def test_openmp_s_threads_do_not_spin_beside_other_work_unless_the_user_says_so(
     env.update({"OMP_WAIT_POLICY": given} if given else {})
     command = ["bash", "-euc", f'{line}\nprintf %s "$OMP_WAIT_POLICY"']
     assert subprocess.check_output(command, env=env, text=True) == expected
-    started = next(number for number, text in enumerate(lines) if re.match(r"\s*(fairseq-|bash |step )", text))
+    started = next(
+        number for number, text in enumerate(lines) if re.match(r"\s*(fairseq-|bash |step |\"\$\{distill)", text)
+    )
     assert lines.index(line) < started
 
 
