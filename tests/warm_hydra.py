@@ -51,7 +51,8 @@ def install() -> None:
 
     OverridesParser.parse_rule = parse_once
     ConfigStore.__deepcopy__ = lambda store, memo: store
-    _compose_once(hydra, ConfigStore, omegaconf)
+    if hasattr(hydra, "compose"):  # not in hydra 1.0, which fairseq 0.12.2 wants
+        _compose_once(hydra, ConfigStore, omegaconf)
     utils.inspect = types.SimpleNamespace(**{**vars(inspect), "stack": _stack, "__wrapped__": inspect})
 
 

@@ -44,6 +44,8 @@ def test_a_wrong_value_is_refused_as_by_hydra():
     import hydra
 
     errors = pytest.importorskip("hydra.errors")
+    if not hasattr(hydra, "compose"):
+        pytest.skip("hydra is as it was")
     with hydra.initialize(config_path=None):
         for _ in range(2):
             hydra.compose("config", overrides=["common.seed=2"])
