@@ -18,7 +18,7 @@ class Request:
     """A command that a server runs, with the signals blocked that are blocked here.
 
     Args:
-        line: the installed script, or -c and a program, and its arguments
+        line: the installed script, or -c and a program, or -m and a module of ours, and its arguments
         descriptors: its standard input, output and errors
         same_numbers: they are any others of this process instead, which the command has by the same numbers
     """
@@ -62,7 +62,8 @@ def address_for(address, line, env, folder):
     ours = os.path.join(root, "kd_plugin")
     named = [after for flag, after in zip(line, line[1:]) if flag == "--user-dir"]
     loads_ours = [os.path.abspath(os.path.join(folder, name)) for name in named] == [ours]
-    return address + WITH_PLUGIN if loads_ours or os.path.basename(line[0]) == "kd-plugin" else address
+    is_ours = os.path.basename(line[0]) == "kd-plugin" or line[0] == "-m"  # one of our modules
+    return address + WITH_PLUGIN if loads_ours or is_ours else address
 
 
 def receive(connection):

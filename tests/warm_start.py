@@ -130,6 +130,28 @@ def path_of_commands() -> str:
     return folder + os.pathsep + installed
 
 
+# modules that steps of `kd-plugin distill` start with sys.executable, which import torch and fairseq
+STARTED_AS_MODULES = ("kd_plugin.checkpoints.average", "kd_plugin.pipeline.data")
+
+
+@functools.lru_cache(maxsize=None)
+def path_of_modules() -> str:
+    """For PYTHONPATH: interpreters that are started for one of these modules ask the server instead."""
+    if os.environ.get("KD_TEST_COLD"):
+        return ""
+    folder, client = os.path.join(_folder(), "site"), os.path.join(ROOT, "tests", "warm_client.py")
+    os.mkdir(folder)
+    ask = [sys.executable, "-S", client, server(), "-m"]
+    with open(os.path.join(folder, "sitecustomize.py"), "w", encoding="utf-8") as file:
+        file.write(
+            "import os, sys\n"
+            "line = getattr(sys, 'orig_argv', [])\n"
+            f"if line[1:2] == ['-m'] and line[2] in {STARTED_AS_MODULES!r}:\n"
+            f"    os.execv({sys.executable!r}, {ask!r} + line[2:])\n"
+        )
+    return folder
+
+
 def _words(*words: str) -> str:
     return " ".join(map(shlex.quote, words))
 
@@ -334,6 +356,12 @@ def _interpret(script: str, arguments: List[str]) -> None:
         sys.argv = [script, *arguments]
         sys.path[:1] = ["", *paths]
         exec(program, {"__name__": "__main__"})
+        return
+    if script == "-m":
+        module, *arguments = arguments
+        sys.argv = [script, *arguments]
+        sys.path[:1] = ["", *paths]
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
         return
     sys.argv = [script, *arguments]
     sys.path[:1] = [os.path.dirname(script), *paths]

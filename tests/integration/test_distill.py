@@ -73,6 +73,7 @@ def killed_within(step, config, folder, said):
     """Starts the command, kills it as soon as that step has begun; the steps that it has finished."""
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     env["PATH"] = f"{warm_start.path_of_commands()}:{os.environ['PATH']}"
+    env["PYTHONPATH"] = f"{warm_start.path_of_modules()}:{os.environ.get('PYTHONPATH', '')}".strip(":")
     with open(said, "w", encoding="utf-8") as log:
         process = subprocess.Popen([*COMMAND, str(config)], env=env, stdout=log, stderr=log)
         while not (folder / "logs" / f"{step}.log").exists():

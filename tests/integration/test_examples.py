@@ -28,6 +28,7 @@ WORDS = {
 def run(*command, **variables):
     env = dict(os.environ, OMP_NUM_THREADS="1")
     env["PATH"] = warm_start.path_of_commands() + os.pathsep + env["PATH"]
+    env["PYTHONPATH"] = os.pathsep.join(filter(None, [warm_start.path_of_modules(), env.get("PYTHONPATH")]))
     env.update(variables)
     return subprocess.run(
         [str(word) for word in command],

@@ -103,7 +103,7 @@ def page(tmp_path_factory):
         patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
         report.run(
             argparse.Namespace(
-                evaluation=[str(folder)], log=logs, sweep=[], gap=[], output=str(output), title="A report"
+                evaluation=[str(folder)], log=logs, sweep=[], gap=[], times=None, output=str(output), title="A report"
             )
         )
     return output
