@@ -18,6 +18,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
+GARBAGE = 50_000, 20, 50  # numbers for a process with as many objects as torch and fairseq have
+gc.disable()  # until all is imported and collected, none of which is garbage
+
 
 def pytest_sessionstart():
     from tests import warm_hydra, warm_spawn, warm_start
@@ -40,6 +43,8 @@ def pytest_collection_finish():
     """The collector need not walk through torch, fairseq and the tests themselves each time that a test runs."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(*GARBAGE)
+    gc.enable()
 
 
 def pytest_sessionfinish():
