@@ -56,6 +56,22 @@ def read_yaml(path: str, flag: str, example: str) -> Any:
         raise KDPluginError(f"{flag} {path}: not valid YAML ({reason}). Remedy: {example}") from error
 
 
+def read_settings(path: str, known: Iterable[str], required: Iterable[str], example: str) -> Dict[str, Any]:
+    """read_yaml of a command's CONFIG, a mapping.
+
+    Raises:
+        KDPluginError: also if a key is not among `known`, or a `required` one is missing or empty
+    """
+    content = read_yaml(path, "CONFIG", example)
+    if not isinstance(content, dict):
+        raise wrong(path, "it is not a mapping", example)
+    check_keys(path, content, known, "at the top")
+    for key in required:
+        if not content.get(key):
+            raise wrong(path, f"`{key}:` is missing or empty", example)
+    return content
+
+
 class _Strings(yaml.BaseLoader):
     """Reads every scalar as text, because YAML's `no` (Norwegian) is false; refuses a key that occurs twice."""
 

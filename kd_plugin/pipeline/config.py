@@ -4,7 +4,7 @@ import os
 import re
 from typing import Callable, Dict
 
-from kd_plugin.files.yaml_text import Mapping, check_keys, read_yaml, wrong
+from kd_plugin.files.yaml_text import Mapping, check_keys, read_settings, wrong
 from kd_plugin.pipeline.reading import Reader
 from kd_plugin.pipeline.schema import CACHE, DEFAULTS, EXAMPLE, NONE, OFF, ONLINE, SECTIONS, TOP, Pipeline
 
@@ -17,13 +17,7 @@ def read_pipeline(path: str, flags: Flags) -> Pipeline:
     Raises:
         KDPluginError: the file cannot be read, a key or value is none that it can have, or a file is missing
     """
-    content = read_yaml(path, "CONFIG", EXAMPLE)
-    if not isinstance(content, dict):
-        raise wrong(path, "it is not a mapping", EXAMPLE)
-    check_keys(path, content, TOP, "at the top")
-    for key in ("output", "corpus", "students"):
-        if not content.get(key):
-            raise wrong(path, f"`{key}:` is missing or empty", EXAMPLE)
+    content = read_settings(path, TOP, ("output", "corpus", "students"), EXAMPLE)
     lines: Dict[str, int] = getattr(content, "lines", {})
     content = Mapping({**DEFAULTS, **content})
     content.lines = lines

@@ -3,7 +3,7 @@
 import math
 from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
-from kd_plugin.files.yaml_text import check_keys, read_yaml, wrong
+from kd_plugin.files.yaml_text import check_keys, read_settings, wrong
 from kd_plugin.runners.fairseq_train import train_words
 
 EXAMPLE = "a file with `train:`, `parameters:`, `trials:` and `updates:` (see the page on sweeps)"
@@ -70,13 +70,7 @@ def read_sweep(path: str) -> Sweep:
     Raises:
         KDPluginError: the file cannot be read, or a key or value is none that it can have
     """
-    content = read_yaml(path, "CONFIG", EXAMPLE)
-    if not isinstance(content, dict):
-        raise wrong(path, "it is not a mapping", EXAMPLE)
-    check_keys(path, content, KEYS, "at the top")
-    for key in ("train", "parameters", "trials"):
-        if not content.get(key):
-            raise wrong(path, f"`{key}:` is missing or empty", EXAMPLE)
+    content = read_settings(path, KEYS, ("train", "parameters", "trials"), EXAMPLE)
     if ("updates" in content) == ("seconds" in content):
         raise wrong(path, "it needs either `updates:` or `seconds:` per training", "`updates: 2000`")
     updates = _whole(path, content, "updates", 1) if "updates" in content else None
