@@ -4,7 +4,7 @@ import argparse
 
 from kd_plugin.cli.evaluate_classifier import TASKS
 from kd_plugin.cli.options import add_languages, add_subwords, add_user_dir, filled, inputs_of, subwords
-from kd_plugin.export.forms import FORMATS, QUANTIZED_THRESHOLD, SUBWORDS, THRESHOLD, Export
+from kd_plugin.export.options import FORMATS, QUANTIZED_THRESHOLD, SUBWORDS, THRESHOLD, Export
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Exit status 0."""
-    from kd_plugin.teachers.student_vocabulary import Wanted, write_vocabulary
+    from kd_plugin.initialise.student_dictionaries import Wanted, write_vocabulary
 
     write_vocabulary(filled(Wanted, args, subwords=subwords(args), inputs=inputs_of(args)))
     return 0

@@ -9,8 +9,8 @@ from fairseq.distributed import utils as distributed_utils
 from torch import Tensor
 
 from kd_plugin.corpus.noisy_sources import as_clean
+from kd_plugin.distill.course import Schedule
 from kd_plugin.distill.plausible import Plausible
-from kd_plugin.distill.schedule import Schedule
 from kd_plugin.distill.signature import run_signature
 from kd_plugin.distill.student import StudentAnswer
 from kd_plugin.distill.terms import asked_terms

@@ -14,7 +14,7 @@ from kd_plugin.decoding.base import Settings, Tokens
 from kd_plugin.decoding.fairseq import Checkpoints
 from kd_plugin.decoding.models import Translated, open_model, share_identical, translate
 from kd_plugin.errors import KDPluginError
-from kd_plugin.export.forms import QUANTIZED_THRESHOLD, THRESHOLD, Export
+from kd_plugin.export.options import QUANTIZED_THRESHOLD, THRESHOLD, Export
 
 CHECKPOINT = "model.pt"  # in a folder exported for fairseq
 SEARCH = Settings()

@@ -21,7 +21,7 @@ from kd_plugin.corpus.translations import Translations
 from kd_plugin.decoding.base import Tokens
 from kd_plugin.errors import KDPluginError
 from kd_plugin.export.check import CHECKPOINT, SEARCH, check_sentences, compare
-from kd_plugin.export.forms import ONNX, SUBWORDS, Export
+from kd_plugin.export.options import ONNX, SUBWORDS, Export
 from kd_plugin.export.safetensors_model import write_safetensors
 from kd_plugin.export.vocabulary_map import write_vocabulary_map
 from kd_plugin.files.atomic import digest_of, make_folder, temporary_beside, write_json

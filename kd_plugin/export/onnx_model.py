@@ -25,7 +25,7 @@ from kd_plugin.corpus.raw_text import numbered_lines
 from kd_plugin.corpus.subword_checks import check_model
 from kd_plugin.corpus.subwords import Subwords
 from kd_plugin.errors import KDPluginError
-from kd_plugin.export.forms import Export
+from kd_plugin.export.options import Export
 from kd_plugin.files.atomic import write_json
 from kd_plugin.version import __version__
 

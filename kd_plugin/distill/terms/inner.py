@@ -7,7 +7,7 @@ from typing import Any, FrozenSet, List, Optional, Sequence, Tuple
 import torch
 from torch import Tensor, nn
 
-from kd_plugin.distill.schedule import Schedule
+from kd_plugin.distill.course import Schedule
 from kd_plugin.distill.student import StudentAnswer
 from kd_plugin.distill.terms.base import Batch, Term, TermResult, sentences
 from kd_plugin.distill.terms.layer_map import Pair, layer_pairs
