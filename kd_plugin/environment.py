@@ -16,10 +16,30 @@ OK, WARN, FAIL = "ok", "warn", "FAIL"
 # the distributions and versions that this package is tested with
 TESTED_FAIRSEQ = ("fairseq:0.12.2", "fairseq-fixed:0.12.3.1")
 REQUIRED_PACKAGES = ("numpy", "sentencepiece", "sacrebleu", "omegaconf", "hydra-core")
-OPTIONAL_PACKAGES = (
-    *"numba triton ctranslate2 safetensors transformers ray unbabel-comet httpx tenacity".split(),
-    *"tensorboard num2words Babel".split(),
-)
+# optional packages, and the extra that installs each; none: PyTorch for CUDA brings it
+OPTIONAL_PACKAGES = {
+    "numba": "cpu",
+    "triton": "",
+    "ctranslate2": "export",
+    "safetensors": "export",
+    "transformers": "hf",
+    "vl-convert-python": "report",
+    "Jinja2": "report",
+    "optuna": "sweep",
+    "snakemake": "pipeline",
+    "httpx": "http",
+    "tenacity": "http",
+    "ray": "ray",
+    "unbabel-comet": "comet",
+    "onnx": "onnx",
+    "onnxruntime": "onnx",
+    "scikit-learn": "classification",
+    "seqeval": "classification",
+    "tensorboard": "tensorboard",
+    "num2words": "quickstart",
+    "Babel": "quickstart",
+}
+MISSING = "not installed"
 
 
 @dataclass
@@ -32,6 +52,11 @@ class Check:
     status: str = OK
     remedy: str = ""
 
+    @property
+    def mark(self) -> str:
+        """The status in the table, where an optional package that is missing is neither good nor bad."""
+        return "-" if self.status == OK and self.value.startswith(MISSING) else self.status
+
 
 def table(checks: List[Check]) -> str:
     """The report for a terminal, one check per line, grouped by section."""
@@ -42,7 +67,7 @@ def table(checks: List[Check]) -> str:
         if check.section != section:
             section = check.section
             lines += ["", section] if lines else [section]
-        lines.append(f"  {check.status:4}  {check.name:{width}}  {check.value}")
+        lines.append(f"  {check.mark:4}  {check.name:{width}}  {check.value}")
         if check.remedy:
             lines.append(f"  {'':4}  {'':{width}}  → {check.remedy}")
     return "\n".join(lines)
@@ -69,7 +94,7 @@ def package_checks() -> List[Check]:
         weights_only_check(),
         fairseq_check(),
         *[package_check("packages", name, required=True) for name in REQUIRED_PACKAGES],
-        *[package_check("optional packages", name, required=False) for name in OPTIONAL_PACKAGES],
+        *[package_check("optional packages", name, False, extra) for name, extra in OPTIONAL_PACKAGES.items()],
     ]
 
 
@@ -90,11 +115,12 @@ def installed_version(distribution: str) -> Optional[str]:
         return None
 
 
-def package_check(section: str, name: str, required: bool) -> Check:
+def package_check(section: str, name: str, required: bool, extra: str = "") -> Check:
+    """extra: the one that installs it"""
     found = installed_version(name)
     if found is not None or not required:
-        return Check(section, name, found or "not installed")
-    return Check(section, name, "not installed", FAIL, f"pip install {name}")
+        return Check(section, name, found or MISSING + (f" (extra {extra})" if extra else ""))
+    return Check(section, name, MISSING, FAIL, f"pip install {name}")
 
 
 def fairseq_check() -> Check:
@@ -103,7 +129,7 @@ def fairseq_check() -> Check:
     try:
         require_fairseq()
     except KDPluginError as error:
-        return Check("packages", "fairseq", "not installed", FAIL, str(error))
+        return Check("packages", "fairseq", MISSING, FAIL, str(error))
     import fairseq
 
     value = f"{fairseq_distribution()} ({os.path.dirname(os.path.abspath(fairseq.__file__))})"

@@ -149,7 +149,7 @@ def find_dictionary(directories: Iterable[str], lang: Optional[str], path: str) 
         raise KDPluginError(
             f"{path}: its languages are not in the checkpoint, and no joined dictionary was found (looked for "
             f"{', '.join(tried)}). Remedy: name its languages (--source-lang LANG --target-lang LANG) and, if "
-            "necessary, the folder it was trained on (--dict DATA_BIN)"
+            "necessary, the folder it was trained on (--dict-dir DATA_BIN)"
         )
     raise KDPluginError(
         f"{path}: no dictionary of this teacher was found (looked for {', '.join(tried)}), so it is unknown "

@@ -150,7 +150,7 @@ def fitting_checks(section: str, file: CheckpointFile, langs: List[Any], overrid
             return [*checks, Check(section, f"{side} dictionary", "not found", FAIL, str(error))]
         check = Check(section, f"{side} dictionary", f"{dictionary_path} ({len(dictionary):,} symbols)")
         if rows is not None and rows != len(dictionary):
-            other = "it belongs to another training: name the right folder with --dict"
+            other = "it belongs to another training: name the right folder with --dict-dir"
             missing = missing_symbols(file.cfg.task, dictionary, dictionary_path, rows)
             check.status, check.remedy = FAIL, missing or other
             return [*checks, check]
@@ -187,8 +187,8 @@ def training_command(
         codes,
         [shlex.quote(part) for part in overrides],
         ["--criterion", "kd_label_smoothed_cross_entropy", "--label-smoothing", "0.1"],
-        ["--kd-alpha", "0.2", "--kd-temperature", "1.0", "--arch", "transformer_student_tiny"],
-        ["--optimizer", "adam", "--lr", "0.001", "--lr-scheduler", "inverse_sqrt", "--warmup-updates", "2000"],
-        ["--max-tokens", "4096", "--max-update", "20000", "--best-checkpoint-metric", "nll_loss"],
+        ["--kd-alpha", "0.2", "--arch", "transformer_student_tiny"],
+        ["--optimizer", "adam", "--lr", "0.0007", "--lr-scheduler", "inverse_sqrt", "--warmup-updates", "4000"],
+        ["--max-tokens", "4096", "--max-update", "100000", "--best-checkpoint-metric", "nll_loss"],
     ]
     return " \\\n  ".join(" ".join(part) for part in parts if part)

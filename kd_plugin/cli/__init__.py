@@ -19,7 +19,9 @@ from kd_plugin.version import __version__
 def build_parser(verb: Optional[str] = None) -> argparse.ArgumentParser:
     """A parser of all verb names and the options of `verb` only, so that no other verb's module is imported."""
     parser = argparse.ArgumentParser(
-        prog="kd-plugin", description="Knowledge distillation in plain fairseq-train: the tools around the plugin."
+        prog="kd-plugin",
+        description="Knowledge distillation in plain fairseq-train: the tools around the plugin.",
+        epilog="`kd-plugin VERB --help` lists a verb's options. Start with `kd-plugin doctor`.",
     )
     parser.add_argument("--version", action="version", version=f"kd-plugin {__version__}")
     subparsers = parser.add_subparsers(dest="verb", metavar="VERB", required=True)

@@ -4,7 +4,7 @@ import argparse
 from typing import Any
 
 from kd_plugin.cache.manifest import KINDS
-from kd_plugin.cli.options import add_job, add_languages, filled, inputs_of
+from kd_plugin.cli.options import DATA, add_job, add_languages, filled, inputs_of
 from kd_plugin.corpus.words import AUTO, HELP, WORD_STARTS
 from kd_plugin.errors import KDPluginError
 from kd_plugin.runners.jobs import Job
@@ -36,7 +36,7 @@ OF_TRANSLATION = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("data", metavar="DATA", help="binarised data as fairseq-train takes them, also A:B:C")
+    parser.add_argument("data", metavar="DATA", help=DATA)
     parser.add_argument(
         "--teacher-path", required=True, metavar="A.pt[:B.pt…]", help="the teacher, or an ensemble, as in training"
     )
@@ -80,11 +80,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--k", type=int, default=16, help="entries or draws per target token (default: 16)")
     parser.add_argument(
-        "--temperature", type=float, default=1.0, help="the --kd-temperature of later trainings (default: 1.0)"
+        "--temperature",
+        type=float,
+        default=1.0,
+        help="of the answers; later trainings need the same --kd-temperature (default: 1.0)",
     )
-    parser.add_argument("--seed", type=int, default=1, help="for the draws (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=1, help="for --kind sampled (default: %(default)s)")
     parser.add_argument(
-        "--truncate-source", action="store_true", help="to --max-source-positions, for trainings with this flag"
+        "--truncate-source",
+        action="store_true",
+        help="cut longer sources to --max-source-positions, as trainings with this flag do",
     )
     parser.add_argument(
         "--max-source-positions", type=int, metavar="N", help="for --truncate-source, as in training (default: 1024)"
@@ -102,7 +107,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     labels = parser.add_argument_group("for --task sentence_prediction and sequence_tagging, as in training")
     labels.add_argument("--teacher-labels", metavar="NAME,NAME…", help="the names of the teacher's outputs")
     labels.add_argument("--teacher-head", metavar="NAME", help="a fairseq teacher's classification head")
-    labels.add_argument("--classification-head-name", metavar="NAME", help="the student's")
+    labels.add_argument("--classification-head-name", metavar="NAME", help="the student's head")
     labels.add_argument(
         "--label-dict", metavar="FILE", help="the student's label/dict.txt, if it is not in DATA: for --kd-unlabelled"
     )
@@ -110,7 +115,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     labels.add_argument("--init-token", type=int, metavar="N", help="index of a symbol before each sentence")
     labels.add_argument("--separator-token", type=int, metavar="N", help="index of a symbol between two sentences")
     labels.add_argument("--regression-target", action="store_true", help="the teacher predicts numbers, not labels")
-    labels.add_argument("--num-classes", type=int, default=-1, metavar="N", help="their number per sentence")
+    labels.add_argument(
+        "--num-classes",
+        type=int,
+        default=-1,
+        metavar="N",
+        help="how many numbers per sentence, for --regression-target; without it, the number of labels, as a check",
+    )
 
 
 def run(args: argparse.Namespace) -> int:

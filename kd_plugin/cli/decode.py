@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from kd_plugin.cli.http import add_http, check_engine
 from kd_plugin.cli.options import (
+    DATA,
     add_destination,
     add_folder,
     add_job,
@@ -24,14 +25,13 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "data", nargs="?", metavar="DATA", help="binarised data as fairseq-train takes them, also A:B:C"
-    )
+    parser.add_argument("data", nargs="?", metavar="DATA", help=DATA)
     parser.add_argument("--input", metavar="FILE", help="raw text instead, UTF-8, one sentence per line")
     add_models(
         parser,
         "the teacher, or an ensemble; or a folder with a Hugging Face model, a Marian model as OPUS-MT packages it, or "
-        "a CTranslate2 model",
+        "a CTranslate2 model. Required, except with --engine http",
+        "the {}'s language, as in the corpus's file names (default: as the model says)",
     )
     add_folder(parser)
     # flags that --engine http does not take are absent from args unless given; their defaults are those of Corpus
@@ -56,9 +56,9 @@ def _add_engine(parser: argparse.ArgumentParser) -> None:
         "--engine",
         default="auto",
         choices=("auto", *ENGINES, "http"),
-        help="fairseq: checkpoints of any architecture, ensembles; ctranslate2: folders, and transformers, converted "
-        "automatically, two to four times as fast on CPUs; http: a language model behind an OpenAI-compatible server "
-        "(default: fairseq for checkpoints, ctranslate2 for folders)",
+        help="auto: fairseq for checkpoints, ctranslate2 for folders; fairseq: checkpoints of any architecture, and "
+        "ensembles; ctranslate2: folders, and checkpoints of transformer architectures, which it converts, two to four "
+        "times as fast on CPUs; http: a language model behind an OpenAI-compatible server (default: %(default)s)",
     )
     parser.add_argument(
         "--compute-type",

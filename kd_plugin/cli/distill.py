@@ -1,4 +1,4 @@
-"""`kd-plugin distill`: from the corpus to the report, as one file says."""
+"""`kd-plugin distill`: from the corpus to the report, as one file describes."""
 
 import argparse
 import importlib
@@ -11,9 +11,18 @@ from kd_plugin.errors import KDPluginError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", metavar="CONFIG.yaml", help="corpus, teacher, students, and options of the steps")
     parser.add_argument(
-        "--cores", type=int, default=0, metavar="N", help="for all steps that run at a time (default: all)"
+        "config",
+        metavar="CONFIG.yaml",
+        help="output folder, corpus, teacher, students, and options of the steps; see docs/how-to/distill.md and "
+        "examples/translation/quickstart.yaml in the repository",
+    )
+    parser.add_argument(
+        "--cores",
+        type=int,
+        default=0,
+        metavar="N",
+        help="how many cores all steps together may use (default: all; with --profile, as it says)",
     )
     parser.add_argument(
         "--profile", metavar="DIR", help="folder with Snakemake's config.yaml, which may name a cluster's executor"

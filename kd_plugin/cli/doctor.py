@@ -11,8 +11,9 @@ from kd_plugin.errors import KDPluginError
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--teacher", metavar="A.pt[:B.pt…]", help="teachers to examine, as in --teacher-path")
     parser.add_argument(
-        "--dict",
         "--dict-dir",
+        "--dict",
+        dest="dict",
         metavar="DIR",
         help="folder with the teacher's dict.LANG.txt or joined dict.txt (default: beside the checkpoint, then its "
         "training data)",

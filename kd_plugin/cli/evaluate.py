@@ -33,8 +33,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output", required=True, metavar="DIR", help="for evaluation.json, evaluation.md, translations"
     )
-    parser.add_argument("--baseline", metavar="NAME", help="the model that the others are compared with")
-    parser.add_argument("--engine", default="auto", choices=("auto", *ENGINES), help="refuse models for another engine")
+    parser.add_argument(
+        "--baseline", metavar="NAME", help="the --model that all others are tested against (default: none)"
+    )
+    parser.add_argument(
+        "--engine",
+        default="auto",
+        choices=("auto", *ENGINES),
+        help="the only engine that models may be for: fairseq (checkpoints) or ctranslate2 (folders); auto: either "
+        "(default: %(default)s)",
+    )
     add_subwords(parser, "for raw text that is not segmented yet", remove_bpe=True)
     add_languages(parser, "default: the checkpoint's")
     parser.add_argument(
@@ -46,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         text = f"{text or 'as in fairseq-generate'} (default: {default})"
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default, help=text)
     parser.add_argument("--max-tokens", type=int, default=4000, help="source tokens per batch (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=1, help="on the CPU (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads per model (default: %(default)s)")
     parser.add_argument(
         "--cpu-sentences",
         type=int,

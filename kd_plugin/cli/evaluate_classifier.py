@@ -35,7 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=TASKS[0],
         help="a class per sentence, a label per word, or a number per sentence (default: %(default)s)",
     )
-    parser.add_argument("--baseline", metavar="NAME", help="the model that the others are compared with")
+    parser.add_argument(
+        "--baseline", metavar="NAME", help="the --model that all others are tested against (default: none)"
+    )
     parser.add_argument(
         JOINT,
         metavar="FILE",
@@ -48,7 +50,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="for tagging in a binarised folder: how symbols form words, as in the training (default: %(default)s)",
     )
     parser.add_argument(
-        "--head", metavar="NAME", help="of a checkpoint's classification head (default: the usual one, or the only one)"
+        "--head",
+        metavar="NAME",
+        help="a checkpoint's classification head (default: the one with fairseq's usual name, or the only one)",
     )
     parser.add_argument(
         "--dict-dir",
@@ -58,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_user_dir(parser)
     parser.add_argument("--batch-size", type=int, default=32, help="sentences (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=1, help="on the CPU (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads per model (default: %(default)s)")
     parser.add_argument(
         "--bootstrap", type=int, default=1000, metavar="N", help="resamples; 0: no intervals (default: %(default)s)"
     )

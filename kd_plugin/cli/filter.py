@@ -13,7 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for flag in rule_flags():
         _add_flag(parser, flag)
     for flag in SCORE_FLAGS:
-        parser.add_argument(flag.name, dest=flag.dest, type=float, metavar="X", help=flag.help)
+        parser.add_argument(flag.name, dest=flag.dest, type=float, metavar=flag.metavar, help=flag.help)
         if flag.old:
             parser.add_argument(flag.old, dest=flag.dest, type=float, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     parser.add_argument(
@@ -35,7 +35,11 @@ def _add_flag(parser: argparse.ArgumentParser, flag: Flag) -> None:
     else:
         default = f"{flag.help} (default: {flag.default})" if flag.default else flag.help
         parser.add_argument(
-            flag.name, type=type(flag.default), default=flag.default, metavar="X", help=default.replace("%", "%%")
+            flag.name,
+            type=type(flag.default),
+            default=flag.default,
+            metavar=flag.metavar,
+            help=default.replace("%", "%%"),
         )
 
 

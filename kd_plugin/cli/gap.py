@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--train", metavar="FILE", help="the student's training text, source side: adds slices by rare words"
     )
     parser.add_argument("--domains", metavar="FILE", help="a label for each sentence: adds slices by domain")
-    add_languages(parser, "default: judged by its letters")
+    add_languages(parser, "the {}'s language (default: guessed from its letters)")
     parser.add_argument(
         "--tokenize", choices=BLEU.TOKENIZERS, help="sacreBLEU's tokenizer (default: by target language)"
     )

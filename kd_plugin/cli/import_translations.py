@@ -2,7 +2,7 @@
 
 import argparse
 
-from kd_plugin.cli.options import add_destination, destination, filled
+from kd_plugin.cli.options import add_destination, add_languages, destination, filled
 from kd_plugin.corpus.importing import Table, take_in
 from kd_plugin.corpus.tables import COLUMNS, FORMATS, OBJECT
 
@@ -19,8 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "pairs: --columns _,source,_,hypothesis (default: as its first line names them, or source, hypothesis, score, "
         "system)",
     )
-    parser.add_argument("-s", "--source-lang", required=True, metavar="LANG")
-    parser.add_argument("-t", "--target-lang", required=True, metavar="LANG")
+    add_languages(parser, "the {}'s language code, as in en or de", required=True)
     parser.add_argument(
         "--source",
         metavar="FILE",

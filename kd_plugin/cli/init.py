@@ -19,8 +19,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
             f"--{side}-layers",
             metavar="N|i,j,…",
-            help="how many layers to keep, evenly spaced with the first and the last, or which, from 0; one: `4,` "
-            "(default: all)",
+            help="how many layers to keep, evenly spaced from the first to the last; or which, counted from 0: "
+            "`0,2,5`, or `4,` for layer 4 alone (default: all)",
         )
     parser.add_argument("--embed-dim", type=int, metavar="N", help="width of encoder and decoder (default: unchanged)")
     parser.add_argument("--ffn-dim", type=int, metavar="N", help="feed-forward units per layer (default: unchanged)")
@@ -66,7 +66,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--max-tokens", type=int, default=4000, help="tokens per batch (default: %(default)s)")
     parser.add_argument(
-        "--seed", type=int, default=1, help="of the random weights for comparison (default: %(default)s)"
+        "--seed",
+        type=int,
+        default=1,
+        help="of the random student whose loss is printed for comparison (default: %(default)s)",
     )
     add_subwords(parser, "the teacher's, to segment new symbols (default: its longest symbols, from the left)")
     add_languages(parser, "default: --data's or --dict-dir's, else the checkpoint's")

@@ -12,6 +12,8 @@ from kd_plugin.runners.jobs import RUNNERS
 
 Kind = TypeVar("Kind")
 
+DATA = "the binarised data of fairseq-train: a folder, or several, A:B:C"  # help text
+
 # the arguments and flags that name files and folders to read; --…sentencepiece-model too
 POSITIONAL_INPUTS = ("data", "input_dir", "file", "checkpoint", "teacher")
 INPUTS = (
@@ -81,19 +83,19 @@ def add_workers(parser: argparse.ArgumentParser, sentences: int) -> None:
     )
 
 
-def add_languages(parser: argparse.ArgumentParser, text: str) -> None:
-    """text: the help text"""
-    parser.add_argument("-s", "--source-lang", metavar="LANG", help=text)
-    parser.add_argument("-t", "--target-lang", metavar="LANG", help=text)
+def add_languages(parser: argparse.ArgumentParser, text: str, required: bool = False) -> None:
+    """text: the help text, with {} for the side"""
+    for side in SIDES:
+        parser.add_argument(f"-{side[0]}", f"--{side}-lang", required=required, metavar="LANG", help=text.format(side))
 
 
-def add_models(parser: argparse.ArgumentParser, help_of_path: str) -> None:
+def add_models(parser: argparse.ArgumentParser, help_of_path: str, help_of_languages: str) -> None:
     """The fields of decoding.base.ModelOptions."""
     parser.add_argument("--path", metavar="A.pt[:B.pt…]", help=help_of_path)
     parser.add_argument("--model-overrides", default=argparse.SUPPRESS, metavar="JSON", help="as in fairseq-generate")
     parser.add_argument("--dict-dir", metavar="DIR", help="folder with the models' dictionaries, if not beside them")
     add_user_dir(parser)
-    add_languages(parser, "the corpus's, as in its file names; default: the checkpoint's")
+    add_languages(parser, help_of_languages)
 
 
 def add_folder_languages(parser: argparse.ArgumentParser) -> None:
@@ -143,9 +145,11 @@ def add_subwords(parser: argparse.ArgumentParser, purpose: str, remove_bpe: bool
     if remove_bpe:
         parser.add_argument(
             "--remove-bpe",
+            nargs="?",
+            const="subword_nmt",
             default=argparse.SUPPRESS,
             choices=SYMBOLS,
-            help=f"for segmented text (default: {SYMBOLS[0]})",
+            help=f"how segmented text is joined (default: {SYMBOLS[0]}; without a value, as in fairseq: subword_nmt)",
         )
 
 

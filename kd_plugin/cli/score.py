@@ -22,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser,
         "the model, or an ensemble, or a folder as for decode; a model of the other direction scores the source, given "
         "the translation. Give exactly one of --path, --metric and --command",
+        "the model's {} language, if the model does not name it (default: as in the translations)",
     )
     add_folder(parser)
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""`kd-plugin select`: keep those of a teacher's n-best translations that teach best."""
+"""`kd-plugin select`: keep the best of a teacher's n-best translations, by a criterion."""
 
 import argparse
 
@@ -18,12 +18,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="reference: closest to --reference (sequence-level interpolation); score: the best score of the model; "
         "mbr: highest mean chrF against the sentence's other translations (minimum Bayes risk)",
     )
-    parser.add_argument("--reference", metavar="FILE", help="raw text, one line for each line of the corpus")
-    parser.add_argument("--metric", choices=list(METRICS), help="closeness to the reference (default: bleu)")
+    parser.add_argument(
+        "--reference", metavar="FILE", help="for --by reference: raw text, one line for each line of the corpus"
+    )
+    parser.add_argument(
+        "--metric", choices=list(METRICS), help="for --by reference: how to measure closeness (default: bleu)"
+    )
     parser.add_argument(
         "--tokenize",
         choices=BLEU.TOKENIZERS,
-        help="sacreBLEU's tokenizer for --metric bleu (default: by target language, as in kd-plugin evaluate)",
+        help="for --by reference --metric bleu: sacreBLEU's tokenizer (default: by target language, as in evaluate)",
     )
     parser.add_argument("--top", type=int, default=1, metavar="N", help="keep the N best (default: %(default)s)")
     add_workers(parser, SENTENCES_A_WORKER)

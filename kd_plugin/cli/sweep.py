@@ -7,7 +7,12 @@ from kd_plugin.cli.options import filled, inputs_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", metavar="CONFIG.yaml", help="the training, what varies in it, and the budget")
+    parser.add_argument(
+        "config",
+        metavar="CONFIG.yaml",
+        help="the training, what varies in it, and the budget; see docs/how-to/sweep.md and "
+        "examples/translation/sweep-quickstart.yaml in the repository",
+    )
     parser.add_argument(
         "--output", required=True, metavar="DIR", help="folder for the study, its trainings, sweep.json and sweep.md"
     )

@@ -31,13 +31,17 @@ class Verb(NamedTuple):
 VERBS: Dict[str, Verb] = {
     "doctor": Verb("check this installation and, on request, teacher files", "kd_plugin.cli.doctor", READS, True),
     "cache": Verb("ask a teacher about a corpus once and keep its answers", "kd_plugin.cli.cache", SHARDS, True),
-    "cache-info": Verb("what a cache contains; --verify: whether it is intact", "kd_plugin.cli.cache_info", READS),
-    "prepare-tagging": Verb(
-        "data for a student that labels words, from CoNLL column files", "kd_plugin.cli.prepare_tagging", fairseq=True
+    "cache-info": Verb(
+        "show what a cache contains; --verify: check that it is intact", "kd_plugin.cli.cache_info", READS
     ),
-    "init": Verb("a student that starts from its teacher's weights", "kd_plugin.cli.init", fairseq=True),
+    "prepare-tagging": Verb(
+        "prepare data for a student that labels words, from CoNLL column files",
+        "kd_plugin.cli.prepare_tagging",
+        fairseq=True,
+    ),
+    "init": Verb("make a student that starts from its teacher's weights", "kd_plugin.cli.init", fairseq=True),
     "vocabulary": Verb(
-        "dictionaries for a student from its teacher's pieces: all, or those that a corpus needs",
+        "make a student's dictionaries from its teacher's pieces: all, or those that a corpus needs",
         "kd_plugin.cli.vocabulary",
         fairseq=True,
     ),
@@ -45,7 +49,9 @@ VERBS: Dict[str, Verb] = {
         "translate a corpus with a teacher, for sequence-level distillation", "kd_plugin.cli.decode", SHARDS, True
     ),
     "import": Verb("import translations made elsewhere: TSV, CSV or JSON lines", "kd_plugin.cli.import_translations"),
-    "select": Verb("keep those n-best translations that teach best", "kd_plugin.cli.select"),
+    "select": Verb(
+        "keep the best of each sentence's translations: by reference, score or agreement", "kd_plugin.cli.select"
+    ),
     "score": Verb(
         "score translations with a model, a reference-free metric or your own program",
         "kd_plugin.cli.score",
@@ -53,28 +59,28 @@ VERBS: Dict[str, Verb] = {
         True,
     ),
     "filter": Verb("drop translations that would mislead a student, by rules", "kd_plugin.cli.filter"),
-    "evaluate": Verb(
-        "scores, significance, speed and size of models, side by side", "kd_plugin.cli.evaluate", fairseq=True
-    ),
-    "gap": Verb("where a student lags its teacher: scores by slices of a test set", "kd_plugin.cli.gap"),
+    "evaluate": Verb("compare models: scores, significance, speed and size", "kd_plugin.cli.evaluate", fairseq=True),
+    "gap": Verb("show where a student lags its teacher: scores by slices of a test set", "kd_plugin.cli.gap"),
     "evaluate-classifier": Verb(
-        "scores, significance, speed and size of models that classify or tag",
+        "compare models that classify or tag: scores, significance, speed and size",
         "kd_plugin.cli.evaluate_classifier",
         fairseq=True,
     ),
     "export": Verb(
-        "a model to use or to share: CTranslate2, fairseq, safetensors, ONNX", "kd_plugin.cli.export", fairseq=True
+        "convert a model to use or to share it: CTranslate2, fairseq, safetensors, ONNX",
+        "kd_plugin.cli.export",
+        fairseq=True,
     ),
     "sweep": Verb(
         "choose training flags by experiment", "kd_plugin.cli.sweep", "the same command continues", fairseq=True
     ),
     "distill": Verb(
-        "the whole way from corpus to report, as one file says",
+        "run everything from corpus to report, as described in one YAML file",
         "kd_plugin.cli.distill",
         "finished steps are kept, and the same command continues",
         fairseq=True,
     ),
-    "report": Verb("one HTML page of evaluations and learning curves", "kd_plugin.cli.report"),
+    "report": Verb("write one HTML page of evaluations and learning curves", "kd_plugin.cli.report"),
     "path": Verb('print the directory for --user-dir "$(kd-plugin path)"', "kd_plugin.cli.path", READS),
 }
 

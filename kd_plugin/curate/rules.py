@@ -53,6 +53,13 @@ class Flag(NamedTuple):
         """The name in args and in a folder's identity, which stays the same if the flag is renamed."""
         return (self.old or self.name)[2:].replace("-", "_")
 
+    @property
+    def metavar(self) -> str:
+        """Its value, for the help text."""
+        if self.high == 1:
+            return "SHARE"
+        return {int: "N", str: "NAME[,NAME…]"}.get(type(self.default), "X")
+
 
 class Rule(NamedTuple):
     """A rule. drops: whether it drops a pair. mend: the remedy if it drops good ones; default: its flags' names"""
@@ -228,7 +235,7 @@ RULES: Dict[str, Rule] = {
     "foreign_script": Rule(
         foreign_script,
         (
-            Flag("--script", "", "NAME[,NAME…]: scripts of the target language, by Unicode names: LATIN, CJK"),
+            Flag("--script", "", "scripts of the target language, by Unicode names: LATIN, CJK"),
             Flag("--script-share", 0.5, "share of a translation's letters that must be in these scripts", high=1),
         ),
     ),

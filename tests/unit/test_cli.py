@@ -45,7 +45,7 @@ def test_help_lists_every_verb(capsys):
     assert exit_info.value.code == 0
     text = capsys.readouterr().out
     for name, verb in cli.VERBS.items():
-        assert name in text and verb.help.split()[0] in text
+        assert name in text and verb.help.split()[0] in text and verb.help.split()[0].islower()
 
 
 @pytest.mark.parametrize("name", cli.VERBS)

@@ -226,7 +226,8 @@ def test_checkpoint_that_is_not_there_or_not_for_these_languages(teacher, corpus
     assert "dict.fr.txt" in capsys.readouterr().err
 
 
-def test_segmented_text_is_put_together_on_both_sides(tmp_path):
+@pytest.mark.parametrize("flag", [["--remove-bpe", "subword_nmt"], ["--remove-bpe"]])  # without a value: fairseq's
+def test_segmented_text_is_put_together_on_both_sides(flag, tmp_path):
     words = ["dog@@", "s", "run", "cat"]
     write_dictionaries(tmp_path, words)
     flags = ["-s", "en", "-t", "de", *MODEL]
@@ -234,7 +235,7 @@ def test_segmented_text_is_put_together_on_both_sides(tmp_path):
     corpus = tmp_path / "in.en"
     corpus.write_text("dog@@ s run\ncat run\n")
     command = ["decode", "--input", corpus, "--path", tmp_path / "t.pt", "--max-len-b", 5, "--output"]
-    assert main(list(map(str, [*command, tmp_path / "out", "--remove-bpe", "subword_nmt"]))) == 0
+    assert main(list(map(str, [*command, tmp_path / "out", *flag]))) == 0
     assert [record.source for record in Translations(tmp_path / "out").records()] == ["dogs run", "cat run"]
 
 

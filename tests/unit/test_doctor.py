@@ -1,6 +1,8 @@
 import json
 import os
 import pathlib
+import re
+import runpy
 import shlex
 import types
 
@@ -12,7 +14,7 @@ from fairseq.tasks import TASK_REGISTRY
 
 from kd_plugin import cli, compat, environment
 from kd_plugin.environment import FAIL, OK, WARN
-from tests.support import load, make_checkpoint
+from tests.support import ROOT, load, make_checkpoint
 
 TINY = [
     "--arch", "transformer", "--encoder-layers", 2, "--decoder-layers", 1, "--share-decoder-input-output-embed",
@@ -66,7 +68,8 @@ def test_the_table_says_what_the_json_says(capsys):
     assert cli.main(["doctor"]) == 0
     lines = capsys.readouterr().out.splitlines()
     for check in answer["checks"]:
-        assert any(line.split()[:1] == [check["status"]] and check["value"] in line for line in lines), check
+        mark = "-" if check["status"] == OK and check["value"].startswith("not installed") else check["status"]
+        assert any(line.split()[:1] == [mark] and check["value"] in line for line in lines), check
         assert check["section"] in lines
 
 
@@ -89,7 +92,21 @@ def test_weights_only_is_trusted_from_torch_2_10_on(version, status, monkeypatch
 def test_a_missing_package_fails_only_where_it_is_needed():
     needed = environment.package_check("packages", "no-such-distribution", required=True)
     assert needed.status == FAIL and needed.remedy == "pip install no-such-distribution"
-    assert environment.package_check("packages", "no-such-distribution", required=False).status == OK
+    optional = environment.package_check("packages", "no-such-distribution", False, "thing")
+    assert optional.status == OK and optional.mark == "-" and optional.value == "not installed (extra thing)"
+
+
+def test_every_optional_package_is_of_the_extra_that_is_named(monkeypatch):
+    given = {}
+    monkeypatch.setattr("setuptools.setup", lambda **metadata: given.update(metadata))
+    runpy.run_path(str(ROOT / "setup.py"))
+    extras = {
+        extra: {re.split(r"[^\w-]", line)[0] for line in lines} for extra, lines in given["extras_require"].items()
+    }
+    for name, extra in environment.OPTIONAL_PACKAGES.items():
+        assert not extra or name in extras[extra], name
+    unnamed = set(extras) - set(environment.OPTIONAL_PACKAGES.values())
+    assert unnamed == {"fairseq", "dev", "bench", "docs"}  # required, or of the developers
 
 
 def test_both_fairseq_distributions_at_once_fail(monkeypatch):
@@ -156,6 +173,16 @@ def test_the_command_it_prints_is_one_that_fairseq_train_parses(teacher, capsys)
     assert args.teacher_sha256 == ":".join([checks["sha256"]["value"]] * 2)
     assert json.loads(args.teacher_overrides) == {"data": str(moved)}
     assert args.criterion == "kd_label_smoothed_cross_entropy"
+
+
+def test_its_values_are_those_of_the_readme(teacher, capsys):
+    """One set of starting values: the sharing of embeddings alone depends on the student's dictionaries."""
+    block = re.search(r"^fairseq-train .*?[^\\]$", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL).group(0)
+    words = shlex.split(report(capsys, "--teacher", teacher.path)[1]["command"].replace("\\\n", " "))
+    ours, readmes = (dict(zip(text, text[1:])) for text in (words, shlex.split(block.replace("\\\n", " "))))
+    flags = {word for word in words if word.startswith("--")} - {"--teacher-path", "--teacher-sha256"}
+    assert {"--lr", "--warmup-updates", "--max-update", "--kd-alpha"} <= flags
+    assert {flag: ours[flag] for flag in flags} == {flag: readmes.get(flag) for flag in flags}
 
 
 def test_a_teacher_without_dictionary_fails_and_says_where_it_looked(teacher, capsys):
