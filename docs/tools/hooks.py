@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import references  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
-GENERATED = re.compile(r"<!-- generated: ([a-z-]+) -->")
+GENERATED = re.compile(r"<!-- generated: ([a-z-]+) -->.*?<!-- end -->", re.DOTALL)
 INCLUDED = re.compile(r"<!-- include: (\w+\.md) -->")
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
 STYLE = re.compile(r"<style>.*?</style>", re.DOTALL)
@@ -19,7 +19,10 @@ PICTURE = re.compile(r'<img alt="([^"]*)" src="([^"]*pictures/[\w-]+\.svg)"[^>]*
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Put generated tables and files of the checkout where a page asks for them: `<!-- generated: commands -->`."""
+    """Put generated tables and files of the checkout where a page asks for them.
+
+    `<!-- generated: commands --> … <!-- end -->`: what is between them is for readers of the repository.
+    """
     markdown = INCLUDED.sub(lambda found: included(found.group(1)), markdown)
     return GENERATED.sub(lambda found: references.WRITERS[found.group(1)](), markdown)
 

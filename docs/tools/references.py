@@ -1,8 +1,12 @@
-"""Tables of every flag and option, read from the parsers themselves, so that they cannot differ from the code."""
+"""Tables of every flag and option, read from the parsers themselves, so that they cannot differ from the code.
+
+The site has them; `python docs/tools/references.py NAME` prints one, such as commands or training-flags.
+"""
 
 import argparse
 import dataclasses
 import re
+import sys
 from typing import Callable, Dict, Iterable, List
 
 TITLES = (
@@ -177,3 +181,7 @@ WRITERS: Dict[str, Callable[[], str]] = {
     "student-architectures": student_architectures,
     "simple-students": simple_students,
 }
+
+
+if __name__ == "__main__":
+    print(WRITERS[sys.argv[1]]())

@@ -41,6 +41,7 @@ REST = "…"  # in a command: as before
 # neither ours nor fairseq's
 OTHERS = {"cat", "echo", "llama-server", "ollama", "sacrebleu", "spm_encode", "subword-nmt", "vllm"}
 KEYWORDS = {"for", "done", "export"}
+GENERATED = re.compile(r"<!-- generated: ([a-z-]+) -->((?:(?!<!--).)*)<!-- end -->", re.DOTALL)
 
 
 def name(path):
@@ -398,3 +399,14 @@ def test_every_flag_of_labelling_is_in_the_reference(kind):
     assert {"--teacher-labels", "--kd-unlabelled", "--kd-alpha"} <= flags
     assert flags <= listed
     assert not flags & {"--kd-inplace", "--kd-fused-head", "--kd-packed-student", "--kd-on-policy"}
+
+
+def test_generated_parts_of_the_pages_are_there_without_the_site():
+    text = {path: path.read_text(encoding="utf-8") for path in SITE}
+    parts = {name: part for page in text.values() for name, part in GENERATED.findall(page)}
+    assert set(parts) == set(references.WRITERS)
+    assert sum(page.count("<!-- generated: ") for page in text.values()) == len(parts)
+    sizes = parts.pop("student-architectures")
+    assert sizes.strip() == references.student_architectures()  # python docs/tools/references.py student-architectures
+    for name, part in parts.items():
+        assert f"python docs/tools/references.py {name}" in part  # what prints it
