@@ -179,8 +179,7 @@ def test_jobs_workers_and_restarts_write_the_same_store(workspace, few, tmp_path
     jobs = [*command, "--cache-dir", tmp_path / "jobs", "--num-shards", 3, "--shard-id"]
     run_together(*[[*jobs, i] for i in range(3)])
     assert store_files(tmp_path / "jobs") == whole
-    # in interpreters that have imported nothing yet
-    write(workspace, tmp_path / "workers", *flags, "--workers", 2, env={"KD_TEST_COLD": "1"})
+    write(workspace, tmp_path / "workers", *flags, "--workers", 2)
     assert store_files(tmp_path / "workers") == whole
 
     folder = tmp_path / "killed"

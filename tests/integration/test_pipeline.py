@@ -132,12 +132,14 @@ def test_a_student_may_start_from_its_teachers_weights(prepared, tmp_path):  # n
     exported = json.loads((out / "student-float32" / "kd_plugin.json").read_text(encoding="utf-8"))
     assert exported["checkpoint_sha256"] == hashlib.sha256((out / "round1" / "averaged.pt").read_bytes()).hexdigest()
 
-    # other layers: their student and what follows, and nothing before
-    other = {"INIT": "--encoder-layers 1, --decoder-layers 1,", "BASELINE": "0", "ROUNDS": "0"}
+    # other layers: their student and what follows, and nothing before (whether they are made: test_init.py)
+    dry = tmp_path / "dry"
+    dry.write_text('#!/bin/sh\nshift 2\nexec kd-plugin "$@" --dry-run\n')
+    dry.chmod(0o755)
+    other = {"INIT": "--encoder-layers 1, --decoder-layers 1,", "BASELINE": "0", "ROUNDS": "0", "PYTHON": str(dry)}
     second = run(*command, **{**settings, **other})
     assert second.returncode == 0, second.stdout + second.stderr
-    described = json.loads((out / "init" / "student.init.json").read_text(encoding="utf-8"))
-    assert described["layers"] == {"encoder": [1], "decoder": [1]}
-    assert begun(second.stdout)[:2] == ["first weights from the teacher's", "student student"]
-    model = read_checkpoint(str(out / "student" / "averaged.pt"))["cfg"].model
-    assert model.encoder_layers == 1 and model.decoder_layers == 1
+    rows = re.findall(r"^\| (\S+) \| (.*?) \| `(.*?)` \|", second.stdout, re.MULTILINE)
+    assert [step for step, why, _ in rows if why != "no: done before"][:2] == ["init", "student"]
+    (of_init,) = (called for step, _, called in rows if step == "init")
+    assert "--encoder-layers 1, --decoder-layers 1," in of_init

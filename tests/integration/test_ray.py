@@ -15,14 +15,15 @@ PROGRAM = """import json, sys
 from kd_plugin.cli import main
 sys.exit(max(main(words) for words in json.loads(sys.argv[1])))
 """
-RAY = ["--runner", "ray", "--workers", "2"]
+RAY = ["--runner", "ray", "--workers"]
 
 
 def test_translations_and_answers_are_the_same(workspace, decoded, few, tmp_path):  # noqa: F811
     (tmp_path / "both.py").write_text(PROGRAM)
-    _, *decode = command(workspace, tmp_path / "decoded", *RAY)
+    _, *decode = command(workspace, tmp_path / "decoded", *RAY, 2)
     cache = ["cache", workspace.data, "--teacher-path", workspace.teacher, "--cache-dir", tmp_path / "cache"]
-    words = [list(map(str, verb)) for verb in (decode, [*cache, "--k", 8, "--shard-tokens", 500, *RAY])]
+    # one actor for the second: each imports torch and fairseq, which takes longer than its work
+    words = [list(map(str, verb)) for verb in (decode, [*cache, "--k", 8, "--shard-tokens", 500, *RAY, 1])]
     run("python", tmp_path / "both.py", json.dumps(words), env={"RAY_USAGE_STATS_ENABLED": "0"})
     assert tree(tmp_path / "decoded") == tree(decoded)
     assert store_files(tmp_path / "cache") == store_files(few)
