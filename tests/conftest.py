@@ -22,9 +22,11 @@ GARBAGE = 50_000, 20, 50  # numbers for a process with as many objects as torch 
 gc.disable()  # until all is imported and collected, none of which is garbage
 
 
-def pytest_sessionstart():
+def pytest_sessionstart(session):
     from tests import warm_hydra, warm_spawn, warm_start
 
+    if session.config.getoption("numprocesses", None):  # which is unknown to the workers themselves
+        return warm_start.start_for_all()
     warm_hydra.install()
     warm_spawn.install(warm_start.server)
 

@@ -28,11 +28,12 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import warnings
 import weakref
 from typing import Any, BinaryIO, Dict, List, Optional, Sequence, Tuple
 
-from tests import warm_client, warm_hydra, warm_spawn
+from tests import command_lines, warm_client, warm_hydra, warm_spawn
 
 COMMANDS = (
     "fairseq-generate", "fairseq-hydra-train", "fairseq-interactive", "fairseq-preprocess", "fairseq-train",
@@ -45,6 +46,8 @@ LATER = ("ctranslate2", "hydra.experimental.compose", "sacrebleu", "sentencepiec
 # with Triton, which complains at the end of what is never let go
 LET_GO = ("torch._dynamo", "transformers.modeling_utils")
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+SHARED = "KD_TEST_SERVER"  # in the environment: the address of a session's server
+READY = "-ready"  # what follows it in the name of a file that is there once it listens
 
 
 class Command:
@@ -90,19 +93,33 @@ class Command:
 
 @functools.lru_cache(maxsize=None)
 def server() -> str:
-    """Address of this process's own server, which ends when its standard input does."""
-    from tests import support  # in the server this would import some of the plugin
+    """Address of the session's own server, or of this process's where there is none."""
+    address = os.environ.get(SHARED) or start()
+    deadline = time.monotonic() + 120
+    while not os.path.exists(address + READY):
+        assert time.monotonic() < deadline, "tests/warm_start.py has not begun to listen"
+        time.sleep(0.02)
+    return address
 
-    folder = _folder()
-    address = os.path.join(folder, "commands")
-    usual = support.training("data", "checkpoints", *support.STOCK)[2:]  # of most of the tests' trainings
+
+def start_for_all() -> None:
+    """The server of all of a session's workers, which find it in their environment."""
+    if not os.environ.get("KD_TEST_COLD"):
+        os.environ[SHARED] = start()
+
+
+def start() -> str:
+    """Address of a new server, which imports meanwhile, and ends when its standard input does."""
+    address = os.path.join(_folder(), "commands")
+    usual = command_lines.training("data", "checkpoints", *command_lines.STOCK)[2:]  # of most of the tests' trainings
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.warm_start", address, *map(str, usual)],
-        cwd=str(ROOT), stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, "PYTHONIOENCODING": "utf-8"},
+        cwd=str(ROOT), stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
+        env={**os.environ, "PYTHONIOENCODING": "utf-8"},
     )  # fmt: skip
     atexit.register(process.wait)
+    atexit.register(process.terminate)  # perhaps it imports still
     atexit.register(process.stdin.close)  # the last one registered goes first
-    assert process.stdout.readline() == b"ready\n"
     return address
 
 
@@ -214,7 +231,7 @@ def serve(address: str, *usual: str) -> None:
         os.close(told)
         if not with_plugin:
             assert os.read(listening, 1), "the server with the plugin has failed"
-            print("ready", flush=True)
+            open(address + READY, "w").close()
         os.close(listening)
         _fork_for_each(listener, address)
 
