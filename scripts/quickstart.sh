@@ -162,13 +162,13 @@ step() {
 show_progress() {
   local log=$1 started=$2 updates elapsed ticks=0
   while kill -0 "$child" 2>/dev/null; do
-    sleep 1
+    sleep 0.2
     ticks=$((ticks + 1))
     elapsed=$((SECONDS - started))
     updates=$(grep -oE '"num_updates": "[0-9]+"' "$log" 2>/dev/null | tail -n 1 | tr -dc 0-9) || true
     if [ -t 1 ]; then
       printf '\r    %d s%s ' "$elapsed" "${updates:+, update $updates}"
-    elif [ "$((ticks % 30))" -eq 0 ]; then
+    elif [ "$((ticks % 150))" -eq 0 ]; then
       printf '    %d s%s\n' "$elapsed" "${updates:+, update $updates}"
     fi
   done

@@ -112,10 +112,10 @@ def start() -> str:
     """Address of a new server, which imports meanwhile, and ends when its standard input does."""
     address = os.path.join(_folder(), "commands")
     usual = command_lines.training("data", "checkpoints", *command_lines.STOCK)[2:]  # of most of the tests' trainings
+    # its commands' output is a pipe, most often: what it has itself must not be able to seek either
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.warm_start", address, *map(str, usual)],
-        cwd=str(ROOT), stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
-        env={**os.environ, "PYTHONIOENCODING": "utf-8"},
+        cwd=str(ROOT), stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, "PYTHONIOENCODING": "utf-8"},
     )  # fmt: skip
     atexit.register(process.wait)
     atexit.register(process.terminate)  # perhaps it imports still
