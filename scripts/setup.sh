@@ -102,7 +102,7 @@ if at_least 3 11; then
   numpy=numpy
   # Build against the installed torch; with isolation, pip would download a second one just to compile.
   isolation=(--no-build-isolation)
-  pip=pip
+  pip='pip>=25' # older ones take three times as long to find out which versions go together
 else
   fairseq='fairseq==0.12.2'
   torch=(torch==2.13.0)
