@@ -2,12 +2,15 @@
 
 import argparse
 import importlib
-from typing import Dict, NoReturn, Sequence
+from typing import Dict, List, NoReturn, Sequence, Tuple
 
 from kd_plugin.cli.numbers import check_numbers
 from kd_plugin.cli.options import filled
 from kd_plugin.cli.verbs import VERBS
 from kd_plugin.errors import KDPluginError
+
+MODELS = "A.pt[:B.pt…]"
+FILES = ("FILE", "DIR", MODELS)  # as verbs call what they read, and folders that they make
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -62,9 +65,21 @@ def _flags(verb: str) -> Dict[str, bool]:
     }
 
 
-def _check(words: Sequence[str]) -> None:
-    """
+def _check(words: Sequence[str]) -> List[Tuple[str, str]]:
+    """Flags and paths of the files and folders that the words name.
+
     Raises:
         KDPluginError: the verb's parser refuses its words
     """
-    check_numbers(_parser(words[0]).parse_args(list(words[1:])))
+    parser = _parser(words[0])
+    given = parser.parse_args(list(words[1:]))
+    check_numbers(given)
+    named = [
+        (action.option_strings[-1:], action.metavar, getattr(given, action.dest, None)) for action in parser._actions
+    ]
+    return [
+        (flags[0], path)
+        for flags, metavar, value in named
+        if flags and metavar in FILES and isinstance(value, str)
+        for path in (value.split(":") if metavar == MODELS else [value])
+    ]

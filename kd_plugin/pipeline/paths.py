@@ -12,7 +12,8 @@ def absolute(words: Sequence[str]) -> Words:
 
     A plain name is a path only if it has an ending, as model.pt has: `2` or `adam` may be anything.
     """
-    return ["".join(map(_absolute, re.split("([:,=])", word))) for word in words]
+    whole = map(_absolute, words)
+    return [each if os.path.isabs(each) else "".join(map(_absolute, re.split("([:,=])", each))) for each in whole]
 
 
 def _absolute(part: str) -> str:
@@ -23,7 +24,8 @@ def _absolute(part: str) -> str:
 def files_in(words: Sequence[str]) -> List[str]:
     """The files that absolute paths in words name; of folders, the files directly inside."""
     found: List[str] = []
-    for part in (part for word in words for part in re.split("[:,=]", word) if os.path.isabs(part)):
+    parts = (part for word in words for part in [word, word.partition("=")[2], *re.split("[:,=]", word)])
+    for part in filter(os.path.isabs, parts):
         if os.path.isfile(part):
             found.append(part)
         elif os.path.isdir(part) and not os.path.isfile(os.path.join(part, "__init__.py")):

@@ -2,16 +2,34 @@
 
 from typing import Any, Dict, List, Sequence, Tuple
 
+from kd_plugin.files.yaml_text import wrong
 from kd_plugin.pipeline.schema import CACHE, NONE, ONLINE, Pipeline, Student, Training, Words
 from kd_plugin.pipeline.teaching import PLAIN, Model, Step, Teaching
 
 REPORT = "report.html"
+# what distill keeps beside the steps' products (`all`: Snakemake's name for all of them)
+RESERVED = ("plan.json", "distill.yaml", "done", "logs", "times", "snakemake", "all")
 SHAPE = "{shape:init/student.init.json}"  # fairseq-train's flags for a student that `init` made, known after it
 DISTILLED = "--task distillation_translation {teaches} {path} --criterion kd_label_smoothed_cross_entropy"
 
 
 def steps_of(pipeline: Pipeline) -> List[Step]:
-    return _Plan(pipeline).steps
+    """
+    Raises:
+        KDPluginError: a student's or an export's name is that of another step, or of a file that distill keeps
+    """
+    steps = _Plan(pipeline).steps
+    taken = set(RESERVED)
+    for step in steps:
+        names = {step.name.lower(), step.product.lower()}
+        if names & taken:
+            lines = getattr(pipeline.content, "lines", {})
+            at = pipeline.path + (f", line {lines['students']}" if "students" in lines else "")
+            raise wrong(
+                at, f"`{step.name}` would be the name of two things in the output folder", "another student's name"
+            )
+        taken |= names
+    return steps
 
 
 class _Plan(Teaching):

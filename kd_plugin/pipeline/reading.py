@@ -53,14 +53,13 @@ class Reader:
 
     def name(self, key: str, name: str) -> None:
         if not NAME.match(name):
-            raise self.wrong(key, f"`{name}` of `{key}` cannot be a folder's name", "letters, digits, - and _")
+            raise self.wrong(
+                key, f"`{name}` of `{key}` cannot be a folder's name", "at most 100 letters, digits, - and _"
+            )
 
     def whole(self, place: str, mapping: Dict[str, Any], key: str, least: int, default: int) -> int:
-        value = mapping.get(key, default)
-        try:
-            number = int(value)
-        except (TypeError, ValueError):
-            number = least - 1
+        value = str(mapping.get(key, default))
+        number = int(value) if re.fullmatch("[0-9]{1,10}", value) else -1
         if not least <= number < 2**31:
             raise self.wrong(place, f"`{key}: {value}`", f"a whole number, {least} or more")
         return number
@@ -203,7 +202,10 @@ class Reader:
             if not section.get("train"):
                 raise self.wrong("students", f"`{name}` has no `train`", "`train: --arch …`, fairseq-train's arguments")
             seeds = section.get("seeds", ["1"])
-            if not isinstance(seeds, list) or not seeds or len(set(map(str, seeds))) < len(seeds):
+            numbers = [
+                self.whole("students", {"seeds": seed}, "seeds", 0, 0) for seed in seeds if isinstance(seeds, list)
+            ]
+            if not numbers or len(set(numbers)) < len(numbers):
                 raise self.wrong("students", f"`seeds` of `{name}` is no list of different seeds", "`seeds: [1, 2]`")
             kinds = {"cache": [CACHE] * (taught == CACHE), "online": [ONLINE] * (taught != NONE), "none": [NONE]}
             teacher = section.get("teacher", taught)
@@ -218,7 +220,8 @@ class Reader:
                 raise self.wrong("students", f"`init: {starts}` of `{name}`", "true, false or shape")
             if starts != "false" and not init:
                 raise self.wrong("students", f"`init` of `{name}` without `init:` at the top", "`init: {}`")
-            numbers = [self.whole("students", {"seeds": seed}, "seeds", 0, 0) for seed in seeds]
             training = self.training("students", section)
             students.append(Student(name, training, numbers, teacher, data == "original", starts))
+        if not students:
+            raise self.wrong("students", "`students` has none", "`students: {small: {train: --arch …}}`")
         return students

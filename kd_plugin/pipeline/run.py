@@ -12,25 +12,26 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import yaml
 
 from kd_plugin.errors import KDPluginError
 from kd_plugin.files.atomic import digest_of, make_folder, write_atomically, write_json
-from kd_plugin.files.locks import LOCK, Claim
+from kd_plugin.files.locks import LOCK, Claim, begun
 from kd_plugin.files.protection import check_outputs
 from kd_plugin.files.yaml_text import wrong
 from kd_plugin.pipeline.config import Flags, read_pipeline
 from kd_plugin.pipeline.plan import SHAPE, as_json, steps_of
 from kd_plugin.pipeline.schema import Pipeline
-from kd_plugin.pipeline.step import PLAN, state_of
+from kd_plugin.pipeline.step import PLAN, job_of, state_of
 from kd_plugin.pipeline.teaching import Step
 from kd_plugin.runners.fairseq_train import PLUGIN, parse
 
 SNAKEFILE = Path(__file__).with_name("Snakefile")
 LOG = "logs/snakemake.log"
 OWNED = (LOCK, PLAN, "distill.yaml", "done", "logs", "times", ".snakemake")
+JOB = digest_of("kd_plugin distill")  # any distillation may go on in the folder of another
 PATIENCE = 20.0  # seconds for stopped steps to end
 
 
@@ -44,8 +45,8 @@ class Options(NamedTuple):
     print_config: bool
 
 
-# (words after `kd-plugin`) raises KDPluginError if its parser refuses them
-Check = Callable[[Sequence[str]], None]
+# (words after `kd-plugin`) -> flags and paths of what it reads; raises KDPluginError if its parser refuses them
+Check = Callable[[Sequence[str]], List[Tuple[str, str]]]
 
 
 def distill(options: Options, flags: Flags, check: Check) -> str:
@@ -72,21 +73,25 @@ def distill(options: Options, flags: Flags, check: Check) -> str:
     output = Path(pipeline.output)
     read = [path for step in steps for path in step.reads]
     check_outputs([("CONFIG", options.config), ("CONFIG", read)], folders=[("output", output)])
-    plan = as_json(steps, pipeline.threads or cores, pipeline.workers)
+    _check_inputs(output, steps)
+    plan = {**as_json(steps, pipeline.threads or cores, pipeline.workers), "root": str(Path(PLUGIN).parent)}
     if options.dry_run:
-        return _dry_run(options, output, plan, cores)
+        if output.is_dir():
+            _check_ours(output, steps, begun(output / LOCK, JOB))
+        return _dry_run(options, output, steps, plan, cores)
     make_folder(output, "output")
-    with Claim(
-        output / LOCK, f"output {output}", digest_of("kd_plugin distill"), lambda begun: _check_ours(output, steps)
-    ):
+    with Claim(output / LOCK, f"output {output}", JOB, lambda begun: _check_ours(output, steps, begun)):
         for name in ("done", "logs"):
             (output / name).mkdir(exist_ok=True)
         write_atomically(output / "distill.yaml", yaml.safe_dump(_plain(pipeline.content), sort_keys=False).encode())
         with _alone(output) as held:
             write_json(output / PLAN, plan)
-            for step in steps:  # one whose product has gone is made again
-                if not (output / step.product).exists():
-                    (output / "done" / step.name).unlink(missing_ok=True)
+            for name in _changed(output, steps):
+                (output / "done" / name).unlink(missing_ok=True)
+            for step in steps:
+                state = state_of(step.name, output)
+                if state.get("error"):  # of an earlier run
+                    write_json(output / "done" / f"{step.name}.json", {**state, "error": ""})
             status = _snakemake(options, output, cores, held)
         if status:
             raise _failure(output, steps)
@@ -96,6 +101,7 @@ def distill(options: Options, flags: Flags, check: Check) -> str:
 
 def _check_commands(pipeline: Pipeline, steps: Sequence[Step], check: Check) -> None:
     lines = getattr(pipeline.content, "lines", {})
+    made = {*(step.product for step in steps), *OWNED}
     for step in steps:
         at = pipeline.path + (f", line {lines[step.section]}" if step.section in lines else "")
         for words in step.commands:
@@ -103,22 +109,58 @@ def _check_commands(pipeline: Pipeline, steps: Sequence[Step], check: Check) -> 
                 parse(f"{at}, {step.name}", [word for word in words[1:] if word != SHAPE])
             elif words[0] == "kd-plugin":
                 try:
-                    check(words[1:])
+                    files = check(words[1:])
                 except KDPluginError as error:
                     what, _, remedy = str(error).partition(" Remedy: ")
                     raise wrong(
                         at, f"`{step.section}`: {what.rstrip('.')}", remedy or "a value that it takes"
                     ) from error
+                for flag, path in files:
+                    if Path(path).parts[:1] in [(name,) for name in made] or (
+                        os.path.isabs(path) and os.path.exists(path)
+                    ):
+                        continue
+                    remedy = f"./{path}" if os.path.exists(path) else "an existing file or folder"
+                    raise wrong(at, f"`{step.section}`: {flag} {path} is not found", remedy)
 
 
-def _check_ours(output: Path, steps: Sequence[Step]) -> None:
+def _check_inputs(output: Path, steps: Sequence[Step]) -> None:
+    """Refuses to read what a step would write over."""
+    made = {*(step.product for step in steps), *OWNED}
+    for step in steps:
+        for path in step.reads:
+            with contextlib.suppress(ValueError):
+                place = Path(os.path.realpath(path)).relative_to(os.path.realpath(output))
+                if place.parts[0] in made:
+                    raise KDPluginError(
+                        f"output: {output} would overwrite {path}, which the step {step.name} reads. "
+                        "Remedy: another folder"
+                    )
+
+
+def _changed(output: Path, steps: Sequence[Step]) -> Dict[str, str]:
+    """Steps that are done, but whose product has gone or is of another job; and why. Also if a file is older than its
+    predecessor, which Snakemake would not notice."""
+    changed: Dict[str, str] = {}
+    jobs: Dict[str, str] = {}
+    for step in steps:
+        jobs[step.name] = job_of(step._asdict(), [jobs[name] for name in step.after])
+        done = output / "done" / step.name
+        if not (output / step.product).exists():
+            changed[step.name] = "its product is missing"
+        elif done.exists() and done.read_text(encoding="utf-8") != jobs[step.name]:
+            before = [name for name in step.after if name in changed]
+            changed[step.name] = f"after {before[0]}" if before else "its command or a file that it reads has changed"
+    return changed
+
+
+def _check_ours(output: Path, steps: Sequence[Step], begun: bool) -> None:
     """Refuses a folder with something that no distillation has made there."""
-    known = {LOCK, *OWNED} if (output / PLAN).exists() else {LOCK}
-    made = {path.stem for path in (output / "done").glob("*.json")} if len(known) > 1 else set()
+    made = {path.stem for path in (output / "done").glob("*.json")} if begun else set()
     products = {step.product: step.name for step in steps}
     for path in sorted(output.iterdir()):
-        name = products.get(path.name, path.name)
-        if path.name not in known and (name not in made and (path.name in products or not made)):
+        ours = products[path.name] in made if path.name in products else begun or path.name == LOCK
+        if not ours:
             raise KDPluginError(
                 f"output: {output} has a {path.name}, which no distillation made. Remedy: another folder"
             )
@@ -140,14 +182,26 @@ def _command(options: Options, folder: Path, plan: Path, cores: int) -> List[str
     words = [sys.executable, "-m", "snakemake", "--snakefile", str(SNAKEFILE), "--directory", str(folder), "--nolock"]
     words += ["--rerun-incomplete", "--rerun-triggers", "params", "mtime", "input"]
     words += ["--profile", os.path.abspath(options.profile)] if options.profile else ["--cores", str(cores)]
-    return [*words, "--config", f"plan={plan.absolute()}", f"root={Path(PLUGIN).parent}"]
+    # Snakemake reads values as YAML, where # may begin a comment
+    return words if plan == folder / PLAN else [*words, "--config", f"plan={json.dumps(str(plan))}"]
+
+
+def _environment() -> Dict[str, str]:
+    """Steps run in another folder."""
+    relative = {name: os.environ[name] for name in ("PATH", "PYTHONPATH") if os.environ.get(name)}
+    absolute = {
+        name: os.pathsep.join(os.path.abspath(part) if part else "" for part in value.split(os.pathsep))
+        for name, value in relative.items()
+    }
+    return {**os.environ, **absolute}
 
 
 def _snakemake(options: Options, output: Path, cores: int, held: int) -> int:
     """Its exit status. Steps write to our standard output; what Snakemake says goes to a log, or to us."""
     with open(output / LOG, "ab") as log:
         process = subprocess.Popen(
-            _command(options, output.absolute(), output / PLAN, cores),
+            _command(options, output.absolute(), output.absolute() / PLAN, cores),
+            env=_environment(),
             stderr=None if options.profile else log,
             stdin=subprocess.DEVNULL,
             pass_fds=[held],
@@ -183,13 +237,14 @@ def _failure(output: Path, steps: Sequence[Step]) -> KDPluginError:
     )
 
 
-def _dry_run(options: Options, output: Path, plan: Dict[str, Any], cores: int) -> str:
+def _dry_run(options: Options, output: Path, steps: Sequence[Step], plan: Dict[str, Any], cores: int) -> str:
     """The steps as a table, and why each would run, by Snakemake's own dry run."""
     with tempfile.TemporaryDirectory() as temporary:
         file, place = Path(temporary) / PLAN, output if (output / PLAN).exists() else Path(temporary)
         file.write_text(json.dumps(plan), encoding="utf-8")
         done = subprocess.run(
             [*_command(options, place.absolute(), file, cores), "--dry-run"],
+            env=_environment(),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
@@ -198,11 +253,10 @@ def _dry_run(options: Options, output: Path, plan: Dict[str, Any], cores: int) -
         )
     if done.returncode:
         raise KDPluginError(f"distill: Snakemake: {' '.join(done.stdout.split())[-500:]}. Remedy: mend the profile")
-    reasons = _reasons(done.stdout)
+    reasons = {**_changed(output, steps), **_reasons(done.stdout)}
     lines = ["| step | why it would run | command |", "|---|---|---|"]
     for name, step in plan["steps"].items():
-        missing = place == output and not (output / step["product"]).exists()
-        why = "its product is missing" if missing and name not in reasons else reasons.get(name, "no: done before")
+        why = reasons.get(name, "no: done before")
         commands = " && ".join(map(shlex.join, step["commands"]))
         lines.append(f"| {name} | {why} | `{commands}` |")
     return "\n".join(lines)

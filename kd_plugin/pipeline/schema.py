@@ -4,7 +4,8 @@ import re
 from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
 EXAMPLE = "a file with `output:`, `corpus:`, `teacher:` and `students:` (see the page on distill)"
-NAME = re.compile(r"[A-Za-z0-9][\w.+-]*$", re.ASCII)
+# not of one of done/'s other files
+NAME = re.compile(r"(?!.*\.(?:json|lock|tmp)\Z)[A-Za-z0-9][\w.+-]{0,99}\Z", re.ASCII)
 # flags of fairseq-train that the steps themselves give
 OWN = "--save-dir --seed --source-lang --target-lang -s -t --teacher-cache --teacher-path --restore-file".split()
 OWN += ["--finetune-from-model"]

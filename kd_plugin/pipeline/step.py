@@ -6,6 +6,7 @@ done/NAME.lock too: a step whose commands outlived their run is waited for, and 
 """
 
 import contextlib
+import csv
 import fcntl
 import glob
 import json
@@ -13,13 +14,15 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, Optional, Sequence
 
 from kd_plugin.files.atomic import digest_of, read_json, write_atomically, write_json
+from kd_plugin.pipeline.checkpoints import reached_its_end
 from kd_plugin.runners.fairseq_train import executable
 
 PLAN = "plan.json"
@@ -34,10 +37,9 @@ def state_of(name: str, folder: Path = Path()) -> Dict[str, Any]:
     return read_json(path, "Remedy: remove the file") if path.exists() else {}
 
 
-def job_of(step: Dict[str, Any]) -> str:
+def job_of(step: Dict[str, Any], before: Sequence[str]) -> str:
     """Of the commands, the files that they read, and the jobs of the steps before."""
     files = [[path, os.stat(path).st_size, os.stat(path).st_mtime_ns] for path in step["reads"]]
-    before = [Path("done", name).read_text(encoding="utf-8") for name in step["after"]]
     return digest_of([step["commands"], files, before])
 
 
@@ -49,33 +51,65 @@ def run(step: Dict[str, Any], threads: int, workers: int) -> int:
     product, log, done = Path(step["product"]), Path("logs", f"{name}.log"), Path("done", name)
     with open(f"done/{name}.lock", "ab") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        job, state = job_of(step), state_of(name)
+        before = [Path("done", other).read_text(encoding="utf-8") for other in step["after"]]
+        job, state = job_of(step, before), state_of(name)
         if state.get("job") == job and state["finished"] and product.exists():
             print(f"{step['what']}: done before", flush=True)
+            _keep_times(name)
             write_atomically(done, job.encode())
             return 0
-        if state.get("job") != job or not step["resumes"]:
+        resumes = state.get("job") == job and step["resumes"] and product.exists()
+        if not resumes:
+            # of no job, if it is stopped while it removes what another has left
+            _write_state(name, "")
             for old in (product, log):
                 shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
-        write_json(Path("done", f"{name}.json"), {"job": job, "finished": False, "error": ""})
+        else:
+            for old in product.rglob(".*.tmp"):  # half-written when it was killed; nobody else writes there
+                shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
+        ended = state.get("ended", 0) if resumes else 0
+        _write_state(name, job, ended=ended)
         print(f"{step['what']} (log: {log.absolute()})", flush=True)
         started, joules = time.monotonic(), _joules()
         for number, words in enumerate(step["commands"], 1):
+            if number <= ended or (resumes and words[0] == "fairseq-train" and reached_its_end(words)):
+                continue
             last = number == len(step["commands"])
             more = ["--workers", str(workers)] if step["workers"] and last and workers else []
             status = _execute([*words, *more], log, lock.fileno(), threads)
             if status:
-                return _failed(step, words, status, log, job)
+                return _failed(step, words, status, log, job, number - 1)
+            if not last:
+                _write_state(name, job, ended=number)
         used = None if joules is None else (_joules() or 0) - joules
+        seconds = time.monotonic() - started
         Path("times").mkdir(exist_ok=True)
         # the counters start again from zero at times
-        write_json(
-            Path("times", f"{name}.json"), {"step": name, "joules": used if used is not None and used >= 0 else None}
-        )
-        write_json(Path("done", f"{name}.json"), {"job": job, "finished": True, "error": ""})
+        joules = used if used is not None and used >= 0 else None
+        write_json(Path("times", f"{name}.json"), {"step": name, "joules": joules, "seconds": seconds})
+        _write_state(name, job, finished=True)
         write_atomically(done, job.encode())
-        print(f"    {time.monotonic() - started:.0f} s", flush=True)
+        print(f"    {seconds:.0f} s", flush=True)
     return 0
+
+
+def _write_state(name: str, job: str, ended: int = 0, finished: bool = False, error: str = "") -> None:
+    """ended: how many of its commands"""
+    state = {"job": job, "finished": finished, "error": error, "ended": ended}
+    write_json(Path("done", f"{name}.json"), state)
+
+
+def _keep_times(name: str) -> None:
+    """Snakemake is about to write how long it took to find that the step is done."""
+    path = Path("times", f"{name}.json")
+    kept = read_json(path, "Remedy: remove the file")
+    if "row" not in kept:
+        try:
+            with open(path.with_suffix(".tsv"), encoding="utf-8", newline="") as file:
+                row = next(csv.DictReader(file, delimiter="\t"))
+        except (OSError, StopIteration):  # it was killed before it wrote
+            row = {"s": str(kept["seconds"]), "cpu_time": "", "max_rss": ""}
+        write_json(path, {**kept, "row": row})
 
 
 def _execute(words: List[str], log: Path, lock: int, threads: int) -> int:
@@ -95,12 +129,14 @@ def _shape(word: str) -> List[str]:
     return read_json(Path(found.group(1)), "Remedy: remove its folder")["fairseq_train"] if found else [word]
 
 
-def _failed(step: Dict[str, Any], words: List[str], status: int, log: Path, job: str) -> int:
+def _failed(step: Dict[str, Any], words: List[str], status: int, log: Path, job: str, ended: int) -> int:
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-TAIL:]
     said = next((line for line in reversed(lines) if line.strip()), f"exit status {status}")
     said = re.sub("^kd-plugin: error: ", "", said)
+    if status < 0:
+        said = f"{signal.Signals(-status).name} ended {words[0]}, as happens when memory is short"
     print(f"{step['what']} failed: {shlex.join(words)}\nThe end of {log.absolute()}:", *lines, sep="\n", flush=True)
-    write_json(Path("done", f"{step['name']}.json"), {"job": job, "finished": False, "error": said})
+    _write_state(step["name"], job, ended=ended, error=said)
     return status if 0 < status < 128 else 1
 
 

@@ -35,10 +35,13 @@ def read_times(folder: str) -> List[Spent]:
 
 
 def _read(path: Path) -> Spent:
-    with open(path, encoding="utf-8", newline="") as file:
-        row = next(csv.DictReader(file, delimiter="\t"))
     beside = path.with_suffix(".json")
-    joules = read_json(beside, REMEDY).get("joules") if beside.exists() else None
+    kept = read_json(beside, REMEDY) if beside.exists() else {}
+    row = kept.get("row")  # of the run that made the step's product; Snakemake's is of one that found it done
+    if row is None:
+        with open(path, encoding="utf-8", newline="") as file:
+            row = next(csv.DictReader(file, delimiter="\t"))
+    joules = kept.get("joules")
     # Snakemake looks at a process every few seconds, and writes 0 or NA for one that ended before
     cpu, memory = (float(row[key]) if row[key] not in ("", "-", "NA") else 0.0 for key in ("cpu_time", "max_rss"))
     return Spent(path.stem, float(row["s"]), cpu or None, memory or None, joules)
