@@ -65,7 +65,7 @@ def run(step: Dict[str, Any], threads: int, workers: int) -> int:
             for old in (product, log):
                 shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
         else:
-            for old in product.rglob(".*.tmp"):  # half-written when it was killed; nobody else writes there
+            for old in list(product.rglob(".*.tmp")):  # half-written when it was killed; nobody else writes there
                 shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
         ended = state.get("ended", 0) if resumes else 0
         _write_state(name, job, ended=ended)

@@ -1,21 +1,27 @@
 """`kd-plugin distill`: what its file can say, the steps that follow from it, and why each would run."""
 
+import argparse
+import json
 import os
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from kd_plugin import cli
 from kd_plugin.cli.distill import _check, _flags
 from kd_plugin.errors import KDPluginError
+from kd_plugin.pipeline.checkpoints import reached_its_end
 from kd_plugin.pipeline.config import read_pipeline
 from kd_plugin.pipeline.plan import SHAPE, steps_of
-from kd_plugin.pipeline.run import _check_commands
+from kd_plugin.pipeline.run import _changed, _check_commands, _check_inputs, _check_ours
 from kd_plugin.pipeline.step import run as run_step
 from kd_plugin.pipeline.step import state_of
+from kd_plugin.pipeline.teaching import Step
+from kd_plugin.report.times import read_times
 from kd_plugin.runners.fairseq_train import parse
 from tests.support import ROOT
 
@@ -31,6 +37,9 @@ students:
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
+    """A folder whose name Snakemake takes for a wildcard, and YAML for a comment."""
+    tmp_path = tmp_path / "a {b} #1"
+    tmp_path.mkdir()
     monkeypatch.chdir(tmp_path)
     for folder in ("prepared/raw", "prepared/data-bin"):
         Path(folder).mkdir(parents=True)
@@ -93,12 +102,22 @@ def words(step, number=0):
         ("teacher: {path: teacher.pt}\n", "", "`teacher:` is missing"),
         ("path: teacher.pt", "path: teacher.pt, train: x", "needs either `path` or `train`"),
         ("small:", "sm/all:", "`sm/all` of `students` cannot be a folder's name"),
+        ("small:", '"small\\n":', "of `students` cannot be a folder's name"),
+        ("small:", "small.json:", "`small.json` of `students` cannot be a folder's name"),
+        ("small:", "Cache:", "line 4: `Cache` would be the name of two things in the output folder"),
+        ("small:", "report:", "line 4: `report` would be the name of two things in the output folder"),
+        ("small:", "all:", "line 4: `all` would be the name of two things in the output folder"),
+        ("students:\n  small", "students: no\ngap: {bootstrap: 0}\n#", "`students` has none"),
+        ('5"}', '5", seeds: [1, "01"]}', "`seeds` of `small` is no list of different seeds"),
+        ('5"}', '5", seeds: [1_0]}', "`seeds: 1_0`"),
+        ("students:", "score: {path: absent.pt}\nstudents:", "line 4: `score`: --path absent.pt is not found"),
+        ("students:", "gap: {train: prepared/absent}\nstudents:", "`gap`: --train prepared/absent is not found"),
     ],
 )
 def test_what_the_file_cannot_say_is_refused_before_anything_runs(old, new, said, place):
     text = FILE.replace(old, new, 1)
     assert text != FILE
-    with pytest.raises(KDPluginError, match="c.yaml.*Remedy: .+") as refused:
+    with pytest.raises(KDPluginError, match="(?s)c.yaml.*Remedy: .+") as refused:
         planned(text)
     assert said in str(refused.value)
     assert not Path("out").exists()
@@ -280,3 +299,109 @@ def test_a_step_goes_on_with_its_own_leftovers_and_not_with_those_of_another_com
     assert run_step(edited, 1, 0) == 0 and Path("s/made").read_text() == "x\n"
     shutil.rmtree("s")
     assert run_step(edited, 1, 0) == 0 and Path("s/made").exists()
+
+
+def test_a_step_killed_between_its_commands_does_not_repeat_those_that_ended(place):
+    trains = step([["sh", "-c", "mkdir -p s && echo x >>s/made"], ["sh", "-c", "test -e go || kill -9 $$"]])
+    assert run_step(trains, 1, 0) == 1 and "SIGKILL ended sh" in state_of("s")["error"]
+    Path("s/.weights.0123abcd.tmp").touch()  # half a file
+    Path("go").touch()
+    assert run_step(trains, 1, 0) == 0 and Path("s/made").read_text() == "x\n"
+    assert [path.name for path in Path("s").iterdir()] == ["made"]
+
+
+def test_what_is_half_removed_when_a_step_is_killed_is_not_taken_for_its_product(place, monkeypatch):
+    first = step([["sh", "-c", "mkdir -p s && echo 1 >s/one && echo 1 >s/two"]])
+    assert run_step(first, 1, 0) == 0
+
+    def killed(folder):
+        (folder / "one").unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(shutil, "rmtree", killed)
+        run_step(step([["sh", "-c", "mkdir s"]]), 1, 0)
+    assert not Path("s/one").exists()
+    assert run_step(first, 1, 0) == 0 and Path("s/one").exists()  # back to the first command
+
+
+def checkpoint(name, updates):
+    Path("s").mkdir(exist_ok=True)
+    args = argparse.Namespace(arch="transformer", task="translation", max_update=9)
+    extra = {"train_iterator": {"epoch": 1}, "epoch": 1, "val_loss": 1.0}
+    history = [{"num_updates": updates, "criterion_name": "", "lr_scheduler_state": {}, "optimizer_name": ""}]
+    state = {"model": {"w": torch.zeros(1)}, "args": args, "optimizer_history": history, "extra_state": extra}
+    torch.save({**state, "last_optimizer_state": {}}, f"s/{name}.pt")
+
+
+def test_a_training_killed_after_its_last_update_makes_no_other(place):
+    train = "fairseq-train data --save-dir s --max-update 7 --max-update=9".split()
+    assert not reached_its_end(train)
+    checkpoint("checkpoint_last", 8)
+    assert not reached_its_end(train) and reached_its_end([*train, "--max-update", "8"])
+    checkpoint("checkpoint_last", 9)
+    assert reached_its_end(train) and not reached_its_end([*train, "--max-update", "0"])  # 0: without end
+
+
+def test_a_last_checkpoint_that_a_kill_cut_short_is_copied_again(place):
+    train = "fairseq-train data --save-dir s --max-update 9".split()
+    for updates, name in ((6, "checkpoint2"), (9, "checkpoint_best"), (9, "checkpoint_last")):
+        checkpoint(name, updates)
+        os.utime(f"s/{name}.pt", (updates, updates))
+    last = Path("s/checkpoint_last.pt")
+    last.write_bytes(last.read_bytes()[:-100])
+    assert reached_its_end(train) and last.read_bytes() == Path("s/checkpoint_best.pt").read_bytes()
+    for path in Path("s").iterdir():
+        path.write_bytes(path.read_bytes()[:-100])
+    assert not reached_its_end(train) and not last.exists()
+
+
+def chain(place):
+    """Two steps that are done; the first reads the file `given`."""
+    (place / "given").write_text("1")
+    steps = [step([["sh", "-c", f"mkdir {name}"]], name=name, product=name) for name in "ab"]
+    steps[0]["reads"], steps[1]["after"] = [str(place / "given")], ["a"]
+    assert [run_step(each, 1, 0) for each in steps] == [0, 0]
+    return [Step(**each) for each in steps]
+
+
+def test_a_file_replaced_by_an_older_one_repeats_its_step_and_what_follows(place):
+    steps = chain(place)
+    assert _changed(place, steps) == {}
+    os.utime(place / "given", (1, 1))
+    assert _changed(place, steps) == {"a": "its command or a file that it reads has changed", "b": "after a"}
+    Path("a").rmdir()
+    assert _changed(place, steps)["a"] == "its product is missing"
+
+
+def test_a_step_that_is_found_done_keeps_its_time(place):
+    steps = chain(place)
+    header = "s\tcpu_time\tmax_rss\n"
+    Path("times/a.tsv").write_text(f"{header}50.0\t40.0\t30.0\n")
+    for each in steps:
+        assert run_step(each._asdict(), 1, 0) == 0
+        Path(f"times/{each.name}.tsv").write_text(f"{header}0.1\tNA\tNA\n")  # as Snakemake writes then
+    times = {one.step: one for one in read_times("times")}
+    assert times["a"][1:4] == (50.0, 40.0, 30.0)
+    seconds = json.loads(Path("times/b.json").read_text())["seconds"]
+    assert times["b"][1:4] == (seconds, None, None)  # killed before Snakemake could write
+
+
+def test_only_a_folder_that_distill_began_is_its_own(place):
+    steps = chain(place)
+    Path(".plan.json.0123abcd.tmp").touch()  # of a run killed in the middle of its first file
+    _check_ours(place, steps, begun=True)
+    with pytest.raises(KDPluginError, match="which no distillation made"):
+        _check_ours(place, steps, begun=False)
+    Path("mine").mkdir()
+    Path("mine/plan.json").touch()
+    with pytest.raises(KDPluginError, match="mine has a plan.json, which no distillation made"):
+        _check_ours(Path("mine"), steps, begun=False)
+
+
+def test_what_a_step_would_write_over_is_no_input(place):
+    steps = chain(place)
+    reads = steps[1]._replace(reads=[str(place / "a/x")])
+    with pytest.raises(KDPluginError, match="would overwrite .*a/x, which the step b reads. Remedy"):
+        _check_inputs(place, [steps[0], reads])
+    _check_inputs(place / "elsewhere", [steps[0], reads])
