@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import difflib
+import itertools
 from typing import Any, Dict, List, NamedTuple, Optional, Union
 
 import optuna
@@ -14,6 +15,8 @@ from kd_plugin.sweep.config import Range, Sweep
 
 Value = Union[str, int, float]
 Values = Dict[str, Value]
+
+MOST_LISTED = 1000  # settings of a space that are looked through for those not tried yet
 
 
 class Space(NamedTuple):
@@ -136,3 +139,21 @@ def suggest(trial: "optuna.Trial", space: Space) -> Values:
         value: Any = trial._suggest(flag, distribution)
         values[flag] = value
     return values
+
+
+def untried(space: Space, tried: List[Dict[str, Any]]) -> Optional[List[Values]]:
+    """The settings that have not been tried, of a space that has few of them; None: it has many, or endlessly many."""
+    columns: List[List[Any]] = []
+    settings = 1
+    for distribution in space.distributions.values():
+        if isinstance(distribution, CategoricalDistribution):
+            columns.append(list(distribution.choices))
+        elif isinstance(distribution, IntDistribution):
+            columns.append(list(range(distribution.low, distribution.high + 1, distribution.step)))
+        else:
+            return None  # floats with a step are rounded by the sampler: two of the same value may differ
+        settings *= len(columns[-1])
+        if settings > MOST_LISTED:
+            return None
+    known = {tuple(values.get(flag) for flag in space.distributions) for values in tried}
+    return [dict(zip(space.distributions, each)) for each in itertools.product(*columns) if each not in known]

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import random
 import sqlite3
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -17,9 +18,10 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from kd_plugin.errors import KDPluginError
 from kd_plugin.runners.progress import progress_bar
 from kd_plugin.sweep.config import Sweep
-from kd_plugin.sweep.space import Space, Values, suggest
+from kd_plugin.sweep.space import Space, Values, suggest, untried
 from kd_plugin.sweep.training import CHECKPOINTS, DONE, FAILED, LOG, Outcome, Training
 
+FEW = 2  # up to as many settings per trial, each is tried at most once, in a random order
 DATABASE, NAME, GIVEN, ERROR, SECONDS = "study.db", "sweep", "given", "error", "seconds"
 
 
@@ -120,9 +122,15 @@ class Study:
         begun = [trial for trial in self.trials() if trial.state != TrialState.WAITING]
         if len(begun) >= self._sweep.trials:
             return None
-        self._study.sampler = optuna.samplers.TPESampler(
-            seed=(self._sweep.seed * 100_003 + len(begun)) % 2**32, constant_liar=True
-        )
+        seed = (self._sweep.seed * 100_003 + len(begun)) % 2**32
+        self._study.sampler = optuna.samplers.TPESampler(seed=seed, constant_liar=True)
+        if all(trial.state != TrialState.WAITING for trial in self.trials()):
+            left = untried(self._space, [trial.params for trial in begun])
+            if left == []:
+                return None
+            # the sampler would repeat settings where there are few, which costs a training and teaches nothing
+            if left is not None and len(left) + len(begun) <= FEW * self._sweep.trials:
+                self._study.enqueue_trial(random.Random(seed).choice(left))
         return self._study.ask()
 
     def _training(self, number: int, values: Values, worker: int) -> Training:

@@ -115,6 +115,16 @@ def test_a_planted_optimum_is_found_and_confirmed_by_other_seeds(sweep, tmp_path
     assert found["command"] in said and "0 (as given)" in said
 
 
+@pytest.mark.parametrize("trials, tried", [(16, 6), (4, 4)])
+def test_of_a_few_settings_none_is_tried_twice(sweep, trials, tried):
+    few = "parameters:\n  --kd-alpha: [0.1, 0.3, 0.5]\n  --kd-temperature: [1, 2]\n"
+    text = CONFIG.replace(PARAMETERS, few).replace("trials: 16", f"trials: {trials}") + "retrain: {best: 0}\n"
+    _, found = sweep(text)
+    assert len(found["trials"]) == len({values(trial) for trial in found["trials"]}) == tried
+    _, again = sweep(text)  # nothing is left to do
+    assert again["trials"] == found["trials"]
+
+
 def test_halving_stops_the_worse_trials(sweep):
     _, found = sweep(CONFIG + "halving: {first: 30, factor: 2}\nretrain: {best: 0}\n")
     states = [trial["state"] for trial in found["trials"]]
