@@ -32,7 +32,7 @@ TAIL = 20  # lines of a failed command's log to show
 
 
 def state_of(name: str, folder: Path = Path()) -> Dict[str, Any]:
-    """job, finished, error; empty if the step has never begun."""
+    """job, finished, error, ended (see _write_state); empty if the step has never begun."""
     path = folder / "done" / f"{name}.json"
     return read_json(path, "Remedy: remove the file") if path.exists() else {}
 
@@ -94,7 +94,7 @@ def run(step: Dict[str, Any], threads: int, workers: int) -> int:
 
 
 def _write_state(name: str, job: str, ended: int = 0, finished: bool = False, error: str = "") -> None:
-    """ended: how many of its commands"""
+    """ended: how many of the step's commands have ended well"""
     state = {"job": job, "finished": finished, "error": error, "ended": ended}
     write_json(Path("done", f"{name}.json"), state)
 
@@ -102,8 +102,8 @@ def _write_state(name: str, job: str, ended: int = 0, finished: bool = False, er
 def _keep_times(name: str) -> None:
     """Snakemake is about to write how long it took to find that the step is done."""
     path = Path("times", f"{name}.json")
-    kept = read_json(path, "Remedy: remove the file")
-    if "row" not in kept:
+    kept = read_json(path, "Remedy: remove the file") if path.exists() else {}
+    if "seconds" in kept and "row" not in kept:
         try:
             with open(path.with_suffix(".tsv"), encoding="utf-8", newline="") as file:
                 row = next(csv.DictReader(file, delimiter="\t"))

@@ -4,7 +4,7 @@ import argparse
 import contextlib
 import difflib
 import itertools
-from typing import Any, Dict, List, NamedTuple, Optional, Union
+from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Tuple, Union
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
@@ -150,10 +150,18 @@ def untried(space: Space, tried: List[Dict[str, Any]]) -> Optional[List[Values]]
             columns.append(list(distribution.choices))
         elif isinstance(distribution, IntDistribution):
             columns.append(list(range(distribution.low, distribution.high + 1, distribution.step)))
+        elif isinstance(distribution, FloatDistribution) and distribution.step:
+            steps = round((distribution.high - distribution.low) / distribution.step)
+            columns.append([distribution.low + step * distribution.step for step in range(steps + 1)])
         else:
-            return None  # floats with a step are rounded by the sampler: two of the same value may differ
+            return None
         settings *= len(columns[-1])
         if settings > MOST_LISTED:
             return None
-    known = {tuple(values.get(flag) for flag in space.distributions) for values in tried}
-    return [dict(zip(space.distributions, each)) for each in itertools.product(*columns) if each not in known]
+    known = {_rounded(values.get(flag) for flag in space.distributions) for values in tried}
+    return [dict(zip(space.distributions, each)) for each in itertools.product(*columns) if _rounded(each) not in known]
+
+
+def _rounded(values: Iterable[Any]) -> Tuple[Any, ...]:
+    """The sampler adds up steps in another way, which can change a float's last digits."""
+    return tuple(round(value, 10) if isinstance(value, float) else value for value in values)

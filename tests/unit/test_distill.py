@@ -385,6 +385,8 @@ def test_a_step_that_is_found_done_keeps_its_time(place):
     assert times["a"][1:4] == (50.0, 40.0, 30.0)
     seconds = json.loads(Path("times/b.json").read_text())["seconds"]
     assert times["b"][1:4] == (seconds, None, None)  # killed before Snakemake could write
+    Path("times/b.json").unlink()
+    assert run_step(steps[1]._asdict(), 1, 0) == 0 and not Path("times/b.json").exists()  # done all the same
 
 
 def test_only_a_folder_that_distill_began_is_its_own(place):

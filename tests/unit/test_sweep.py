@@ -115,9 +115,10 @@ def test_a_planted_optimum_is_found_and_confirmed_by_other_seeds(sweep, tmp_path
     assert found["command"] in said and "0 (as given)" in said
 
 
+@pytest.mark.parametrize("alphas", ["[0.1, 0.3, 0.5]", "{low: 0.1, high: 0.5, step: 0.2}"])
 @pytest.mark.parametrize("trials, tried", [(16, 6), (4, 4)])
-def test_of_a_few_settings_none_is_tried_twice(sweep, trials, tried):
-    few = "parameters:\n  --kd-alpha: [0.1, 0.3, 0.5]\n  --kd-temperature: [1, 2]\n"
+def test_of_a_few_settings_none_is_tried_twice(sweep, trials, tried, alphas):
+    few = f"parameters:\n  --kd-alpha: {alphas}\n  --kd-temperature: [1, 2]\n"
     text = CONFIG.replace(PARAMETERS, few).replace("trials: 16", f"trials: {trials}") + "retrain: {best: 0}\n"
     _, found = sweep(text)
     assert len(found["trials"]) == len({values(trial) for trial in found["trials"]}) == tried
