@@ -26,7 +26,7 @@ from kd_plugin.pipeline.plan import SHAPE, as_json, steps_of
 from kd_plugin.pipeline.schema import Pipeline
 from kd_plugin.pipeline.step import PLAN, job_of, state_of
 from kd_plugin.pipeline.teaching import Step
-from kd_plugin.runners.fairseq_train import PLUGIN, parse
+from kd_plugin.runners.fairseq_train import PLUGIN, inputs_in, parse
 
 SNAKEFILE = Path(__file__).with_name("Snakefile")
 LOG = "logs/snakemake.log"
@@ -105,8 +105,9 @@ def _check_commands(pipeline: Pipeline, steps: Sequence[Step], check: Check) -> 
     for step in steps:
         at = pipeline.path + (f", line {lines[step.section]}" if step.section in lines else "")
         for words in step.commands:
+            files: Sequence[Tuple[str, str]] = []
             if words[0] == "fairseq-train":
-                parse(f"{at}, {step.name}", [word for word in words[1:] if word != SHAPE])
+                files = inputs_in(parse(f"{at}, {step.name}", [word for word in words[1:] if word != SHAPE])[1])
             elif words[0] == "kd-plugin":
                 try:
                     files = check(words[1:])
@@ -115,13 +116,11 @@ def _check_commands(pipeline: Pipeline, steps: Sequence[Step], check: Check) -> 
                     raise wrong(
                         at, f"`{step.section}`: {what.rstrip('.')}", remedy or "a value that it takes"
                     ) from error
-                for flag, path in files:
-                    if Path(path).parts[:1] in [(name,) for name in made] or (
-                        os.path.isabs(path) and os.path.exists(path)
-                    ):
-                        continue
-                    remedy = f"./{path}" if os.path.exists(path) else "an existing file or folder"
-                    raise wrong(at, f"`{step.section}`: {flag} {path} is not found", remedy)
+            for flag, path in files:
+                if Path(path).parts[:1] in [(name,) for name in made] or (os.path.isabs(path) and os.path.exists(path)):
+                    continue
+                remedy = f"./{path}" if os.path.exists(path) else "an existing file or folder"
+                raise wrong(at, f"`{step.section}`: {flag} {path} is not found", remedy)
 
 
 def _check_inputs(output: Path, steps: Sequence[Step]) -> None:

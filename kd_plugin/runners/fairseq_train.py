@@ -17,6 +17,13 @@ from kd_plugin.files.yaml_text import wrong
 
 PLUGIN = str(Path(kd_plugin.__file__).resolve().parent)  # as `kd-plugin path` prints it
 
+# arguments that name existing files or folders, also several as A:B
+INPUTS = (
+    "restore_file finetune_from_model user_dir encoder_embed_path decoder_embed_path "
+    "teacher_path teacher_cache teacher_user_dir"
+).split()
+LAST = "checkpoint_last.pt"  # of --restore-file: the one in --save-dir, if there is one
+
 
 def train_words(path: str, key: str, value: Any, own: Sequence[str], who: str) -> List[str]:
     """A value of the file as fairseq-train's arguments, with this plugin as --user-dir unless it names another.
@@ -75,6 +82,22 @@ def parse(path: str, words: List[str]) -> Tuple[argparse.ArgumentParser, argpars
     # and what Python says of a value that fairseq evaluates, as in --lr '[1, 2'
     except (ValueError, KeyError, ImportError, OSError, SyntaxError, NameError, TypeError) as error:
         refuse(str(error))
+
+
+def inputs_in(args: argparse.Namespace) -> List[Tuple[str, str]]:
+    """The files and folders that a training reads, with their flags. fairseq starts from random weights if those of
+    --restore-file are missing, and finds out about others only after it has begun."""
+    found = [("the data", path) for path in _split(args.data)]
+    for name in INPUTS:
+        value = getattr(args, name, None)
+        if isinstance(value, str) and not (name == "restore_file" and value == LAST):
+            found += [("--" + name.replace("_", "-"), path) for path in _split(value)]
+    return found
+
+
+def _split(value: str) -> List[str]:
+    """A:B as fairseq reads it; an address such as s3://… is no file here."""
+    return [] if "://" in value else list(filter(None, value.split(os.pathsep)))
 
 
 def executable(name: str) -> str:

@@ -4,13 +4,14 @@ import argparse
 import contextlib
 import difflib
 import itertools
-from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Tuple, Union
+import os
+from typing import Any, Dict, List, NamedTuple, Optional, Tuple, Union
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from kd_plugin.files.yaml_text import wrong
-from kd_plugin.runners.fairseq_train import parse
+from kd_plugin.runners.fairseq_train import inputs_in, parse
 from kd_plugin.sweep.config import Range, Sweep
 
 Value = Union[str, int, float]
@@ -49,6 +50,7 @@ def read_space(sweep: Sweep) -> Space:
     """
     parser, args = parse(sweep.path, sweep.train)
     _check_validation(sweep, args)
+    _check_inputs(sweep, "`train`", args)
     actions = {option: action for action in parser._actions for option in action.option_strings}
     distributions: Dict[str, BaseDistribution] = {}
     given: Values = {}
@@ -86,6 +88,12 @@ def _check_validation(sweep: Sweep, args: argparse.Namespace) -> None:
             f"{sweep.validate} updates",
             "leave it out, or a larger `validate:`",
         )
+
+
+def _check_inputs(sweep: Sweep, key: str, args: argparse.Namespace) -> None:
+    for flag, path in inputs_in(args):
+        if not os.path.exists(path):
+            raise wrong(sweep.path, f"{key}: {flag} {path} is not found", "an existing file or folder")
 
 
 def _distribution(path: str, flag: str, action: argparse.Action, values: Any) -> BaseDistribution:
@@ -129,7 +137,8 @@ def _try_all(sweep: Sweep, space: Space) -> None:
         else:
             values = [distribution.low, distribution.high]  # type: ignore[attr-defined]
         for value in values:
-            parse(sweep.path, [*sweep.train, *space.words({flag: value})])  # type: ignore[dict-item]
+            _, args = parse(sweep.path, [*sweep.train, *space.words({flag: value})])  # type: ignore[dict-item]
+            _check_inputs(sweep, "`parameters`", args)
 
 
 def suggest(trial: "optuna.Trial", space: Space) -> Values:
@@ -141,8 +150,8 @@ def suggest(trial: "optuna.Trial", space: Space) -> Values:
     return values
 
 
-def untried(space: Space, tried: List[Dict[str, Any]]) -> Optional[List[Values]]:
-    """The settings that have not been tried, of a space that has few of them; None: it has many, or endlessly many."""
+def untried(space: Space, tried: List[Dict[str, Any]]) -> Optional[Dict[Tuple[Any, ...], Values]]:
+    """The settings that have not been tried, by `key_of`, of a space with up to MOST_LISTED; None: it has more."""
     columns: List[List[Any]] = []
     settings = 1
     for distribution in space.distributions.values():
@@ -158,10 +167,12 @@ def untried(space: Space, tried: List[Dict[str, Any]]) -> Optional[List[Values]]
         settings *= len(columns[-1])
         if settings > MOST_LISTED:
             return None
-    known = {_rounded(values.get(flag) for flag in space.distributions) for values in tried}
-    return [dict(zip(space.distributions, each)) for each in itertools.product(*columns) if _rounded(each) not in known]
+    known = {key_of(space, values) for values in tried}
+    every = (dict(zip(space.distributions, each)) for each in itertools.product(*columns))
+    return {key: values for values in every for key in [key_of(space, values)] if key not in known}
 
 
-def _rounded(values: Iterable[Any]) -> Tuple[Any, ...]:
-    """The sampler adds up steps in another way, which can change a float's last digits."""
-    return tuple(round(value, 10) if isinstance(value, float) else value for value in values)
+def key_of(space: Space, values: Dict[str, Any]) -> Tuple[Any, ...]:
+    """What equal settings share; the sampler adds up steps in another way, which can change a float's last digits."""
+    found = (values.get(flag) for flag in space.distributions)
+    return tuple(round(value, 10) if isinstance(value, float) else value for value in found)

@@ -18,10 +18,10 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from kd_plugin.errors import KDPluginError
 from kd_plugin.runners.progress import progress_bar
 from kd_plugin.sweep.config import Sweep
-from kd_plugin.sweep.space import Space, Values, suggest, untried
+from kd_plugin.sweep.space import Space, Values, key_of, suggest, untried
 from kd_plugin.sweep.training import CHECKPOINTS, DONE, FAILED, LOG, Outcome, Training
 
-FEW = 2  # up to as many settings per trial, each is tried at most once, in a random order
+ATTEMPTS = 10  # at a proposal that has not been tried yet
 DATABASE, NAME, GIVEN, ERROR, SECONDS = "study.db", "sweep", "given", "error", "seconds"
 
 
@@ -126,12 +126,25 @@ class Study:
         self._study.sampler = optuna.samplers.TPESampler(seed=seed, constant_liar=True)
         if all(trial.state != TrialState.WAITING for trial in self.trials()):
             left = untried(self._space, [trial.params for trial in begun])
-            if left == []:
-                return None
-            # the sampler would repeat settings where there are few, which costs a training and teaches nothing
-            if left is not None and len(left) + len(begun) <= FEW * self._sweep.trials:
-                self._study.enqueue_trial(random.Random(seed).choice(left))
+            if left is not None:
+                if not left:
+                    return None
+                self._study.enqueue_trial(self._proposed(begun, left, seed))
         return self._study.ask()
+
+    def _proposed(self, begun: List[FrozenTrial], left: Dict[Any, Values], seed: int) -> Values:
+        """What the sampler would try next, among the settings that are left: alone, it would repeat some, and a
+        repeated training costs as much and teaches nothing."""
+        for attempt in range(ATTEMPTS):
+            draft = optuna.create_study(
+                direction=self._sweep.direction,  # type: ignore[arg-type]
+                sampler=optuna.samplers.TPESampler(seed=(seed + attempt) % 2**32, constant_liar=True),
+            )
+            draft.add_trials(begun)
+            values = left.get(key_of(self._space, suggest(draft.ask(), self._space)))
+            if values is not None:
+                return values
+        return random.Random(seed).choice(list(left.values()))
 
     def _training(self, number: int, values: Values, worker: int) -> Training:
         folder = trial_folder(self._place.output, number)

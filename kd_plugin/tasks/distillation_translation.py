@@ -14,6 +14,7 @@ from kd_plugin.corpus.noisy_sources import SourceText, add_noise, is_noisy, sour
 from kd_plugin.errors import KDPluginError
 from kd_plugin.tasks.distillation import DistillationMixin, check_registered_here, private_fields
 from kd_plugin.tasks.teacher_flags import TeacherFlags
+from kd_plugin.tasks.validation_bleu import log_bleu_of_nothing
 from kd_plugin.teachers.base import DISTRIBUTION
 
 TASK_NAME = "distillation_translation"
@@ -58,6 +59,11 @@ class DistillationTranslationTask(DistillationMixin, TranslationTask):
                     "reads another source than the teacher. Remedy: one of the two"
                 )
         return criterion
+
+    def reduce_metrics(self, logging_outputs: Any, criterion: Any) -> None:
+        """As DistillationMixin's; empty translations have a BLEU of 0."""
+        super().reduce_metrics(logging_outputs, criterion)
+        log_bleu_of_nothing(logging_outputs)
 
     def can_reuse_epoch_itr(self, dataset: Any) -> bool:
         """As fairseq's; with noise, each epoch has its own batches."""

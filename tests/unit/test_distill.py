@@ -111,6 +111,7 @@ def words(step, number=0):
         ('5"}', '5", seeds: [1, "01"]}', "`seeds` of `small` is no list of different seeds"),
         ('5"}', '5", seeds: [1_0]}', "`seeds: 1_0`"),
         ("students:", "score: {path: absent.pt}\nstudents:", "line 4: `score`: --path absent.pt is not found"),
+        ('5"}', '5 --encoder-embed-path absent.vec"}', "`students`: --encoder-embed-path absent.vec is not found"),
         ("students:", "gap: {train: prepared/absent}\nstudents:", "`gap`: --train prepared/absent is not found"),
     ],
 )

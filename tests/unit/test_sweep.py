@@ -66,6 +66,9 @@ def sweep(tmp_path, monkeypatch):
 
     stand_in(tmp_path, monkeypatch)
     monkeypatch.setattr(training, "WAIT", 0.01)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data-bin").mkdir(exist_ok=True)
+    (tmp_path / "t.pt").touch()
 
     def run(text=CONFIG, output="out", workers=1, dry_run=False, devices=None):
         (tmp_path / "sweep.yaml").write_text(text)
@@ -124,6 +127,15 @@ def test_of_a_few_settings_none_is_tried_twice(sweep, trials, tried, alphas):
     assert len(found["trials"]) == len({values(trial) for trial in found["trials"]}) == tried
     _, again = sweep(text)  # nothing is left to do
     assert again["trials"] == found["trials"]
+
+
+def test_of_more_settings_none_is_tried_twice_and_good_ones_are_proposed(sweep):
+    finite = "parameters:\n  --kd-alpha: {low: 0.1, high: 0.9, step: 0.1}\n  --kd-temperature: [0.5, 1, 2, 4, 8]\n"
+    _, found = sweep(CONFIG.replace(PARAMETERS, finite).replace("trials: 16", "trials: 22") + "retrain: {best: 0}\n")
+    tried = [values(trial) for trial in sorted(found["trials"], key=lambda trial: trial["trial"])]
+    assert len(set(tried)) == len(tried) == 22
+    # 10 trials are drawn at random, then the sampler knows better: of all settings, a fifth has the best temperature
+    assert sum(float(tau) == 2 for _, tau in tried[12:]) >= 4
 
 
 def test_halving_stops_the_worse_trials(sweep):
@@ -302,6 +314,15 @@ def test_a_range_of_whole_numbers_switches_and_lists(sweep, tmp_path):
     "old, new, message",
     [
         ("trials: 16", "trails: 30", "unknown key `trails`"),
+        ("t.pt", "absent.pt", "`train`: --teacher-path absent.pt is not found"),
+        ("t.pt", "t.pt:absent.pt", "`train`: --teacher-path absent.pt is not found"),
+        ("train: data-bin", "train: data-bin:absent", "`train`: the data absent is not found"),
+        ("t.pt", "t.pt --finetune-from-model absent.pt", "`train`: --finetune-from-model absent.pt is not found"),
+        (
+            "--kd-alpha: {low: 0.02",
+            "--teacher-path: [t.pt, absent.pt]\n  --kd-alpha: {low: 0.02",
+            "`parameters`: --teacher-path absent.pt is not found",
+        ),
         ("trials: 16", "trials: 0", "`trials: 0`"),
         ("updates: 90", "", "either `updates:` or `seconds:`"),
         ("updates: 90", "updates: 90\nseconds: 5", "either `updates:` or `seconds:`"),
