@@ -51,7 +51,7 @@ def test_the_commands_of_the_page_run_one_after_the_other(prepared, tmp_path):  
     for block in chosen:
         if "sweep" in block and not swept_too:
             continue
-        block = block.replace("in 4 16 64", "in 4 16 32")
+        block = block.replace("cache-64 --k 64", "cache-32 --k 32")
         if "hydra" in block:
             shutil.rmtree(str(work / "student-kd"))  # another way to the same student
             # a process that reads, for each epoch anew, takes longer than the epoch
