@@ -77,8 +77,8 @@ def write_report(
         job=job, title=title, version=__version__, evaluations=found, runs=runs, sweeps=swept, gaps=lagging, spent=spent
     )
     write_output(output, content, "--output", made)
-    parts: Dict[str, Sequence[Any]] = {"evaluations": found, "runs": runs, "sweeps": swept, "gaps": lagging}
-    counts = [f"{len(some)} {name}" for name, some in parts.items() if some]
+    parts: Dict[str, Sequence[Any]] = {"evaluation": found, "run": runs, "sweep": swept, "gap": lagging}
+    counts = [f"{len(some)} {name}" + "s" * (len(some) > 1) for name, some in parts.items() if some]
     return f"{output}: {', '.join(counts)}, {len(content):,} bytes"
 
 
