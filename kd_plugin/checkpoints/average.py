@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 
 from kd_plugin.checkpoints.read import count_parameters, read_checkpoint
 from kd_plugin.errors import KDPluginError
-from kd_plugin.files.atomic import digest_of
+from kd_plugin.files.atomic import digest_of, temporary_beside
 from kd_plugin.files.protection import check_outputs, place
 
 EPOCH = re.compile(r"checkpoint(\d+)\.pt$")
@@ -118,17 +118,17 @@ def main() -> None:
         state = {**average(paths), MARK: job}
     except (KDPluginError, OSError) as error:
         raise SystemExit(f"average_checkpoints.py: {error}") from error
-    partial = f"{args.output}.{os.getpid()}.part"
+    output = pathlib.Path(args.output)
+    partial = temporary_beside(output)
     try:
         with open(partial, "wb") as file:
             torch.save(state, file)
             os.fsync(file.fileno())
-        place(pathlib.Path(partial), pathlib.Path(args.output), "--output", made)
+        place(partial, output, "--output", made)
     except (KDPluginError, OSError) as error:
         raise SystemExit(f"average_checkpoints.py: {error}") from error
     finally:
-        if os.path.exists(partial):
-            os.remove(partial)
+        partial.unlink(missing_ok=True)
     first, last = os.path.basename(paths[0]), os.path.basename(paths[-1])
     print(f"{args.output}: mean of {len(paths)} ({first} to {last}), {count_parameters(state['model']):,} parameters")
 

@@ -6,7 +6,7 @@ from typing import Callable, Dict
 
 from kd_plugin.files.yaml_text import Mapping, check_keys, read_settings, wrong
 from kd_plugin.pipeline.reading import Reader
-from kd_plugin.pipeline.schema import CACHE, DEFAULTS, EXAMPLE, NONE, OFF, ONLINE, SECTIONS, TOP, Pipeline
+from kd_plugin.pipeline.schema import CACHE, DEFAULTS, EXAMPLE, NONE, OFF, ONLINE, ROUNDS, SECTIONS, TOP, Pipeline
 
 # (verb) -> its long flags without dashes; whether each is a switch
 Flags = Callable[[str], Dict[str, bool]]
@@ -29,6 +29,8 @@ def read_pipeline(path: str, flags: Flags) -> Pipeline:
             f"`output: {output}` has a colon, comma or equals sign, which fairseq splits",
             "a path without them",
         )
+    if output.startswith("~"):
+        raise reader.wrong("output", f"`output: {output}`: only a shell replaces ~", "the whole path")
     corpus = reader.corpus(content["corpus"])
     teacher, training = reader.teacher(content.get("teacher"))
     options = {verb: reader.options(verb, content.get(verb), flags(verb)) for verb in SECTIONS if verb != "export"}
@@ -61,7 +63,7 @@ def read_pipeline(path: str, flags: Flags) -> Pipeline:
         exports,
         reader.boolean("mix", mix, "original", True),
         students,
-        reader.whole("rounds", rounds, "count", 0, 0),
+        reader.whole("rounds", rounds, "count", 0, 0, ROUNDS),
         reader.words("rounds", rounds.get("train", "")),
         reader.whole("threads", content, "threads", 0, 0),
         reader.whole("workers", content, "workers", 0, 0),

@@ -57,11 +57,13 @@ class Reader:
                 key, f"`{name}` of `{key}` cannot be a folder's name", "at most 100 letters, digits, - and _"
             )
 
-    def whole(self, place: str, mapping: Dict[str, Any], key: str, least: int, default: int) -> int:
+    def whole(
+        self, place: str, mapping: Dict[str, Any], key: str, least: int, default: int, most: int = 2**31 - 1
+    ) -> int:
         value = str(mapping.get(key, default))
         number = int(value) if re.fullmatch("[0-9]{1,10}", value) else -1
-        if not least <= number < 2**31:
-            raise self.wrong(place, f"`{key}: {value}`", f"a whole number, {least} or more")
+        if not least <= number <= most:
+            raise self.wrong(place, f"`{key}: {value}`", f"a whole number from {least} to {most}")
         return number
 
     def boolean(self, place: str, mapping: Dict[str, Any], key: str, default: bool) -> bool:

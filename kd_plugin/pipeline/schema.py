@@ -43,6 +43,7 @@ SUBWORDS = {
     "hard_vocab_limit": "true|false",
     "normalization_rule_name": "nmt_nfkc|nmt_nfkc_cf|nfkc|nfkc_cf|identity",
 }
+ROUNDS = 100  # more are a mistake, whose steps would take hours to plan
 OFF = ("false", "none", "no")
 CACHE, ONLINE, NONE = "cache", "online", "none"
 

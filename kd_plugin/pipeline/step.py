@@ -62,7 +62,8 @@ def run(step: Dict[str, Any], threads: int, workers: int) -> int:
         if not resumes:
             # of no job, if it is stopped while it removes what another has left
             _write_state(name, "")
-            for old in (product, log):
+            # without its old times, which the report would show as its own
+            for old in (product, log, Path("times", f"{name}.json"), Path("times", f"{name}.tsv")):
                 shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
         else:
             for old in list(product.rglob(".*.tmp")):  # half-written when it was killed; nobody else writes there

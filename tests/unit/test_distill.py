@@ -12,6 +12,7 @@ import torch
 import yaml
 
 from kd_plugin import cli
+from kd_plugin.checkpoints import average
 from kd_plugin.cli.distill import _check, _flags
 from kd_plugin.errors import KDPluginError
 from kd_plugin.pipeline.checkpoints import reached_its_end
@@ -87,6 +88,7 @@ def words(step, number=0):
         ("students:", "decode: {beam: 0}\nstudents:", "line 4: `decode`: --beam 0: must lie in 1"),
         ("students:", "filter: [1]\nstudents:", "line 4: `filter` is no mapping"),
         ("students:", "rounds: {count: -1}\nstudents:", "line 4: `count: -1`"),
+        ("students:", "rounds: {count: 2147483647}\nstudents:", "line 4: `count: 2147483647`. Remedy: a whole number"),
         ("students:", "threads: many\nstudents:", "line 4: `threads: many`"),
         ("--arch transformer", "--arch transfromer", "transfromer"),
         (
@@ -98,6 +100,7 @@ def words(step, number=0):
         ('5"}', '5", seeds: [1, 1]}', "`seeds` of `small` is no list of different seeds"),
         ('5"}', '5", teacher: cash}', "`teacher: cash` of `small`. Remedy: cache, online, none"),
         ('5"}', '5", init: true}', "`init` of `small` without `init:`"),
+        ("output: out", "output: ~/x", "line 1: `output: ~/x`: only a shell replaces ~"),
         ("output: out", "output: a:b", "has a colon, comma or equals sign"),
         ("teacher: {path: teacher.pt}\n", "", "`teacher:` is missing"),
         ("path: teacher.pt", "path: teacher.pt, train: x", "needs either `path` or `train`"),
@@ -294,7 +297,8 @@ def test_a_step_goes_on_with_its_own_leftovers_and_not_with_those_of_another_com
     assert run_step(of_this, 1, 0) == 0 and Path("s/made").read_text() == "x\nx\n"  # done before
     other = step([["sh", "-c", script + " "]])
     assert run_step(other, 1, 0) == 0 and Path("s/made").read_text() == "x\n"
-    edited = step([["sh", "-c", script]], reads=[str(place / "go")])
+    Path("times/s.tsv").touch()  # as Snakemake writes it; a step done anew has no time as long as it runs
+    edited = step([["sh", "-c", f"{script}; ls times >>s/made"]], reads=[str(place / "go")])
     assert run_step(edited, 1, 0) == 0
     Path("go").write_text("edited")
     assert run_step(edited, 1, 0) == 0 and Path("s/made").read_text() == "x\n"
@@ -355,6 +359,21 @@ def test_a_last_checkpoint_that_a_kill_cut_short_is_copied_again(place):
     for path in Path("s").iterdir():
         path.write_bytes(path.read_bytes()[:-100])
     assert not reached_its_end(train) and not last.exists()
+
+
+def test_half_an_average_has_a_name_by_which_the_step_removes_it(place, monkeypatch):
+    checkpoint("checkpoint1", 8)
+    written = []
+
+    def full(state, file):
+        written.append(Path(file.name))
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    monkeypatch.setattr("sys.argv", "average s --last 1 --output s/averaged.pt".split())
+    with pytest.raises(SystemExit, match="No space left"):
+        average.main()
+    assert written[0].match("s/.*.tmp") and sorted(Path("s").iterdir()) == [Path("s/checkpoint1.pt")]
 
 
 def chain(place):
