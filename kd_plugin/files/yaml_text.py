@@ -1,6 +1,7 @@
 """Reads a user's YAML in which every value is text, as the command's flags take it, and says what is wrong where."""
 
 import difflib
+import re
 from pathlib import Path
 from typing import Any, Dict, Iterable, List, Tuple
 
@@ -126,6 +127,8 @@ def _check(node: Any, sizes: Dict[Any, int]) -> int:
     sizes[node] = 0
     if node.tag not in PLAIN:
         raise _error(f"the tag {node.tag.replace(STANDARD, '!!')} is not known here", node)
+    if isinstance(node, yaml.ScalarNode) and re.search("[\0\ud800-\udfff]", node.value):
+        raise _error("an escape for NUL or for half a character, which no file name or argument can have", node)
     parts = [] if isinstance(node, yaml.ScalarNode) else node.value
     inner = [each for part in parts for each in (part if isinstance(part, tuple) else [part])]
     sizes[node] = 1 + sum(_check(each, sizes) for each in inner)

@@ -82,6 +82,10 @@ def parse(path: str, words: List[str]) -> Tuple[argparse.ArgumentParser, argpars
     # and what Python says of a value that fairseq evaluates, as in --lr '[1, 2'
     except (ValueError, KeyError, ImportError, OSError, SyntaxError, NameError, TypeError) as error:
         refuse(str(error))
+    except RuntimeError as error:
+        if str(error):
+            raise
+        refuse("--arch is missing")  # fairseq's has no text
 
 
 def inputs_in(args: argparse.Namespace) -> List[Tuple[str, str]]:

@@ -8,6 +8,7 @@ from kd_plugin.runners.fairseq_train import train_words
 
 EXAMPLE = "a file with `train:`, `parameters:`, `trials:` and `updates:` (see the page on sweeps)"
 SEEDS = 2**31  # NumPy takes 32 bits, and fairseq adds a number to the seed
+MOST = 2**53  # of whole numbers and of steps: larger ones are not exact, nor does the study's database have room for them
 # flags of fairseq-train that the sweep itself gives
 OWN = (
     "--save-dir --max-update --seed --validate-interval --validate-interval-updates --save-interval "
@@ -123,7 +124,7 @@ def _whole(path: str, content: Dict[str, Any], key: str, least: int, default: Op
         number = int(value)  # type: ignore[arg-type]
     except (TypeError, ValueError):
         number = least - 1
-    if number < least:
+    if not least <= number < MOST:
         raise wrong(path, f"`{key}: {value}`", f"a whole number, {least} or more")
     return number
 
@@ -170,6 +171,8 @@ def _parameter(path: str, flag: str, value: Any) -> Any:
         raise wrong(path, f"`log: true` {where} needs numbers above 0 and no step", "a range above 0")
     if step is not None and step > high - low:
         raise wrong(path, f"`step: {value['step']}` {where} is larger than its range", "a smaller step")
+    if step is not None and (high - low) / step >= MOST:
+        raise wrong(path, f"`step: {value['step']}` {where} is too small for its range", "a larger step, or none")
     return Range(low, high, step, log == "true")
 
 
@@ -191,7 +194,8 @@ def _retrain(path: str, value: Any) -> Tuple[int, List[int]]:
     if not isinstance(value, dict):
         raise wrong(path, "`retrain` is no mapping", "`retrain: {best: 2, seeds: [1, 2, 3]}`")
     check_keys(path, value, ("best", "seeds"), "of `retrain`")
-    seeds = value.get("seeds", ["1", "2", "3"])
-    if not isinstance(seeds, list) or not seeds or len(set(map(str, seeds))) < len(seeds):
+    given = value.get("seeds", ["1", "2", "3"])
+    seeds = [_whole(path, {"seeds": seed}, "seeds", 0) for seed in given] if isinstance(given, list) else []
+    if not seeds or len(set(seeds)) < len(seeds):
         raise wrong(path, "`seeds` of `retrain` is no list of different seeds", "`seeds: [1, 2, 3]`")
-    return _whole(path, value, "best", 0, 1), [_whole(path, {"seeds": seed}, "seeds", 0) for seed in seeds]
+    return _whole(path, value, "best", 0, 1), seeds

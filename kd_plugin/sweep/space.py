@@ -12,7 +12,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 
 from kd_plugin.files.yaml_text import wrong
 from kd_plugin.runners.fairseq_train import inputs_in, parse
-from kd_plugin.sweep.config import Range, Sweep
+from kd_plugin.sweep.config import MOST, Range, Sweep
 
 Value = Union[str, int, float]
 Values = Dict[str, Value]
@@ -104,7 +104,7 @@ def _distribution(path: str, flag: str, action: argparse.Action, values: Any) ->
     if action.type is not int:
         return FloatDistribution(values.low, values.high, log=values.log, step=values.step)
     ends = values._replace(step=values.step or 1)
-    if any(number != int(number) for number in ends[:3]):  # type: ignore[arg-type]
+    if any(number != int(number) or abs(number) >= MOST for number in ends[:3]):  # type: ignore[arg-type]
         raise wrong(path, f"{flag} takes whole numbers", "whole numbers for low, high and step")
     return IntDistribution(int(values.low), int(values.high), log=values.log, step=int(ends.step or 1))
 

@@ -91,6 +91,7 @@ def words(step, number=0):
         ("students:", "rounds: {count: 2147483647}\nstudents:", "line 4: `count: 2147483647`. Remedy: a whole number"),
         ("students:", "threads: many\nstudents:", "line 4: `threads: many`"),
         ("--arch transformer", "--arch transfromer", "transfromer"),
+        ("--arch transformer", "", "small: fairseq-train refuses the command: --arch is missing"),
         (
             "--lr 0.01",
             "--save-dir x",

@@ -56,6 +56,8 @@ def test_aliases_and_merged_keys_are_what_they_stand_for_and_own_keys_go_before(
         ("a:\n  <<: b\n", "line 2: not valid YAML (`<<` takes the keys of another mapping)"),
         ("a: &a {<<: *a}\n", "not valid YAML"),
         ("a: &a [*a]\n", "line 1: not valid YAML (found unconstructable recursive node)"),
+        ('a: 1\nb: "x\\0"\n', "line 2: not valid YAML (an escape for NUL"),
+        ('a: "\\ud800"\n', "line 1: not valid YAML (an escape for NUL or for half a character"),
         ("a: 1\n---\nb: 2\n", "line 2: not valid YAML (expected a single document"),
         ("[" * 1100, "not valid YAML"),
         ("a: größe".encode("latin-1"), "not valid YAML"),
