@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import os
 import sys
@@ -14,6 +15,9 @@ from kd_plugin.errors import KDPluginError, is_out_of_memory
 from kd_plugin.quiet import INTERRUPTED, NO_READER, TERMINATED, Terminated, quietly, sigterm_as_interrupt
 from kd_plugin.registration import register
 from kd_plugin.version import __version__
+
+# what no check before the work can rule out
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 def build_parser(verb: Optional[str] = None) -> argparse.ArgumentParser:
@@ -76,6 +80,13 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     except BrokenPipeError:  # `kd-plugin … | head`: the reader has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python still writes when it exits
         return NO_READER
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        message = (
+            f"{verb}: {error.filename or 'its output'}: {error.strerror}. Finished work is kept. Remedy: free some "
+            "space, then run the same command again"
+        )
     except (MemoryError, RuntimeError) as error:  # from torch and CTranslate2
         if not is_out_of_memory(error):
             raise

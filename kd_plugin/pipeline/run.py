@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -32,6 +33,7 @@ SNAKEFILE = Path(__file__).with_name("Snakefile")
 LOG = "logs/snakemake.log"
 OWNED = (LOCK, PLAN, "distill.yaml", "done", "logs", "times", ".snakemake")
 JOB = digest_of("kd_plugin distill")  # any distillation may go on in the folder of another
+FULL = 1 << 16  # bytes: too few for what a step and Snakemake write
 PATIENCE = 20.0  # seconds for stopped steps to end
 
 
@@ -231,6 +233,8 @@ def _failure(output: Path, steps: Sequence[Step]) -> KDPluginError:
             return KDPluginError(f"{step.name} ({log}): {error.rstrip('.')}. {remedy}")
     lines = (output / LOG).read_text(encoding="utf-8", errors="replace").splitlines()
     said = next((line.strip() for line in reversed(lines) if line.strip()), "no reason")
+    if shutil.disk_usage(output).free < FULL:  # then no step could say so
+        return KDPluginError(f"output {output}: no space is left. Remedy: free some; the same command then continues")
     return KDPluginError(
         f"distill: Snakemake: {said} ({output / LOG}). Remedy: mend it. The same command then continues"
     )

@@ -21,6 +21,7 @@ import time
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence
 
+from kd_plugin.errors import KDPluginError
 from kd_plugin.files.atomic import digest_of, read_json, write_atomically, write_json
 from kd_plugin.pipeline.checkpoints import reached_its_end
 from kd_plugin.runners.fairseq_train import executable
@@ -152,7 +153,14 @@ def _joules() -> Optional[float]:
 def main() -> int:
     name, threads = sys.argv[1:]
     plan = json.loads(Path(PLAN).read_text(encoding="utf-8"))
-    return run(plan["steps"][name], int(threads), plan["workers"])
+    try:
+        return run(plan["steps"][name], int(threads), plan["workers"])
+    except (KDPluginError, OSError) as error:  # a full disk, or a file that was removed meanwhile
+        print(f"{name}: {error}", flush=True)
+        with contextlib.suppress(KDPluginError, OSError):
+            state = {"job": "", "finished": False, "ended": 0, **state_of(name)}
+            write_json(Path("done", f"{name}.json"), {**state, "error": str(error)})
+        return 1
 
 
 if __name__ == "__main__":

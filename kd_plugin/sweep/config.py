@@ -8,7 +8,7 @@ from kd_plugin.runners.fairseq_train import train_words
 
 EXAMPLE = "a file with `train:`, `parameters:`, `trials:` and `updates:` (see the page on sweeps)"
 SEEDS = 2**31  # NumPy takes 32 bits, and fairseq adds a number to the seed
-MOST = 2**53  # of whole numbers and of steps: larger ones are not exact, nor does the study's database have room for them
+MOST = 2**53  # whole numbers and numbers of steps from here on are not exact, nor do they fit into the study's database
 # flags of fairseq-train that the sweep itself gives
 OWN = (
     "--save-dir --max-update --seed --validate-interval --validate-interval-updates --save-interval "

@@ -1,3 +1,4 @@
+import errno
 import importlib
 import os
 import subprocess
@@ -99,6 +100,17 @@ def test_too_little_memory_is_said_with_what_helps(verb_that, capsys, error):
     assert cli.main(["work"]) == 1
     message = capsys.readouterr().err
     assert message.count("\n") == 1 and str(error) in message and "--max-tokens" in message
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])
+def test_a_full_disk_is_said_with_what_helps(verb_that, capsys, number):
+    def fail(args):
+        raise OSError(number, os.strerror(number), "out/.lock")
+
+    verb_that(fail)
+    assert cli.main(["work"]) == 1
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1 and "work: out/.lock: " in message and "Remedy: free some space" in message
 
 
 def test_other_errors_keep_their_traceback(verb_that):

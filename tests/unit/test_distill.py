@@ -18,7 +18,8 @@ from kd_plugin.errors import KDPluginError
 from kd_plugin.pipeline.checkpoints import reached_its_end
 from kd_plugin.pipeline.config import read_pipeline
 from kd_plugin.pipeline.plan import SHAPE, steps_of
-from kd_plugin.pipeline.run import _changed, _check_commands, _check_inputs, _check_ours
+from kd_plugin.pipeline.run import _changed, _check_commands, _check_inputs, _check_ours, _failure
+from kd_plugin.pipeline.step import main as step_main
 from kd_plugin.pipeline.step import run as run_step
 from kd_plugin.pipeline.step import state_of
 from kd_plugin.pipeline.teaching import Step
@@ -314,6 +315,25 @@ def test_a_step_killed_between_its_commands_does_not_repeat_those_that_ended(pla
     Path("go").touch()
     assert run_step(trains, 1, 0) == 0 and Path("s/made").read_text() == "x\n"
     assert [path.name for path in Path("s").iterdir()] == ["made"]
+
+
+def test_a_step_that_cannot_write_or_read_says_so_and_can_still_go_on(place, monkeypatch, capsys):
+    trains = step([["sh", "-c", "mkdir -p s && test -e go"]], reads=[str(place / "given")])
+    Path("given").touch()
+    assert run_step(trains, 1, 0) == 1
+    job = state_of("s")["job"]
+    Path("plan.json").write_text(json.dumps({"steps": {"s": trains}, "workers": 0}))
+    monkeypatch.setattr("sys.argv", ["step", "s", "1"])
+    Path("given").unlink()
+    assert step_main() == 1 and "s: [Errno 2] No such file" in capsys.readouterr().out
+    assert "given" in state_of("s")["error"] and state_of("s")["job"] == job
+    assert "s (" in str(_failure(Path(), [Step(**trains)])) and "given" in str(_failure(Path(), [Step(**trains)]))
+
+    shutil.rmtree("done")
+    Path("logs/snakemake.log").write_text("it failed\n")
+    assert "Snakemake: it failed (" in str(_failure(Path(), [Step(**trains)]))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: argparse.Namespace(free=0))
+    assert "no space is left. Remedy: free some" in str(_failure(Path(), [Step(**trains)]))
 
 
 def test_what_is_half_removed_when_a_step_is_killed_is_not_taken_for_its_product(place, monkeypatch):

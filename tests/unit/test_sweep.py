@@ -358,7 +358,11 @@ def test_a_range_of_whole_numbers_switches_and_lists(sweep, tmp_path):
         ("--arch transformer", "--arch transformr", "transformr"),
         ("--arch transformer", "", "fairseq-train refuses the command: --arch is missing"),
         ("validate: 30", "validate: 30\nretrain: {seeds: [1, '01']}", "no list of different seeds"),
-        ("{low: 0.02, high: 0.95}", "{low: 0.02, high: 0.95, step: 1e-300}", "`step: 1e-300` of --kd-alpha is too small"),
+        (
+            "{low: 0.02, high: 0.95}",
+            "{low: 0.02, high: 0.95, step: 1e-300}",
+            "`step: 1e-300` of --kd-alpha is too small",
+        ),
         ("trials: 16", "trials: 99999999999999999999", "`trials: 99999999999999999999`"),
         ("--kd-alpha: {low: 0.02, high: 0.95}", "--warmup-updates: {low: 1, high: 1e30}", "takes whole numbers"),
         ("trials: 16", "trials: [", "not valid YAML"),
