@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Measures translation on one CPU thread: fairseq-generate, as a user runs it, and CTranslate2 on the exported model.
+"""Measures translation on one CPU thread or GPU: fairseq-generate, as a user runs it, and CTranslate2 on the export.
 
     bench_decode.py CHECKPOINT DATA_BIN --source RAW.src --reference RAW.tgt [--sentencepiece-model M]
-                    [--vocabulary-map-from RAW.src RAW.tgt] [--rounds N] [--quick] [--out DIR]
+                    [--vocabulary-map-from RAW.src RAW.tgt] [--device cuda] [--rounds N] [--quick] [--out DIR]
 
 All use the same beam, length limits and batch size in sentences, sorted by length. Times cover only the search on both
 sides: fairseq-generate's own "Translated … in … s", and translate_batch. Neither includes start-up, subwords or files.
@@ -34,7 +34,10 @@ from kd_plugin.decoding.models import share_identical
 from kd_plugin.export.vocabulary_map import write_vocabulary_map
 
 PACKAGE = pathlib.Path(__file__).resolve().parent.parent / "kd_plugin"
-FAIRSEQ, FLOAT32, INT8, INT8_MAP = "fairseq-generate", "CTranslate2 float32", "CTranslate2 int8", "int8, vocabulary map"
+FAIRSEQ, INT8_MAP = "fairseq-generate", "int8, vocabulary map"
+FAIRSEQ_HALF = f"{FAIRSEQ} --fp16"
+# by device: types of the weights of CTranslate2's models
+TYPES = {"cpu": ("float32", "int8"), "cuda": ("float32", "float16", "int8_float16")}
 COLUMNS = [
     CONTESTANT,
     MILLISECONDS,
@@ -67,11 +70,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--vocabulary-map-from", nargs=2, metavar=("RAW.src", "RAW.tgt"))
     parser.add_argument("--beam", type=int, default=5)
     parser.add_argument("--batch-size", type=int, default=64, help="sentences; default: %(default)s")
+    parser.add_argument("--device", choices=sorted(TYPES), default="cpu")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="one round")
     parser.add_argument("--out", type=pathlib.Path, metavar="DIR", help="folder for the report: .md and .json")
     arguments = parser.parse_args()
-    arguments.device = torch.device("cpu")
+    arguments.device = torch.device(arguments.device)
     arguments.rounds = 1 if arguments.quick else arguments.rounds
     torch.set_num_threads(1)
     return arguments
@@ -81,12 +85,12 @@ def lines(path: str) -> List[str]:
     return [line for _, line in numbered_lines(pathlib.Path(path), "file")]
 
 
-def generate(arguments: argparse.Namespace) -> Answer:
+def generate(arguments: argparse.Namespace, *further: str) -> Answer:
     """fairseq-generate in its own process."""
     command = [
         str(pathlib.Path(sys.executable).parent / "fairseq-generate"), arguments.data, "--user-dir", str(PACKAGE),
-        "--task", "translation", "--path", arguments.checkpoint, "--gen-subset", arguments.gen_subset, "--cpu",
-        "--beam", str(arguments.beam), "--max-len-a", "0", "--max-len-b", "200", "--num-workers", "0",
+        "--task", "translation", "--path", arguments.checkpoint, "--gen-subset", arguments.gen_subset,
+        *further, "--beam", str(arguments.beam), "--max-len-a", "0", "--max-len-b", "200", "--num-workers", "0",
         "--batch-size", str(arguments.batch_size), "--required-batch-size-multiple", "1",
     ]  # fmt: skip
     threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"}
@@ -120,16 +124,23 @@ def contestants(
 ) -> Dict[str, Callable[[], Answer]]:
     sentences = [subwords.encode(line) for line in lines(arguments.source)]
     settings = Settings(beam=arguments.beam)
-    found: Dict[str, Callable[[], Answer]] = {FAIRSEQ: lambda: generate(arguments)}
-    wanted: Dict[str, Optional[pathlib.Path]] = {FLOAT32: None, INT8: None}
+    device = arguments.device.type
+    if device == "cuda":
+        found: Dict[str, Callable[[], Answer]] = {
+            FAIRSEQ: lambda: generate(arguments),
+            FAIRSEQ_HALF: lambda: generate(arguments, "--fp16"),
+        }
+    else:
+        found = {FAIRSEQ: lambda: generate(arguments, "--cpu")}
+    wanted: Dict[str, Optional[pathlib.Path]] = {f"CTranslate2 {kind}": None for kind in TYPES[device]}
     if arguments.vocabulary_map_from:
         wanted[INT8_MAP] = folder / "vmap.txt"
         corpus = [map(subwords.encode, lines(path)) for path in arguments.vocabulary_map_from]
         write_vocabulary_map(folder / "vmap.txt", zip(*corpus), *(d.symbols for d in opened.dictionaries))
     for name, vocabulary_map in wanted.items():
-        quantization = "float32" if name == FLOAT32 else "int8"
+        quantization = "int8" if name == INT8_MAP else name.split()[-1]
         model = convert(opened, folder / name, quantization, vocabulary_map)
-        decoder = CTranslate2Decoder(model, settings, threads=1)
+        decoder = CTranslate2Decoder(model, settings, device, threads=1)
         decoder.use_vocabulary_map = vocabulary_map is not None
         found[name] = functools.partial(translate, decoder, sentences, arguments.batch_size)
     return found
@@ -163,15 +174,16 @@ def main() -> None:
                     raise SystemExit(f"{name}: {len(answers[name].hypotheses)} translations of {len(references)}")
                 seconds[name].append(answers[name].seconds)
         progress.close()
+        place = "one GPU" if arguments.device.type == "cuda" else "one CPU thread"
         notes = [
             f"{len(references)} sentences, beam {arguments.beam}, at most 200 target tokens, batches of "
-            f"{arguments.batch_size}, one thread each; seconds of the search alone.",
+            f"{arguments.batch_size}, {place} each; seconds of the search alone.",
             f"Bytes: {FAIRSEQ}: the {opened.parameters:,} parameters in float32, nothing else; the others: model.bin.",
             "Identical: the share of fairseq-generate's translations, symbol by symbol.",
         ]
-        table = Table("Translating on one CPU thread", COLUMNS, notes)
+        table = Table(f"Translating on {place}", COLUMNS, notes)
         for name in runs:
-            size = weights if name == FAIRSEQ else (folder / name / "model.bin").stat().st_size
+            size = weights if name.startswith(FAIRSEQ) else (folder / name / "model.bin").stat().st_size
             texts = [subwords.decode(tokens) for tokens in answers[name].hypotheses]
             values = {
                 "seconds": statistics.median(seconds[name]),
