@@ -64,6 +64,11 @@ HTTP = [
     "Babel>=2.12",  # the same: English names of languages, for the prompt
 ]
 
+PUBLISHED = [
+    "subword-nmt>=0.3.8",  # byte-pair encoding as the published models have it
+    "sacremoses>=0.0.53",  # Moses' normalisation and tokens for further captions
+]
+
 # kd-plugin distill: steps in order and in parallel, on clusters too, and which of them an edited option or file repeats
 PIPELINE = [
     'snakemake>=8,<10; python_version >= "3.11"',
@@ -146,6 +151,8 @@ setup(
             "sentencepiece",  # mT5's tokenizer
         ],
         "http": HTTP,
+        # examples/translation/published-format.sh: Multi30k's published text is in these tokens and subwords
+        "published": PUBLISHED,
         "sweep": [
             "optuna>=3.0",  # kd-plugin sweep: proposals, successive halving, and a study that survives interruptions
         ],
@@ -186,6 +193,7 @@ setup(
             *HTTP,  # the tests of decode --engine http
             'optuna>=3.0; python_version >= "3.9"',  # the tests of sweep
             *PIPELINE,  # the tests of distill
+            *PUBLISHED,  # the tests of published-format.sh
             *CLASSIFICATION,  # the tests of evaluate-classifier
             'seqeval>=1.2.2; python_version >= "3.9"',  # the same
             'onnx>=1.14; python_version >= "3.9"',  # the tests of export --format onnx
