@@ -147,7 +147,10 @@ def _parameters(path: str, value: Any) -> Dict[str, Any]:
 
 
 def _parameter(path: str, flag: str, value: Any) -> Any:
-    if not flag.startswith("--") or "=" in flag:
+    if not flag.startswith("--") and isinstance(value, list) and all(str(item).startswith("--") for item in value):
+        for item in value:  # each is several flags
+            train_words(path, flag, item, OWN, "the sweep")
+    elif not flag.startswith("--") or "=" in flag:
         raise wrong(path, f"the parameter `{flag}` is no flag", "a flag of fairseq-train, such as --kd-alpha")
     if flag in OWN:
         raise wrong(path, f"the parameter {flag} is given by the sweep itself", "another flag")

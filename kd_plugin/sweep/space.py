@@ -5,7 +5,8 @@ import contextlib
 import difflib
 import itertools
 import os
-from typing import Any, Dict, List, NamedTuple, Optional, Tuple, Union
+import shlex
+from typing import AbstractSet, Any, Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
@@ -21,21 +22,49 @@ MOST_LISTED = 1000  # settings of a space that are looked through for those not 
 
 
 class Space(NamedTuple):
-    """distributions: by flag. given: the values that the command itself has, if they lie in the space"""
+    """What varies, by flag, or by the file's own name for values that are several flags each.
+
+    given:  the values that the command itself has, if they lie in the space
+    groups: the flags that the values of such a name have, all of them
+    """
 
     distributions: Dict[str, BaseDistribution]
     switches: List[str]
     given: Values
+    groups: Dict[str, List[str]]
+
+    def command(self, train: Sequence[str], values: Values) -> List[str]:
+        """fairseq-train's arguments with other values for some flags."""
+        replaced = {flag for name in values for flag in self.groups.get(name, [name])}
+        return [*_without(train, replaced), *self.words(values)]
 
     def words(self, values: Values) -> List[str]:
-        """As arguments of fairseq-train. They follow the command's own, and fairseq takes the last."""
+        """As arguments of fairseq-train."""
         words: List[str] = []
         for flag, value in values.items():
-            if flag in self.switches:
+            if flag in self.groups:
+                words += shlex.split(str(value))
+            elif flag in self.switches:
                 words += [flag] if value == "true" else []
             else:
                 words += [flag, str(value)]
         return words
+
+
+def _without(words: Sequence[str], flags: AbstractSet[str]) -> List[str]:
+    """A command without some flags and their values."""
+    kept: List[str] = []
+    skip = False
+    for word in words:
+        flag, equals, _ = word.partition("=")
+        if flag in flags:
+            skip = not equals
+        elif skip and not flag.startswith("--"):  # a switch has no value
+            skip = False
+        else:
+            skip = False
+            kept.append(word)
+    return kept
 
 
 def written(value: Value) -> str:
@@ -55,7 +84,15 @@ def read_space(sweep: Sweep) -> Space:
     distributions: Dict[str, BaseDistribution] = {}
     given: Values = {}
     switches = []
+    groups = {name: _flags(values) for name, values in sweep.parameters.items() if not name.startswith("--")}
+    for name, flags in groups.items():
+        for flag in flags:
+            if flag in sweep.parameters or any(flag in groups[other] for other in groups if other != name):
+                raise wrong(sweep.path, f"{flag} varies in `{name}` and on its own", "one of the two")
+        distributions[name] = CategoricalDistribution(sweep.parameters[name])
     for flag, values in sweep.parameters.items():
+        if flag in groups:
+            continue
         action = actions.get(flag)
         if action is None:
             near = difflib.get_close_matches(flag, actions, 1)
@@ -72,8 +109,24 @@ def read_space(sweep: Sweep) -> Space:
         current = _current(distributions[flag], getattr(args, action.dest, None), flag in switches)
         if current is not None:
             given[flag] = current
-    _try_all(sweep, Space(distributions, switches, given))
-    return Space(distributions, switches, given)
+    # in the file's order, which tables have
+    space = Space({name: distributions[name] for name in sweep.parameters}, switches, given, groups)
+    _try_all(sweep, space)
+    for name in groups:
+        same = (value for value in sweep.parameters[name] if _arguments(sweep, space, {name: value}) == args)
+        current = next(same, None)
+        if current is not None:
+            given[name] = current
+    return space
+
+
+def _flags(values: Sequence[str]) -> List[str]:
+    words = [word.partition("=")[0] for value in values for word in shlex.split(value)]
+    return [word for word in dict.fromkeys(words) if word.startswith("--")]
+
+
+def _arguments(sweep: Sweep, space: Space, values: Values) -> argparse.Namespace:
+    return parse(sweep.path, space.command(sweep.train, values))[1]
 
 
 def _check_validation(sweep: Sweep, args: argparse.Namespace) -> None:
@@ -137,8 +190,7 @@ def _try_all(sweep: Sweep, space: Space) -> None:
         else:
             values = [distribution.low, distribution.high]  # type: ignore[attr-defined]
         for value in values:
-            _, args = parse(sweep.path, [*sweep.train, *space.words({flag: value})])  # type: ignore[dict-item]
-            _check_inputs(sweep, "`parameters`", args)
+            _check_inputs(sweep, "`parameters`", _arguments(sweep, space, {flag: value}))  # type: ignore[dict-item]
 
 
 def suggest(trial: "optuna.Trial", space: Space) -> Values:

@@ -205,8 +205,7 @@ def training_words(sweep: Sweep, space: Space, values: Values, folder: Path, see
     """fairseq-train's arguments for one training."""
     each = str(sweep.validate)
     words = [
-        *_without(sweep.train, values),
-        *space.words(values),
+        *space.command(sweep.train, values),
         "--seed",
         str(seed),
         "--save-dir",
@@ -220,18 +219,3 @@ def training_words(sweep: Sweep, space: Space, values: Values, folder: Path, see
     words += ["--validate-interval-updates", each, "--save-interval-updates", each, "--keep-interval-updates", "1"]
     words += ["--no-epoch-checkpoints", "--log-format", "json", "--best-checkpoint-metric", sweep.objective]
     return words + (["--maximize-best-checkpoint-metric"] if sweep.direction == "maximize" else [])
-
-
-def _without(words: Sequence[str], values: Values) -> List[str]:
-    """A command without the flags that get other values."""
-    kept: List[str] = []
-    skip = False
-    for word in words:
-        flag, equals, _ = word.partition("=")
-        if flag in values:
-            skip = not equals
-        elif not skip:
-            kept.append(word)
-        else:
-            skip = False
-    return kept

@@ -68,6 +68,6 @@ def test_the_commands_of_the_page_run_one_after_the_other(prepared, tmp_path):  
     assert all((work / student / "averaged.pt").is_file() for student in ("student-plain", "student-kd"))
     if swept_too:
         table = (work / "sweep" / "sweep.md").read_text(encoding="utf-8")
-        assert "| 0 (as given) | 0.5 | 1 | cache-16 | 0.1 |" in table
+        assert "| 0 (as given) | 0.5 | --teacher-cache cache-16 | 0.1 |" in table
     rows = (work / "results.md").read_text(encoding="utf-8")
     assert all(f"| {name} |" in rows for name in ("teacher", "student, plain", "student, distilled")), rows

@@ -129,6 +129,42 @@ def test_of_a_few_settings_none_is_tried_twice(sweep, trials, tried, alphas):
     assert again["trials"] == found["trials"]
 
 
+def test_values_of_several_flags(sweep, tmp_path):
+    from kd_plugin.sweep.space import read_space
+
+    (tmp_path / "cache").mkdir()
+    text = CONFIG.replace(
+        PARAMETERS,
+        "parameters:\n  --kd-alpha: [0.3, 0.5]\n  teacher:\n    - --teacher-cache cache\n    - --teacher-path t.pt\n"
+        "    - --kd-temperature 2 --teacher-path t.pt --kd-fused-head\n",
+    ).replace("--kd-alpha 0.5", "--kd-alpha 0.5 --kd-fused-head --max-tokens 99")
+    with pytest.raises(KDPluginError, match="--boom"):
+        sweep(text.replace("--teacher-cache cache", "--teacher-cache cache --boom"), dry_run=True)
+    with pytest.raises(KDPluginError, match="--kd-alpha varies in `teacher` and on its own"):
+        sweep(text.replace("--kd-temperature 2", "--kd-temperature 2 --kd-alpha 1"), dry_run=True)
+    with pytest.raises(KDPluginError, match="`teacher` has --seed, which the sweep itself gives"):
+        sweep(text.replace("--kd-temperature 2", "--seed 2"), dry_run=True)
+    with pytest.raises(KDPluginError, match="`parameters`: --teacher-cache none is not found"):
+        sweep(text.replace("--teacher-cache cache", "--teacher-cache none"), dry_run=True)
+    _, found = sweep(text.replace("- --teacher-path t.pt\n", "- --teacher-path t.pt --kd-fused-head\n"))
+    tried = [(trial["values"]["--kd-alpha"], trial["values"]["teacher"]) for trial in found["trials"]]
+    assert len(set(tried)) == len(tried) == 6
+    for trial in found["trials"]:
+        tau = 2 if "--kd-temperature 2" in trial["values"]["teacher"] else 1
+        assert trial["value"] == pytest.approx(floor(float(trial["values"]["--kd-alpha"]), tau) + 3 / 90, abs=1e-5)
+    given = next(trial for trial in found["trials"] if trial["given"])
+    assert given["trial"] == 0 and given["values"] == {
+        "--kd-alpha": "0.5",
+        "teacher": "--teacher-path t.pt --kd-fused-head",
+    }
+    assert "--max-tokens 99 " in found["command"] and "--kd-temperature 2" in found["command"]
+    space = read_space(read_sweep(str(tmp_path / "sweep.yaml")))
+    train = read_sweep(str(tmp_path / "sweep.yaml")).train
+    words = space.command(train, {"teacher": "--teacher-cache cache"})
+    assert words[-2:] == ["--teacher-cache", "cache"] and not {"--teacher-path", "--kd-fused-head"} & set(words)
+    assert words[words.index("--max-tokens") + 1] == "99"
+
+
 def test_of_more_settings_none_is_tried_twice_and_good_ones_are_proposed(sweep):
     finite = "parameters:\n  --kd-alpha: {low: 0.1, high: 0.9, step: 0.1}\n  --kd-temperature: [0.5, 1, 2, 4, 8]\n"
     _, found = sweep(CONFIG.replace(PARAMETERS, finite).replace("trials: 16", "trials: 22") + "retrain: {best: 0}\n")
