@@ -24,7 +24,7 @@ changed.
   INIT=                teacher: the student starts from the teacher's weights (kd-plugin init), in the sizes below; or flags
                        that name the layers: "--encoder-layers 0,2 --decoder-layers 1,"
   ROUNDS=0             after the student: it translates the training text, the teacher's answers about its words are cached,
-                       and it trains on from them alone, ROUND_UPDATES (a fifth of MAX_UPDATE) a round
+                       and it trains on from them alone, ROUND_UPDATES (a fifth of MAX_UPDATE, or what AVERAGE needs) a round
   CACHE=16             the teacher's best entries per token to cache; 0: run the teacher online
   BASELINE=1           also train the same student without distillation, for the same number of updates
   MAX_UPDATE=5000      of both; ALPHA, LR, WARMUP, DIM, SEED, …: as in examples/translation/distill.sh
@@ -59,7 +59,10 @@ student=$(flags "$ENCODER_LAYERS" "$DECODER_LAYERS" "$DIM" "$FFN" "$HEADS" "${DR
 # A student's training ends after a number of updates, because epochs of different data have different lengths.
 student="$student --max-update $MAX_UPDATE"
 [ -n "$INIT" ] || student="$student --share-all-embeddings" # else as the teacher, like all of the shape
-students="average: ${AVERAGE:-4}, every: ${SAVE_INTERVAL_UPDATES:-$(((MAX_UPDATE + 19) / 20))}, seeds: [${SEED:-1}]"
+average=${AVERAGE:-4} every=${SAVE_INTERVAL_UPDATES:-$(((MAX_UPDATE + 19) / 20))}
+students="average: $average, every: $every, seeds: [${SEED:-1}]"
+round=$(((MAX_UPDATE + 4) / 5))
+[ $((average * every)) -le $round ] || round=$((average * every)) # or it would have too few checkpoints to average
 
 config() {
   echo "output: $(quoted "$2")"
@@ -87,7 +90,7 @@ config() {
   if [ "${BASELINE:-1}" != 0 ]; then
     echo "  baseline: {train: $(quoted "$student"), $students, teacher: none, data: original${INIT:+, init: shape}}"
   fi
-  echo "rounds: {count: ${ROUNDS:-0}, train: '--max-update ${ROUND_UPDATES:-$(((MAX_UPDATE + 4) / 5))}'}"
+  echo "rounds: {count: ${ROUNDS:-0}, train: '--max-update ${ROUND_UPDATES:-$round}'}"
   check=${CHECK_THRESHOLD:+, check-threshold: $CHECK_THRESHOLD}
   echo "export:"
   for quantization in float32 int8; do

@@ -17,7 +17,7 @@ def reached_its_end(words: Sequence[str]) -> bool:
     fairseq would make another update first, and would save that. It copies checkpoint_last.pt from another checkpoint
     of the same moment, and so leaves half a file if it is killed meanwhile: that file is copied again.
     """
-    last = Path(_value(words, "--save-dir")) / LAST
+    last = Path(value_of(words, "--save-dir")) / LAST
     if last.exists() and not zipfile.is_zipfile(last):
         whole = [path for path in last.parent.glob("checkpoint*.pt") if zipfile.is_zipfile(path)]
         if whole:
@@ -26,7 +26,7 @@ def reached_its_end(words: Sequence[str]) -> bool:
             os.replace(temporary, last)
         else:
             last.unlink()
-    updates = int(_value(words, "--max-update") or 0)
+    updates = int(value_of(words, "--max-update") or 0)
     if not updates or not last.exists():
         return False
     from kd_plugin.checkpoints.read import read_checkpoint
@@ -34,7 +34,7 @@ def reached_its_end(words: Sequence[str]) -> bool:
     return int(read_checkpoint(str(last))["optimizer_history"][-1]["num_updates"]) >= updates
 
 
-def _value(words: Sequence[str], flag: str) -> str:
+def value_of(words: Sequence[str], flag: str) -> str:
     """Of its last occurrence, as fairseq reads it."""
     found = ""
     for word, following in zip(words, [*words[1:], ""]):

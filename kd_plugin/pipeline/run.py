@@ -1,5 +1,6 @@
 """The work of `kd-plugin distill`: checks, the plan, and Snakemake, which executes it."""
 
+import argparse
 import contextlib
 import fcntl
 import importlib.util
@@ -22,6 +23,7 @@ from kd_plugin.files.atomic import digest_of, make_folder, write_atomically, wri
 from kd_plugin.files.locks import LOCK, Claim, begun
 from kd_plugin.files.protection import check_outputs
 from kd_plugin.files.yaml_text import wrong
+from kd_plugin.pipeline.checkpoints import value_of
 from kd_plugin.pipeline.config import Flags, read_pipeline
 from kd_plugin.pipeline.plan import SHAPE, as_json, steps_of
 from kd_plugin.pipeline.schema import Pipeline
@@ -96,7 +98,7 @@ def distill(options: Options, flags: Flags, check: Check) -> str:
                     write_json(output / "done" / f"{step.name}.json", {**state, "error": ""})
             status = _snakemake(options, output, cores, held)
         if status:
-            raise _failure(output, steps)
+            raise _failure(output, steps, status)
     report = output / steps[-1].product
     return f"{report}" if steps[-1].name == "report" else f"{output}: done"
 
@@ -109,7 +111,10 @@ def _check_commands(pipeline: Pipeline, steps: Sequence[Step], check: Check) -> 
         for words in step.commands:
             files: Sequence[Tuple[str, str]] = []
             if words[0] == "fairseq-train":
-                files = inputs_in(parse(f"{at}, {step.name}", [word for word in words[1:] if word != SHAPE])[1])
+                place = f"{at}, {step.name}"
+                args = parse(place, [word for word in words[1:] if word != SHAPE])[1]
+                _check_average(place, step.commands, args)
+                files = inputs_in(args)
             elif words[0] == "kd-plugin":
                 try:
                     files = check(words[1:])
@@ -123,6 +128,16 @@ def _check_commands(pipeline: Pipeline, steps: Sequence[Step], check: Check) -> 
                     continue
                 remedy = f"./{path}" if os.path.exists(path) else "an existing file or folder"
                 raise wrong(at, f"`{step.section}`: {flag} {path} is not found", remedy)
+
+
+def _check_average(at: str, commands: Sequence[Sequence[str]], args: argparse.Namespace) -> None:
+    """Refuses to average more checkpoints than the training saves."""
+    for words in commands:
+        number, every = int(value_of(words, "--last") or 0), int(value_of(words, "--every") or 0)
+        longest, unit = (args.max_update, "update") if every else (args.max_epoch, "epoch")
+        if 0 < longest < number * (every or 1):
+            what = f"`average: {number}` with `every: {every}`" if every else f"`average: {number}` epochs"
+            raise wrong(at, f"{what}, but --max-{unit} {longest}", "a longer training, or an average of fewer")
 
 
 def _check_inputs(output: Path, steps: Sequence[Step]) -> None:
@@ -220,7 +235,7 @@ def _snakemake(options: Options, output: Path, cores: int, held: int) -> int:
             raise
 
 
-def _failure(output: Path, steps: Sequence[Step]) -> KDPluginError:
+def _failure(output: Path, steps: Sequence[Step], status: int) -> KDPluginError:
     for step in steps:
         error = state_of(step.name, output).get("error")
         if error:
@@ -233,6 +248,8 @@ def _failure(output: Path, steps: Sequence[Step]) -> KDPluginError:
             return KDPluginError(f"{step.name} ({log}): {error.rstrip('.')}. {remedy}")
     lines = (output / LOG).read_text(encoding="utf-8", errors="replace").splitlines()
     said = next((line.strip() for line in reversed(lines) if line.strip()), "no reason")
+    if status < 0:
+        said = f"{signal.Signals(-status).name} ended it"
     if shutil.disk_usage(output).free < FULL:  # then no step could say so
         return KDPluginError(f"output {output}: no space is left. Remedy: free some; the same command then continues")
     return KDPluginError(

@@ -99,6 +99,13 @@ def words(step, number=0):
             "has --save-dir, which distill itself gives",
         ),
         ("--max-update 5", "--max-updaet 5", "max-updaet"),
+        ('5"}', '5", average: 3, every: 2}', "line 4, small: `average: 3` with `every: 2`, but --max-update 5"),
+        ('5"}', '5 --max-epoch 2", average: 3}', "line 4, small: `average: 3` epochs, but --max-epoch 2"),
+        (
+            '5"}',
+            '5", average: 2, every: 2}\nrounds: {count: 1, train: "--max-update 3"}',
+            "line 4, round1: `average: 2` with `every: 2`, but --max-update 3",
+        ),
         ('5"}', '5", seeds: [1, 1]}', "`seeds` of `small` is no list of different seeds"),
         ('5"}', '5", teacher: cash}', "`teacher: cash` of `small`. Remedy: cache, online, none"),
         ('5"}', '5", init: true}', "`init` of `small` without `init:`"),
@@ -219,12 +226,12 @@ def test_the_script_s_file_trains_as_the_recipes_do(given, place):
     program(place, "kd-plugin", 'cat "$2" >c.yaml\nmkdir -p out/evaluation\n>out/evaluation/evaluation.md')
     program(place, "fairseq-train", 'printf "%s\\0" "$0" "$@" >words')
     program(place, "python", ":")  # no checkpoint to average
-    env = {**os.environ, "MAX_UPDATE": "50", "AVERAGE": "3", "PATH": f"{place}:{os.environ['PATH']}", **given}
+    env = {**os.environ, "MAX_UPDATE": "50", "AVERAGE": "4", "PATH": f"{place}:{os.environ['PATH']}", **given}
     script = ["bash", str(ROOT / "scripts/distill_pipeline.sh"), "prepared", "out"]
     subprocess.run(script, env={**env, "FILTER": "--max-length 9", "ROUNDS": "1"}, check=True)
     steps = planned(Path("c.yaml").read_text())
     assert "--max-length 250 --max-length 9 --text" in words(steps["filtered"])
-    assert ("mono-decoded" in steps) == ("MONO" in given) and "--max-update 10" in words(steps["round1"])
+    assert ("mono-decoded" in steps) == ("MONO" in given) and "--max-update 12" in words(steps["round1"])
     if given:  # the shape is the teacher's, with what it shares
         shaped = [name for name in ("student", "baseline", "round1") if SHAPE in steps[name].commands[0]]
         assert len(shaped) == 3 and "--finetune-from-model init/student.pt" in words(steps["student"])
@@ -327,13 +334,14 @@ def test_a_step_that_cannot_write_or_read_says_so_and_can_still_go_on(place, mon
     Path("given").unlink()
     assert step_main() == 1 and "s: [Errno 2] No such file" in capsys.readouterr().out
     assert "given" in state_of("s")["error"] and state_of("s")["job"] == job
-    assert "s (" in str(_failure(Path(), [Step(**trains)])) and "given" in str(_failure(Path(), [Step(**trains)]))
+    assert "s (" in str(_failure(Path(), [Step(**trains)], 1)) and "given" in str(_failure(Path(), [Step(**trains)], 1))
 
     shutil.rmtree("done")
     Path("logs/snakemake.log").write_text("it failed\n")
-    assert "Snakemake: it failed (" in str(_failure(Path(), [Step(**trains)]))
+    assert "Snakemake: SIGKILL ended it" in str(_failure(Path(), [Step(**trains)], -9))
+    assert "Snakemake: it failed (" in str(_failure(Path(), [Step(**trains)], 1))
     monkeypatch.setattr(shutil, "disk_usage", lambda path: argparse.Namespace(free=0))
-    assert "no space is left. Remedy: free some" in str(_failure(Path(), [Step(**trains)]))
+    assert "no space is left. Remedy: free some" in str(_failure(Path(), [Step(**trains)], 1))
 
 
 def test_what_is_half_removed_when_a_step_is_killed_is_not_taken_for_its_product(place, monkeypatch):
