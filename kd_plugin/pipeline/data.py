@@ -104,7 +104,7 @@ def main() -> int:
     parser.add_argument("--subwords", action="append", default=[])
     try:
         make_data(parser.parse_args())
-    except KDPluginError as error:
+    except (KDPluginError, OSError) as error:  # of the latter, a full disk
         print(error, file=sys.stderr)
         return 1
     return 0

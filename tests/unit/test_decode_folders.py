@@ -277,6 +277,7 @@ def change_npz(folder, change):
         (lambda f: (f / "vocab.yml").unlink(), "vocab.yml is missing"),
         (lambda f: (f / "decoder.yml").write_text("models: [a.npz, b.npz]\nvocabs: [vocab.yml]\n"), "is missing"),
         (lambda f: (f / "decoder.yml").write_text("- a\n"), "does not name models and vocabs"),
+        (lambda f: (f / "decoder.yml").write_text("[" * 1100), "does not name models and vocabs"),
         (lambda f: (f / "decoder.yml").write_text("!!python/object/apply:os.system [true]\n"), "does not name models"),
         (lambda f: (f / "vocab.yml").write_text("a: b\n"), "vocabularies cannot be read"),
         (lambda f: (f / "model.npz").write_bytes(b"nothing"), "cannot convert it"),

@@ -15,6 +15,7 @@ from kd_plugin import cli
 from kd_plugin.checkpoints import average
 from kd_plugin.cli.distill import _check, _flags
 from kd_plugin.errors import KDPluginError
+from kd_plugin.pipeline import data
 from kd_plugin.pipeline.checkpoints import reached_its_end
 from kd_plugin.pipeline.config import read_pipeline
 from kd_plugin.pipeline.plan import SHAPE, steps_of
@@ -388,6 +389,17 @@ def test_a_last_checkpoint_that_a_kill_cut_short_is_copied_again(place):
     for path in Path("s").iterdir():
         path.write_bytes(path.read_bytes()[:-100])
     assert not reached_its_end(train) and not last.exists()
+
+
+def test_a_full_disk_is_one_line_of_the_data_s_step_too(monkeypatch, capsys):
+    def full(args):
+        raise OSError(28, "No space left on device", "corpus/spm.model")
+
+    monkeypatch.setattr(data, "make_data", full)
+    given = "--source-lang en --target-lang de --output corpus --train a --valid b"
+    monkeypatch.setattr("sys.argv", ["data", *given.split()])
+    assert data.main() == 1
+    assert capsys.readouterr().err == "[Errno 28] No space left on device: 'corpus/spm.model'\n"
 
 
 def test_half_an_average_has_a_name_by_which_the_step_removes_it(place, monkeypatch):

@@ -57,7 +57,7 @@ class MarianFolder(TextModel):
             content = yaml.safe_load((folder / DECODER).read_text(encoding="utf-8"))
             models, vocabularies = content["models"], content["vocabs"]
             files = [folder / str(name) for name in (*models, *vocabularies)]
-        except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError) as error:
+        except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError, RecursionError) as error:
             raise KDPluginError(
                 f"{folder / DECODER}: does not name models and vocabs ({error}). Remedy: copy the folder again"
             ) from error
