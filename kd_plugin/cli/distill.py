@@ -74,6 +74,8 @@ def _check(words: Sequence[str]) -> List[Tuple[str, str]]:
     parser = _parser(words[0])
     given = parser.parse_args(list(words[1:]))
     check_numbers(given)
+    if getattr(given, "data", None) and getattr(given, "input", None):  # decode's DATA may be missing, and is here
+        raise KDPluginError(f"unrecognized arguments: {given.data}")
     named = [
         (action.option_strings[-1:], action.metavar, getattr(given, action.dest, None)) for action in parser._actions
     ]

@@ -86,6 +86,7 @@ def words(step, number=0):
             "line 4: `decode`: argument --beam: invalid int value: 'four'",
         ),
         ("students:", "decode: --baem 4\nstudents:", "line 4: unknown key `baem` of `decode`. Remedy: `beam`?"),
+        ("students:", "decode: --beam 4 extra\nstudents:", "line 4: `decode`: unrecognized arguments: extra"),
         ("students:", "decode: --beam '4\nstudents:", "line 4: `decode` cannot be split into words"),
         ("students:", "decode: {beam: 0}\nstudents:", "line 4: `decode`: --beam 0: must lie in 1"),
         ("students:", "filter: [1]\nstudents:", "line 4: `filter` is no mapping"),
