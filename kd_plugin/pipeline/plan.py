@@ -3,6 +3,7 @@
 from typing import Any, Dict, List, Sequence, Tuple
 
 from kd_plugin.files.yaml_text import wrong
+from kd_plugin.pipeline.checkpoints import value_of
 from kd_plugin.pipeline.schema import CACHE, NONE, ONLINE, Pipeline, Student, Training, Words
 from kd_plugin.pipeline.teaching import PLAIN, Model, Step, Teaching
 
@@ -16,20 +17,24 @@ DISTILLED = "--task distillation_translation {teaches} {path} --criterion kd_lab
 def steps_of(pipeline: Pipeline) -> List[Step]:
     """
     Raises:
-        KDPluginError: a student's or an export's name is that of another step, or of a file that distill keeps
+        KDPluginError: a student's or an export's name is that of another step, or of a file that distill keeps; or the
+            baseline is no model
     """
     steps = _Plan(pipeline).steps
     taken = set(RESERVED)
     for step in steps:
         names = {step.name.lower(), step.product.lower()}
         if names & taken:
-            lines = getattr(pipeline.content, "lines", {})
-            at = pipeline.path + (f", line {lines['students']}" if "students" in lines else "")
-            raise wrong(
-                at, f"`{step.name}` would be the name of two things in the output folder", "another student's name"
-            )
+            what = f"`{step.name}` would be the name of two things in the output folder"
+            raise wrong(place_of(pipeline, "students"), what, "another student's name")
         taken |= names
     return steps
+
+
+def place_of(pipeline: Pipeline, section: str) -> str:
+    """The file, and the line of a section that it has."""
+    lines = getattr(pipeline.content, "lines", {})
+    return pipeline.path + (f", line {lines[section]}" if section in lines else "")
 
 
 class _Plan(Teaching):
@@ -105,10 +110,15 @@ class _Plan(Teaching):
     def _evaluate(self, models: List[Model]) -> None:
         options = self._options["evaluate"] or []
         models = [Model("teacher", self._teacher), *models] if self._teacher else models
+        names = [model.name for model in models]
+        baseline = value_of(options, "--baseline")
+        if baseline and baseline not in names:
+            what = f"`baseline: {baseline}` of `evaluate` is no model"
+            raise wrong(place_of(self._pipeline, "evaluate"), what, f"one of {', '.join(names)}")
         words = [word for model in models for word in ("--model", f"{model.name}={model.path}")]
         for name, prefix in self._corpus.tests.items():
             words += self._words("--test {name}={prefix}.{src},{prefix}.{tgt}", name=name, prefix=prefix)
-        words += ["--baseline", "teacher"] if self._teacher and "--baseline" not in options else []
+        words += ["--baseline", "teacher"] if self._teacher and not baseline else []
         text = "kd-plugin evaluate {words} {languages} --sentencepiece-model {spm} --dict-dir {vocabulary} {options}"
         command = [*self._words(text, words=words, options=options), "--output", "evaluation"]
         self._add("evaluation", "scores, significance, speed", "evaluate", [command])

@@ -25,7 +25,7 @@ from kd_plugin.files.protection import check_outputs
 from kd_plugin.files.yaml_text import wrong
 from kd_plugin.pipeline.checkpoints import value_of
 from kd_plugin.pipeline.config import Flags, read_pipeline
-from kd_plugin.pipeline.plan import SHAPE, as_json, steps_of
+from kd_plugin.pipeline.plan import SHAPE, as_json, place_of, steps_of
 from kd_plugin.pipeline.schema import Pipeline
 from kd_plugin.pipeline.step import PLAN, job_of, state_of
 from kd_plugin.pipeline.teaching import Step
@@ -104,10 +104,9 @@ def distill(options: Options, flags: Flags, check: Check) -> str:
 
 
 def _check_commands(pipeline: Pipeline, steps: Sequence[Step], check: Check) -> None:
-    lines = getattr(pipeline.content, "lines", {})
     made = {*(step.product for step in steps), *OWNED}
     for step in steps:
-        at = pipeline.path + (f", line {lines[step.section]}" if step.section in lines else "")
+        at = place_of(pipeline, step.section)
         for words in step.commands:
             files: Sequence[Tuple[str, str]] = []
             if words[0] == "fairseq-train":

@@ -90,6 +90,11 @@ def words(step, number=0):
         ("students:", "decode: --beam '4\nstudents:", "line 4: `decode` cannot be split into words"),
         ("students:", "decode: {beam: 0}\nstudents:", "line 4: `decode`: --beam 0: must lie in 1"),
         ("students:", "filter: [1]\nstudents:", "line 4: `filter` is no mapping"),
+        (
+            "students:",
+            "evaluate: {baseline: smal}\nstudents:",
+            "line 4: `baseline: smal` of `evaluate` is no model. Rem",
+        ),
         ("students:", "rounds: {count: -1}\nstudents:", "line 4: `count: -1`"),
         ("students:", "rounds: {count: 2147483647}\nstudents:", "line 4: `count: 2147483647`. Remedy: a whole number"),
         ("students:", "threads: many\nstudents:", "line 4: `threads: many`"),
