@@ -69,13 +69,16 @@ def _check(words: Sequence[str]) -> List[Tuple[str, str]]:
     """Flags and paths of the files and folders that the words name.
 
     Raises:
-        KDPluginError: the verb's parser refuses its words
+        KDPluginError: the verb's parser, or its module's `check`, refuses its words
     """
     parser = _parser(words[0])
     given = parser.parse_args(list(words[1:]))
     check_numbers(given)
     if getattr(given, "data", None) and getattr(given, "input", None):  # decode's DATA may be missing, and is here
         raise KDPluginError(f"unrecognized arguments: {given.data}")
+    check = getattr(importlib.import_module(VERBS[words[0]].module), "check", None)
+    if check is not None:
+        check(given)
     named = [
         (action.option_strings[-1:], action.metavar, getattr(given, action.dest, None)) for action in parser._actions
     ]

@@ -4,7 +4,7 @@ import argparse
 
 from kd_plugin.cli.evaluate_classifier import TASKS
 from kd_plugin.cli.options import add_languages, add_subwords, add_user_dir, filled, inputs_of, subwords
-from kd_plugin.export.options import FORMATS, QUANTIZED_THRESHOLD, SUBWORDS, THRESHOLD, Export
+from kd_plugin.export.options import FORMATS, QUANTIZED_THRESHOLD, SUBWORDS, THRESHOLD, Export, check_flags
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -66,10 +66,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _options(args: argparse.Namespace) -> Export:
+    # already segmented text is compared unchanged
+    return filled(Export, args, subwords=subwords(args, remove_bpe="none"), inputs=inputs_of(args))
+
+
+def check(args: argparse.Namespace) -> None:
+    """What can be said of the flags alone, before there is a model."""
+    check_flags(_options(args))
+
+
 def run(args: argparse.Namespace) -> int:
     """Exit status 0."""
     from kd_plugin.export.export import export
 
-    # already segmented text is compared unchanged
-    export(filled(Export, args, subwords=subwords(args, remove_bpe="none"), inputs=inputs_of(args)))
+    export(_options(args))
     return 0

@@ -14,14 +14,13 @@ from kd_plugin.checkpoints.finite import check_range
 from kd_plugin.checkpoints.open import Checkpoint, open_checkpoint
 from kd_plugin.checkpoints.stock import write_stock_checkpoint
 from kd_plugin.checkpoints.user_code import FLAG, import_user_code
-from kd_plugin.corpus.languages import check_languages
 from kd_plugin.corpus.raw_text import numbered_lines
 from kd_plugin.corpus.subword_checks import Marks, check_text
 from kd_plugin.corpus.translations import Translations
 from kd_plugin.decoding.base import Tokens
 from kd_plugin.errors import KDPluginError
 from kd_plugin.export.check import CHECKPOINT, SEARCH, check_sentences, compare
-from kd_plugin.export.options import ONNX, SUBWORDS, Export
+from kd_plugin.export.options import ONNX, SUBWORDS, Export, check_flags
 from kd_plugin.export.safetensors_model import write_safetensors
 from kd_plugin.export.vocabulary_map import write_vocabulary_map
 from kd_plugin.files.atomic import digest_of, make_folder, temporary_beside, write_json
@@ -38,7 +37,9 @@ def export(args: Export) -> None:
     Raises:
         KDPluginError: naming the flag or the file; no folder is left behind
     """
-    _check_flags(args)
+    check_flags(args)
+    if args.check and not Path(args.check).is_file():
+        raise KDPluginError(f"--check {args.check}: no such file. Remedy: raw text, one sentence per line")
     output = Path(args.output)
     check_outputs(args.inputs, [("--output", args.output)])
     _refuse_existing(output)
@@ -100,36 +101,6 @@ def _prepared_onnx(args: Export) -> Tuple[Callable[[Path], None], int]:
     from kd_plugin.export.onnx_model import prepared  # the library is an extra
 
     return prepared(args)
-
-
-def _check_flags(args: Export) -> None:
-    check_languages(args.source_lang, args.target_lang)
-    for flag, value in (("--task", args.task), ("--head", args.head)):
-        if value is not None and args.format != ONNX:
-            raise KDPluginError(f"{flag}: only with --format {ONNX}. Remedy: leave it out")
-    if args.format == ONNX:
-        for flag, given in (
-            ("--fp16", args.fp16),
-            ("--source-lang", args.source_lang),
-            ("--target-lang", args.target_lang),
-            ("--check-threshold", args.check_threshold is not None),
-        ):
-            if given:
-                raise KDPluginError(f"{flag}: not with --format {ONNX}. Remedy: leave it out")
-    if args.format != "ctranslate2":
-        for flag in ("quantization", "max_positions", "vocabulary_map_from"):
-            if getattr(args, flag) is not None:
-                raise KDPluginError(f"--{flag.replace('_', '-')}: only with --format ctranslate2. Remedy: leave it out")
-    elif args.fp16:
-        raise KDPluginError("--fp16: not with --format ctranslate2. Remedy: --quantization float16")
-    if args.check and args.format == "safetensors":
-        raise KDPluginError("--check: cannot translate with safetensors. Remedy: check --format fairseq instead")
-    if args.check and not Path(args.check).is_file():
-        raise KDPluginError(f"--check {args.check}: no such file. Remedy: raw text, one sentence per line")
-    if args.check_threshold is not None and not args.check:
-        raise KDPluginError("--check-threshold: only with --check FILE. Remedy: both, or neither")
-    if args.vocabulary_map_from and len(args.vocabulary_map_from) > 2:
-        raise KDPluginError("--vocabulary-map-from: more than two files. Remedy: CORPUS.src CORPUS.tgt, or one folder")
 
 
 def _refuse_existing(output: Path) -> None:

@@ -95,6 +95,11 @@ def words(step, number=0):
             "evaluate: {baseline: smal}\nstudents:",
             "line 4: `baseline: smal` of `evaluate` is no model. Rem",
         ),
+        (
+            "students:",
+            "export: {a: {format: fairseq, quantization: int8}}\nstudents:",
+            "line 4: `export`: --quantization: only with --format ctranslate2. Remedy: leave it out",
+        ),
         ("students:", "rounds: {count: -1}\nstudents:", "line 4: `count: -1`"),
         ("students:", "rounds: {count: 2147483647}\nstudents:", "line 4: `count: 2147483647`. Remedy: a whole number"),
         ("students:", "threads: many\nstudents:", "line 4: `threads: many`"),
