@@ -17,7 +17,7 @@ from kd_plugin.cli.options import (
     subwords,
 )
 from kd_plugin.decoding.base import ENGINES, FolderOptions, ModelOptions, Settings
-from kd_plugin.decoding.http.options import HttpOptions
+from kd_plugin.decoding.http.options import HttpOptions, check_search
 from kd_plugin.runners.jobs import Job
 
 if TYPE_CHECKING:
@@ -80,6 +80,18 @@ def run(args: argparse.Namespace) -> int:
 
     decode(corpus(args))
     return 0
+
+
+def check(args: argparse.Namespace) -> None:
+    """What can be said of the flags alone, before there is a model."""
+    check_engine(args)
+    search = filled(Settings, args)
+    search.check()
+    if args.engine == "http":
+        http = filled(HttpOptions, args)
+        http.check()
+        http.languages(args.source_lang, args.target_lang)
+        check_search(search)
 
 
 def corpus(args: argparse.Namespace) -> "Corpus":

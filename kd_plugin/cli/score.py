@@ -1,6 +1,7 @@
 """`kd-plugin score`: score translations with a model, a reference-free metric or your own program."""
 
 import argparse
+from typing import TYPE_CHECKING
 
 from kd_plugin.cli.options import (
     add_destination,
@@ -14,6 +15,9 @@ from kd_plugin.cli.options import (
 )
 from kd_plugin.decoding.base import DTYPE_NAMES, FolderOptions, ModelOptions
 from kd_plugin.runners.jobs import Job
+
+if TYPE_CHECKING:
+    from kd_plugin.curate.score import Scoring
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,9 +55,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_job(parser)
 
 
+def check(args: argparse.Namespace) -> None:
+    """What can be said of the flags alone, before there are translations."""
+    from kd_plugin.curate.score import check_flags
+
+    check_flags(_options(args))
+
+
 def run(args: argparse.Namespace) -> int:
     """Exit status 0."""
-    from kd_plugin.curate.score import Scoring, score
+    from kd_plugin.curate.score import score
+
+    score(_options(args))
+    return 0
+
+
+def _options(args: argparse.Namespace) -> "Scoring":
+    from kd_plugin.curate.score import Scoring
 
     groups = {
         "models": filled(ModelOptions, args),
@@ -62,5 +80,4 @@ def run(args: argparse.Namespace) -> int:
         "job": filled(Job, args),
         "to": destination(args, [("--metric", args.metric)]),
     }
-    score(filled(Scoring, args, **groups))
-    return 0
+    return filled(Scoring, args, **groups)

@@ -43,14 +43,14 @@ class Scoring(NamedTuple):
 
 def score(args: Scoring) -> None:
     """Write this job's share of the translations, with scores."""
-    _check(args)
+    check_flags(args)
     check_languages(args.models.source_lang, args.models.target_lang)
     args.job.check()
     Translations(Path(args.input_dir)).check_any()
     run_session(args.to, args.job, "score", functools.partial(Session, args))
 
 
-def _check(args: Scoring) -> None:
+def check_flags(args: Scoring) -> None:
     """Refuse flags that do not name exactly one scorer, or that it would ignore."""
     asked = {"--path": args.models.path, "--metric": args.metric, "--command": args.command}
     given = [flag for flag, value in asked.items() if value is not None]

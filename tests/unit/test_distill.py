@@ -100,6 +100,13 @@ def words(step, number=0):
             "export: {a: {format: fairseq, quantization: int8}}\nstudents:",
             "line 4: `export`: --quantization: only with --format ctranslate2. Remedy: leave it out",
         ),
+        ("students:", "decode: {engine: http}\nstudents:", "`decode`"),
+        ("students:", "decode: {nbest: 9}\nstudents:", "line 4: `decode`: --nbest 9, --beam 5: a search finds at most"),
+        (
+            "students:",
+            "score: {path: t.pt, metric: comet-kiwi}\nstudents:",
+            "`score`: --path and --metric: exactly one",
+        ),
         ("students:", "rounds: {count: -1}\nstudents:", "line 4: `count: -1`"),
         ("students:", "rounds: {count: 2147483647}\nstudents:", "line 4: `count: 2147483647`. Remedy: a whole number"),
         ("students:", "threads: many\nstudents:", "line 4: `threads: many`"),
