@@ -47,7 +47,8 @@ class Space(NamedTuple):
             elif flag in self.switches:
                 words += [flag] if value == "true" else []
             else:
-                words += [flag, str(value)]
+                # 12 digits are enough to repeat a training, and steps that were added up read as they were meant
+                words += [flag, f"{value:.12g}" if isinstance(value, float) else str(value)]
         return words
 
 

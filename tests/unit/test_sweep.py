@@ -343,6 +343,7 @@ def test_a_range_of_whole_numbers_switches_and_lists(sweep, tmp_path):
     assert "--lr" not in space.given  # fairseq's default rate, 0.25, is not in the list
     words = space.words({"--kd-fused-head": "true", "--lr": "0.001", "--encoder-layers": 2, "--dropout": 0.1})
     assert words == ["--kd-fused-head", "--lr", "0.001", "--encoder-layers", "2", "--dropout", "0.1"]
+    assert space.words({"--dropout": 0.1 + 0.2, "--lr": 1e-7 / 3}) == ["--dropout", "0.3", "--lr", "3.33333333333e-08"]
     assert space.words({"--kd-fused-head": "false"}) == []
 
 
