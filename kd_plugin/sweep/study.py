@@ -157,7 +157,8 @@ class Study:
                 known = self._study._storage.get_trial(trial._trial_id).intermediate_values
                 if update not in known:
                     trial.report(value, update)
-                return self._sweep.halving is not None and trial.should_prune()
+                ended = update >= (self._sweep.updates or 0)  # nothing is left to save
+                return self._sweep.halving is not None and not ended and trial.should_prune()
 
         return judge
 

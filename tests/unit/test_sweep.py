@@ -185,6 +185,13 @@ def test_halving_stops_the_worse_trials(sweep):
     assert found["retrained"] == [] and found["verdict"] == ""
 
 
+def test_what_has_run_to_its_end_was_not_stopped_early(sweep):
+    text = CONFIG.replace("updates: 90", "updates: 60").replace("trials: 16", "trials: 12\nseed: 5")
+    _, found = sweep(text + "halving: {first: 30, factor: 2}\nretrain: {best: 0}\n")
+    assert all((trial["state"] == "done") == (trial["updates"] == 60) for trial in found["trials"])
+    assert sum(trial["updates"] == 60 for trial in found["trials"]) > 1
+
+
 def test_crashes_and_nan_are_failed_trials(sweep):
     text = CONFIG.replace("low: 0.02, high: 0.95", "low: 0, high: 1").replace("trials: 16", "trials: 12")
     _, found = sweep(text.replace("--kd-temperature: {low: 0.5, high: 8, log: true}", "--kd-temperature: [1, 2]"))
