@@ -27,6 +27,8 @@ OPTIONAL_PACKAGES = {
     "Jinja2": "report",
     "optuna": "sweep",
     "snakemake": "pipeline",
+    "subword-nmt": "published",
+    "sacremoses": "published",
     "httpx": "http",
     "tenacity": "http",
     "ray": "ray",
