@@ -19,8 +19,8 @@ PLUGIN = str(Path(kd_plugin.__file__).resolve().parent)  # as `kd-plugin path` p
 
 # arguments that name existing files or folders, also several as A:B
 INPUTS = (
-    "restore_file finetune_from_model user_dir encoder_embed_path decoder_embed_path "
-    "teacher_path teacher_cache teacher_user_dir"
+    "restore_file finetune_from_model user_dir encoder_embed_path decoder_embed_path sentencepiece_model bpe_codes "
+    "teacher_path teacher_cache teacher_user_dir teacher_routing"
 ).split()
 LAST = "checkpoint_last.pt"  # of --restore-file: the one in --save-dir, if there is one
 
@@ -91,7 +91,7 @@ def parse(path: str, words: List[str]) -> Tuple[argparse.ArgumentParser, argpars
 def inputs_in(args: argparse.Namespace) -> List[Tuple[str, str]]:
     """The files and folders that a training reads, with their flags. fairseq starts from random weights if those of
     --restore-file are missing, and finds out about others only after it has begun."""
-    found = [("the data", path) for path in _split(args.data)]
+    found = [("the data", path) for path in _split(getattr(args, "data", None) or "")]
     for name in INPUTS:
         value = getattr(args, name, None)
         if isinstance(value, str) and not (name == "restore_file" and value == LAST):

@@ -69,7 +69,7 @@ def _without(words: Sequence[str], flags: AbstractSet[str]) -> List[str]:
 
 
 def written(value: Value) -> str:
-    """As a table shows it; commands have all digits, so that they repeat the training."""
+    """As a table shows it; commands have more digits."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
