@@ -20,7 +20,7 @@ PLUGIN = str(Path(kd_plugin.__file__).resolve().parent)  # as `kd-plugin path` p
 # arguments that name existing files or folders, also several as A:B
 INPUTS = (
     "restore_file finetune_from_model user_dir encoder_embed_path decoder_embed_path sentencepiece_model bpe_codes "
-    "teacher_path teacher_cache teacher_user_dir teacher_routing"
+    "teacher_path teacher_cache teacher_user_dir teacher_routing kd_unlabelled"
 ).split()
 LAST = "checkpoint_last.pt"  # of --restore-file: the one in --save-dir, if there is one
 
