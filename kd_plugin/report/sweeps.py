@@ -123,7 +123,8 @@ def _is_numeric(rows: List[Row], flag: str) -> bool:
 def _axis(sweep: SweepResults, rows: List[Row], flag: str) -> Spec:
     field = flag.replace(".", "\\.")
     if not _is_numeric(rows, flag):
-        return name(field, title=flag)
+        # values of several flags may differ in the last one; the panel has the name, which would cross such labels
+        return name(field, axis={"labelLimit": 400})
     kind = {"type": "log"} if flag in sweep.logarithmic else {"zero": False}
     return number(field, flag, scale={**kind, "padding": 10})
 
