@@ -8,6 +8,7 @@ import functools
 import os
 import pathlib
 import re
+import sys
 from typing import Any, Dict, List, Sequence
 
 import torch
@@ -54,7 +55,16 @@ def last_updates(save_dir: str, count: int, every: int) -> List[str]:
             f"{count}. Remedy: train with --save-interval-updates {every}, and with --keep-interval-updates and "
             f"--keep-last-epochs {count} or more, or average fewer"
         )
-    return [found[update] for update in updates[-count:]]
+    chosen = updates[-count:]
+    lacking = [update for update in range(chosen[0], chosen[-1], every) if update not in found]
+    if lacking:
+        # where an epoch ends too, fairseq saves the epoch's checkpoint alone, which --keep-last-epochs may have removed
+        print(
+            f"{save_dir}: no checkpoint after {', '.join(map(str, lacking[:5]))} updates; averaging those after "
+            f"{', '.join(map(str, chosen))}",
+            file=sys.stderr,
+        )
+    return [found[update] for update in chosen]
 
 
 def average(paths: Sequence[str]) -> Dict[str, Any]:

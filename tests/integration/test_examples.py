@@ -253,6 +253,7 @@ def test_average_checkpoints_is_the_mean_of_the_last_epochs(tmp_path, monkeypatc
     of_updates = by_updates / "averaged.pt"
     result = run("python", script, by_updates, "--last", "2", "--every", "50", "--output", of_updates)
     assert result.returncode == 0 and "checkpoint2.pt to checkpoint_4_200.pt" in result.stdout, result.stderr
+    assert "no checkpoint after 150 updates; averaging those after 100, 200" in result.stderr
     for name, value in torch.load(str(of_updates), weights_only=True)["model"].items():
         assert name == "decoder.steps" or torch.equal(value, model[name])
 
