@@ -448,9 +448,10 @@ def test_the_report_shows_a_sweep(sweep, tmp_path):
     html = page.read_text()
     specs = [json.loads(part[: part.index("</script>")]) for part in html.split('<script type="application/json">')[1:]]
     by_parameter, two, everything = specs
-    assert [part["encoding"]["x"]["title"] for part in by_parameter["concat"]] == [
-        "--kd-divergence", "--kd-alpha", "--kd-temperature",
-    ]  # fmt: skip
+    flags = ["--kd-divergence", "--kd-alpha", "--kd-temperature"]
+    assert [part["title"]["text"] for part in by_parameter["concat"]] == flags
+    axes = [part["encoding"]["x"] for part in by_parameter["concat"]]
+    assert [axis["field"] for axis in axes] == flags and axes[0]["axis"]["labelLimit"] >= 400
     content = json.loads((tmp_path / "out/sweep.json").read_text())
     drawn = {row["trial"]: row["nll_loss"] for row in two["concat"][0]["data"]["values"]}
     assert sorted(drawn.values()) == sorted(trial["value"] for trial in content["trials"])
