@@ -49,7 +49,19 @@ if "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; th
 else
     place=(--cpu) JOBS=${JOBS:-1} engine=auto
 fi
+for updates in "$TEACHER_UPDATES" "$UPDATES"; do
+    [[ $updates =~ ^[1-9][0-9]+$ ]] || die "$updates updates: a whole number of 10 or more, because 10 checkpoints are averaged"
+done
+case $out in *[:,]*) die "$out: fairseq splits paths at colons and commas: name another OUT" ;; esac
+# an OUT that holds something else would be taken for finished steps, or trained further
+told="$tok $captions_en $captions_de ${TEACHERS:-} ${SEEDS:-} ${SIZES:-} $TEACHER_UPDATES $UPDATES $MAX_TOKENS $START ${FLAGS:-} ${FILTER:-}"
+if [ -f "$out/settings" ]; then
+    [ "$(cat "$out/settings")" = "$told" ] || die "$out was begun with other settings ($(cat "$out/settings")): name another OUT"
+elif [ -d "$out" ] && [ -n "$(ls -A "$out")" ]; then
+    die "$out is not empty, and this script did not begin it: name another OUT"
+fi
 mkdir -p "$out"
+printf '%s\n' "$told" >"$out/settings"
 
 # once NAME FUNCTION…: unless OUT/NAME exists, the function writes OUT/NAME.part, which is then renamed
 once() {

@@ -69,9 +69,19 @@ def test_what_is_missing_is_said_first(text, tmp_path):
         ({"SIZES": "small"}, (), "large comes first"),
         ({"SIZES": "large huge"}, (), "huge is neither large nor small"),
         ({"START": str(tmp_path / "no.pt")}, (), "no.pt is missing"),
+        ({"UPDATES": "9"}, (), "9 updates: a whole number of 10 or more"),
     ]:
         done = run(text, tmp_path / "out", *captions, **variables)
         assert done.returncode == 1 and message in done.stdout, done.stdout
         assert not (tmp_path / "out").exists()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "text").write_text("my own")
+    done = run(text, tmp_path / "mine")
+    assert done.returncode == 1 and "is not empty" in done.stdout
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["text"]
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / "settings").write_text("others\n")
+    done = run(text, tmp_path / "begun")
+    assert done.returncode == 1 and "was begun with other settings (others)" in done.stdout
     done = run(tmp_path, tmp_path / "out")
     assert done.returncode == 1 and "train.lc.norm.tok.en.gz is missing" in done.stdout
